@@ -1,0 +1,104 @@
+"""The contract of every cache: which columns a pass feeds, stores, attends to and predicts."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from dllm.canvas import Canvas, Status
+from dllm.models.config import ModelSpec
+from dllm.plan import PassKind, StepPlan
+
+FirstToken = Literal["feed", "force"]
+
+
+@dataclass(frozen=True)
+class Cache(ABC):
+    """Plans forward passes; holds no tensors, the K/V store belongs to the loop."""
+
+    source: ClassVar[str]  # paper and code that the policy is from
+    stores: ClassVar[bool] = True  # needs a model with a K/V store
+    lockstep: ClassVar[bool] = True  # all rows enter their next block together
+
+    @abstractmethod
+    def plan(self, canvas: Canvas, status: Status, spec: ModelSpec) -> StepPlan:
+        """Returns the next pass for a canvas, given what the host knows of it."""
+
+    def check(self, spec: ModelSpec) -> None:
+        """Raises ValueError when the policy cannot serve a model."""
+
+    def summary(self) -> dict[str, Any]:
+        """Returns the name and options as a mapping that builds the same cache again."""
+        return {"name": type(self).__module__.rpartition(".")[2], **vars(self)}
+
+
+def every_column(canvas: Canvas, spec: ModelSpec, store: bool) -> StepPlan:
+    """Returns the pass that feeds the whole canvas; exact whatever the store holds."""
+    width = canvas.layout.num_columns
+    columns = torch.arange(width, device=canvas.tokens.device)
+    columns = columns.expand(canvas.layout.num_rows, width)
+    return _plan("refresh", columns, canvas, spec, store)
+
+
+def block_entry(canvas: Canvas, spec: ModelSpec, first_token: FirstToken) -> StepPlan:
+    """Returns the refresh that begins a block; `force` makes it commit the first column only."""
+    plan = every_column(canvas, spec, store=True)
+    if first_token == "feed":
+        return plan
+    offsets = torch.arange(canvas.layout.block_length, device=canvas.tokens.device)
+    first = (offsets == 0).expand(canvas.layout.num_rows, -1)
+    return replace(plan, eligible=first, forced=True)
+
+
+def check_first_token(first_token: FirstToken, spec: ModelSpec) -> None:
+    """Raises ValueError when `force` is asked of a model whose logits are not shifted."""
+    if first_token == "force" and not spec.logit_shift:
+        raise ValueError("first_token='force' is for models with shifted logits; use 'feed' here")
+
+
+def columns_from(start: Tensor, width: int, canvas: Canvas, spec: ModelSpec) -> StepPlan:
+    """Returns the pass that feeds `width` columns from `start` (B,) on and reads the store.
+
+    Columns past the canvas are clamped to its last spare one, which nothing attends to.
+    """
+    offsets = torch.arange(width, device=canvas.tokens.device)
+    last = canvas.tokens.shape[1] - 1
+    columns = (start[:, None] + offsets).clamp(0, last)
+    return _plan("step", columns, canvas, spec, store=True)
+
+
+def _plan(
+    kind: PassKind, columns: Tensor, canvas: Canvas, spec: ModelSpec, store: bool
+) -> StepPlan:
+    num_keys = canvas.layout.num_columns
+    rows = torch.arange(canvas.layout.num_rows, device=columns.device)
+    return StepPlan(
+        kind=kind,
+        columns=columns,
+        head=_head(columns, canvas, spec),
+        num_keys=num_keys,
+        attend=_visible(columns, num_keys, canvas, spec),
+        slots=rows[:, None] * canvas.tokens.shape[1] + columns if store else None,
+    )
+
+
+def _head(columns: Tensor, canvas: Canvas, spec: ModelSpec) -> Tensor:
+    """Returns which fed column predicts each column of the window, (B, W) int64."""
+    offsets = torch.arange(canvas.layout.block_length, device=columns.device)
+    wanted = canvas.block_start[:, None] + offsets - spec.logit_shift
+    return (wanted - columns[:, :1]).clamp(0, columns.shape[1] - 1)
+
+
+def _visible(columns: Tensor, num_keys: int, canvas: Canvas, spec: ModelSpec) -> Tensor | None:
+    """Returns which keys each fed column sees, (B, 1 or Q, K) bool; None if all."""
+    keys = torch.arange(num_keys, device=columns.device)
+    real = keys < canvas.length[:, None, None]
+    if spec.attention == "full":
+        return real if canvas.layout.ragged else None
+    block = spec.block_length if spec.attention == "block_causal" else 1
+    assert block is not None
+    return real & (keys // block <= columns[..., None] // block)

@@ -1,0 +1,36 @@
+"""Parallel decoding for diffusion language models: model x scheduler x cache, one loop."""
+
+from __future__ import annotations
+
+from dllm import cache, schedulers
+from dllm.generate import Stream, generate, stream
+from dllm.loop import BrokenLogitsError, StepEvent
+from dllm.metrics import Metrics
+from dllm.models import HostedModel, ModelSpec, load, save, wrap
+from dllm.output import GenerationInterrupted, GenerationOutput
+from dllm.prompts import Infill
+from dllm.settings import Settings
+from dllm.trace import Trace
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BrokenLogitsError",
+    "GenerationInterrupted",
+    "GenerationOutput",
+    "HostedModel",
+    "Infill",
+    "Metrics",
+    "ModelSpec",
+    "Settings",
+    "StepEvent",
+    "Stream",
+    "Trace",
+    "cache",
+    "generate",
+    "load",
+    "save",
+    "schedulers",
+    "stream",
+    "wrap",
+]

@@ -1,0 +1,82 @@
+"""`dllm chat`: a conversation in the terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.prompt import Prompt
+
+from dllm import load
+from dllm.cli.generate import warn_unknown_words
+from dllm.cli.options import (
+    BlockOption,
+    CacheOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ModelOption,
+    NewTokensOption,
+    SchedulerOption,
+    SetOption,
+    TemperatureOption,
+    given,
+)
+from dllm.cli.watch import watch
+from dllm.generate import stream
+
+
+def chat(
+    model: ModelOption = "tiny",
+    scheduler: SchedulerOption = None,
+    cache: CacheOption = None,
+    max_new_tokens: NewTokensOption = None,
+    block_length: BlockOption = None,
+    temperature: TemperatureOption = None,
+    settings: SetOption = None,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Answers one message after the other; an empty line or Ctrl-D ends it.
+
+    dllm chat --scheduler threshold:0.9 --cache dual
+    """
+    loaded = load(model, dtype=dtype, device=device)
+    options = given(
+        settings,
+        scheduler=scheduler,
+        cache=cache,
+        max_new_tokens=max_new_tokens,
+        block_length=block_length,
+        temperature=temperature,
+    )
+    messages: list[dict[str, str]] = []
+    while content := _read(as_json):
+        messages.append({"role": "user", "content": content})
+        warn_unknown_words(loaded, [content])
+        running: Any = stream(loaded, messages, **options)
+        if as_json or not sys.stdout.isatty():
+            for _ in running:
+                pass
+        else:
+            watch(running)
+        out = running.output
+        reply = out.texts[0] if out.texts else ""
+        messages.append({"role": "assistant", "content": reply})
+        if as_json:
+            print(json.dumps({"reply": reply, "metrics": out.metrics.to_dict()}), flush=True)
+        elif not sys.stdout.isatty():
+            Console().print(reply, markup=False, highlight=False)
+
+
+def _read(quiet: bool) -> str:
+    """Returns the next message, '' at the end."""
+    if quiet or not sys.stdin.isatty():
+        return sys.stdin.readline().strip()
+    try:
+        return Prompt.ask("[bold]you[/bold]", default="", show_default=False).strip()
+    except EOFError:
+        return ""

@@ -1,0 +1,44 @@
+"""The `dllm` command and its sub-commands."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.console import Console
+
+from dllm.cli.chat import chat
+from dllm.cli.demo import demo
+from dllm.cli.evaluate import evaluate
+from dllm.cli.generate import generate
+from dllm.cli.methods import methods
+from dllm.loop import BrokenLogitsError
+
+INTERRUPTED = 130  # what a shell reports after Ctrl-C
+
+app = typer.Typer(
+    help="Parallel decoding for diffusion language models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command()(generate)
+app.command()(chat)
+app.command(name="eval")(evaluate)
+app.command()(demo)
+app.command()(methods)
+
+
+def main() -> None:
+    """Runs the command line; what a user can mend is one line on stderr, not a traceback."""
+    errors = Console(stderr=True, highlight=False)
+    try:
+        app()
+    except KeyboardInterrupt:
+        errors.print("interrupted")
+        sys.exit(INTERRUPTED)
+    except (ValueError, TypeError, OSError, BrokenLogitsError) as error:
+        if isinstance(error, TypeError) and not str(error).startswith("unknown setting"):
+            raise  # a fault of ours, not of the user's
+        errors.print(f"error: {error}", markup=False, soft_wrap=True)
+        sys.exit(2)

@@ -1,0 +1,45 @@
+"""Draws the canvas in the terminal while it fills."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from dllm.generate import Stream
+from dllm.loop import StepEvent
+
+PAUSE = 0.05  # seconds a step: the embedded model is faster than the eye
+OPEN, DRAFT, NEW, DONE = "dim", "dim italic", "bold green", "default"
+
+
+def watch(running: Stream, console: Console | None = None) -> None:
+    """Drains a stream and shows each row: committed, just committed, proposed, open."""
+    with Live(console=console or Console(), auto_refresh=False) as live:
+        for number, event in enumerate(running, start=1):
+            rows = [_row(running, event, row) for row in range(running.canvas.layout.num_rows)]
+            caption = Text(f"forward {number} ({event.kind})", style="dim")
+            live.update(Group(*rows, caption), refresh=True)
+            time.sleep(PAUSE)
+
+
+def _row(running: Stream, event: StepEvent, row: int) -> Text:
+    canvas, tokenizer = running.canvas, running.model.tokenizer
+    if tokenizer is None:
+        raise ValueError("the model has no tokenizer, so there is no text to watch")
+    start, end = int(canvas.prompt_length[row]), canvas.layout.lengths[row]
+    columns = event.columns[row].tolist()
+    drafts = dict(zip(columns, event.drafts[row].tolist(), strict=True))
+    new = {c for c, w in zip(columns, event.committed[row].tolist(), strict=True) if w}
+    text = Text()
+    for column, token in enumerate(canvas.tokens[row, start:end].tolist(), start=start):
+        if token != canvas.layout.mask_token_id:
+            if token not in canvas.layout.eos_token_ids:
+                text.append(tokenizer.decode([token]), style=NEW if column in new else DONE)
+        elif column in drafts:
+            text.append(tokenizer.decode([drafts[column]]).strip() or "·", style=DRAFT)
+        else:
+            text.append("·", style=OPEN)
+    return text

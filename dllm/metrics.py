@@ -1,0 +1,143 @@
+"""What a generation cost and gave, counted one way for every method."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from dllm.plan import StepPlan
+
+
+@dataclass(frozen=True)
+class RowMetrics:
+    """One row of a batch; equal to what the row would give alone, but for time."""
+
+    prompt_tokens: int
+    valid_tokens: int  # generated tokens before the first end token
+    raw_tokens: int  # tokens that the model committed, end tokens included
+    forwards: int  # passes in which the row had something to commit
+    finish_reason: str  # "eos", "length" or "interrupted"
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """Valid tokens for each pass the row took part in."""
+        return self.valid_tokens / self.forwards if self.forwards else 0.0
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """One generation, which may hold many rows; times in seconds, device synchronised."""
+
+    rows: tuple[RowMetrics, ...]
+    forwards: Mapping[str, int]  # passes of the batch by kind: refresh, step, commit
+    rows_fed: int  # sum over passes of the rows in the batch
+    tokens_fed: int  # sum over passes of rows times fed columns
+    prefill_seconds: float  # up to the end of the first pass, which reads the prompt
+    decode_seconds: float  # everything after it
+    store_bytes: int  # K/V store
+    peak_memory_bytes: int | None  # device memory; None on a CPU
+
+    @property
+    def num_forwards(self) -> int:
+        """Passes of the batch."""
+        return sum(self.forwards.values())
+
+    @property
+    def valid_tokens(self) -> int:
+        """Tokens before the first end token, over all rows."""
+        return sum(row.valid_tokens for row in self.rows)
+
+    @property
+    def raw_tokens(self) -> int:
+        """Tokens that the model committed, over all rows."""
+        return sum(row.raw_tokens for row in self.rows)
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """Valid tokens for each pass of the batch, divided by its rows."""
+        return _ratio(self.valid_tokens, sum(row.forwards for row in self.rows))
+
+    @property
+    def raw_tokens_per_forward(self) -> float:
+        """The same with all committed tokens."""
+        return _ratio(self.raw_tokens, sum(row.forwards for row in self.rows))
+
+    @property
+    def seconds(self) -> float:
+        """Prefill and decode together."""
+        return self.prefill_seconds + self.decode_seconds
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Valid tokens for each second, prefill included."""
+        return _ratio(self.valid_tokens, self.seconds)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the record as JSON-ready values, derived figures included."""
+        record = asdict(self)
+        record["rows"] = [
+            {**asdict(row), "tokens_per_forward": row.tokens_per_forward} for row in self.rows
+        ]
+        names = ("num_forwards", "valid_tokens", "raw_tokens", "tokens_per_forward")
+        more = ("raw_tokens_per_forward", "seconds", "tokens_per_second")
+        return {**record, **{name: getattr(self, name) for name in names + more}}
+
+
+@dataclass
+class Meter:
+    """Counts passes while a generation runs."""
+
+    device: torch.device
+    forwards: Counter[str] = field(default_factory=Counter)
+    rows_fed: int = 0
+    tokens_fed: int = 0
+    store_bytes: int = 0
+    started: float = 0.0
+    first_pass: float | None = None
+
+    def start(self) -> None:
+        """Starts the clock."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            torch.cuda.synchronize(self.device)
+        self.started = perf_counter()
+
+    def count(self, plan: StepPlan) -> None:
+        """Counts a planned pass."""
+        num_rows, num_columns = plan.columns.shape
+        self.forwards[plan.kind] += 1
+        self.rows_fed += num_rows
+        self.tokens_fed += num_rows * num_columns
+
+    def end_of_step(self) -> None:
+        """Notes when the first pass was over; the loop has just synchronised."""
+        if self.first_pass is None:
+            self.first_pass = perf_counter()
+
+    def finish(self, rows: tuple[RowMetrics, ...]) -> Metrics:
+        """Stops the clock and returns the record."""
+        peak = None
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            peak = torch.cuda.max_memory_allocated(self.device)
+        end = perf_counter()
+        first = self.first_pass or end
+        return Metrics(
+            rows=rows,
+            forwards=dict(self.forwards),
+            rows_fed=self.rows_fed,
+            tokens_fed=self.tokens_fed,
+            prefill_seconds=first - self.started,
+            decode_seconds=end - first,
+            store_bytes=self.store_bytes,
+            peak_memory_bytes=peak,
+        )
+
+
+def _ratio(count: int, total: float) -> float:
+    return count / total if total else 0.0

@@ -1,0 +1,43 @@
+"""The hosted families, found by the first entry of `architectures` in a config.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dllm.models.errors import CheckpointError
+from dllm.models.families import dream, fast_dllm_v2, illada, llada, sdar
+from dllm.models.families.family import Family
+from dllm.registry import nearest
+
+FAMILIES = {
+    module.FAMILY.architecture: module.FAMILY
+    for module in (llada, dream, illada, sdar, fast_dllm_v2)
+}
+
+MIXTURE_OF_EXPERTS = ("LLaDAMoEModelLM", "LLaDA2MoeModelLM", "SDARMoeForCausalLM")
+
+
+def find_family(config: Mapping[str, Any]) -> Family:
+    """Returns the family of a config.json.
+
+    Not by `model_type`: LLaDA-MoE was released with the one of dense LLaDA.
+    """
+    architectures = config.get("architectures")
+    if not isinstance(architectures, list) or not architectures:
+        raise CheckpointError(
+            f"config.json has architectures={architectures!r}; expected a list that starts with "
+            f"one of: {', '.join(FAMILIES)}"
+        )
+    name = str(architectures[0])
+    if name in MIXTURE_OF_EXPERTS:
+        raise CheckpointError(f"{name}: mixture-of-experts checkpoints are not supported yet")
+    if name not in FAMILIES:
+        raise CheckpointError(
+            f"unknown architecture {name!r}: {nearest(name, FAMILIES)}. A model "
+            "that returns logits can still be decoded without a cache: see dllm.models.wrap"
+        )
+    return FAMILIES[name]
+
+
+__all__ = ["FAMILIES", "Family", "find_family"]

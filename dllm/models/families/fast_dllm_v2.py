@@ -1,0 +1,35 @@
+"""Fast-dLLM v2 (1.5B, 7B): a Qwen2 block with block-causal attention and shifted logits.
+
+Source: NVlabs/Fast-dLLM, v2; arXiv 2509.26328. Blocks count from column 0, prompt included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from dllm.models.config import NetworkConfig
+from dllm.models.families import qwen
+from dllm.models.families.family import Family
+from dllm.models.families.fields import Fields
+
+
+def read_network(config: Mapping[str, Any]) -> NetworkConfig:
+    """Returns the network of a Fast-dLLM v2 config.json; q, k and v have biases."""
+    fields = Fields(config, "Fast_dLLM_QwenForCausalLM")
+    for kind in config.get("layer_types") or ():
+        if kind != "full_attention":
+            raise fields.error("layer_types", kind, '"full_attention" in every layer')
+    return replace(qwen.read_dense(fields), qkv_bias=True)
+
+
+FAMILY = Family(
+    architecture="Fast_dLLM_QwenForCausalLM",
+    read_network=read_network,
+    names=qwen.NAMES,
+    mask_tokens=("|<MASK>|",),
+    logit_shift=1,
+    attention="block_causal",
+    block_length_key="bd_size",
+)

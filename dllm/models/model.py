@@ -1,0 +1,89 @@
+"""The contract between a model and the denoising loop, and the hosted models that fulfil it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from dllm.models.config import ModelSpec
+from dllm.models.transformer import Transformer
+from dllm.plan import StepPlan
+from dllm.store import KVStore, StoreShape
+
+
+class DenoisingModel(Protocol):
+    """Anything the loop can denoise with: logits of the rows that a plan names."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Special tokens, limits, attention and alignment."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """What the user called it."""
+        ...
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """Its tokenizer, if it came with one."""
+        ...
+
+    @property
+    def defaults(self) -> Mapping[str, Any]:
+        """Generation settings that the checkpoint recommends."""
+        ...
+
+    @property
+    def supports_cache(self) -> bool:
+        """Whether passes may feed a part of the canvas and read the rest from a K/V store."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the canvas lives."""
+        ...
+
+    def new_store(self, num_rows: int, num_columns: int) -> KVStore:
+        """Returns an empty K/V store for a canvas of that size."""
+        ...
+
+    def forward(self, tokens: Tensor, plan: StepPlan, store: KVStore | None) -> Tensor:
+        """Returns logits (B, W, V): row w predicts column `columns[head[w]] + logit_shift`."""
+        ...
+
+
+@dataclass(frozen=True)
+class HostedModel:
+    """A checkpoint of a known family on the project's own transformer."""
+
+    name: str
+    network: Transformer
+    spec: ModelSpec
+    tokenizer: PreTrainedTokenizerBase | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)  # config.json
+    supports_cache: bool = True
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights and of the K/V store."""
+        return self.network.embedding.weight.dtype
+
+    def new_store(self, num_rows: int, num_columns: int) -> KVStore:
+        config = self.network.config
+        shape = StoreShape(num_rows, num_columns, config.num_kv_heads, config.head_dim)
+        devices = [next(block.parameters()).device for block in self.network.blocks]
+        return KVStore(shape, self.dtype, devices)
+
+    def forward(self, tokens: Tensor, plan: StepPlan, store: KVStore | None) -> Tensor:
+        return self.network(tokens, plan, store)

@@ -1,0 +1,211 @@
+"""One pre-norm transformer, configured into LLaDA, Dream, iLLaDA, SDAR, Fast-dLLM v2."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dllm.models.config import NetworkConfig
+from dllm.plan import StepPlan
+from dllm.store import KVStore
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """The RoPE tables of the fed positions."""
+
+    cos: Tensor  # (B, Q, 1, R) float32, R = rotary_dim
+    sin: Tensor  # (B, Q, 1, R) float32
+
+    def to(self, *args: Any, **kwargs: Any) -> Rotation:
+        """Returns the tables moved as `Tensor.to` does; accelerate calls it between devices."""
+        return Rotation(self.cos.to(*args, **kwargs), self.sin.to(*args, **kwargs))
+
+
+@dataclass(frozen=True)
+class Memory:
+    """One layer's access to the K/V store during one pass."""
+
+    store: KVStore
+    layer: int
+    slots: Tensor  # (B, Q) int64
+    num_keys: int
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm with statistics in float32, as every family's own code has it."""
+
+    def __init__(self, width: int, eps: float, multiply_first: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+        self.multiply_first = multiply_first
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        if self.multiply_first:
+            return (self.weight.float() * normed).to(x.dtype)
+        return self.weight * normed.to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention that writes its keys and values before it reads."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.q_width = config.num_heads * config.head_dim
+        self.kv_width = config.num_kv_heads * config.head_dim
+        width, bias = config.hidden_size, config.qkv_bias
+        if config.fused_qkv:
+            self.qkv = nn.Linear(width, self.q_width + 2 * self.kv_width, bias=bias)
+        else:
+            self.q = nn.Linear(width, self.q_width, bias=bias)
+            self.k = nn.Linear(width, self.kv_width, bias=bias)
+            self.v = nn.Linear(width, self.kv_width, bias=bias)
+        if config.qk_norm:
+            args = (config.head_dim, config.rms_norm_eps, config.norm_multiply_first)
+            self.q_norm, self.k_norm = RMSNorm(*args), RMSNorm(*args)
+        self.out = nn.Linear(self.q_width, width, bias=False)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns queries (B, Q, H, D), keys and values (B, Q, Hkv, D) before RoPE."""
+        if self.config.fused_qkv:
+            flat = self.qkv(x).split([self.q_width, self.kv_width, self.kv_width], dim=-1)
+        else:
+            flat = (self.q(x), self.k(x), self.v(x))
+        q, k, v = (rearrange(t, "b q (h d) -> b q h d", d=self.config.head_dim) for t in flat)
+        if self.config.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return q, k, v
+
+    def forward(
+        self, x: Tensor, rotation: Rotation, attend: Tensor | None, memory: Memory | None
+    ) -> Tensor:
+        q, k, v = self.project(x)
+        q, k = self.rotate(q, rotation), self.rotate(k, rotation)
+        if memory is not None:
+            k, v = memory.store.write(memory.layer, memory.slots, k, v, memory.num_keys)
+        mixed = F.scaled_dot_product_attention(
+            *(rearrange(t, "b q h d -> b h q d") for t in (q, k, v)),
+            attn_mask=None if attend is None else attend[:, None],
+            enable_gqa=self.config.num_kv_heads != self.config.num_heads,
+        )
+        return self.out(rearrange(mixed, "b h q d -> b q (h d)"))
+
+    def rotate(self, x: Tensor, rotation: Rotation) -> Tensor:
+        """Returns x (B, Q, H, D) with its first `rotary_dim` elements rotated by position."""
+        dtype = torch.float32 if self.config.rope_in_float32 else x.dtype
+        cos, sin = rotation.cos.to(dtype), rotation.sin.to(dtype)
+        turned, passed = x.split([cos.shape[-1], x.shape[-1] - cos.shape[-1]], dim=-1)
+        first, second = turned.to(dtype).chunk(2, dim=-1)
+        crossed = torch.cat([-second, first], dim=-1)
+        turned = (torch.cat([first, second], dim=-1) * cos + crossed * sin).to(x.dtype)
+        return torch.cat([turned, passed], dim=-1) if passed.shape[-1] else turned
+
+
+class SwiGLU(nn.Module):
+    """The gated feed-forward layer down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.gate = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+def feed_forward(config: NetworkConfig, layer: int) -> nn.Module:
+    """Returns the feed-forward part of a layer; mixture-of-experts families plug in here."""
+    del layer  # MoE families keep their first layers dense
+    return SwiGLU(config)
+
+
+class Block(nn.Module):
+    """One layer: attention and feed-forward, each behind a norm and a residual."""
+
+    def __init__(self, config: NetworkConfig, layer: int) -> None:
+        super().__init__()
+        args = (config.hidden_size, config.rms_norm_eps, config.norm_multiply_first)
+        self.attention_norm = RMSNorm(*args)
+        self.attention = Attention(config)
+        self.feed_forward_norm = RMSNorm(*args)
+        self.feed_forward = feed_forward(config, layer)
+
+    def forward(
+        self, x: Tensor, rotation: Rotation, attend: Tensor | None, memory: Memory | None
+    ) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), rotation, attend, memory)
+        return x + self.feed_forward(self.feed_forward_norm(x))
+
+
+class Transformer(nn.Module):
+    """The network of every hosted family; knows nothing of masks, blocks or schedulers."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, config.norm_multiply_first)
+        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.head.weight = self.embedding.weight
+
+    def forward(
+        self, tokens: Tensor, plan: StepPlan | None = None, store: KVStore | None = None
+    ) -> Tensor:
+        """Returns logits (B, W, V) of the rows that `plan.head` names (B, Q, V without a plan).
+
+        `tokens` (B, Q) int64 are the tokens of `plan.columns`. Without a plan they stand at
+        columns 0..Q-1 and all see each other.
+        """
+        if plan is None:
+            columns = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+            return self.logits(self.hidden(tokens, columns))
+        hidden = self.hidden(tokens, plan.columns, plan.attend, plan, store)
+        wanted = plan.head[..., None].expand(-1, -1, hidden.shape[-1])
+        return self.logits(hidden.gather(1, wanted.to(hidden.device)))
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        columns: Tensor,
+        attend: Tensor | None = None,
+        plan: StepPlan | None = None,
+        store: KVStore | None = None,
+    ) -> Tensor:
+        """Returns the last layer's normed states (B, Q, hidden_size)."""
+        x = self.embedding(tokens)
+        rotation = self.rotation(columns)
+        for layer, block in enumerate(self.blocks):
+            memory = None
+            if store is not None and plan is not None and plan.slots is not None:
+                memory = Memory(store, layer, plan.slots, plan.num_keys)
+            x = block(x, rotation, attend, memory)
+        return self.norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Returns the head's logits (..., V) of states (..., hidden_size)."""
+        logits = self.head(hidden)
+        return logits.float() if self.config.logits_in_float32 else logits
+
+    def rotation(self, columns: Tensor) -> Rotation:
+        """Returns the RoPE tables of positions (B, Q), in float32.
+
+        Computed from the configuration at each pass: a stored table would have to survive
+        initialisation without memory, where frequencies silently become garbage.
+        """
+        width = self.config.rotary_dim or self.config.head_dim
+        exponents = torch.arange(0, width, 2, device=columns.device, dtype=torch.float32) / width
+        angles = columns[..., None].float() * (1.0 / self.config.rope_theta**exponents)
+        angles = torch.cat([angles, angles], dim=-1)[:, :, None]
+        return Rotation(angles.cos(), angles.sin())

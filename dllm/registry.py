@@ -1,0 +1,131 @@
+"""Finds the one-file parts (schedulers, caches) by their file names and builds them from text."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import pkgutil
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from types import ModuleType
+from typing import Any, Generic, TypeVar
+
+import yaml
+
+Part = TypeVar("Part")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Returns the known names as text, those most like `name` first."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    ordered = close + [other for other in names if other not in close]
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}known: {', '.join(ordered)}"
+
+
+class Registry(Generic[Part]):
+    """The parts of one folder: a module that defines a subclass of `base` is a part.
+
+    A part's name in configurations and on the command line is its file's name.
+    """
+
+    def __init__(self, package: ModuleType, base: type[Part], noun: str) -> None:
+        self.package = package
+        self.base = base
+        self.noun = noun
+
+    def names(self) -> list[str]:
+        """Lists the parts' names in alphabetical order."""
+        modules = (module.name for module in pkgutil.iter_modules(self.package.__path__))
+        return sorted(name for name in modules if self._find(name) is not None)
+
+    def get(self, name: str) -> type[Part]:
+        """Returns the class of a part; raises ValueError that lists the known ones."""
+        known = self.names()
+        if name not in known:
+            raise ValueError(f"unknown {self.noun} {name!r}: {nearest(name, known)}")
+        found = self._find(name)
+        assert found is not None
+        return found
+
+    def create(self, given: str | Mapping[str, Any] | Part) -> Part:
+        """Builds a part from `"name"`, `"name:0.8"`, `"name:option=value,..."` or a mapping.
+
+        A part is returned as it is. A value without a name sets the part's first option. A mapping
+        holds `name` and options.
+        """
+        if isinstance(given, self.base):
+            return given
+        if isinstance(given, str):
+            name, options = self._parse(given)
+        elif isinstance(given, Mapping):
+            options = dict(given)
+            name = options.pop("name", None)
+            if not isinstance(name, str):
+                raise ValueError(f"a {self.noun} mapping needs a 'name': {dict(given)!r}")
+        else:
+            raise TypeError(
+                f"a {self.noun} is a name, a mapping or a {self.base.__name__}, "
+                f"not {type(given).__name__}"
+            )
+        return self._build(name, options)
+
+    def _parse(self, text: str) -> tuple[str, dict[str, Any]]:
+        name, _, rest = text.partition(":")
+        options: dict[str, Any] = {}
+        for index, item in enumerate(part.strip() for part in rest.split(",") if part.strip()):
+            key, equals, value = item.partition("=")
+            if not equals:
+                fields = self._fields(name)
+                if index > 0 or not fields:
+                    raise ValueError(f"{self.noun} {text!r}: write {item!r} as option=value")
+                key, value = next(iter(fields)), item
+            options[key.strip()] = yaml.safe_load(value)
+        return name.strip(), options
+
+    def _build(self, name: str, options: Mapping[str, Any]) -> Part:
+        part, fields = self.get(name), self._fields(name)
+        hints = typing.get_type_hints(part)
+        for key, value in options.items():
+            if key not in fields:
+                raise ValueError(
+                    f"{self.noun} {name!r} has no option {key!r}: {nearest(key, fields)}"
+                )
+            if not _fits(value, hints[key]):
+                raise ValueError(
+                    f"{self.noun} {name!r}: {key}={value!r} must be {fields[key].type}"
+                )
+        return part(**options)
+
+    def _fields(self, name: str) -> dict[str, dataclasses.Field[Any]]:
+        part: Any = self.get(name)
+        return {field.name: field for field in dataclasses.fields(part) if field.init}
+
+    def _find(self, name: str) -> type[Part] | None:
+        module = importlib.import_module(f"{self.package.__name__}.{name}")
+        for value in vars(module).values():
+            if (
+                isinstance(value, type)
+                and issubclass(value, self.base)
+                and value is not self.base
+                and value.__module__ == module.__name__
+            ):
+                return value
+        return None
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value read from text or YAML has the annotated type; an int passes as a float."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, arg) for arg in args)
+    if origin is typing.Literal:
+        return value in args
+    if hint in (int, float) and isinstance(value, bool):
+        return False
+    if hint is float:
+        return isinstance(value, int | float)
+    return isinstance(value, origin or hint) if isinstance(origin or hint, type) else True

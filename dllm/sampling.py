@@ -1,0 +1,79 @@
+"""From logits to candidates: temperature, nucleus, forbidden tokens, Gumbel noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dllm.candidates import Candidates
+from dllm.noise import Noise
+
+ConfidenceSource = Literal["raw", "tempered"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn, and from which distribution confidence is read.
+
+    `raw` confidence is the plain softmax (LLaDA, Fast-dLLM); `tempered` is read after
+    temperature, top-p and top-k (Dream), where a low temperature pushes it towards 1.
+    """
+
+    mask_token_id: int
+    temperature: float = 0.0  # 0: the most probable token
+    top_p: float | None = None
+    top_k: int | None = None
+    confidence: ConfidenceSource = "raw"
+    forbidden_token_ids: tuple[int, ...] = ()  # never proposed (LLaDA's logits_eos_inf)
+    deferred_token_ids: tuple[int, ...] = ()  # confidence 0 (LLaDA's confidence_eos_eot_inf)
+    dtype: torch.dtype = torch.float32  # of all statistics
+
+    def propose(self, logits: Tensor, noise: Noise, columns: Tensor, step: Tensor) -> Candidates:
+        """Returns the candidates of a window from its logits (B, W, V).
+
+        `columns` (B, W) and each row's `step` (B,) choose the noise.
+        """
+        wide = _without(logits.to(self.dtype), self.forbidden_token_ids)
+        shaped = self._shape(wide)
+        drawn = _without(shaped, (self.mask_token_id,))
+        if self.temperature > 0:
+            uniform = noise.tokens(columns, step, drawn.shape[-1])
+            # float64: in a lower precision the tail of the Gumbel distribution is cut off, which
+            # lowers the effective temperature (arXiv 2409.02908).
+            drawn = drawn.double() - torch.log(-torch.log(uniform))
+        token = drawn.argmax(-1)
+        scored = shaped if self.confidence == "tempered" else wide
+        return Candidates(_without(scored, self.deferred_token_ids), token)
+
+    def _shape(self, logits: Tensor) -> Tensor:
+        """Returns logits after temperature, top-p and top-k, in this order (Dream)."""
+        if self.temperature > 0:
+            logits = logits / self.temperature
+        if self.top_p is not None and self.top_p < 1:
+            logits = _nucleus(logits, self.top_p)
+        if self.top_k is not None:
+            kept = min(self.top_k, logits.shape[-1])
+            smallest = logits.topk(kept, dim=-1).values[..., -1:]
+            logits = logits.masked_fill(logits < smallest, -torch.inf)
+        return logits
+
+
+def _nucleus(logits: Tensor, top_p: float) -> Tensor:
+    """Drops the tokens after the one with which the cumulated probability passes `top_p`."""
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    probability = ordered.softmax(-1)
+    before = probability.cumsum(-1) - probability
+    ordered = ordered.masked_fill(before > top_p, -torch.inf)
+    return torch.empty_like(logits).scatter_(-1, order, ordered)
+
+
+def _without(logits: Tensor, token_ids: tuple[int, ...]) -> Tensor:
+    if not token_ids:
+        return logits
+    logits = logits.clone()
+    for token in token_ids:  # a few, known to the host: an index tensor would be a transfer
+        logits[..., token] = -torch.inf
+    return logits

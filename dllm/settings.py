@@ -1,0 +1,159 @@
+"""The settings of a generation, under one vocabulary, from one table of other papers' names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, get_args
+
+import torch
+
+from dllm.cache import Cache
+from dllm.canvas import AtEnd
+from dllm.noise import Noise
+from dllm.registry import nearest
+from dllm.sampling import ConfidenceSource
+from dllm.schedulers import Scheduler
+
+DEFAULT_BLOCK_LENGTH = 32
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that `generate` and `stream` can be told.
+
+    What is not given comes from the checkpoint's generation_config.json, then from here.
+    """
+
+    max_new_tokens: int = 128  # slots after each prompt
+    block_length: int | None = None  # None: the model's trained block, else min(32, slots)
+    scheduler: str | Mapping[str, Any] | Scheduler = "threshold"
+    cache: str | Mapping[str, Any] | Cache = "none"
+    temperature: float = 0.0
+    top_p: float | None = None
+    top_k: int | None = None
+    confidence: ConfidenceSource | None = None  # None: what the scheduler's authors read
+    seed: int | list[int] | None = None  # an int: row b draws from seed + b; a list: one a row
+    generator: torch.Generator | list[torch.Generator] | None = None  # draws the seeds
+    noise: Noise | None = None  # replaces the seeded noise altogether
+    guidance_scale: float = 0.0  # classifier-free guidance; 0: off
+    eos_token_id: int | list[int] | None = None  # None: the checkpoint's
+    at_eos: AtEnd | None = None  # None: "stop", but "ignore" for infilled text
+    forbid_eos: bool = False  # end tokens are never proposed
+    defer_eos: bool = False  # end tokens are committed last
+    forbidden_token_ids: tuple[int, ...] = ()
+    deferred_token_ids: tuple[int, ...] = ()
+    fixed: Mapping[int, int | str] | None = None  # slot offset -> token id or text kept there
+    infill: bool = False  # mask tokens in the prompt are the slots, none is added
+    statistics_dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        checks: list[tuple[str, bool, str]] = [
+            (
+                "max_new_tokens",
+                _whole(self.max_new_tokens) and self.max_new_tokens >= 1,
+                "at least 1",
+            ),
+            ("block_length", self.block_length is None or self.block_length >= 1, "at least 1"),
+            ("temperature", self.temperature >= 0, "0 or more"),
+            ("top_p", self.top_p is None or 0 < self.top_p <= 1, "in (0, 1]"),
+            ("top_k", self.top_k is None or self.top_k >= 1, "at least 1"),
+            ("guidance_scale", self.guidance_scale >= 0, "0 or more"),
+            ("at_eos", self.at_eos in (None, *get_args(AtEnd)), f"one of {get_args(AtEnd)}"),
+            ("confidence", self.confidence in (None, "raw", "tempered"), "'raw' or 'tempered'"),
+            (
+                "statistics_dtype",
+                self.statistics_dtype in (torch.float32, torch.float64),
+                "torch.float32 or torch.float64; in less, confidences near 1 tie",
+            ),
+        ]
+        for name, holds, allowed in checks:
+            if not holds:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be {allowed}")
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _remasking(value: Any) -> dict[str, Any]:
+    orders = {"low_confidence": "confidence", "random": "random"}
+    if value not in orders:
+        raise ValueError(f"remasking={value!r}: known: {', '.join(orders)}")
+    return {"scheduler": {"name": "fixed_quota", "order": orders[value]}}
+
+
+def _algorithm(value: Any) -> dict[str, Any]:
+    if value == "confidence_threshold":
+        return {"scheduler": {"name": "quota_threshold"}}
+    return {"scheduler": {"name": "dream", "algorithm": value}}
+
+
+# What the literature calls things -> this project's settings.
+ALIASES: dict[str, str | Callable[[Any], dict[str, Any]]] = {
+    "gen_length": "max_new_tokens",
+    "max_tokens": "max_new_tokens",
+    "max_gen_length": "max_new_tokens",
+    "block_size": "block_length",
+    "canvas_length": "block_length",
+    "cfg_scale": "guidance_scale",
+    "cfg": "guidance_scale",
+    "eos_id": "eos_token_id",
+    "early_stop": lambda value: {"at_eos": "stop" if value else "ignore"},
+    "logits_eos_inf": "forbid_eos",
+    "confidence_eos_eot_inf": "defer_eos",
+    "remasking": _remasking,
+    "remasking_strategy": _remasking,
+    "alg": _algorithm,
+    "threshold": lambda value: {"scheduler": {"name": "threshold", "threshold": value}},
+    "confidence_threshold": lambda value: {"scheduler": {"name": "threshold", "threshold": value}},
+    "factor": lambda value: {"scheduler": {"name": "factor", "factor": value}},
+    "dual_cache": lambda value: {"cache": "dual" if value else "none"},
+    "use_cache": lambda value: {"cache": "prefix" if value else "none"},
+}
+# Options of schedulers that users give beside them; `steps` is always the total.
+SCHEDULER_OPTIONS = {"steps": "steps", "alg_temp": "order_temperature", "eps": "epsilon"}
+
+
+def resolve(
+    defaults: Mapping[str, Any], base: Settings | None, given: Mapping[str, Any]
+) -> Settings:
+    """Returns settings from what a call gives, over `base`, over a checkpoint's defaults.
+
+    Raises TypeError that names the nearest known setting for an unknown one.
+    """
+    known = {field.name for field in fields(Settings)}
+    options = {SCHEDULER_OPTIONS[key]: given[key] for key in given if key in SCHEDULER_OPTIONS}
+    named: dict[str, Any] = {}
+    for key, value in given.items():
+        if key in SCHEDULER_OPTIONS:
+            continue
+        for name, translated in _translate(key, value, known).items():
+            if name in named:
+                raise TypeError(f"{key}={value!r} sets {name} a second time")
+            named[name] = translated
+    if base is None:
+        recommended = {k: v for k, v in defaults.items() if k in known and v is not None}
+        recommended.pop("eos_token_id", None)  # the loader has put it into the model's spec
+        base = Settings(**{k: v for k, v in recommended.items() if k not in named})
+    if options:
+        named["scheduler"] = _with_options(named.get("scheduler", base.scheduler), options)
+    return replace(base, **named)
+
+
+def _translate(key: str, value: Any, known: set[str]) -> dict[str, Any]:
+    if key in known:
+        return {key: value}
+    alias = ALIASES.get(key)
+    if alias is None:
+        names = known | set(ALIASES) | set(SCHEDULER_OPTIONS)
+        raise TypeError(f"unknown setting {key}={value!r}: {nearest(key, names)}")
+    return {alias: value} if isinstance(alias, str) else alias(value)
+
+
+def _with_options(scheduler: Any, options: Mapping[str, Any]) -> Any:
+    """Returns the scheduler with options that were given beside it; None leaves it as it is."""
+    from dllm.schedulers import registry
+
+    built = registry.create(scheduler)
+    return registry.create({**built.summary(), **options})

@@ -1,0 +1,66 @@
+"""The K/V store: one slot for each canvas column of each row, in every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class StoreShape:
+    """The extent of a store: rows, columns a row, key/value heads and their width."""
+
+    num_rows: int
+    num_columns: int
+    num_kv_heads: int
+    head_dim: int
+
+
+class KVStore:
+    """Holds keys (after RoPE) and values by absolute position, allocated once a generation.
+
+    Slot `b * num_columns + p` belongs to column p of row b; one last slot is scratch, for writes
+    that must not be kept. It starts at zero: an unread slot that held NaN would still poison
+    attention, because 0 * NaN is NaN.
+    """
+
+    def __init__(
+        self, shape: StoreShape, dtype: torch.dtype, layer_devices: Sequence[torch.device]
+    ) -> None:
+        self.shape = shape
+        slots = shape.num_rows * shape.num_columns + 1
+        size = (slots, shape.num_kv_heads, shape.head_dim)
+        self.keys = [torch.zeros(size, dtype=dtype, device=device) for device in layer_devices]
+        self.values = [torch.zeros(size, dtype=dtype, device=device) for device in layer_devices]
+
+    @property
+    def scratch(self) -> int:
+        """The slot whose content is never read."""
+        return self.shape.num_rows * self.shape.num_columns
+
+    @property
+    def num_bytes(self) -> int:
+        """The memory that the store holds, in bytes."""
+        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))
+
+    def slots(self, columns: Tensor) -> Tensor:
+        """Returns the flat slots (B, Q) int64 of canvas columns (B, Q)."""
+        rows = torch.arange(self.shape.num_rows, device=columns.device)
+        return rows[:, None] * self.shape.num_columns + columns
+
+    def write(
+        self, layer: int, slots: Tensor, keys: Tensor, values: Tensor, num_keys: int
+    ) -> tuple[Tensor, Tensor]:
+        """Stores keys and values (B, Q, H, D) at slots (B, Q); returns views (B, K, H, D)."""
+        held_keys, held_values = self.keys[layer], self.values[layer]
+        flat = slots.flatten().to(held_keys.device)
+        held_keys.index_copy_(0, flat, keys.flatten(0, 1))
+        held_values.index_copy_(0, flat, values.flatten(0, 1))
+        return self._read(held_keys, num_keys), self._read(held_values, num_keys)
+
+    def _read(self, held: Tensor, num_keys: int) -> Tensor:
+        by_row = held[:-1].unflatten(0, (self.shape.num_rows, self.shape.num_columns))
+        return by_row[:, :num_keys]

@@ -1,0 +1,6 @@
+"""Tasks, runner, ablations and reports: accuracy beside speed."""
+
+from __future__ import annotations
+
+if __name__ != "dllm.eval":
+    raise ImportError("this folder is a part of dllm: import dllm.eval, not eval")

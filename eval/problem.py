@@ -1,0 +1,50 @@
+"""A generated problem, and the split that it belongs to."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+Split = Literal["train", "validation", "test"]
+_BUCKETS: dict[str, range] = {
+    "test": range(10),
+    "validation": range(10, 15),
+    "train": range(15, 100),
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem with the single response that is right."""
+
+    id: str
+    prompt: str
+    response: str  # everything the model should write
+    answer: str  # what is compared, a part of the response
+
+
+def split_of(prompt: str) -> str:
+    """Returns the split of a prompt by a hash of its text, so that splits never share one."""
+    bucket = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big") % 100
+    return next(name for name, buckets in _BUCKETS.items() if bucket in buckets)
+
+
+def draw(
+    family: str, make: Callable[[random.Random], tuple[str, str, str]], split: Split, seed: int
+) -> Iterator[Problem]:
+    """Yields without end the problems of a split; `make` returns prompt, response and answer.
+
+    The same seed gives the same problems; raises ValueError for an unknown split.
+    """
+    if split not in _BUCKETS:
+        raise ValueError(f"split={split!r}: known: {', '.join(_BUCKETS)}")
+    source = random.Random(f"{family}-{split}-{seed}")
+    number = 0
+    while True:
+        prompt, response, answer = make(source)
+        if split_of(prompt) == split:
+            yield Problem(f"{family}-{split}-{seed}-{number}", prompt, response, answer)
+            number += 1

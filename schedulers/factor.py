@@ -1,0 +1,38 @@
+"""Confidence threshold that rises with the number of tokens committed together (Fast-dLLM)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from dllm.candidates import Candidates, rank
+from dllm.schedulers.base import Decision, Scheduler, View
+
+
+@dataclass(frozen=True)
+class Factor(Scheduler):
+    """Commits the n most confident columns, n the largest with (n + 1) (1 - c_n) <= `factor`.
+
+    c_n is the n-th largest confidence. Thresholds rise and confidences fall with n, so what
+    passes is always a prefix of the ranking.
+    """
+
+    factor: float = 1.0
+    last_passes: bool = False  # the last masked column goes with the others even if it fails
+
+    source: ClassVar[str] = "arXiv 2505.22618 section 3.3; dInfer decoding/generate_fastdllm.py"
+
+    def __post_init__(self) -> None:
+        if self.factor <= 0:
+            raise ValueError(
+                f"factor={self.factor} must be positive; small values commit one token"
+            )
+
+    def select(self, candidates: Candidates, view: View) -> Decision:
+        place = rank(candidates.confidence, view.masked)
+        passed = candidates.confidence >= 1 - self.factor / (place + 2)
+        passed = (passed | (place == 0)) & view.masked
+        if self.last_passes:
+            last = view.masked.sum(-1, keepdim=True) - 1
+            passed = passed | ((place == last) & (passed.sum(-1, keepdim=True) >= last))
+        return Decision(passed)

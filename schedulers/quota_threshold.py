@@ -1,0 +1,41 @@
+"""Confidence threshold under a quota whose unused part is kept (Fast-dLLM for Dream)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from dllm.candidates import Candidates, rank
+from dllm.sampling import ConfidenceSource
+from dllm.schedulers.base import Decision, Scheduler, View
+
+
+@dataclass(frozen=True)
+class QuotaThreshold(Scheduler):
+    """Commits, of the most confident columns that the quota allows, those >= `threshold`.
+
+    The quota of a step is masks/steps plus what earlier steps turned down; after the last step it
+    is all that is left, so the block may take more than its share of `steps`. With as many steps
+    as masks it is one token a step, whatever the threshold.
+    """
+
+    threshold: float = 0.9  # probability, compared with >=
+    steps: int = 32  # in total over all blocks
+
+    source: ClassVar[str] = "NVlabs/Fast-dLLM dream/model/generation_utils.py:_sample"
+    confidence: ClassVar[ConfidenceSource] = "tempered"
+
+    def check(self, num_blocks: int, block_length: int) -> None:
+        if self.steps < num_blocks or self.steps % num_blocks:
+            raise ValueError(
+                f"steps={self.steps} is the total and must be a positive multiple of the "
+                f"{num_blocks} blocks"
+            )
+
+    def select(self, candidates: Candidates, view: View) -> Decision:
+        steps = self.steps // view.num_blocks
+        later = (steps - 1 - view.block_step).clamp(min=0) * (view.block_masks // steps)
+        quota = view.masked.sum(1) - later
+        place = rank(candidates.confidence, view.masked)
+        allowed = place < quota[:, None]
+        return Decision(allowed & ((candidates.confidence >= self.threshold) | (place == 0)))

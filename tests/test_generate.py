@@ -1,0 +1,255 @@
+"""The front door: inputs, settings, endings, interruptions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import dllm
+from dllm.plan import StepPlan
+from tests.conftest import golden_model, random_prompts
+
+SLOTS = {"max_new_tokens": 16, "block_length": 8}
+MASK, END = 126, 127
+
+
+@pytest.fixture
+def model() -> dllm.HostedModel:
+    return golden_model("llada_gqa")
+
+
+@pytest.mark.parametrize(
+    ("prompts", "given", "message"),
+    [
+        ([], {}, "the list is empty"),
+        ([[1] * 250], {}, "over the model's limit of 256"),
+        ([[1, 2]], {"block_length": 7}, "block lengths that fit: 1, 2, 4, 8, 16"),
+        ([[1, 2]], {"block_length": 32}, "longer than the 16 new tokens"),
+        ([[1, MASK, 2]], {}, r"mask token \(id 126\) at position 1"),
+        ([[1, 2]], {"infill": True}, "no mask token to fill"),
+        ([[1, 500]], {}, "outside the vocabulary of 128"),
+        ([[1, 2]], {"fixed": {15: 3, 16: 4}}, "does not fit the 16 new tokens"),
+        ([[1, 2]], {"temperature": -1.0}, "temperature=-1.0 must be 0 or more"),
+        ([[1, 2]], {"top_p": 0.0}, r"must be in \(0, 1\]"),
+        ([[1, 2]], {"seed": [1, 2]}, "2 seeds were given for 1 prompts"),
+        ([[1, 2]], {"scheduler": "fixed_quota:steps=3"}, "multiple of the 2 blocks"),
+        ([[1, 2]], {"cache": "duel"}, "did you mean 'dual'"),
+        ([[1, 2]], {"cache": "prefix:first_token=force"}, "shifted logits"),
+        ([[1, 2]], {"max_new_tokens": 0}, "at least 1"),
+        ([[1, 2]], {"statistics_dtype": torch.bfloat16}, "float32 or torch.float64"),
+        (["text"], {}, "no tokenizer"),
+    ],
+)
+def test_bad_input_is_explained(
+    model: dllm.HostedModel, prompts: Any, given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        dllm.generate(model, prompts, **{**SLOTS, **given})
+
+
+def test_unknown_settings_name_the_nearest(model: dllm.HostedModel) -> None:
+    with pytest.raises(TypeError, match="did you mean 'block_length'"):
+        dllm.generate(model, [[1]], block_lenght=8)
+    with pytest.raises(TypeError, match="a second time"):
+        dllm.generate(model, [[1]], max_new_tokens=8, gen_length=8)
+
+
+def test_an_empty_prompt_needs_a_token_where_logits_are_shifted(model: dllm.HostedModel) -> None:
+    assert len(dllm.generate(model, [[]], **SLOTS).sequences[0]) == 16
+    with pytest.raises(ValueError, match="predicts each token from the one before"):
+        dllm.generate(golden_model("dream_gqa"), [[]], **SLOTS)
+
+
+def test_other_papers_names(model: dllm.HostedModel) -> None:
+    prompt = random_prompts(1)
+    ours = dllm.generate(
+        model, prompt, scheduler="fixed_quota:steps=8", max_new_tokens=16, block_length=8
+    )
+    theirs = dllm.generate(
+        model, prompt, gen_length=16, block_size=8, steps=8, remasking="low_confidence"
+    )
+    assert ours.sequences == theirs.sequences
+    assert ours.metrics.num_forwards == theirs.metrics.num_forwards == 8
+    with pytest.raises(ValueError, match="no option 'steps'"):
+        dllm.generate(model, prompt, scheduler="threshold", steps=8)
+
+
+def test_end_tokens_stop_a_row_and_fill_the_rest() -> None:
+    model = golden_model("llada_eos")
+    prompts = random_prompts(6, seed=5)
+    options: dict[str, Any] = {"max_new_tokens": 64, "block_length": 16, "scheduler": "threshold:0.9"}
+    free = dllm.generate(model, prompts, at_eos="ignore", **options)
+    stopped = dllm.generate(model, prompts, **options)
+    ended = rows_seen = 0
+    rows = zip(prompts, free.sequences, stopped.sequences, stopped.metrics.rows, strict=True)
+    for prompt, full, cut, row in rows:
+        answer = list(full[len(prompt) :])
+        end = answer.index(END) if END in answer else 64
+        assert list(cut[len(prompt) :][:end]) == answer[:end]
+        assert row.valid_tokens == end
+        if row.finish_reason == "eos":
+            ended += 1
+            tail = cut[len(prompt) + end :]
+            assert model.spec.mask_token_id not in tail
+            steps = stopped.trace.commit_step[rows_seen, len(prompt) + end : len(cut)].tolist()
+            assert all(t == END for t, step in zip(tail, steps, strict=True) if step < 0)
+        rows_seen += 1
+    assert ended >= 3
+    assert stopped.metrics.num_forwards < free.metrics.num_forwards
+    forbidden = dllm.generate(model, prompts, forbid_eos=True, **options)
+    assert all(END not in s[len(p) :] for p, s in zip(prompts, forbidden.sequences, strict=True))
+
+
+def test_infill_keeps_what_is_given() -> None:
+    for name in ("llada_gqa", "dream_gqa"):
+        model = golden_model(name)
+        given = [3, 9, MASK, MASK, 7, MASK, 11, 12]
+        for cache in ("none", "prefix", "dual"):
+            rows = [given, [5, *given, 8, MASK]]
+            out = dllm.generate(model, rows, infill=True, block_length=2, cache=cache)
+            for ids, sequence in zip(rows, out.sequences, strict=True):
+                assert len(sequence) == len(ids)
+                assert all(b == a for a, b in zip(ids, sequence, strict=True) if a != MASK)
+                assert MASK not in sequence
+            assert out.metrics.rows[0].valid_tokens == 3
+
+
+def test_guidance_changes_the_answer_and_works_with_caches(model: dllm.HostedModel) -> None:
+    prompts = random_prompts(3)
+    plain = dllm.generate(model, prompts, **SLOTS).sequences
+    for cache in ("none", "prefix", "dual"):
+        guided = dllm.generate(model, prompts, guidance_scale=1.0, cache=cache, **SLOTS).sequences
+        alone = [
+            dllm.generate(model, [p], guidance_scale=1.0, cache=cache, **SLOTS).sequences[0]
+            for p in prompts
+        ]
+        assert guided == tuple(alone)
+        assert guided != plain
+
+
+class Faulty:
+    """A model that misbehaves at its third pass."""
+
+    def __init__(self, model: dllm.HostedModel, fault: Any) -> None:
+        self.model, self.fault, self.passes = model, fault, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def forward(self, tokens: Tensor, plan: StepPlan, store: Any) -> Tensor:
+        self.passes += 1
+        logits = self.model.forward(tokens, plan, store)
+        return self.fault(logits) if self.passes == 3 else logits
+
+
+def test_nan_logits_are_reported_and_nothing_is_lost(model: dllm.HostedModel) -> None:
+    def poison(logits: Tensor) -> Tensor:
+        logits[1] = float("nan")
+        return logits
+
+    faulty: Any = Faulty(model, poison)
+    with pytest.raises(dllm.BrokenLogitsError, match=r"row\(s\) \[1\]") as caught:
+        dllm.generate(faulty, random_prompts(3), scheduler="fixed_quota", **SLOTS)
+    partial = caught.value.partial
+    assert partial is not None
+    assert [row.raw_tokens for row in partial.metrics.rows] == [3, 2, 3]
+
+
+def test_ctrl_c_keeps_what_was_committed(model: dllm.HostedModel) -> None:
+    def interrupt(logits: Tensor) -> Tensor:
+        raise KeyboardInterrupt
+
+    faulty: Any = Faulty(model, interrupt)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        dllm.generate(faulty, random_prompts(2), scheduler="fixed_quota", **SLOTS)
+    assert isinstance(caught.value, dllm.GenerationInterrupted)
+    rows = caught.value.partial.metrics.rows
+    assert [row.raw_tokens for row in rows] == [2, 2]
+    assert {row.finish_reason for row in rows} == {"interrupted"}
+
+
+def test_stream_and_trace_tell_the_same_story(model: dllm.HostedModel) -> None:
+    prompts = random_prompts(2)
+    running = dllm.stream(model, prompts, scheduler="threshold:0.6", at_eos="ignore", **SLOTS)
+    seen: list[list[list[tuple[int, int]]]] = [[], []]
+    for event in running:
+        for row in range(2):
+            columns, tokens = event.columns[row].tolist(), event.tokens[row].tolist()
+            written = event.committed[row].tolist()
+            pairs = zip(columns, tokens, written, strict=True)
+            commits = [(column, token) for column, token, new in pairs if new]
+            if commits:
+                seen[row].append(commits)
+    out = running.output
+    for row in range(2):
+        assert out.trace.commits(row) == seen[row]
+        canvases = list(out.trace.replay(row))
+        assert canvases[-1][: len(out.sequences[row])] == list(out.sequences[row])
+        assert canvases[0].count(MASK) == 16
+    finite = out.trace.confidence[out.trace.commit_step >= 0]
+    assert ((finite > 0) & (finite <= 1)).all()
+
+
+def test_metrics_count_what_was_fed(model: dllm.HostedModel) -> None:
+    prompts = [[1] * 10, [2] * 10]
+    out = dllm.generate(
+        model, prompts, scheduler="fixed_quota", cache="dual", at_eos="ignore", **SLOTS
+    )
+    metrics = out.metrics
+    assert metrics.forwards == {"refresh": 2, "step": 14}
+    assert metrics.tokens_fed == 2 * (2 * 26 + 14 * 8)
+    assert metrics.raw_tokens == 32
+    assert metrics.raw_tokens_per_forward == 1.0
+    assert metrics.store_bytes == 2 * 3 * (2 * (26 + 8) + 1) * 2 * 16 * 8
+    assert metrics.to_dict()["num_forwards"] == 16
+
+
+def test_generators_seed_rows(model: dllm.HostedModel) -> None:
+    def run(seed: int) -> Any:
+        source = torch.Generator().manual_seed(seed)
+        return dllm.generate(
+            model, random_prompts(2), generator=source, temperature=1.0, **SLOTS
+        ).sequences
+
+    assert run(1) == run(1) != run(2)
+
+
+def test_temperature_follows_the_distribution() -> None:
+    """Gumbel noise draws from the softmax: a chi-square test over one slot."""
+    from dllm.noise import CounterNoise
+    from dllm.sampling import Sampling
+
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0, 5.0]).expand(4000, 1, 5)
+    sampling = Sampling(mask_token_id=4, temperature=0.7)
+    noise = CounterNoise(torch.arange(4000))
+    zeros = torch.zeros(4000, dtype=torch.int64)
+    drawn = sampling.propose(logits, noise, zeros[:, None], zeros).token.flatten()
+    expected = (logits[0, 0, :4] / 0.7).softmax(-1) * 4000
+    counts = torch.bincount(drawn, minlength=5)
+    assert counts[4] == 0, "the mask token was proposed"
+    chi_square = ((counts[:4] - expected) ** 2 / expected).sum()
+    assert chi_square < 16.3, "three degrees of freedom, p = 0.001"
+
+
+def test_top_k_and_top_p_cut_the_tail() -> None:
+    from dllm.noise import CounterNoise
+    from dllm.sampling import Sampling
+
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(500, 1, 4)
+    zeros = torch.zeros(500, dtype=torch.int64)
+    noise = CounterNoise(torch.arange(500))
+    for options, allowed in (
+        ({"top_k": 2}, {0, 1}),
+        ({"top_p": 0.6}, {0, 1}),
+        ({"top_p": 0.45}, {0}),
+    ):
+        sampling = Sampling(mask_token_id=3, temperature=1.0, **options)  # type: ignore[arg-type]
+        token = sampling.propose(logits, noise, zeros[:, None], zeros).token
+        assert set(token.flatten().tolist()) == allowed
+    tempered = Sampling(mask_token_id=3, temperature=0.5, confidence="tempered")
+    raw = Sampling(mask_token_id=3, temperature=0.5)
+    both = [s.propose(logits, noise, zeros[:, None], zeros) for s in (tempered, raw)]
+    assert both[0].confidence.max() > both[1].confidence.max()

@@ -1,0 +1,213 @@
+"""Laws that hold for every model, scheduler and cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dllm
+from dllm.plan import StepPlan
+from dllm.store import KVStore
+from tests.conftest import MODELS, golden_model, random_prompts
+
+SCHEDULERS: list[Any] = [
+    "fixed_quota",
+    "fixed_quota:steps=8",
+    "fixed_quota:steps=16,order=random",
+    "threshold:0.9",
+    "threshold:0.3",
+    "factor:1.0",
+    "dream:entropy",
+    "dream:maskgit_plus,steps=8",
+    "dream:topk_margin,order_temperature=0.5",
+    "dream:origin,steps=16",
+    "quota_threshold:0.5,steps=8",
+]
+CACHES: list[Any] = [
+    "none",
+    "prefix",
+    "dual",
+    "dual:vicinity_before=3,vicinity_after=5",
+]
+SLOTS = {"max_new_tokens": 32, "block_length": 8}
+
+
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("name", ["llada_gqa", "dream_gqa"])
+def test_a_row_does_not_depend_on_its_batch(name: str, scheduler: Any, cache: Any) -> None:
+    model = golden_model(name, "float32")
+    prompts = random_prompts(16)
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(1)).tolist()
+    options = {**SLOTS, "scheduler": scheduler, "cache": cache, "eos_token_id": 29}
+    alone = [dllm.generate(model, [p], seed=[i], **options) for i, p in enumerate(prompts)]
+    together = dllm.generate(model, [prompts[i] for i in order], seed=order, **options)
+    for place, row in enumerate(order):
+        assert together.sequences[place] == alone[row].sequences[0]
+        assert together.metrics.rows[place] == alone[row].metrics.rows[0]
+    assert any(row.finish_reason == "eos" for row in together.metrics.rows)
+
+
+def test_sampling_does_not_depend_on_the_batch() -> None:
+    model, prompts = golden_model("llada_gqa", "float32"), random_prompts(5)
+    options: dict[str, Any] = {**SLOTS, "scheduler": "threshold:0.5", "temperature": 0.8}
+    together = dllm.generate(model, prompts, seed=[7, 8, 9, 10, 11], **options)
+    alone = [dllm.generate(model, [p], seed=[7 + i], **options) for i, p in enumerate(prompts)]
+    assert together.sequences == tuple(out.sequences[0] for out in alone)
+    other = dllm.generate(model, prompts, seed=[1, 2, 3, 4, 5], **options)
+    assert other.sequences != together.sequences
+
+
+class Poisoned:
+    """A model whose store starts with large random values: nothing stale may be read."""
+
+    def __init__(self, model: dllm.HostedModel) -> None:
+        self.model = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def new_store(self, num_rows: int, num_columns: int) -> KVStore:
+        store = self.model.new_store(num_rows, num_columns)
+        for tensor in (*store.keys, *store.values):
+            tensor.normal_(std=30, generator=torch.Generator().manual_seed(3))
+        return store
+
+
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("name", MODELS)
+def test_stale_slots_are_never_read(name: str, cache: Any) -> None:
+    model: Any = golden_model(name)
+    prompts = random_prompts(4)
+    clean = dllm.generate(model, prompts, cache=cache, **SLOTS)
+    assert dllm.generate(Poisoned(model), prompts, cache=cache, **SLOTS).sequences == clean.sequences
+
+
+class Refreshing:
+    """Makes any cache refresh at every step."""
+
+    def __init__(self, cache: dllm.cache.Cache) -> None:
+        self.plan_of = cache.plan
+
+    def __call__(self, canvas: Any, status: Any, spec: Any) -> StepPlan:
+        from dataclasses import replace
+
+        return self.plan_of(canvas, replace(status, entered=True), spec)
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+@pytest.mark.parametrize("name", MODELS)
+def test_refreshing_at_every_step_equals_no_cache(
+    name: str, cache: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, prompts = golden_model(name), random_prompts(4, low=12, high=13)
+    exact = dllm.generate(model, prompts, **SLOTS)
+    approximate = dllm.generate(model, prompts, cache=cache, **SLOTS)
+    policy = dllm.cache.registry.create(cache)
+    monkeypatch.setattr(type(policy), "plan", Refreshing(policy).__call__)
+    refreshed = dllm.generate(model, prompts, cache=policy, **SLOTS)
+    assert refreshed.sequences == exact.sequences
+    assert approximate.sequences != exact.sequences, "the model does not feel stale keys"
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_one_refresh_a_block_and_no_empty_forward(cache: str) -> None:
+    model, prompts = golden_model("llada_gqa"), random_prompts(5)
+    for scheduler in ("threshold:0", "threshold:0.5", "fixed_quota"):
+        out = dllm.generate(model, prompts, scheduler=scheduler, cache=cache, **SLOTS)
+        assert out.metrics.forwards["refresh"] == 4
+        steps = dllm.stream(model, prompts, scheduler=scheduler, cache=cache, **SLOTS)
+        assert all(bool(event.committed.any()) for event in steps)
+        if scheduler == "threshold:0":
+            assert out.metrics.num_forwards == 4
+
+
+@pytest.mark.parametrize("name", MODELS)
+@settings(deadline=None, max_examples=10)
+@given(data=st.data())
+def test_degenerate_parameters_coincide(name: str, data: st.DataObject) -> None:
+    model = golden_model(name)
+    prompts = random_prompts(data.draw(st.integers(1, 3)), seed=data.draw(st.integers(0, 99)))
+    block = data.draw(st.sampled_from([1, 4, 8, 16]))
+
+    def run(scheduler: Any) -> Any:
+        out = dllm.generate(
+            model,
+            prompts,
+            scheduler=scheduler,
+            max_new_tokens=16,
+            block_length=block,
+            at_eos="ignore",
+        )
+        return out.sequences, out.trace.commit_step.tolist()
+
+    stepwise = run("fixed_quota")
+    for scheduler in ("threshold:1.1", "factor:0.000001", "fixed_quota:steps=16"):
+        assert run(scheduler) == stepwise
+    at_once = run("threshold:0")
+    for scheduler in ("factor:1000", f"fixed_quota:steps={16 // block}"):
+        assert run(scheduler) == at_once
+
+
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_fixed_tokens_stay_and_rows_end_full(scheduler: Any, cache: Any) -> None:
+    model = golden_model("llada_gqa")
+    prompts = random_prompts(3)
+    fixed = {0: 5, 13: 6, 31: 7}
+    out = dllm.generate(model, prompts, scheduler=scheduler, cache=cache, fixed=fixed, seed=0, **SLOTS)
+    for prompt, sequence in zip(prompts, out.sequences, strict=True):
+        answer = sequence[len(prompt) :]
+        assert list(sequence[: len(prompt)]) == prompt
+        assert {offset: answer[offset] for offset in fixed} == fixed
+        assert model.spec.mask_token_id not in sequence
+
+
+def test_the_models_feel_order_and_context() -> None:
+    """A model that ignores either would pass every law above."""
+    for name in MODELS:
+        model, prompt = golden_model(name), random_prompts(1)[0]
+        outputs = {
+            dllm.generate(model, [prompt], scheduler=s, seed=0, **SLOTS).sequences
+            for s in ("fixed_quota", "threshold:0", "fixed_quota:order=random")
+        }
+        assert len(outputs) == 3
+        changed = [(prompt[0] + 1) % 100, *prompt[1:]]
+        first, second = dllm.generate(model, [prompt, changed], **SLOTS).sequences
+        assert first[len(prompt) :] != second[len(prompt) :]
+
+
+COUNTED = ("item", "tolist", "__bool__", "__int__", "__float__", "cpu", "numpy", "nonzero")
+
+
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_one_host_transfer_a_step(
+    scheduler: Any, cache: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = golden_model("llada_gqa")
+    running = dllm.stream(
+        model, random_prompts(4), scheduler=scheduler, cache=cache, seed=0, temperature=0.5, **SLOTS
+    )
+    transfers = [0]
+
+    def counted(original: Any) -> Any:
+        def call(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            transfers[0] += 1
+            return original(self, *args, **kwargs)
+
+        return call
+
+    events = iter(running)
+    next(events)  # tables are built once
+    for name in COUNTED:
+        monkeypatch.setattr(torch.Tensor, name, counted(getattr(torch.Tensor, name)))
+    for _ in range(3):
+        before = transfers[0]
+        if next(events, None) is None:
+            break
+        assert transfers[0] - before == 1
