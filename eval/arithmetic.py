@@ -1,4 +1,4 @@
-"""Word problems with one to six operations on numbers from 0 to 99."""
+"""Word problems with one to five operations on numbers from 0 to 99."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ from functools import partial
 from dllm.eval.problem import Problem, Split, draw
 
 NAMES = ("tom", "ann", "bob", "sue", "jack", "mia", "leo", "eva", "joe", "zoe", "sam", "amy")
-THINGS = ("pens", "eggs", "cards", "coins", "books", "apples", "shells", "stamps")
-THINGS += ("beads", "nuts", "keys", "cups")
+THINGS = (
+    *("pens", "eggs", "cards", "coins", "books", "apples"),
+    *("shells", "stamps", "beads", "nuts", "keys", "cups"),
+)
 MORE = ("finds", "buys", "gets", "wins")
 LESS = ("loses", "sells", "drops", "uses")
 LARGEST = 99
-MOST_OPERATIONS = 6
+MOST_OPERATIONS = 5
 
 
 def problems(
     split: Split = "test", seed: int = 0, operations: int | None = None
 ) -> Iterator[Problem]:
-    """Yields without end the word problems of a split, of one to six operations if not fixed."""
+    """Yields without end the word problems of a split, of one to five operations if not fixed."""
     if operations is not None and not 1 <= operations <= MOST_OPERATIONS:
         raise ValueError(f"operations={operations} must be from 1 to {MOST_OPERATIONS}")
     return draw("arithmetic", partial(_make, operations=operations), split, seed)

@@ -1,4 +1,4 @@
-"""List operations: copy, reverse, sort, replace and remove."""
+"""List operations on three to eight items: copy, reverse, sort, replace and remove."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dllm.eval.arithmetic import NAMES
 from dllm.eval.problem import Problem, Split, draw
 
-SHORTEST, LONGEST = 3, 12
+SHORTEST, LONGEST = 3, 8
 
 
 def problems(split: Split = "test", seed: int = 0) -> Iterator[Problem]:

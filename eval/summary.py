@@ -71,6 +71,6 @@ def short(part: dict[str, object]) -> str:
     options = [
         f"{key}={value}"
         for key, value in part.items()
-        if key != "name" and value not in (None, False, 0, "feed")
+        if key != "name" and value not in (None, False, 0, 1e-3, "feed", "confidence")
     ]
     return ":".join([str(part["name"]), *([",".join(options)] if options else [])])

@@ -10,6 +10,9 @@ import torch
 
 import dllm
 
+# One thread: the models are so small that more only wait for each other.
+torch.set_num_threads(1)
+
 GOLDEN = Path(__file__).parent / "golden"
 MODELS = ("llada_mha", "llada_gqa", "dream_gqa")
 

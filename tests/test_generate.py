@@ -12,7 +12,7 @@ import dllm
 from dllm.plan import StepPlan
 from tests.conftest import golden_model, random_prompts
 
-SLOTS = {"max_new_tokens": 16, "block_length": 8}
+SLOTS: dict[str, Any] = {"max_new_tokens": 16, "block_length": 8}
 MASK, END = 126, 127
 
 
@@ -80,12 +80,12 @@ def test_other_papers_names(model: dllm.HostedModel) -> None:
 def test_end_tokens_stop_a_row_and_fill_the_rest() -> None:
     model = golden_model("llada_eos")
     prompts = random_prompts(6, seed=5)
-    options: dict[str, Any] = {"max_new_tokens": 64, "block_length": 16, "scheduler": "threshold:0.9"}
+    options: dict[str, Any] = {"max_new_tokens": 64, "block_length": 16}
     free = dllm.generate(model, prompts, at_eos="ignore", **options)
     stopped = dllm.generate(model, prompts, **options)
-    ended = rows_seen = 0
+    ended = 0
     rows = zip(prompts, free.sequences, stopped.sequences, stopped.metrics.rows, strict=True)
-    for prompt, full, cut, row in rows:
+    for index, (prompt, full, cut, row) in enumerate(rows):
         answer = list(full[len(prompt) :])
         end = answer.index(END) if END in answer else 64
         assert list(cut[len(prompt) :][:end]) == answer[:end]
@@ -94,9 +94,8 @@ def test_end_tokens_stop_a_row_and_fill_the_rest() -> None:
             ended += 1
             tail = cut[len(prompt) + end :]
             assert model.spec.mask_token_id not in tail
-            steps = stopped.trace.commit_step[rows_seen, len(prompt) + end : len(cut)].tolist()
+            steps = stopped.trace.commit_step[index, len(prompt) + end : len(cut)].tolist()
             assert all(t == END for t, step in zip(tail, steps, strict=True) if step < 0)
-        rows_seen += 1
     assert ended >= 3
     assert stopped.metrics.num_forwards < free.metrics.num_forwards
     forbidden = dllm.generate(model, prompts, forbid_eos=True, **options)
@@ -246,7 +245,7 @@ def test_top_k_and_top_p_cut_the_tail() -> None:
         ({"top_p": 0.6}, {0, 1}),
         ({"top_p": 0.45}, {0}),
     ):
-        sampling = Sampling(mask_token_id=3, temperature=1.0, **options)  # type: ignore[arg-type]
+        sampling = Sampling(mask_token_id=3, temperature=1.0, **options)
         token = sampling.propose(logits, noise, zeros[:, None], zeros).token
         assert set(token.flatten().tolist()) == allowed
     tempered = Sampling(mask_token_id=3, temperature=0.5, confidence="tempered")

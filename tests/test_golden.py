@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import GOLDEN
-from tests.golden.replay import method_of, replay
+from tests.golden.replay import KNOWN_DIFFERENCES, method_of, replay
 
 
 def recorded() -> list[Any]:
@@ -32,7 +32,10 @@ def test_recordings_are_there() -> None:
 def test_replay(case: dict[str, Any]) -> None:
     assert method_of(case), f"{case['method']} has no replay"
     difference = replay(case, GOLDEN / "models")
-    assert difference is None, difference
+    if case["id"] in KNOWN_DIFFERENCES:
+        assert difference is not None, "reproduced now: take it off the list"
+    else:
+        assert difference is None, difference
 
 
 def test_command_line_reports_and_fails_on_a_difference(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ CACHES: list[Any] = [
     "dual",
     "dual:vicinity_before=3,vicinity_after=5",
 ]
-SLOTS = {"max_new_tokens": 32, "block_length": 8}
+SLOTS: dict[str, Any] = {"max_new_tokens": 32, "block_length": 8}
 
 
 @pytest.mark.parametrize("cache", CACHES)
@@ -43,7 +43,7 @@ def test_a_row_does_not_depend_on_its_batch(name: str, scheduler: Any, cache: An
     model = golden_model(name, "float32")
     prompts = random_prompts(16)
     order = torch.randperm(16, generator=torch.Generator().manual_seed(1)).tolist()
-    options = {**SLOTS, "scheduler": scheduler, "cache": cache, "eos_token_id": 29}
+    options = {**SLOTS, "scheduler": scheduler, "cache": cache, "eos_token_id": [6, 13, 29, 113]}
     alone = [dllm.generate(model, [p], seed=[i], **options) for i, p in enumerate(prompts)]
     together = dllm.generate(model, [prompts[i] for i in order], seed=order, **options)
     for place, row in enumerate(order):
@@ -84,7 +84,8 @@ def test_stale_slots_are_never_read(name: str, cache: Any) -> None:
     model: Any = golden_model(name)
     prompts = random_prompts(4)
     clean = dllm.generate(model, prompts, cache=cache, **SLOTS)
-    assert dllm.generate(Poisoned(model), prompts, cache=cache, **SLOTS).sequences == clean.sequences
+    poisoned: Any = Poisoned(model)
+    assert dllm.generate(poisoned, prompts, cache=cache, **SLOTS).sequences == clean.sequences
 
 
 class Refreshing:
@@ -159,7 +160,8 @@ def test_fixed_tokens_stay_and_rows_end_full(scheduler: Any, cache: Any) -> None
     model = golden_model("llada_gqa")
     prompts = random_prompts(3)
     fixed = {0: 5, 13: 6, 31: 7}
-    out = dllm.generate(model, prompts, scheduler=scheduler, cache=cache, fixed=fixed, seed=0, **SLOTS)
+    options: dict[str, Any] = {**SLOTS, "fixed": fixed, "seed": 0}
+    out = dllm.generate(model, prompts, scheduler=scheduler, cache=cache, **options)
     for prompt, sequence in zip(prompts, out.sequences, strict=True):
         answer = sequence[len(prompt) :]
         assert list(sequence[: len(prompt)]) == prompt

@@ -111,7 +111,8 @@ def test_random_order_ignores_the_logits() -> None:
     scheduler = schedulers.registry.create("fixed_quota:order=random,steps=4")
     masked = torch.ones(1, 8, dtype=torch.bool)
     first = scheduler.decide(candidates_of([[0.9] * 8]), view_of(masked)).commit
-    second = scheduler.decide(candidates_of([[i / 10 for i in range(1, 9)]]), view_of(masked)).commit
+    rising = candidates_of([[i / 10 for i in range(1, 9)]])
+    second = scheduler.decide(rising, view_of(masked)).commit
     assert torch.equal(first, second)
 
 

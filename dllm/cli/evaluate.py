@@ -72,8 +72,10 @@ def evaluate(
         seed=seed,
     )
     runs = []
-    for one_scheduler in scheduler or [None]:
-        for one_cache in cache or [None]:
+    all_schedulers: list[str | None] = [*scheduler] if scheduler else [None]
+    all_caches: list[str | None] = [*cache] if cache else [None]
+    for one_scheduler in all_schedulers:
+        for one_cache in all_caches:
             options = given(None, scheduler=one_scheduler, cache=one_cache)
             resolved = resolve(loaded.defaults, None, {**shared, **options})
             check(loaded, resolved)

@@ -37,9 +37,9 @@ def _row(running: Stream, event: StepEvent, row: int) -> Text:
     for column, token in enumerate(canvas.tokens[row, start:end].tolist(), start=start):
         if token != canvas.layout.mask_token_id:
             if token not in canvas.layout.eos_token_ids:
-                text.append(tokenizer.decode([token]), style=NEW if column in new else DONE)
+                text.append(str(tokenizer.decode([token])), style=NEW if column in new else DONE)
         elif column in drafts:
-            text.append(tokenizer.decode([drafts[column]]).strip() or "·", style=DRAFT)
+            text.append(str(tokenizer.decode([drafts[column]])).strip() or "·", style=DRAFT)
         else:
             text.append("·", style=OPEN)
     return text

@@ -1,99 +1,154 @@
-"""Reading and writing the files of a checkpoint folder."""
+"""The files of a checkpoint folder: JSON settings and safetensors, read tensor by tensor."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dllm.models.errors import CheckpointError, first_few
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+# Stored element types that are plain weights; integers and 8-bit floats would need scales.
+PLAIN = {"F64", "F32", "F16", "BF16"}
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """The tensors of a folder, read one at a time."""
+class StoredTensor:
+    """Where a tensor is and how large, known without reading it."""
 
-    folder: Path
-    shards: Mapping[str, Path]  # tensor name -> file
-
-    def tensors(self, wanted: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:
-        """Yields (parameter, tensor) for `wanted` parameter -> tensor name, file by file."""
-        by_file: dict[Path, list[tuple[str, str]]] = {}
-        for parameter, name in wanted.items():
-            by_file.setdefault(self.shards[name], []).append((parameter, name))
-        for path, pairs in by_file.items():
-            with _open(path) as file:
-                for parameter, name in pairs:
-                    yield parameter, file.get_tensor(name)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Returns the shape of a tensor without reading it."""
-        with _open(self.shards[name]) as file:
-            return tuple(file.get_slice(name).get_shape())
+    file: Path
+    shape: tuple[int, ...]
 
 
-def open_checkpoint(folder: Path) -> Checkpoint:
-    """Returns the tensors of a folder with one safetensors file or an index of shards."""
-    if (folder / INDEX).exists():
-        return Checkpoint(folder, _sharded(folder))
-    path = folder / WEIGHTS
-    if not path.exists():
-        pickles = [file.name for pattern in _PICKLES for file in sorted(folder.glob(pattern))]
-        if pickles:
-            raise CheckpointError(
-                f"{folder} holds pickled weights ({first_few(pickles)}), which can run code when "
-                "read: convert them with transformers' save_pretrained(..., "
-                "safe_serialization=True) on a machine you trust"
-            )
-        raise CheckpointError(f"{folder} has neither {WEIGHTS} nor {INDEX}")
-    with _open(path) as file:
-        return Checkpoint(folder, dict.fromkeys(file.keys(), path))
-
-
-def read_json(path: Path, required: bool = False) -> dict[str, Any]:
-    """Returns the object in a JSON file, {} if it need not be there and is not."""
-    if not path.exists():
-        if required:
-            raise CheckpointError(f"{path.parent} has no {path.name}: not a checkpoint folder")
-        return {}
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns a JSON object; an absent optional file is the caller's to check."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a {type(value).__name__}, expected an object")
-    return value
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, expected an object")
+    return content
 
 
-def _sharded(folder: Path) -> dict[str, Path]:
-    index = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(index, dict):
-        raise CheckpointError(f"{folder / INDEX} has no 'weight_map'")
-    absent = sorted({name for name in index.values() if not (folder / name).exists()})
+def read_config(folder: Path) -> dict[str, Any]:
+    """Returns the config.json of a checkpoint folder, refusing quantised checkpoints."""
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder} has no config.json, so it is not a checkpoint folder")
+    config = read_json(folder / "config.json")
+    if config.get("quantization_config"):
+        raise CheckpointError(
+            f"{folder} is quantised (config.json has quantization_config), which is not "
+            "supported; use the original float checkpoint"
+        )
+    return config
+
+
+def read_optional(path: Path) -> dict[str, Any]:
+    """Returns a JSON object, empty when there is no such file."""
+    return read_json(path) if path.is_file() else {}
+
+
+def list_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Returns every tensor of a folder by name, from the headers of its files alone."""
+    weight_map = _read_index(folder)
+    files = sorted({folder / name for name in weight_map.values()}) or [folder / WEIGHTS]
+    absent = [file.name for file in files if not file.is_file()]
     if absent:
         raise CheckpointError(
-            f"{folder} lacks {len(absent)} of the files that {INDEX} names: {first_few(absent)}; "
-            "the download is incomplete"
+            f"{folder} lacks {len(absent)} of {len(files)} weight files that {INDEX} names: "
+            f"{first_few(absent)}; download them again"
         )
-    stored: dict[str, Path] = {}
-    for name in sorted(set(index.values())):
-        with _open(folder / name) as file:
-            stored |= dict.fromkeys(file.keys(), folder / name)
+    stored: dict[str, StoredTensor] = {}
+    for file in files:
+        stored.update(_read_header(file))
+    lost = [name for name, file in weight_map.items() if name not in stored]
+    if lost:
+        raise CheckpointError(
+            f"{INDEX} in {folder} names tensors that no file holds: {first_few(sorted(lost))}"
+        )
     return stored
 
 
-def _open(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
+def stream_tensors(
+    stored: Mapping[str, StoredTensor], names: Collection[str]
+) -> Iterator[tuple[str, Tensor]]:
+    """Yields the named tensors on the CPU, one at a time, each file opened once.
+
+    They are views of the file's pages: copy them before the file can change.
+    """
+    by_file: dict[Path, list[str]] = {}
+    for name in names:
+        by_file.setdefault(stored[name].file, []).append(name)
+    for file, inside in by_file.items():
+        with safe_open(file, framework="pt") as handle:
+            for name in inside:
+                yield name, handle.get_tensor(name)
+
+
+def stored_dtype(stored: Mapping[str, StoredTensor]) -> torch.dtype:
+    """Returns the dtype of the first tensor, for a config.json that names none."""
+    first = min(stored)
+    return next(stream_tensors(stored, [first]))[1].dtype
+
+
+def _read_index(folder: Path) -> dict[str, str]:
+    """Returns tensor name -> file name; empty when the weights are one file."""
+    if (folder / WEIGHTS).is_file():
+        return {}
+    if not (folder / INDEX).is_file():
+        raise _no_weights(folder)
+    weight_map = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{folder / INDEX} has no weight_map")
+    outside = [name for name in weight_map.values() if Path(name).name != name]
+    if outside:
         raise CheckpointError(
-            f"{path} cannot be read ({error}): it is truncated or damaged, download it again"
-        ) from None
+            f"{folder / INDEX} names files outside its folder: {first_few(outside)}"
+        )
+    return weight_map
+
+
+def _no_weights(folder: Path) -> CheckpointError:
+    pickles = sorted(
+        path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)
+    )
+    if pickles:
+        return CheckpointError(
+            f"{folder} has its weights as pickle ({first_few(pickles)}), which can run code when "
+            "it is read. Convert it once, where you trust it: "
+            "safetensors.torch.save_file(torch.load(file, weights_only=True), "
+            f'"{WEIGHTS}", metadata={{"format": "pt"}})'
+        )
+    return CheckpointError(f"{folder} has neither {WEIGHTS} nor {INDEX}")
+
+
+def _read_header(file: Path) -> dict[str, StoredTensor]:
+    with file.open("rb") as raw:
+        if raw.read(15) == b"version https:/":
+            raise CheckpointError(
+                f"{file} is a Git LFS pointer; fetch the file with `git lfs pull`"
+            )
+    try:
+        with safe_open(file, framework="pt") as handle:
+            slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
+            kinds = {name: part.get_dtype() for name, part in slices.items()}
+            shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+    except SafetensorError as error:
+        size = file.stat().st_size
+        raise CheckpointError(
+            f"{file} is truncated or corrupt ({size} bytes, {error}); download it again"
+        ) from error
+    packed = [f"{name} is {kind}" for name, kind in kinds.items() if kind not in PLAIN]
+    if packed:
+        raise CheckpointError(f"{file} holds quantised tensors: {first_few(packed)}")
+    return {name: StoredTensor(file, shape) for name, shape in shapes.items()}

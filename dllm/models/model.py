@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dllm.models.config import ModelSpec
+from dllm.models.placement import execution_device
 from dllm.models.transformer import Transformer
 from dllm.plan import StepPlan
 from dllm.store import KVStore, StoreShape
@@ -72,7 +73,7 @@ class HostedModel:
 
     @property
     def device(self) -> torch.device:
-        return self.network.embedding.weight.device
+        return execution_device(self.network.embedding)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -82,8 +83,9 @@ class HostedModel:
     def new_store(self, num_rows: int, num_columns: int) -> KVStore:
         config = self.network.config
         shape = StoreShape(num_rows, num_columns, config.num_kv_heads, config.head_dim)
-        devices = [next(block.parameters()).device for block in self.network.blocks]
+        devices = [execution_device(block) for block in self.network.blocks]
         return KVStore(shape, self.dtype, devices)
 
     def forward(self, tokens: Tensor, plan: StepPlan, store: KVStore | None) -> Tensor:
-        return self.network(tokens, plan, store)
+        logits: Tensor = self.network(tokens, plan, store)
+        return logits

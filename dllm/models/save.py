@@ -1,34 +1,42 @@
-"""Writing a model as a checkpoint folder of its own family."""
+"""Writes a model as a checkpoint folder of its own family."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from safetensors.torch import save_file
+from huggingface_hub import save_torch_state_dict
 
-from dllm.models.checkpoint import WEIGHTS
 from dllm.models.families import find_family
 from dllm.models.model import HostedModel
 
 
-def save(model: HostedModel, folder: str | Path) -> None:
-    """Writes weights under the family's own names, configuration and tokenizer to a folder."""
+def save(model: HostedModel, folder: str | Path, *, max_shard_size: str = "5GB") -> None:
+    """Writes weights under the family's own names, configuration and tokenizer to a folder.
+
+    A tied head is not written. Weights beyond `max_shard_size` are split into files with an index.
+    """
+    if not model.config:
+        raise ValueError(
+            f"{model.name!r} has no config, so its family is unknown; give HostedModel the "
+            "config.json that describes it"
+        )
+    names = find_family(model.config).names
+    weights = {names.of(name): w.detach() for name, w in model.network.named_parameters()}
+    if any(weight.is_meta for weight in weights.values()):
+        raise ValueError(f"{model.name!r} is offloaded; load it on one device to save it")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    names = find_family(model.config).names
-    tensors = {
-        names.of(name): weight.detach().cpu().contiguous()
-        for name, weight in model.network.named_parameters()
-    }
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    config = {**model.config, "torch_dtype": str(model.dtype).removeprefix("torch.")}
-    _write(folder / "config.json", config)
+    save_torch_state_dict(weights, folder, max_shard_size=max_shard_size)
+    key = "dtype" if "dtype" in model.config else "torch_dtype"
+    _write(folder / "config.json", {**model.config, key: str(model.dtype).removeprefix("torch.")})
     if model.defaults:
-        _write(folder / "generation_config.json", dict(model.defaults))
+        _write(folder / "generation_config.json", model.defaults)
     if model.tokenizer is not None:
         model.tokenizer.save_pretrained(folder)
 
 
-def _write(path: Path, value: dict[str, object]) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+def _write(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(dict(value), indent=1) + "\n", encoding="utf-8")

@@ -1,45 +1,46 @@
-"""Loading a checkpoint's tokenizer without running code from it."""
+"""A checkpoint's tokenizer and chat template, read without running the checkpoint's code."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from transformers.models.qwen2 import Qwen2Tokenizer
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from dllm.models.errors import CheckpointError
 
-_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
+BYTE_LEVEL = ("vocab.json", "merges.txt")
+OTHER = ("tokenizer_config.json", "tokenizer.model", *BYTE_LEVEL)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
-    """Returns the tokenizer of a folder with its chat template; None if it has no such files.
+    """Returns the tokenizer of a checkpoint folder, None when it has no tokenizer files.
 
-    Dream ships vocab.json and merges.txt, but no tokenizer.json and a class of its own; its
-    vocabulary is Qwen2's, and so is the tokenizer used then.
+    `tokenizer.json` describes a tokenizer completely, so its class is not looked up: the classes
+    that LLaDA and Dream name are remote code. Dream ships only vocab.json and merges.txt, in
+    Qwen2's byte-level format.
     """
-    if not any((folder / name).exists() for name in _FILES):
-        return None
+    if (folder / "tokenizer.json").is_file():
+        kind: type[PreTrainedTokenizerBase] = PreTrainedTokenizerFast
+    elif all((folder / name).is_file() for name in BYTE_LEVEL):
+        kind = Qwen2Tokenizer
+    else:
+        found = [name for name in OTHER if (folder / name).is_file()]
+        if not found:
+            return None
+        raise CheckpointError(
+            f"{folder} has {', '.join(found)} but no complete tokenizer; needed: tokenizer.json, "
+            f"or {' and '.join(BYTE_LEVEL)}"
+        )
     try:
-        if (folder / "tokenizer.json").exists():
-            return _with_tokenizer_json(folder)
-        if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
-            return Qwen2Tokenizer.from_pretrained(folder)
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"the tokenizer in {folder} cannot be loaded: {error}") from error
+        tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:
+        raise CheckpointError(f"the tokenizer files in {folder} cannot be read: {error}") from error
+    return tokenizer
 
 
-def _with_tokenizer_json(folder: Path) -> PreTrainedTokenizerBase:
-    try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError):  # a class of the checkpoint's own: read the file itself
-        return PreTrainedTokenizerFast.from_pretrained(folder)
-
-
-def token_id(tokenizer: PreTrainedTokenizerBase | None, spellings: tuple[str, ...]) -> int | None:
-    """Returns the id of the first spelling that the vocabulary has, None if it has none."""
-    if tokenizer is None:
-        return None
-    known = tokenizer.get_vocab()
-    return next((known[spelling] for spelling in spellings if spelling in known), None)
+def find_token(tokenizer: PreTrainedTokenizerBase, spellings: tuple[str, ...]) -> int | None:
+    """Returns the id of the first spelling that the vocabulary has; never the unknown token's."""
+    vocabulary = tokenizer.get_vocab()
+    return next((vocabulary[text] for text in spellings if text in vocabulary), None)

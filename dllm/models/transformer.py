@@ -92,8 +92,11 @@ class Attention(nn.Module):
         q, k = self.rotate(q, rotation), self.rotate(k, rotation)
         if memory is not None:
             k, v = memory.store.write(memory.layer, memory.slots, k, v, memory.num_keys)
+        q, k, v = (rearrange(t, "b q h d -> b h q d") for t in (q, k, v))
         mixed = F.scaled_dot_product_attention(
-            *(rearrange(t, "b q h d -> b h q d") for t in (q, k, v)),
+            q,
+            k,
+            v,
             attn_mask=None if attend is None else attend[:, None],
             enable_gqa=self.config.num_kv_heads != self.config.num_heads,
         )

@@ -1,4 +1,4 @@
-"""Making any module that returns logits usable, without caches."""
+"""Makes any module that returns logits usable, without caches."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from dllm.plan import StepPlan
 from dllm.store import KVStore
 
 MaskStyle = Literal["none", "padding", "additive"]
+NO_LIMIT = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -32,56 +33,69 @@ class WrappedModel:
 
     @property
     def device(self) -> torch.device:
-        if isinstance(self.module, nn.Module):
-            tensor = next(self.module.parameters(), None)
-            if tensor is not None:
-                return tensor.device
-        return torch.device("cpu")
+        """Where the module's parameters are; torch's default device when it has none."""
+        parameters = self.module.parameters() if isinstance(self.module, nn.Module) else iter(())
+        first = next(parameters, None)
+        return torch.get_default_device() if first is None else first.device
 
     def new_store(self, num_rows: int, num_columns: int) -> KVStore:
-        raise ValueError(f"{self.name!r} is a wrapped module without a K/V store: use cache='none'")
+        raise ValueError(
+            f"{self.name!r} is a wrapped module, which feeds the whole canvas and keeps no keys "
+            "and values: use cache='none'"
+        )
 
     def forward(self, tokens: Tensor, plan: StepPlan, store: KVStore | None) -> Tensor:
-        logits = self._logits(tokens, plan)
-        expected = (*tokens.shape, self.spec.vocab_size)
-        if not isinstance(logits, Tensor) or tuple(logits.shape) != expected:
-            shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        if store is not None or plan.slots is not None or plan.num_keys != tokens.shape[1]:
             raise ValueError(
-                f"{self.name!r} returned {shape}, expected logits of shape {list(expected)} "
-                "(rows, columns, vocabulary)"
+                f"{self.name!r} is a wrapped module and got a plan that feeds {tokens.shape[1]} of "
+                f"{plan.num_keys} columns through a K/V store: use cache='none'"
             )
-        return logits.gather(1, plan.head[..., None].expand(-1, -1, expected[-1]))
+        arguments = {} if self.mask_style == "none" else {"attention_mask": self._mask(plan)}
+        if self.mask_style == "none" and plan.attend is not None:
+            raise ValueError(
+                f"{self.name!r} takes no attention_mask, so it cannot tell padding from text in a "
+                "batch of different lengths: name an attention_mask parameter, or give prompts "
+                "one at a time"
+            )
+        result = self.module(tokens, **arguments)
+        logits = self._check(getattr(result, "logits", result), tokens)
+        wanted = plan.head[..., None].expand(-1, -1, self.spec.vocab_size)
+        return logits.gather(1, wanted.to(logits.device))
 
-    def _logits(self, tokens: Tensor, plan: StepPlan) -> Any:
-        if self.mask_style == "none":
-            if plan.attend is not None:
-                raise ValueError(
-                    f"{self.name!r} takes no attention_mask, so it cannot tell padding from text "
-                    "in a batch of different lengths: pass prompts of one length, or one at a time"
-                )
-            result = self.module(tokens)
-        else:
-            result = self.module(tokens, attention_mask=self._mask(tokens, plan))
-        return getattr(result, "logits", result)
-
-    def _mask(self, tokens: Tensor, plan: StepPlan) -> Tensor:
-        rows, width = tokens.shape
+    def _mask(self, plan: StepPlan) -> Tensor:
+        """Returns the padding mask (B, L) bool, or the 4-D one that transformers adds to scores."""
+        rows, width = plan.columns.shape
         visible = plan.attend
         if visible is None:
-            visible = torch.ones(rows, 1, width, dtype=torch.bool, device=tokens.device)
+            visible = torch.ones(rows, 1, width, dtype=torch.bool, device=plan.columns.device)
         if self.mask_style == "padding":
             return visible[:, -1]
-        assert isinstance(self.module, nn.Module)
-        dtype = next(self.module.parameters()).dtype
-        hidden = torch.zeros(rows, 1, width, width, dtype=dtype, device=tokens.device)
-        return hidden.masked_fill(~visible[:, None], torch.finfo(dtype).min)
+        assert isinstance(self.module, PreTrainedModel)
+        dtype = self.module.dtype
+        # All queries see all real keys: without a 4-D mask a causal model would stay causal.
+        mask = torch.zeros(rows, 1, width, width, dtype=dtype, device=visible.device)
+        return mask.masked_fill(~visible[:, None], torch.finfo(dtype).min)
+
+    def _check(self, logits: Any, tokens: Tensor) -> Tensor:
+        expected = [*tokens.shape, self.spec.vocab_size]
+        if not isinstance(logits, Tensor):
+            given = type(logits).__name__
+        elif list(logits.shape) != expected or not logits.is_floating_point():
+            given = f"{list(logits.shape)} {logits.dtype}"
+        else:
+            return logits
+        raise ValueError(
+            f"{self.name!r} returned {given}; expected floating logits {expected}: rows, columns, "
+            "vocabulary"
+        )
 
 
-def wrap(
+def wrap(  # noqa: PLR0913 one argument for each thing that a configuration may lack
     module: Callable[..., Any],
     *,
     mask_token_id: int | None = None,
     eos_token_id: int | Sequence[int] | None = None,
+    pad_token_id: int | None = None,
     vocab_size: int | None = None,
     max_length: int | None = None,
     logit_shift: Literal[0, 1] = 0,
@@ -90,38 +104,65 @@ def wrap(
 ) -> WrappedModel:
     """Returns a model around a callable that maps token ids (B, L) to logits (B, L, V).
 
-    The result may be the logits or have them as `.logits`. transformers models get a 4-D mask
-    that makes them bidirectional; other callables get the padding mask (B, L) bool if they take an
-    `attention_mask`. What is not given is read from `module.config` and the tokenizer.
+    The result may be the logits or have them as `.logits`. transformers models get a 4-D mask that
+    makes them bidirectional; other callables get the padding mask (B, L) bool if they name an
+    `attention_mask`. What is not given is read from `module.config`, then from the tokenizer;
+    without a `max_length` there is no limit.
     """
-    config = getattr(module, "config", None)
-
-    def known(given: Any, key: str, what: str, fallback: Any = None) -> Any:
-        for value in (given, getattr(config, key, None), fallback):
-            if value is not None:
-                return value
-        raise ValueError(f"wrap() cannot tell the {what}: pass {key}=")
-
-    mask = known(
-        mask_token_id, "mask_token_id", "mask token", getattr(tokenizer, "mask_token_id", None)
-    )
-    ends = known(eos_token_id, "eos_token_id", "end token", getattr(tokenizer, "eos_token_id", ()))
+    known = _Known(getattr(module, "config", None), tokenizer)
+    ends = known.get(eos_token_id, "eos_token_id")
     ends = (ends,) if isinstance(ends, int) else tuple(ends)
-    pad = getattr(config, "pad_token_id", None)
+    pad = known.find(pad_token_id, "pad_token_id")
+    longest = known.find(max_length, "max_position_embeddings")
     spec = ModelSpec(
-        vocab_size=known(vocab_size, "vocab_size", "size of the vocabulary"),
-        max_length=known(max_length, "max_position_embeddings", "length limit", 2**31 - 1),
-        mask_token_id=mask,
+        vocab_size=known.get(vocab_size, "vocab_size"),
+        max_length=NO_LIMIT if longest is None else longest,
+        mask_token_id=known.get(mask_token_id, "mask_token_id"),
         eos_token_ids=ends,
-        pad_token_id=pad if pad is not None else ends[0] if ends else mask,
+        # Padding is hidden from attention, so any token will do where none is named.
+        pad_token_id=ends[0] if pad is None else pad,
         logit_shift=logit_shift,
     )
-    return WrappedModel(module, spec, _mask_style(module), name, tokenizer)
+    return WrappedModel(module, spec, _mask_style(module, name), name, tokenizer)
 
 
-def _mask_style(module: Callable[..., Any]) -> MaskStyle:
+@dataclass(frozen=True)
+class _Known:
+    config: Any  # of the wrapped module, if it has one
+    tokenizer: PreTrainedTokenizerBase | None
+
+    def find(self, given: Any, key: str) -> Any:
+        """Returns what was given, else the configuration's, else the tokenizer's; may be None."""
+        sources = (given, getattr(self.config, key, None))
+        found = next((value for value in sources if value is not None), None)
+        ours = self.tokenizer is not None and key.endswith("token_id")
+        return getattr(self.tokenizer, key) if found is None and ours else found
+
+    def get(self, given: Any, key: str) -> Any:
+        """Returns the same, which must not be None nor an empty list."""
+        found = self.find(given, key)
+        if found is None or found == [] or found == ():
+            raise ValueError(f"wrap() cannot tell the {key} from the module's config: give {key}=")
+        return found
+
+
+def _mask_style(module: Callable[..., Any], name: str) -> MaskStyle:
+    """Returns what a module takes as `attention_mask`, refusing one that would decode wrongly."""
+    if isinstance(module, nn.Module) and module.training:
+        raise ValueError(
+            f"{name!r} is in training mode, so dropout is on: call module.eval() first"
+        )
     if isinstance(module, PreTrainedModel):
+        kernel = module.config._attn_implementation
+        if kernel not in ("sdpa", "eager"):
+            raise ValueError(
+                f"{name!r} uses attn_implementation={kernel!r}, which takes no 4-D mask; load it "
+                "with attn_implementation='sdpa' or 'eager'"
+            )
         return "additive"
     target = module.forward if isinstance(module, nn.Module) else module
-    parameters = inspect.signature(target).parameters
+    try:
+        parameters = inspect.signature(target).parameters
+    except ValueError:  # a builtin without a signature
+        return "none"
     return "padding" if "attention_mask" in parameters else "none"

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -13,11 +12,24 @@ from transformers import PreTrainedTokenizerFast
 
 from dllm.eval import arithmetic, functions, lists
 from dllm.eval.problem import Problem
+from dllm.tiny.tokenizer import END, MASK
 
 ROWS = 64  # in a batch
-GROUP = 4  # batches drawn together and sorted by length, so that little is padded
-REGIONS = (32, 48, 64, 96)  # response slots; most rows have 64
-END_WEIGHT, RESULT_WEIGHT = 0.1, 3.0
+GROUP = 4  # batches drawn together: problems are sorted by length, so that little is padded
+WIDTHS = (80, 96, 112, 128, 160)  # of batches; few, because each is compiled once
+REGIONS = (32, 48, 64, 96)  # response slots
+DEFAULT_REGION = 64
+END_WEIGHT, RESULT_WEIGHT, CONTEXT_WEIGHT = 0.1, 3.0, 0.05
+FAMILIES = (arithmetic, lists, functions)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What the rows of a step are drawn from."""
+
+    drills: float  # share of rows that are equations without a problem
+    focus: float  # share of the other rows that ask for one result of a word problem
+    families: tuple[float, float, float]  # weights of arithmetic, lists and functions
 
 
 @dataclass(frozen=True)
@@ -45,68 +57,93 @@ class Corpus:
     def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
         self.tokenizer = tokenizer
         self.seed = seed
-        self.mask, self.end = int(tokenizer.mask_token_id), int(tokenizer.eos_token_id)
-        self.digits = set(tokenizer.convert_tokens_to_ids([str(digit) for digit in range(10)]))
+        known = tokenizer.get_vocab()
+        self.mask, self.end, self.equals = known[MASK], known[END], known["="]
+        self.digits = {known[str(digit)] for digit in range(10)}
 
-    def batches(self, first: int, drills: float) -> list[Batch]:
-        """Returns the batches of steps first .. first + GROUP - 1; `drills` is their share."""
+    def batches(self, first: int, mixture: Mixture) -> list[Batch]:
+        """Returns the batches of steps first .. first + GROUP - 1.
+
+        Every batch has its share of drills: batches of drills alone, between batches of
+        problems alone, are forgotten as fast as they are learnt.
+        """
         source = random.Random(f"{self.seed}-{first}")
-        rows = [self._row(source, drills) for _ in range(ROWS * GROUP)]
-        rows.sort(key=lambda row: len(row.tokens))
-        parts = [rows[start : start + ROWS] for start in range(0, len(rows), ROWS)]
-        source.shuffle(parts)
-        return [self._batch(part) for part in parts]
+        num_drills = round(ROWS * mixture.drills)
+        problems = [self._row(source, mixture) for _ in range((ROWS - num_drills) * GROUP)]
+        problems.sort(key=lambda row: len(row.tokens))
+        batches = []
+        for index in range(GROUP):
+            part = problems[index * (ROWS - num_drills) : (index + 1) * (ROWS - num_drills)]
+            longest = max((len(row.tokens) for row in part), default=WIDTHS[0])
+            width = next(width for width in WIDTHS if width >= longest)
+            part += [self._drill(width, source) for _ in range(num_drills)]
+            batches.append(self._batch(part, width))
+        source.shuffle(batches)
+        return batches
 
-    def _row(self, source: random.Random, drills: float) -> Row:
-        if source.random() < drills:
-            return self._drill(source)
-        family = source.choices((arithmetic, lists, functions), weights=(6, 2, 2))[0]
-        problem = next(islice(family.problems("train", seed=source.getrandbits(48)), 1))
-        return self._problem(problem, source)
+    def _row(self, source: random.Random, mixture: Mixture) -> Row:
+        if source.random() < mixture.focus:
+            return self._focus(_draw(arithmetic, source), source)
+        family = source.choices(FAMILIES, weights=mixture.families)[0]
+        return self._problem(_draw(family, source), source)
 
-    def _drill(self, source: random.Random) -> Row:
+    def _drill(self, width: int, source: random.Random) -> Row:
         """Equations on their own, of which only the results are masked.
 
         The tables of sums and products have no first-order gradient while the rest of a response
-        is masked; without drills the digits stay at chance (docs: the model card).
+        is masked; without drills the digits stay at chance.
         """
-        lines = []
-        for _ in range(5):
-            value = source.randint(0, arithmetic.LARGEST)
-            lines.append(arithmetic.equation(value, *arithmetic.step(value, source)))
         tokens: list[int] = []
         masked: list[bool] = []
-        for line in lines:
-            question, result = line.split("=")
-            known = self._encode(question + "=")
-            tokens += known + self._encode(result + "; ")
+        while True:
+            value = source.randint(0, arithmetic.LARGEST)
+            line = arithmetic.equation(value, *arithmetic.step(value, source))
+            known = self._encode(line[:-2])
+            if len(tokens) + len(known) + 3 > width:
+                return Row(tokens, masked, [RESULT_WEIGHT] * len(tokens))
+            tokens += known + self._encode(line[-2:] + "; ")
             masked += [False] * len(known) + [True, True, False]
-        return Row(tokens, masked, [RESULT_WEIGHT] * len(tokens))
+
+    def _focus(self, problem: Problem, source: random.Random) -> Row:
+        """A word problem up to one of its results, which is what the loss looks at.
+
+        Drills teach the tables, this to use them in the middle of a response.
+        """
+        prompt, answer = self._encode(problem.prompt), self._encode(problem.response)
+        region = self._region(len(answer), source)
+        result = source.choice([i + 1 for i, token in enumerate(answer) if token == self.equals])
+        weight = [
+            RESULT_WEIGHT if result <= i < result + 2 else CONTEXT_WEIGHT for i in range(region)
+        ]
+        return Row(
+            prompt + answer + [self.end] * (region - len(answer)),
+            [False] * (len(prompt) + result) + [True] * (region - result),
+            [0.0] * len(prompt) + weight,
+        )
 
     def _problem(self, problem: Problem, source: random.Random) -> Row:
         prompt, answer = self._encode(problem.prompt), self._encode(problem.response)
-        fitting = [region for region in REGIONS if region > len(answer)]
-        region = 64 if source.random() < 0.7 and 64 in fitting else source.choice(fitting)
+        region = self._region(len(answer), source)
         response = answer + [self.end] * (region - len(answer))
         weight = [END_WEIGHT if token == self.end else 1.0 for token in response]
-        if len(answer) < region:
-            weight[len(answer)] = 1.0  # where the answer ends matters as much as any token
+        weight[len(answer)] = 1.0  # where the answer ends matters as much as any token
         for index in range(2, len(answer)):
             if response[index] in self.digits:
                 weight[index] = RESULT_WEIGHT
-        hidden = _mask(region, source)
-        return Row(
-            prompt + response,
-            [False] * len(prompt) + hidden,
-            [0.0] * len(prompt) + weight,
-        )
+        hidden = _mask(region, len(answer), source)
+        return Row(prompt + response, [False] * len(prompt) + hidden, [0.0] * len(prompt) + weight)
+
+    def _region(self, length: int, source: random.Random) -> int:
+        """Returns the number of slots of a row: mostly the default or the least that fits."""
+        fitting = [region for region in REGIONS if region > length]
+        if source.random() < 0.4 and length < DEFAULT_REGION:
+            return DEFAULT_REGION
+        return fitting[0] if source.random() < 0.9 else source.choice(fitting)
 
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
-    def _batch(self, rows: list[Row]) -> Batch:
-        width = -(-max(len(row.tokens) for row in rows) // 16) * 16
-
+    def _batch(self, rows: list[Row], width: int) -> Batch:
         def padded(values: list[list[float]], fill: float) -> Tensor:
             return torch.tensor([value + [fill] * (width - len(value)) for value in values])
 
@@ -117,10 +154,10 @@ class Corpus:
         return Batch(targets.masked_fill(masked, self.mask), targets, weight, real[:, None])
 
 
-def _mask(region: int, source: random.Random) -> list[bool]:
+def _mask(region: int, length: int, source: random.Random) -> list[bool]:
     """Returns which slots are masked: as block decoding sees them, or at a uniform rate."""
     if source.random() < 0.6:
-        cut = source.randrange(0, region)
+        cut = source.randint(0, length)
         block = source.choice((8, 16, 16, 32, 64))
         rate = source.random()
         return [
@@ -131,6 +168,6 @@ def _mask(region: int, source: random.Random) -> list[bool]:
     return [source.random() < rate for _ in range(region)]
 
 
-def stream(corpus: Corpus, first: int, drills: float) -> Iterator[Batch]:
-    """Yields the batches of one group of steps."""
-    yield from corpus.batches(first, drills)
+def _draw(family: ModuleType, source: random.Random) -> Problem:
+    problem: Problem = next(family.problems("train", seed=source.getrandbits(48)))
+    return problem

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from dllm.models.config import NetworkConfig
 from dllm.models.transformer import Transformer
-from dllm.tiny.corpus import GROUP, Batch, Corpus
+from dllm.tiny.corpus import GROUP, WIDTHS, Batch, Corpus, Mixture
 from dllm.tiny.tokenizer import build_tokenizer
 
 SAVE_EVERY = 200  # steps
@@ -27,15 +27,17 @@ SAVE_EVERY = 200  # steps
 class Recipe:
     """The hyper-parameters of a run; steps are batches of 64 rows."""
 
-    steps: int = 6000
+    steps: int = 4600
     seed: int = 0
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.05
     warm_up: int = 100
     hold: float = 0.6  # part of the steps before the learning rate falls
-    drills_first: float = 0.8  # share of drills at the beginning
-    drills_last: float = 0.15  # and from `drills_until` on, as a part of the steps
+    drills_first: float = 0.6  # share of drills at the beginning
+    drills_last: float = 0.12  # and after the part `drills_until` of the steps
     drills_until: float = 0.3
+    focus: float = 0.25
+    families: tuple[float, float, float] = (7, 1.5, 1.5)  # arithmetic, lists, functions
     max_length: int = 256
 
     def rate(self, step: int) -> float:
@@ -45,10 +47,11 @@ class Recipe:
         done = max(step / self.steps - self.hold, 0) / (1 - self.hold)
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(done, 1)))
 
-    def drills(self, step: int) -> float:
-        """Returns the share of drills in a step; it falls slowly, a sudden change is forgotten."""
+    def mixture(self, step: int) -> Mixture:
+        """Returns what a step draws from; drills fall slowly, a sudden change is forgotten."""
         done = min(step / (self.steps * self.drills_until), 1)
-        return self.drills_first + (self.drills_last - self.drills_first) * done
+        drills = self.drills_first + (self.drills_last - self.drills_first) * done
+        return Mixture(drills, self.focus, self.families)
 
 
 def network_config(vocab_size: int) -> NetworkConfig:
@@ -79,7 +82,7 @@ def new_network(config: NetworkConfig, seed: int) -> Transformer:
     return network
 
 
-def loss_of(network: nn.Module, batch: Batch) -> Tensor:
+def loss_of(network: Any, batch: Batch) -> Tensor:
     """Returns the weighted cross-entropy over masked tokens, in nats."""
     columns = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
     with torch.autocast(batch.tokens.device.type, dtype=torch.bfloat16):
@@ -111,7 +114,8 @@ class Run:
             self.network.parameters(), betas=(0.9, 0.98), weight_decay=recipe.weight_decay
         )
         trainable = _Trainable(self.network)
-        self.forward: nn.Module = torch.compile(trainable, dynamic=False) if compiled else trainable
+        self.forward: Any = torch.compile(trainable, dynamic=False) if compiled else trainable
+        torch._dynamo.config.recompile_limit = 4 * len(WIDTHS)  # one graph for each width
         self.step = 0
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer.save_pretrained(folder)
@@ -124,7 +128,7 @@ class Run:
         with Progress(*columns, TimeRemainingColumn()) as progress:
             bar = progress.add_task("training", total=self.recipe.steps, loss=float("nan"))
             while self.step < self.recipe.steps:
-                for batch in self.corpus.batches(self.step, self.recipe.drills(self.step)):
+                for batch in self.corpus.batches(self.step, self.recipe.mixture(self.step)):
                     loss = self._update(batch)
                 self.step += GROUP
                 progress.update(bar, completed=self.step, loss=loss)
@@ -140,7 +144,7 @@ class Run:
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
     def save(self, loss: float) -> None:
         """Writes the checkpoint in LLaDA's layout, the optimiser's state and a line of the log."""

@@ -10,7 +10,7 @@ from dllm.models.families import dream, fast_dllm_v2, illada, llada, sdar
 from dllm.models.families.family import Family
 from dllm.registry import nearest
 
-FAMILIES = {
+FAMILIES: dict[str, Family] = {
     module.FAMILY.architecture: module.FAMILY
     for module in (llada, dream, illada, sdar, fast_dllm_v2)
 }

@@ -1,0 +1,84 @@
+"""Where and in which dtype a network lives: one device, or a map of accelerate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate import (  # type: ignore[import-untyped]
+    dispatch_model,
+    infer_auto_device_map,
+)
+from accelerate.utils import get_balanced_memory  # type: ignore[import-untyped]
+from torch import nn
+
+from dllm.models.transformer import Block, Transformer
+
+Device = str | int | torch.device
+Devices = Mapping[str, Device]  # module name -> device; "" for all that no other name covers
+DeviceMap = str | Devices
+
+DTYPES = {
+    "float64": torch.float64,
+    "fp64": torch.float64,
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+}
+
+
+def parse_dtype(given: torch.dtype | str) -> torch.dtype:
+    """Returns a floating dtype from itself or its name."""
+    name = str(given).removeprefix("torch.")
+    if name not in DTYPES:
+        raise ValueError(f"dtype={given!r} is not supported; known: auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def place(network: Transformer, dtype: torch.dtype, device_map: DeviceMap) -> Devices:
+    """Returns the device of every module of a network that may still have no memory."""
+    if isinstance(device_map, str):
+        if device_map != "auto":
+            raise ValueError(f"device_map={device_map!r} must be 'auto' or a mapping")
+        whole = [Block.__name__]  # so that a residual does not cross devices
+        memory = get_balanced_memory(network, dtype=dtype, no_split_module_classes=whole)
+        inferred: dict[str, Any] = infer_auto_device_map(network, memory, whole, dtype=dtype)
+        device_map = inferred
+    on_disk = [name for name, device in device_map.items() if device == "disk"]
+    if on_disk:
+        raise ValueError(
+            f"device_map puts {', '.join(on_disk)} on disk, which is not supported: more memory "
+            "or a smaller dtype is needed"
+        )
+    for parameter, _ in network.named_parameters():
+        device_of(parameter, device_map)
+    return device_map
+
+
+def device_of(parameter: str, devices: Devices) -> torch.device:
+    """Returns the device of a parameter: that of the longest module name that contains it."""
+    inside = [name for name in devices if not name or f"{parameter}.".startswith(f"{name}.")]
+    if not inside:
+        raise ValueError(f"device_map has no device for {parameter}; add one for '' or its module")
+    return torch.device(devices[max(inside, key=len)])
+
+
+def dispatch(network: Transformer, devices: Devices) -> None:
+    """Adds accelerate's hooks, which move activations from device to device, if there are many."""
+    if len(set(devices.values())) > 1:
+        dispatch_model(network, dict(devices))
+
+
+def execution_device(module: nn.Module) -> torch.device:
+    """Returns where a module computes, which accelerate's offloading parts from its weights."""
+    for part in module.modules():
+        hook = getattr(part, "_hf_hook", None)
+        for inner in (hook, *getattr(hook, "hooks", ())):
+            device = getattr(inner, "execution_device", None)
+            if device is not None:
+                return torch.device(device)
+    return next(module.parameters()).device

@@ -1,0 +1,128 @@
+"""The command line as a user meets it: output, JSON, wrong flags, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+QUESTION = "tom has 53 pens. tom loses 3. how many pens does tom have?"
+
+
+def dllm(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "dllm", *arguments]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+    return subprocess.run(
+        command, input=stdin, capture_output=True, text=True, check=False, env=environment
+    )
+
+
+def json_of(done: subprocess.CompletedProcess[str]) -> Any:
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_generate_prints_the_answer_and_its_cost() -> None:
+    done = dllm("generate", QUESTION, "--scheduler", "fixed_quota")
+    assert done.returncode == 0, done.stderr
+    assert "####" in done.stdout
+    assert "tokens per forward" in done.stderr
+    watched = dllm("generate", QUESTION, "--watch")
+    assert watched.returncode == 0, watched.stderr
+    assert "####" in watched.stdout
+
+
+def test_generate_as_json() -> None:
+    out = json_of(dllm("generate", QUESTION, "-", "--json", "-c", "dual", stdin="copy: tom, ann."))
+    assert len(out["texts"]) == 2
+    assert out["metrics"]["forwards"]["refresh"] >= 1
+    assert len(out["trace"]["commit_step"]) == 2
+
+
+def test_chat_answers_line_by_line() -> None:
+    done = dllm("chat", "--json", stdin=f"{QUESTION}\n")
+    assert "####" in json_of(done)["reply"]
+
+
+def test_methods_lists_what_exists() -> None:
+    listed = json_of(dllm("methods", "--json"))
+    names = {(method["kind"], method["name"]) for method in listed}
+    assert {("scheduler", "threshold"), ("cache", "dual"), ("task", "arithmetic")} <= names
+    assert all(method["text"] and method["source"] for method in listed)
+    assert "0.9" in dllm("methods", "threshold").stdout
+
+
+def test_eval_writes_rows_and_prints_a_table(tmp_path: Path) -> None:
+    output = tmp_path / "rows.jsonl"
+    arguments = ["eval", "-s", "threshold:0.9", "-s", "fixed_quota", "--limit", "6"]
+    done = dllm(*arguments, "--output", str(output))
+    assert done.returncode == 0, done.stderr
+    assert "tokens/forward" in done.stdout
+    assert len(output.read_text().splitlines()) == 12
+    again = json_of(dllm(*arguments, "--output", str(output), "--json"))
+    assert [row["scheduler"] for row in again["rows"]] == ["threshold:threshold=0.9", "fixed_quota"]
+    assert len(output.read_text().splitlines()) == 12
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", "hi", "--scheduler", "treshold"], "did you mean 'threshold'"),
+        (["generate", "hi", "--cache", "duel"], "did you mean 'dual'"),
+        (["generate", "hi", "--model", "no-such-folder"], "not an existing folder"),
+        (["generate", "hi", "--dtype", "float12"], "float12"),
+        (["generate", "hi", "--block-length", "7"], "block lengths that fit"),
+        (["generate", "hi", "--set", "colour=red"], "unknown setting colour"),
+        (["generate", "hi", "--set", "top_p"], "name=value"),
+        (["generate", "hi " * 300], "over the model's limit"),
+        (["eval", "--task", "arithmetics"], "did you mean 'arithmetic'"),
+        (["eval", "--limit", "0"], "limit=0"),
+        (["eval", "-s", "fixed_quota:steps=7", "--limit", "1"], "multiple of the 4 blocks"),
+        (["methods", "dua"], "did you mean 'dual'"),
+    ],
+)
+def test_mistakes_are_one_clear_line(arguments: list[str], message: str) -> None:
+    done = dllm(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr.replace("\n", " ")
+    assert "Traceback" not in done.stderr
+
+
+def test_wrong_flag_is_refused() -> None:
+    done = dllm("generate", "hi", "--schduler", "threshold")
+    assert done.returncode == 2
+    assert "No such option" in done.stderr
+
+
+def test_unknown_words_are_warned_about() -> None:
+    done = dllm("generate", "zebra?")
+    assert done.returncode == 0
+    assert "vocabulary lacks words" in done.stderr
+
+
+def test_ctrl_c_during_eval_keeps_the_rows_and_the_run_goes_on(tmp_path: Path) -> None:
+    output = tmp_path / "rows.jsonl"
+    arguments = ["eval", "-s", "fixed_quota", "--limit", "40", "--batch-size", "2"]
+    arguments += ["--output", str(output)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dllm", *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 90
+    while not (output.exists() and output.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    kept = len(output.read_text().splitlines())
+    assert process.returncode == 130, stderr
+    assert b"goes on" in stderr
+    assert 2 <= kept < 40
+    summary = json_of(dllm(*arguments, "--json"))["rows"][0]
+    assert summary["problems"] == 40
+    assert len(output.read_text().splitlines()) == 40

@@ -1,0 +1,104 @@
+"""The runner: one line a problem, resumed after a kill, the same whatever the batch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scipy.stats import binomtest
+
+import dllm
+from dllm.eval.runner import Run, read_results
+from dllm.eval.summary import summarise, wilson
+from dllm.eval.tasks import TASKS, find_task
+from dllm.settings import resolve
+
+
+def run_of(model: dllm.HostedModel, batch_size: int = 4, **given: Any) -> Run:
+    return Run(model, TASKS["arithmetic"], resolve(model.defaults, None, given), batch_size)
+
+
+def test_results_do_not_depend_on_the_batch_size(tiny: dllm.HostedModel) -> None:
+    problems = TASKS["arithmetic"].take(7)
+    for given in ({}, {"temperature": 0.7, "seed": 3}):
+        runs = [
+            {
+                r.id: (r.text, r.forwards)
+                for r in run_of(tiny, size, **given).results(problems, None)
+            }
+            for size in (1, 3, 7)
+        ]
+        assert runs[0] == runs[1] == runs[2]
+
+
+def test_a_killed_run_goes_on_and_repeats_nothing(
+    tiny: dllm.HostedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problems, output = TASKS["arithmetic"].take(10), tmp_path / "deep" / "rows.jsonl"
+    decoded: list[str] = []
+    original = Run._batch
+
+    def counted(self: Run, batch: Any) -> Any:
+        if len(decoded) >= 8:
+            raise KeyboardInterrupt
+        decoded.extend(problem.id for problem in batch)
+        return original(self, batch)
+
+    monkeypatch.setattr(Run, "_batch", counted)
+    with pytest.raises(KeyboardInterrupt):
+        list(run_of(tiny).results(problems, output))
+    with output.open("a") as file:
+        file.write('{"run": "cut o')  # the line that a kill cut off
+    monkeypatch.setattr(Run, "_batch", original)
+    results = list(run_of(tiny).results(problems, output))
+    assert {result.id for result in results} == {problem.id for problem in problems}
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    assert len(lines) == 10
+    assert len({line["id"] for line in lines}) == 10
+    assert len(read_results(output)) == 10
+    whole = {r.id: r.text for r in run_of(tiny).results(problems, None)}
+    assert {line["id"]: line["text"] for line in lines} == whole
+    assert {"id", "text", "correct", "forwards", "valid_tokens", "settings"} <= set(lines[0])
+
+
+def test_runs_with_other_settings_share_a_file(tiny: dllm.HostedModel, tmp_path: Path) -> None:
+    problems, output = TASKS["arithmetic"].take(4), tmp_path / "rows.jsonl"
+    for scheduler in ("threshold:0.9", "threshold:0.5"):
+        assert len(list(run_of(tiny, scheduler=scheduler).results(problems, output))) == 4
+    assert len(output.read_text().splitlines()) == 8
+
+
+def test_a_damaged_file_is_not_overwritten(tiny: dllm.HostedModel, tmp_path: Path) -> None:
+    output = tmp_path / "rows.jsonl"
+    output.write_text("notes\nmore notes\n")
+    with pytest.raises(ValueError, match="line 1 is not a result"):
+        list(run_of(tiny).results(TASKS["arithmetic"].take(2), output))
+    assert output.read_text() == "notes\nmore notes\n"
+
+
+@pytest.mark.parametrize(("right", "count"), [(0, 10), (10, 10), (95, 100), (1, 3), (250, 500)])
+def test_interval_agrees_with_scipy(right: int, count: int) -> None:
+    expected = binomtest(right, count).proportion_ci(0.95, method="wilson")
+    assert wilson(right, count) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+def test_summary_adds_up(tiny: dllm.HostedModel) -> None:
+    results = list(run_of(tiny, scheduler="fixed_quota").results(TASKS["lists"].take(5), None))
+    summary = summarise(results)
+    assert summary.problems == 5
+    assert summary.forwards == sum(r.forwards for r in results) / 5
+    total = sum(r.valid_tokens for r in results)
+    assert summary.tokens_per_forward == total / sum(r.forwards for r in results)
+    with pytest.raises(ValueError, match="no results"):
+        summarise([])
+
+
+def test_tasks_are_named_and_bounded() -> None:
+    with pytest.raises(ValueError, match="did you mean 'arithmetic'"):
+        find_task("arithmetics")
+    with pytest.raises(ValueError, match="limit=0"):
+        TASKS["lists"].take(0)
+    problems = TASKS["functions"].take(300)
+    assert len({problem.prompt for problem in problems}) == 300
