@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dllm import cache, schedulers
+from dllm import cache, eval, schedulers  # noqa: A004 the folder has the name of the thing
 from dllm.generate import Stream, generate, stream
 from dllm.loop import BrokenLogitsError, StepEvent
 from dllm.metrics import Metrics
@@ -27,6 +27,7 @@ __all__ = [
     "Stream",
     "Trace",
     "cache",
+    "eval",
     "generate",
     "load",
     "save",

@@ -4,3 +4,7 @@ from __future__ import annotations
 
 if __name__ != "dllm.eval":
     raise ImportError("this folder is a part of dllm: import dllm.eval, not eval")
+
+from dllm.eval import arithmetic, functions, lists
+
+__all__ = ["arithmetic", "functions", "lists"]

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from functools import partial
 
-from dllm.eval.problem import Problem, Split, draw
+from dllm.eval.problem import DEFAULT_NUM, Family, Problem, Split, draw
 
 NAMES = ("tom", "ann", "bob", "sue", "jack", "mia", "leo", "eva", "joe", "zoe", "sam", "amy")
 THINGS = (
@@ -21,12 +21,16 @@ MOST_OPERATIONS = 5
 
 
 def problems(
-    split: Split = "test", seed: int = 0, operations: int | None = None
+    split: Split = "test",
+    seed: int = 0,
+    num: int = DEFAULT_NUM,
+    operations: int | None = None,
 ) -> Iterator[Problem]:
-    """Yields without end the word problems of a split, of one to five operations if not fixed."""
+    """Yields word problems of a split, of one to five operations if their number is not fixed."""
     if operations is not None and not 1 <= operations <= MOST_OPERATIONS:
         raise ValueError(f"operations={operations} must be from 1 to {MOST_OPERATIONS}")
-    return draw("arithmetic", partial(_make, operations=operations), split, seed)
+    family = Family("arithmetic", partial(_make, operations=operations))
+    return draw(family, split, seed, num)
 
 
 def extract(text: str) -> str | None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from dllm.eval.problem import Problem, Split, draw
+from dllm.eval.problem import DEFAULT_NUM, Family, Problem, Split, draw
 
 MOST_OPERATIONS = 5
 
 
-def problems(split: Split = "test", seed: int = 0) -> Iterator[Problem]:
-    """Yields without end the function problems of a split."""
-    return draw("functions", _make, split, seed)
+def problems(split: Split = "test", seed: int = 0, num: int = DEFAULT_NUM) -> Iterator[Problem]:
+    """Yields function problems of a split."""
+    return draw(Family("functions", _make), split, seed, num)
 
 
 def extract(text: str) -> str | None:

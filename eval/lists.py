@@ -6,14 +6,14 @@ import random
 from collections.abc import Iterator
 
 from dllm.eval.arithmetic import NAMES
-from dllm.eval.problem import Problem, Split, draw
+from dllm.eval.problem import DEFAULT_NUM, Family, Problem, Split, draw
 
 SHORTEST, LONGEST = 3, 8
 
 
-def problems(split: Split = "test", seed: int = 0) -> Iterator[Problem]:
-    """Yields without end the list problems of a split."""
-    return draw("lists", _make, split, seed)
+def problems(split: Split = "test", seed: int = 0, num: int = DEFAULT_NUM) -> Iterator[Problem]:
+    """Yields list problems of a split."""
+    return draw(Family("lists", _make), split, seed, num)
 
 
 def extract(text: str) -> str | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Split = Literal["train", "validation", "test"]
+DEFAULT_NUM = 1000  # problems of a stream, if not told otherwise
 _BUCKETS: dict[str, range] = {
     "test": range(10),
     "validation": range(10, 15),
@@ -26,25 +27,31 @@ class Problem:
     answer: str  # what is compared, a part of the response
 
 
+@dataclass(frozen=True)
+class Family:
+    """A kind of problem: its name and a maker of (prompt, response, answer)."""
+
+    name: str
+    make: Callable[[random.Random], tuple[str, str, str]]
+
+
 def split_of(prompt: str) -> str:
     """Returns the split of a prompt by a hash of its text, so that splits never share one."""
     bucket = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big") % 100
     return next(name for name, buckets in _BUCKETS.items() if bucket in buckets)
 
 
-def draw(
-    family: str, make: Callable[[random.Random], tuple[str, str, str]], split: Split, seed: int
-) -> Iterator[Problem]:
-    """Yields without end the problems of a split; `make` returns prompt, response and answer.
+def draw(family: Family, split: Split, seed: int, num: int) -> Iterator[Problem]:
+    """Yields `num` problems of a split.
 
     The same seed gives the same problems; raises ValueError for an unknown split.
     """
     if split not in _BUCKETS:
         raise ValueError(f"split={split!r}: known: {', '.join(_BUCKETS)}")
-    source = random.Random(f"{family}-{split}-{seed}")
+    source = random.Random(f"{family.name}-{split}-{seed}")
     number = 0
-    while True:
-        prompt, response, answer = make(source)
+    while number < num:
+        prompt, response, answer = family.make(source)
         if split_of(prompt) == split:
-            yield Problem(f"{family}-{split}-{seed}-{number}", prompt, response, answer)
+            yield Problem(f"{family.name}-{split}-{seed}-{number}", prompt, response, answer)
             number += 1

@@ -252,3 +252,57 @@ def test_top_k_and_top_p_cut_the_tail() -> None:
     raw = Sampling(mask_token_id=3, temperature=0.5)
     both = [s.propose(logits, noise, zeros[:, None], zeros) for s in (tempered, raw)]
     assert both[0].confidence.max() > both[1].confidence.max()
+
+
+def block_causal_model(logit_shift: Any) -> dllm.HostedModel:
+    from dllm.models import NetworkConfig
+    from dllm.models.transformer import Transformer
+
+    torch.manual_seed(0)
+    network = Transformer(
+        NetworkConfig(
+            vocab_size=60,
+            hidden_size=32,
+            intermediate_size=64,
+            num_layers=2,
+            num_heads=4,
+            num_kv_heads=2,
+            head_dim=8,
+            rope_theta=1e4,
+            rms_norm_eps=1e-6,
+            qk_norm=True,
+        )
+    )
+    for weight in network.parameters():
+        weight.data *= 3 if weight.dim() == 2 else 1
+    spec = dllm.ModelSpec(
+        vocab_size=60,
+        max_length=64,
+        mask_token_id=59,
+        eos_token_ids=(58,),
+        pad_token_id=58,
+        logit_shift=logit_shift,
+        attention="block_causal",
+        block_length=4,
+    )
+    return dllm.HostedModel("block-causal", network.double().eval(), spec)
+
+
+@pytest.mark.parametrize("logit_shift", [0, 1])
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+def test_block_causal_models_count_blocks_from_zero(logit_shift: int, cache: str) -> None:
+    model = block_causal_model(logit_shift)
+    prompts = [[1, 2, 3, 4, 5], [6, 7], [8] * 9, [9] * 8]
+    options: dict[str, Any] = {"scheduler": "fixed_quota", "cache": cache, "at_eos": "ignore"}
+    together = dllm.generate(model, prompts, max_new_tokens=12, **options)
+    for prompt, sequence in zip(prompts, together.sequences, strict=True):
+        alone = dllm.generate(model, [prompt], max_new_tokens=12, **options).sequences[0]
+        assert sequence == alone
+        shorter = dllm.generate(model, [prompt], max_new_tokens=4, **options).sequences[0]
+        complete = (len(prompt) + 4) // 4 * 4
+        assert shorter[:complete] == sequence[:complete], "a block saw what comes after it"
+    running = dllm.stream(model, prompts[:1], max_new_tokens=12, **options)
+    starts = [int(event.columns[0, 0]) for event in running]
+    assert starts == [4] * 3 + [8] * 4 + [12] * 4 + [16]
+    with pytest.raises(ValueError, match="not a multiple of the 4"):
+        dllm.generate(model, prompts, max_new_tokens=12, block_length=6)

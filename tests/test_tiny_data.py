@@ -228,7 +228,7 @@ def test_drills_mask_true_results_only(tokenizer: PreTrainedTokenizerFast) -> No
     for batch in corpus.batches(0, DRILLS):
         text = str(tokenizer.decode(batch.targets[0][batch.attend[0, 0]].tolist()))
         results = re.findall(r"=(\d\d)", text)
-        assert len(results) == 5
+        assert len(results) >= 5
         assert int((batch.tokens[0] == corpus.mask).sum()) == 2 * len(results)
 
 

@@ -26,6 +26,7 @@ from dllm.cli.options import (
 )
 from dllm.cli.watch import watch as draw
 from dllm.generate import Stream, stream
+from dllm.loop import BrokenLogitsError
 from dllm.models.model import DenoisingModel
 from dllm.output import GenerationOutput
 
@@ -120,4 +121,7 @@ def _run(running: Stream, watch: bool) -> bool:
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted: this is what was committed until then")
         return True
+    except BrokenLogitsError:
+        report(running.output, as_json=False)
+        raise
     return False
