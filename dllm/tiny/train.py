@@ -11,16 +11,23 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import PreTrainedTokenizerFast
 
-from dllm.models.config import NetworkConfig
+from dllm.eval import arithmetic
+from dllm.eval.tasks import TASKS
+from dllm.generate import generate
+from dllm.models.config import ModelSpec, NetworkConfig
+from dllm.models.families import llada
+from dllm.models.model import HostedModel
+from dllm.models.save import save
 from dllm.models.transformer import Transformer
 from dllm.tiny.corpus import GROUP, WIDTHS, Batch, Corpus, Mixture
-from dllm.tiny.tokenizer import build_tokenizer
+from dllm.tiny.tokenizer import END, MASK, build_tokenizer
 
-SAVE_EVERY = 200  # steps
+SAVE_EVERY, VALIDATE_EVERY = 200, 800  # steps
+VALIDATED = 100  # problems
 
 
 @dataclass(frozen=True)
@@ -107,9 +114,9 @@ class Run:
 
     def __init__(self, folder: Path, recipe: Recipe, device: str, compiled: bool) -> None:
         self.folder, self.recipe, self.device = folder, recipe, device
-        tokenizer = build_tokenizer()
-        self.corpus = Corpus(tokenizer, recipe.seed)
-        self.network = new_network(network_config(len(tokenizer)), recipe.seed).to(device)
+        self.tokenizer = build_tokenizer()
+        self.corpus = Corpus(self.tokenizer, recipe.seed)
+        self.network = new_network(network_config(len(self.tokenizer)), recipe.seed).to(device)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), betas=(0.9, 0.98), weight_decay=recipe.weight_decay
         )
@@ -118,7 +125,6 @@ class Run:
         torch._dynamo.config.recompile_limit = 4 * len(WIDTHS)  # one graph for each width
         self.step = 0
         folder.mkdir(parents=True, exist_ok=True)
-        tokenizer.save_pretrained(folder)
         (folder / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1))
         self._resume()
 
@@ -147,92 +153,80 @@ class Run:
         return float(loss.detach())
 
     def save(self, loss: float) -> None:
-        """Writes the checkpoint in LLaDA's layout, the optimiser's state and a line of the log."""
-        write_checkpoint(self.network, self.folder, self.corpus, self.recipe.max_length)
-        state = {"step": self.step, "optimizer": self.optimizer.state_dict()}
+        """Writes the checkpoint, the optimiser's state and a line of the log."""
+        model = hosted(self.network, self.tokenizer, self.recipe)
+        save(model, self.folder)
+        state = {
+            "step": self.step,
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
         torch.save(state, self.folder / "state.tmp")
         (self.folder / "state.tmp").replace(self.folder / "state.pt")
+        entry: dict[str, float] = {"step": self.step, "loss": round(loss, 5)}
+        if self.step % VALIDATE_EVERY < GROUP or self.step >= self.recipe.steps:
+            entry["validation_accuracy"] = accuracy(model)
         with (self.folder / "log.jsonl").open("a") as log:
-            log.write(json.dumps({"step": self.step, "loss": round(loss, 5)}) + "\n")
+            log.write(json.dumps(entry) + "\n")
 
     def _resume(self) -> None:
         if not (self.folder / "state.pt").exists():
             return
-        from dllm.models.load import load
-
         state = torch.load(self.folder / "state.pt", weights_only=True)
-        self.network.load_state_dict(load(str(self.folder)).network.state_dict())
+        self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
 
 
-_LLADA_NAMES = {
-    "attention_norm": "attn_norm",
-    "attention.q": "q_proj",
-    "attention.k": "k_proj",
-    "attention.v": "v_proj",
-    "attention.out": "attn_out",
-    "feed_forward_norm": "ff_norm",
-    "feed_forward.gate": "ff_proj",
-    "feed_forward.up": "up_proj",
-    "feed_forward.down": "ff_out",
-}
+def accuracy(model: HostedModel) -> float:
+    """Returns the part of validation word problems answered right at threshold 0.9.
+
+    Free-running: accuracy on masked tokens is misleading, because a result stands again later in
+    the response and is copied from there.
+    """
+    problems = TASKS["arithmetic"].take(VALIDATED, "validation")
+    out = generate(model, [problem.prompt for problem in problems], scheduler="threshold:0.9")
+    assert out.texts is not None
+    pairs = zip(problems, out.texts, strict=True)
+    return sum(arithmetic.is_correct(problem, text) for problem, text in pairs) / VALIDATED
 
 
-def write_checkpoint(network: Transformer, folder: Path, corpus: Corpus, max_length: int) -> None:
-    """Writes model.safetensors (float32), config.json and generation_config.json."""
-    tops = {"embedding": "wte", "norm": "ln_f", "head": "ff_out"}
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in network.state_dict().items():
-        path = name.removesuffix(".weight")
-        if path.startswith("blocks."):
-            _, layer, part = path.split(".", 2)
-            path = f"blocks.{layer}.{_LLADA_NAMES[part]}"
-        else:
-            path = tops[path]
-        tensors[f"model.transformer.{path}.weight"] = tensor.detach().cpu().float().contiguous()
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    config = _config_json(network.config, corpus, max_length)
-    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    generation = {
-        "max_new_tokens": 64,
-        "block_length": 16,
-        "scheduler": "threshold",
-        "eos_token_id": corpus.end,
-        "pad_token_id": corpus.end,
-        "mask_token_id": corpus.mask,
+def hosted(network: Transformer, tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> HostedModel:
+    """Returns the network as a model of LLaDA's architecture, with what its config.json says."""
+    shape, known = network.config, tokenizer.get_vocab()
+    special = {
+        "eos_token_id": known[END],
+        "pad_token_id": known[END],
+        "mask_token_id": known[MASK],
     }
-    (folder / "generation_config.json").write_text(json.dumps(generation, indent=1) + "\n")
-
-
-def _config_json(network: NetworkConfig, corpus: Corpus, max_length: int) -> dict[str, Any]:
-    return {
+    config = {
         "architectures": ["LLaDAModelLM"],
         "model_type": "llada",
-        "d_model": network.hidden_size,
-        "n_layers": network.num_layers,
-        "n_heads": network.num_heads,
-        "n_kv_heads": network.num_kv_heads,
-        "mlp_hidden_size": network.intermediate_size,
-        "activation_type": "silu",
-        "block_type": "llama",
-        "block_group_size": 1,
-        "layer_norm_type": "rms",
-        "rms_norm_eps": network.rms_norm_eps,
-        "rope": True,
-        "rope_theta": network.rope_theta,
+        "d_model": shape.hidden_size,
+        "n_layers": shape.num_layers,
+        "n_heads": shape.num_heads,
+        "n_kv_heads": shape.num_kv_heads,
+        "mlp_hidden_size": shape.intermediate_size,
+        **llada.SUPPORTED,
+        "rms_norm_eps": shape.rms_norm_eps,
+        "rope_theta": shape.rope_theta,
         "rope_full_precision": True,
-        "include_bias": False,
-        "include_qkv_bias": False,
         "weight_tying": False,
-        "vocab_size": network.vocab_size,
-        "embedding_size": network.vocab_size,
-        "max_sequence_length": max_length,
-        "mask_token_id": corpus.mask,
-        "eos_token_id": corpus.end,
-        "pad_token_id": corpus.end,
+        "vocab_size": shape.vocab_size,
+        "embedding_size": shape.vocab_size,
+        "max_sequence_length": recipe.max_length,
         "torch_dtype": "float32",
+        **special,
     }
+    defaults = {"max_new_tokens": 64, "block_length": 16, "scheduler": "threshold", **special}
+    spec = ModelSpec(
+        vocab_size=shape.vocab_size,
+        max_length=recipe.max_length,
+        mask_token_id=known[MASK],
+        eos_token_ids=(known[END],),
+        pad_token_id=known[END],
+    )
+    return HostedModel("tiny", network, spec, tokenizer, defaults, config)
 
 
 def main(
