@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
+from dllm import cache as caches
+from dllm import schedulers
 from dllm.eval.runner import Result
+from dllm.registry import Registry
 
 _NORMAL_95 = 1.959963984540054
 
@@ -40,8 +44,8 @@ def summarise(results: Sequence[Result]) -> Summary:
     low, high = wilson(correct, count)
     settings = results[0].settings
     return Summary(
-        scheduler=short(settings["scheduler"]),
-        cache=short(settings["cache"]),
+        scheduler=short(settings["scheduler"], schedulers.registry),
+        cache=short(settings["cache"], caches.registry),
         problems=count,
         correct=correct,
         accuracy=correct / count,
@@ -66,11 +70,10 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
-def short(part: dict[str, object]) -> str:
-    """Returns the short form of a scheduler or cache, options that say nothing left out."""
+def short(part: Mapping[str, Any], registry: Registry[Any]) -> str:
+    """Returns the short form of a scheduler or cache, options at their default left out."""
+    usual = {field.name: field.default for field in fields(registry.get(part["name"]))}
     options = [
-        f"{key}={value}"
-        for key, value in part.items()
-        if key != "name" and value not in (None, False, 0, 1e-3, "feed", "confidence")
+        f"{key}={value}" for key, value in part.items() if key != "name" and value != usual[key]
     ]
     return ":".join([str(part["name"]), *([",".join(options)] if options else [])])

@@ -67,7 +67,7 @@ def test_eval_writes_rows_and_prints_a_table(tmp_path: Path) -> None:
     assert "tokens/forward" in done.stdout
     assert len(output.read_text().splitlines()) == 12
     again = json_of(dllm(*arguments, "--output", str(output), "--json"))
-    assert [row["scheduler"] for row in again["rows"]] == ["threshold:threshold=0.9", "fixed_quota"]
+    assert [row["scheduler"] for row in again["rows"]] == ["threshold", "fixed_quota"]
     assert len(output.read_text().splitlines()) == 12
 
 
