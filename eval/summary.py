@@ -73,7 +73,10 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
 def short(part: Mapping[str, Any], registry: Registry[Any]) -> str:
     """Returns the short form of a scheduler or cache, options at their default left out."""
     usual = {field.name: field.default for field in fields(registry.get(part["name"]))}
+    first = next(iter(usual), None)  # its name may be left out
     options = [
-        f"{key}={value}" for key, value in part.items() if key != "name" and value != usual[key]
+        str(part[key]) if key == first else f"{key}={part[key]}"
+        for key in usual
+        if part[key] != usual[key]
     ]
     return ":".join([str(part["name"]), *([",".join(options)] if options else [])])

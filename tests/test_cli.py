@@ -59,12 +59,21 @@ def test_methods_lists_what_exists() -> None:
     assert "0.9" in dllm("methods", "threshold").stdout
 
 
+def test_the_table_fits_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    command = [sys.executable, "-m", "dllm", "eval", "-s", "fixed_quota:16", "-c", "dual"]
+    done = subprocess.run([*command, "--limit", "2"], capture_output=True, text=True, check=True)
+    assert "fixed_quota:16" in done.stdout
+    assert "dual" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
 def test_eval_writes_rows_and_prints_a_table(tmp_path: Path) -> None:
     output = tmp_path / "rows.jsonl"
     arguments = ["eval", "-s", "threshold:0.9", "-s", "fixed_quota", "--limit", "6"]
     done = dllm(*arguments, "--output", str(output))
     assert done.returncode == 0, done.stderr
-    assert "tokens/forward" in done.stdout
+    assert "forwards" in done.stdout
     assert len(output.read_text().splitlines()) == 12
     again = json_of(dllm(*arguments, "--output", str(output), "--json"))
     assert [row["scheduler"] for row in again["rows"]] == ["threshold", "fixed_quota"]

@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 
 import dllm
 from dllm.eval.runner import Run, read_results
-from dllm.eval.summary import summarise, wilson
+from dllm.eval.summary import short, summarise, wilson
 from dllm.eval.tasks import TASKS, find_task
 from dllm.settings import resolve
 
@@ -102,3 +102,11 @@ def test_tasks_are_named_and_bounded() -> None:
         TASKS["lists"].take(0)
     problems = TASKS["functions"].take(300)
     assert len({problem.prompt for problem in problems}) == 300
+
+
+@pytest.mark.parametrize(
+    "text", ["threshold", "threshold:0.7", "fixed_quota:16,order=random", "dream:origin,steps=8"]
+)
+def test_short_forms_build_the_same_scheduler(text: str) -> None:
+    registry = dllm.schedulers.registry
+    assert short(registry.create(text).summary(), registry) == text

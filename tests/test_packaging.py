@@ -73,8 +73,12 @@ def third_party_imports(path: Path) -> set[str]:
     return names - sys.stdlib_module_names - {"dllm"}
 
 
+def normalised(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
 def distribution_names(requirements: list[str]) -> set[str]:
-    return {re.split(r"[^\w.-]", requirement)[0].lower() for requirement in requirements}
+    return {normalised(re.split(r"[^\w.-]", requirement)[0]) for requirement in requirements}
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +161,7 @@ def test_imports_are_declared() -> None:
             continue
         declared = evaluation if name.startswith("dllm/eval/") else core
         for imported in third_party_imports(path):
-            known = {provider.lower() for provider in providers.get(imported, [imported])}
+            known = {normalised(provider) for provider in providers.get(imported, [imported])}
             assert known & declared, (
                 f"{name} imports {imported}, which pyproject.toml does not name"
             )

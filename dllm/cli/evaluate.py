@@ -12,7 +12,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dllm import load
+from dllm import cache as caches
+from dllm import load, schedulers
 from dllm.cli.options import (
     BlockOption,
     CachesOption,
@@ -30,7 +31,7 @@ from dllm.cli.options import (
 from dllm.cli.table import comparison
 from dllm.eval.problem import Problem
 from dllm.eval.runner import Result, Run
-from dllm.eval.summary import Summary, summarise
+from dllm.eval.summary import Summary, short, summarise
 from dllm.eval.tasks import find_task
 from dllm.generate import check
 from dllm.settings import resolve
@@ -130,4 +131,5 @@ def _report(runs: Sequence[Run], summaries: Sequence[Summary], as_json: bool) ->
 
 def _label(run: Run) -> str:
     described = run.describe()
-    return f"{described['scheduler']['name']} / {described['cache']['name']}"
+    scheduler = short(described["scheduler"], schedulers.registry)
+    return f"{scheduler} / {short(described['cache'], caches.registry)}"
