@@ -7,6 +7,10 @@ PYTHON ?= python3
 #   make setup TORCH="torch==2.13.0 --index-url <index of CPU wheels>"
 TORCH ?= torch==2.13.0
 
+# On shared machines threads that spin while they wait for a neighbour's core cost several times more
+# than the work itself; passive waiting is never much slower.
+export OMP_WAIT_POLICY ?= passive
+
 BIN := .venv/bin
 READY := .venv/.ready
 BENCH ?= decode
