@@ -238,9 +238,8 @@ def main() -> int:
     for method, found in results.items():
         failed = [d for d in found if d is not None and d.case not in KNOWN_DIFFERENCES]
         known = [d for d in found if d is not None and d.case in KNOWN_DIFFERENCES]
-        print(
-            f"{'FAILED' if failed else 'passed'}  {len(found) - len(failed) - len(known)}/{len(found)}  {method}"
-        )
+        same = len(found) - len(failed) - len(known)
+        print(f"{'FAILED' if failed else 'passed'}  {same}/{len(found)}  {method}")
         for difference in known:
             print(f"    known difference: {difference.case}: {KNOWN_DIFFERENCES[difference.case]}")
         for difference in failed if options.verbose else []:
