@@ -39,7 +39,8 @@ print(json.dumps(files))
 
 
 def run(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
+    # Passive: two processes whose threads spin for each other's cores take minutes, not seconds.
+    env = {"OMP_WAIT_POLICY": "passive", **os.environ, "HF_HUB_OFFLINE": "1", **environment}
     return subprocess.run(
         command, cwd=cwd, env=env, capture_output=True, text=True, timeout=RUN_LIMIT, check=False
     )
