@@ -36,12 +36,18 @@ class Cache(ABC):
         return {"name": type(self).__module__.rpartition(".")[2], **vars(self)}
 
 
-def every_column(canvas: Canvas, spec: ModelSpec, store: bool) -> StepPlan:
-    """Returns the pass that feeds the whole canvas; exact whatever the store holds."""
+def every_column(
+    canvas: Canvas, spec: ModelSpec, store: bool, length: Tensor | None = None
+) -> StepPlan:
+    """Returns the pass that feeds the whole canvas; exact whatever the store holds.
+
+    Keys up to each row's `length` (B,) are visible; None: up to where the row ends.
+    """
     width = canvas.layout.num_columns
     columns = torch.arange(width, device=canvas.tokens.device)
     columns = columns.expand(canvas.layout.num_rows, width)
-    return _plan("refresh", columns, canvas, spec, store)
+    plan = _plan("refresh", columns, canvas, spec, store)
+    return plan if length is None else replace(plan, attend=_visible(columns, length, canvas, spec))
 
 
 def block_entry(canvas: Canvas, spec: ModelSpec, first_token: FirstToken) -> StepPlan:
@@ -49,8 +55,7 @@ def block_entry(canvas: Canvas, spec: ModelSpec, first_token: FirstToken) -> Ste
     plan = every_column(canvas, spec, store=True)
     if first_token == "feed":
         return plan
-    offsets = torch.arange(canvas.layout.block_length, device=canvas.tokens.device)
-    first = (offsets == 0).expand(canvas.layout.num_rows, -1)
+    first = canvas.columns() == canvas.block_start[:, None]
     return replace(plan, eligible=first, forced=True)
 
 
@@ -60,45 +65,58 @@ def check_first_token(first_token: FirstToken, spec: ModelSpec) -> None:
         raise ValueError("first_token='force' is for models with shifted logits; use 'feed' here")
 
 
-def columns_from(start: Tensor, width: int, canvas: Canvas, spec: ModelSpec) -> StepPlan:
+def columns_from(
+    start: Tensor, width: int, canvas: Canvas, spec: ModelSpec, length: Tensor | None = None
+) -> StepPlan:
     """Returns the pass that feeds `width` columns from `start` (B,) on and reads the store.
 
-    Columns past the canvas are clamped to its last spare one, which nothing attends to.
+    Columns past the canvas are clamped to its last spare one, which nothing attends to. Keys up
+    to each row's `length` (B,) are visible; None: up to where the row ends now.
     """
     offsets = torch.arange(width, device=canvas.tokens.device)
     last = canvas.tokens.shape[1] - 1
     columns = (start[:, None] + offsets).clamp(0, last)
-    return _plan("step", columns, canvas, spec, store=True)
+    plan = _plan("step", columns, canvas, spec, store=True)
+    return plan if length is None else replace(plan, attend=_visible(columns, length, canvas, spec))
 
 
 def _plan(
     kind: PassKind, columns: Tensor, canvas: Canvas, spec: ModelSpec, store: bool
 ) -> StepPlan:
     num_keys = canvas.layout.num_columns
-    rows = torch.arange(canvas.layout.num_rows, device=columns.device)
+    head = canvas.columns() - spec.logit_shift - columns[:, :1]  # the fed columns are contiguous
+    last = columns.shape[1] - 1
+    everything = kind == "refresh"
     return StepPlan(
         kind=kind,
         columns=columns,
-        head=_head(columns, canvas, spec),
+        head=head.clamp(0, last),
         num_keys=num_keys,
-        attend=_visible(columns, num_keys, canvas, spec),
-        slots=rows[:, None] * canvas.tokens.shape[1] + columns if store else None,
+        attend=_visible(columns, None, canvas, spec),
+        slots=_slots(columns, canvas) if store else None,
+        known=None if everything else (head >= 0) & (head <= last),
     )
 
 
-def _head(columns: Tensor, canvas: Canvas, spec: ModelSpec) -> Tensor:
-    """Returns which fed column predicts each column of the window, (B, W) int64."""
-    offsets = torch.arange(canvas.layout.block_length, device=columns.device)
-    wanted = canvas.block_start[:, None] + offsets - spec.logit_shift
-    return (wanted - columns[:, :1]).clamp(0, columns.shape[1] - 1)
+def _slots(columns: Tensor, canvas: Canvas) -> Tensor:
+    """Returns where the fed columns' keys are kept (B, Q); those of a cut-off end are not."""
+    layout, rows = canvas.layout, torch.arange(canvas.layout.num_rows, device=columns.device)
+    slots = rows[:, None] * layout.num_stored + columns
+    if not layout.can_shorten:
+        return slots
+    return torch.where(columns < canvas.length[:, None], slots, layout.num_rows * layout.num_stored)
 
 
-def _visible(columns: Tensor, num_keys: int, canvas: Canvas, spec: ModelSpec) -> Tensor | None:
+def _visible(
+    columns: Tensor, length: Tensor | None, canvas: Canvas, spec: ModelSpec
+) -> Tensor | None:
     """Returns which keys each fed column sees, (B, 1 or Q, K) bool; None if all."""
-    keys = torch.arange(num_keys, device=columns.device)
-    real = keys < canvas.length[:, None, None]
+    if spec.attention == "full" and length is None and not canvas.layout.ragged:
+        return None
+    keys = torch.arange(canvas.layout.num_columns, device=columns.device)
+    real = keys < (canvas.length if length is None else length)[:, None, None]
     if spec.attention == "full":
-        return real if canvas.layout.ragged else None
+        return real
     block = spec.block_length if spec.attention == "block_causal" else 1
     assert block is not None
     return real & (keys // block <= columns[..., None] // block)

@@ -16,7 +16,8 @@ class DualCache(Cache):
     """Feeds everything when a block begins, then only the block and its `vicinity`.
 
     `vicinity` is the number of columns refreshed with the block on either side (dInfer);
-    `first_token` is explained in `prefix.py`.
+    `first_token` is explained in `prefix.py`. A scheduler with a wider window than its block has
+    the whole window fed.
     """
 
     vicinity_before: int = 0
@@ -40,6 +41,8 @@ class DualCache(Cache):
             return block_entry(canvas, spec, self.first_token)
         lead = spec.logit_shift if self.first_token == "feed" else 0
         before = self.vicinity_before + lead
-        width = before + canvas.layout.block_length + self.vicinity_after
+        width = before + canvas.layout.window_length + self.vicinity_after
         start = (canvas.block_start - before).clamp(min=0)
-        return columns_from(start, width, canvas, spec)
+        # What a scheduler cut off in this block stays visible until the next: it is frozen too.
+        length = canvas.entry_length if canvas.layout.can_shorten else None
+        return columns_from(start, width, canvas, spec, length)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
+
+import torch
 
 from dllm.cache.base import Cache, every_column
 from dllm.canvas import Canvas, Status
@@ -13,11 +15,21 @@ from dllm.plan import StepPlan
 
 @dataclass(frozen=True)
 class NoCache(Cache):
-    """Recomputes everything at each step: the exact reference of every other cache."""
+    """Recomputes everything at each step: the exact reference of every other cache.
+
+    `beyond_block=False` hides what follows the block, as if the canvas ended with it
+    (huggingface/diffusers pipeline_llada2.py).
+    """
+
+    beyond_block: bool = True
 
     source: ClassVar[str] = "ML-GSAI/LLaDA generate.py; DreamLM/Dream generation_utils.py"
     stores: ClassVar[bool] = False
     lockstep: ClassVar[bool] = False
 
     def plan(self, canvas: Canvas, status: Status, spec: ModelSpec) -> StepPlan:
-        return every_column(canvas, spec, store=False)
+        if self.beyond_block:
+            return every_column(canvas, spec, store=False)
+        end = torch.minimum(canvas.length, canvas.block_end)
+        plan = every_column(canvas, spec, store=False, length=end)
+        return replace(plan, known=canvas.columns() < end[:, None])

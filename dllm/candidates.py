@@ -51,6 +51,15 @@ class Candidates:
         """Returns the log probability (B, W) in nats of tokens (B, W)."""
         return self.logits.gather(-1, tokens[..., None]).squeeze(-1) - self.log_normaliser
 
+    def at(self, index: Tensor) -> Candidates:
+        """Returns the candidates of the window's columns `index` (B, n) alone."""
+        wide = index[..., None].expand(-1, -1, self.logits.shape[-1])
+        return Candidates(self.logits.gather(1, wide), self.token.gather(1, index))
+
+    def of_rows(self, rows: Tensor) -> Candidates:
+        """Returns the candidates of some rows (n,) int64 alone."""
+        return Candidates(self.logits[rows], self.token[rows])
+
     @cached_property
     def _top2(self) -> Tensor:
         return self.logits.topk(2, dim=-1).values

@@ -9,10 +9,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dllm.branches import Branches
+
 NEVER = -1  # commit_step of a column that the model did not commit
 
-# What an end token does: nothing; end its row once all before it is there; cut the row at once.
-AtEnd = Literal["ignore", "stop", "truncate"]
+# What an end token does: nothing; end its row once all before it is there; end it once its block
+# is full; cut the row at once.
+AtEnd = Literal["ignore", "stop", "block", "truncate"]
 
 
 @dataclass(frozen=True)
@@ -26,31 +29,51 @@ class Layout:
     fill_token_id: int  # ends a finished row
     eos_token_ids: tuple[int, ...]
     lengths: tuple[int, ...]  # tokens of each row, prompt and slots together
+    num_slots: int  # the most of any row
+    window_length: int  # columns from a block's start that a step may commit
+    region_length: int = 0  # columns of the whole generated region, if a scheduler sees it all
+    num_shadows: int = 0  # store slots for columns that are fed twice
+    can_shorten: bool = False  # a scheduler may cut rows off
 
     @property
     def ragged(self) -> bool:
         """Whether rows differ in length, so that attention needs a key mask."""
-        return len(set(self.lengths)) > 1
+        return self.can_shorten or len(set(self.lengths)) > 1
+
+    @property
+    def width(self) -> int:
+        """W: the columns that a step looks at."""
+        return self.region_length or self.window_length
+
+    @property
+    def num_stored(self) -> int:
+        """C: columns of the canvas, with spare ones in which any window ends."""
+        return self.num_columns + max(self.width, self.window_length) + self.num_shadows
 
 
 @dataclass(frozen=True)
 class Window:
-    """The block that each row is at."""
+    """The columns of each row that a step looks at."""
 
     columns: Tensor  # (B, W) int64
     tokens: Tensor  # (B, W) int64
     masked: Tensor  # (B, W) bool: may be committed now
-    active: Tensor  # (B,) bool: the block has masks
+    block: Tensor  # (B, W) bool: belongs to the row's block
+    known: Tensor  # (B, W) bool: the pass gives its logits
+    active: Tensor  # (B,) bool: the block has masks, or the row is held at it
 
 
 @dataclass(frozen=True)
-class Commit:
+class Change:
     """What one step writes into the windows."""
 
     chosen: Tensor  # (B, W) bool
-    tokens: Tensor  # (B, W) int64
+    tokens: Tensor  # (B, W) int64, the mask token where a column is opened again
     confidence: Tensor  # (B, W) float
     num_steps: Tensor | int = 1  # (B,) int64 schedule steps that it stands for
+    hold: Tensor | None = None  # (B,) bool: the row stays at its block though it is full
+    length: Tensor | None = None  # (B,) int64 column at which the row is cut off
+    block_end: Tensor | None = None  # (B,) int64 column at which the block ends
 
 
 @dataclass(frozen=True)
@@ -61,36 +84,48 @@ class Status:
     entered: bool  # some row stands at a block that has not been forwarded yet
     broken: bool  # some row got logits that are not numbers
     remaining: int  # the most columns that any unfinished row has from its block's start on
+    branching: bool = False  # some row has variants to compare
 
 
 class Canvas:
     """The tokens of B left-aligned rows, their blocks and their history.
 
     Column = position: the prompt of row b is in [0, prompt_length[b]), its slots follow, padding
-    is at the right end. `block_length` spare columns after the longest row let every row's window
-    have W distinct columns; they are never attended to. Tensors keep their shape and place.
+    is at the right end. Spare columns after the longest row let every row's window have W
+    distinct columns; they are never attended to. Tensors keep their shape and place.
     """
 
     def __init__(self, layout: Layout, tokens: Tensor, fixed: Tensor, prompt_length: Tensor):
         self.layout = layout
-        self.tokens = tokens  # (B, C) int64, C = num_columns + block_length
+        self.tokens = tokens  # (B, C) int64, C = layout.num_stored
         self.fixed = fixed  # (B, C) bool: prompt, padding and infill text, never changed
         self.prompt_length = prompt_length  # (B,) int64
         self.length = torch.tensor(layout.lengths, device=tokens.device)  # (B,) int64
+        self.full_length = self.length  # (B,) before anything was cut off
         self.ends = torch.tensor(layout.eos_token_ids, dtype=torch.int64, device=tokens.device)
-        self.origin = prompt_length  # (B,) int64: where blocks are counted from
+        self.first_block = prompt_length.clone()  # (B,) int64: where blocks are counted from
         self.block_start = prompt_length.clone()  # (B,) int64
+        self.block_end = prompt_length.clone()  # (B,) int64, the next block's start
         self.block_masks = torch.zeros_like(prompt_length)  # (B,) masks when the block began
+        self.entry_length = self.length.clone()  # (B,) int64 length when the block began
+        self.num_slots = self.masked.sum(1)  # (B,) int64 masks before the first step
         self.step = torch.zeros_like(prompt_length)  # (B,) forwards the row took part in
+        self.row_forwards = torch.zeros_like(prompt_length)  # (B,) the same, variants counted
         self.block_step = torch.zeros_like(prompt_length)  # (B,) schedule steps of this block
         self.finished = torch.zeros_like(prompt_length, dtype=torch.bool)  # (B,)
         self.broken = torch.zeros_like(self.finished)  # (B,)
+        self.held = torch.zeros_like(self.finished)  # (B,) stays at its block though it is full
         self.commit_step = torch.full_like(tokens, NEVER, dtype=torch.int32)  # (B, C)
         self.commit_confidence = torch.full_like(tokens, float("nan"), dtype=torch.float32)
+        self.branches: Branches | None = None
+        self.keep_history = False  # a scheduler revises: `commit_step` alone cannot tell the story
+        self.history: list[tuple[Tensor, Tensor]] = []  # tokens (B, C) and step (B,) of each pass
 
     def count_blocks_from_zero(self) -> None:
         """Aligns blocks to column 0, as block-causal models were trained."""
-        self.origin = torch.zeros_like(self.prompt_length)
+        block = self.layout.block_length
+        start = self.prompt_length.div(block, rounding_mode="floor") * block
+        self.first_block, self.block_start, self.block_end = start, start.clone(), start.clone()
 
     @property
     def masked(self) -> Tensor:
@@ -100,34 +135,62 @@ class Canvas:
     @property
     def num_blocks(self) -> Tensor:
         """How many blocks each row has, (B,) int64."""
-        start = self.origin + self._blocks(self.prompt_length - self.origin)
-        return (self.length - start + self.layout.block_length - 1) // self.layout.block_length
+        block = self.layout.block_length
+        return (self.full_length - self.first_block + block - 1) // block
 
-    def window(self, eligible: Tensor | None = None) -> Window:
-        """Returns each row's block; `eligible` (B, W) bool narrows what may be committed."""
-        offsets = torch.arange(self.layout.block_length, device=self.tokens.device)
-        columns = self.block_start[:, None] + offsets
+    def columns(self) -> Tensor:
+        """Returns the columns of each row that a step looks at, (B, W) int64."""
+        start = self.first_block if self.layout.region_length else self.block_start
+        return start[:, None] + torch.arange(self.layout.width, device=self.tokens.device)
+
+    def window(self, known: Tensor | None = None) -> Window:
+        """Returns what a step looks at; `known` (B, W) bool are the columns that have logits."""
+        columns = self.columns()
         masked = self.masked.gather(1, columns)
-        active = masked.any(1)
-        if eligible is not None:
-            masked = masked & eligible
-        return Window(columns, self.tokens.gather(1, columns), masked, active)
+        block = (columns >= self.block_start[:, None]) & (columns < self.block_end[:, None])
+        active = (masked & block).any(1) | self.held
+        known = torch.ones_like(masked) if known is None else known
+        masked = masked & known & active[:, None]
+        return Window(columns, self.tokens.gather(1, columns), masked, block, known, active)
 
-    def commit(self, window: Window, commit: Commit) -> None:
+    def apply(self, window: Window, change: Change) -> None:
         """Writes what a step decided, and records when and how surely.
 
         A column whose confidence is not a number is left masked and its row marked as broken.
         """
-        finite = commit.confidence.isfinite()
-        chosen = commit.chosen & finite
+        finite = change.confidence.isfinite()
+        chosen = change.chosen & finite
         self.broken = self.broken | (window.masked & ~finite).any(1)
-        step = self.step.to(torch.int32)[:, None].expand_as(chosen)
         columns = window.columns
-        self.tokens.scatter_(1, columns, torch.where(chosen, commit.tokens, window.tokens))
+        self.tokens.scatter_(1, columns, torch.where(chosen, change.tokens, window.tokens))
+        step = self.step.to(torch.int32)[:, None].expand_as(chosen)
+        step = step.masked_fill(change.tokens == self.layout.mask_token_id, NEVER)
         self._record(self.commit_step, columns, chosen, step)
-        self._record(self.commit_confidence, columns, chosen, commit.confidence.float())
+        self._record(self.commit_confidence, columns, chosen, change.confidence.float())
+        if change.length is not None:
+            self._shorten(torch.where(window.active, change.length, self.length))
+        if change.block_end is not None:
+            self.block_end = torch.where(window.active, change.block_end, self.block_end)
+        if change.hold is not None:
+            self.held = torch.where(window.active, change.hold, self.held)
         self.step += window.active
-        self.block_step += torch.where(window.active, commit.num_steps, 0)
+        self.row_forwards += window.active
+        self.block_step += torch.where(window.active, change.num_steps, 0)
+
+    def adopt(self, winner: Tensor) -> None:
+        """Writes what distinguishes each row's best variant (B,) from the canvas."""
+        assert self.branches is not None
+        branches, at = self.branches, winner[:, None]
+        column, confidence = branches.columns.gather(1, at), branches.confidence.gather(1, at)
+        chosen = (column >= 0) & branches.needed[:, None] & self._active()[:, None]
+        column = column.clamp(min=0)
+        held = self.tokens.gather(1, column)
+        tokens = torch.where(chosen, branches.tokens.gather(1, at), held)
+        self.tokens.scatter_(1, column, tokens)
+        self._record(self.commit_step, column, chosen, self.step.to(torch.int32)[:, None])
+        self._record(self.commit_confidence, column, chosen, confidence.float())
+        compared = branches.needed & self._active()
+        self.row_forwards += torch.where(compared, branches.valid.sum(1) - 1, 0)
 
     def settle(self, lockstep: bool, at_eos: AtEnd) -> Status:
         """Finishes complete rows, moves rows to their next block and reports, in one transfer.
@@ -138,27 +201,51 @@ class Canvas:
             self._truncate()
         masked = self.masked
         if at_eos != "ignore":
-            masked = masked & ~self._fill_complete(masked)
-        self.finished = self.finished | ~masked.any(1)
+            masked = masked & ~self._fill_complete(masked, whole_block=at_eos == "block")
+        self.finished = self.finished | ~(masked.any(1) | self.held)
         first = masked.int().argmax(1)
-        target = self.origin + self._blocks(first - self.origin)
-        moving = (target != self.block_start) & ~self.finished
+        moving = (first >= self.block_end) & ~self.finished & ~self.held
         if lockstep:
             moving = moving & (moving | self.finished).all()
-        self._enter(moving, target, masked)
+        self._enter(moving, first, masked)
         entered = ((self.block_step == 0) & ~self.finished).any()
         left = torch.where(self.finished, 0, self.length - self.block_start).max()
+        if self.keep_history:
+            self.history.append((self.tokens.clone(), self.step.clone()))
         flags = [~self.finished.all(), entered, self.broken.any(), left]
-        unfinished, new, broken, remaining = torch.stack([f.long() for f in flags]).tolist()
-        return Status(bool(unfinished), bool(new), bool(broken), remaining)
+        if self.branches is not None:
+            flags.append((self.branches.needed & ~self.finished).any())
+        values = torch.stack([flag.long() for flag in flags]).tolist()
+        unfinished, new, broken, remaining, *branching = values
+        return Status(bool(unfinished), bool(new), bool(broken), remaining, any(branching))
 
-    def _enter(self, moving: Tensor, target: Tensor, masked: Tensor) -> None:
-        first_block = (self.step == 0) & ~self.finished
-        self.block_start = torch.where(moving, target, self.block_start)
+    def _enter(self, moving: Tensor, first: Tensor, masked: Tensor) -> None:
+        """Moves rows to the block of their first mask, counted in whole blocks from the last."""
+        block = self.layout.block_length
+        skipped = (first - self.block_end).div(block, rounding_mode="floor") * block
+        self.block_start = torch.where(moving, self.block_end + skipped, self.block_start)
+        self.block_end = torch.where(moving, self.block_start + block, self.block_end)
         self.block_step = torch.where(moving, 0, self.block_step)
-        offsets = torch.arange(self.layout.block_length, device=masked.device)
+        self.entry_length = torch.where(moving, self.length, self.entry_length)
+        offsets = torch.arange(block, device=masked.device)
         count = masked.gather(1, self.block_start[:, None] + offsets).sum(1)
-        self.block_masks = torch.where(moving | first_block, count, self.block_masks)
+        self.block_masks = torch.where(moving, count, self.block_masks)
+
+    def _active(self) -> Tensor:
+        """Which rows have something to do in their block, (B,) bool."""
+        columns = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+        block = (columns >= self.block_start[:, None]) & (columns < self.block_end[:, None])
+        return (self.masked & block).any(1) | self.held
+
+    def _shorten(self, length: Tensor) -> None:
+        """Cuts rows off at a column; what was there becomes padding."""
+        self.length = torch.minimum(self.length, length)
+        columns = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+        cut = (columns >= self.length[:, None]) & ~self.fixed
+        self.tokens.masked_fill_(cut, self.layout.fill_token_id)
+        self.commit_step.masked_fill_(cut, NEVER)
+        self.commit_confidence.masked_fill_(cut, float("nan"))
+        self.fixed = self.fixed | cut
 
     def _ended(self) -> Tensor:
         """Which columns hold a generated end token, (B, C) bool."""
@@ -172,16 +259,21 @@ class Canvas:
         self.commit_step.masked_fill_(after, NEVER)
         self.commit_confidence.masked_fill_(after, float("nan"))
 
-    def _fill_complete(self, masked: Tensor) -> Tensor:
-        """Fills every row whose first end token has no mask before it; (B, 1) bool, such rows."""
-        pending = masked.int().cumsum(1) > 0
-        complete = (self._ended() & ~pending).any(1, keepdim=True)
+    def _fill_complete(self, masked: Tensor, whole_block: bool) -> Tensor:
+        """Fills every row that is complete up to its first end token; (B, 1) bool, such rows.
+
+        With `whole_block`, a row is complete when its block is full and it has an end token.
+        """
+        if whole_block:
+            columns = torch.arange(masked.shape[1], device=masked.device)
+            passed = columns < self.block_end[:, None]
+            full = ~(masked & passed).any(1, keepdim=True)
+            complete = (self._ended() & passed).any(1, keepdim=True) & full
+        else:
+            pending = masked.int().cumsum(1) > 0
+            complete = (self._ended() & ~pending).any(1, keepdim=True)
         self.tokens.masked_fill_(masked & complete, self.layout.fill_token_id)
         return complete
-
-    def _blocks(self, distance: Tensor) -> Tensor:
-        block = self.layout.block_length
-        return distance.div(block, rounding_mode="floor") * block
 
     @staticmethod
     def _record(history: Tensor, columns: Tensor, commit: Tensor, value: Tensor) -> None:
@@ -195,7 +287,7 @@ def new_canvas(
     device: torch.device,
 ) -> Canvas:
     """Returns a canvas of prompts followed by slots; a slot that holds the mask id is open."""
-    width = layout.num_columns + layout.block_length
+    width = layout.num_stored
     rows = [[*prompt, *slot] for prompt, slot in zip(prompts, slots, strict=True)]
     padded = [row + [layout.fill_token_id] * (width - len(row)) for row in rows]
     tokens = torch.tensor(padded, dtype=torch.int64)

@@ -19,7 +19,7 @@ from dllm.noise import CounterNoise, Noise
 from dllm.output import GenerationInterrupted, GenerationOutput, collect
 from dllm.prompts import Infill, Prompts, Row, encode_all
 from dllm.sampling import Sampling
-from dllm.schedulers import Scheduler
+from dllm.schedulers import Needs, Scheduler
 from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings, resolve
 
 
@@ -60,8 +60,12 @@ class Stream:
     def __init__(self, model: DenoisingModel, prompts: Prompts, settings: Settings) -> None:
         rows = encode_all(model, prompts, settings)
         infilled = settings.infill or any(_has_text_after_gap(model, row) for row in rows)
+        scheduler, _ = check(model, settings)
+        num_slots = max(len(row.slots) for row in rows)
+        block = _block_length(model, settings, num_slots, rows)
+        needs = scheduler.needs(num_slots, block)
         self.model = model
-        self.canvas = _canvas(model, rows, settings)
+        self.canvas = _canvas(model, rows, settings, block, needs)
         self.meter = Meter(model.device)
         loop = _loop(model, self.canvas, settings, infilled)
         self.scheduler, self.cache = loop.scheduler, loop.cache
@@ -84,12 +88,22 @@ class Stream:
         return str(self.model.tokenizer.decode(ids))
 
 
-def _canvas(model: DenoisingModel, rows: list[Row], settings: Settings) -> Canvas:
+def _block_length(
+    model: DenoisingModel, settings: Settings, num_slots: int, rows: list[Row]
+) -> int:
+    trained = model.spec.block_length
+    block = settings.block_length or trained or min(DEFAULT_BLOCK_LENGTH, num_slots)
+    _check_block(block, num_slots, rows, settings, model)
+    return block
+
+
+def _canvas(
+    model: DenoisingModel, rows: list[Row], settings: Settings, block: int, needs: Needs
+) -> Canvas:
     spec = model.spec
-    longest = max(len(row.slots) for row in rows)
-    block = settings.block_length or spec.block_length or min(DEFAULT_BLOCK_LENGTH, longest)
-    _check_block(block, longest, rows, settings, model)
+    num_slots = max(len(row.slots) for row in rows)
     ends = _end_tokens(spec.eos_token_ids, settings.eos_token_id)
+    width = needs.width(num_slots, block)
     layout = Layout(
         num_rows=len(rows),
         num_columns=max(len(row.prompt) + len(row.slots) for row in rows),
@@ -98,9 +112,14 @@ def _canvas(model: DenoisingModel, rows: list[Row], settings: Settings) -> Canva
         fill_token_id=ends[0] if ends else spec.pad_token_id,
         eos_token_ids=ends,
         lengths=tuple(len(row.prompt) + len(row.slots) for row in rows),
+        num_slots=num_slots,
+        window_length=max(needs.window, block),
+        region_length=width if needs.whole_row else 0,
+        num_shadows=width if needs.shadow else 0,
+        can_shorten=needs.shortens,
     )
     canvas = new_canvas(layout, [r.prompt for r in rows], [r.slots for r in rows], model.device)
-    if spec.attention == "block_causal":
+    if spec.attention == "block_causal" or settings.blocks_from == "zero":
         canvas.count_blocks_from_zero()
     return canvas
 
@@ -116,6 +135,7 @@ def _check_block(
     if block > longest:
         raise ValueError(f"block_length={block} is longer than the {longest} new tokens")
     uneven = not settings.infill and settings.max_new_tokens % block
+    uneven = uneven and settings.blocks_from == "prompt"
     if uneven and model.spec.attention != "block_causal" and settings.max_new_tokens == longest:
         fits = [n for n in range(1, longest + 1) if longest % n == 0]
         raise ValueError(
@@ -136,15 +156,30 @@ def _has_text_after_gap(model: DenoisingModel, row: Row) -> bool:
 
 
 def check(model: DenoisingModel, settings: Settings) -> tuple[Scheduler, Cache]:
-    """Returns the scheduler and cache of settings; raises ValueError if the model has no use."""
+    """Returns the scheduler and cache of settings; raises ValueError if they do not go together."""
     scheduler = schedulers.registry.create(settings.scheduler)
     cache = caches.registry.create(settings.cache)
     cache.check(model.spec)
+    scheduler.check_model(model.spec)
+    name = scheduler.summary()["name"]
+    needs = scheduler.needs(settings.max_new_tokens, settings.block_length or DEFAULT_BLOCK_LENGTH)
     if cache.stores and not model.supports_cache:
         raise ValueError(
             f"cache {cache.summary()['name']!r} needs a model with a K/V store, and {model.name!r} "
             "has none: use cache='none'"
         )
+    if needs.shadow and not model.supports_cache:
+        raise ValueError(
+            f"scheduler {name!r} feeds columns twice, which the wrapped module {model.name!r} "
+            "cannot: load the checkpoint with dllm.load"
+        )
+    if needs.branches > 1 and settings.temperature > 0:
+        raise ValueError(
+            f"scheduler {name!r} compares variants of a row and is deterministic: temperature="
+            f"{settings.temperature} must be 0"
+        )
+    if needs.branches > 1 and getattr(cache, "first_token", "feed") == "force":
+        raise ValueError(f"scheduler {name!r} needs first_token='feed' of its cache")
     return scheduler, cache
 
 
@@ -152,16 +187,18 @@ def _loop(
     model: DenoisingModel, canvas: Canvas, settings: Settings, infilled: bool
 ) -> DenoisingLoop:
     scheduler, cache = check(model, settings)
-    blocks = int(canvas.num_blocks.max())
-    scheduler.check(blocks, canvas.layout.block_length)
+    layout = canvas.layout
+    scheduler.check(int(canvas.num_blocks.max()), layout.block_length)
+    canvas.keep_history = scheduler.can_revise
     if settings.guidance_scale > 0:
         model = GuidedModel(model, settings.guidance_scale, given=canvas.fixed)
     return DenoisingLoop(
         model=model,
         scheduler=scheduler,
         cache=cache,
-        sampling=_sampling(scheduler, canvas.layout, settings),
-        noise=settings.noise or _noise(canvas.layout.num_rows, settings, model.device),
+        sampling=_sampling(scheduler, layout, settings),
+        noise=settings.noise or _noise(layout.num_rows, settings, model.device),
+        needs=scheduler.needs(layout.num_slots, layout.block_length),
         at_eos=settings.at_eos or ("ignore" if infilled else "stop"),
     )
 
@@ -173,7 +210,7 @@ def _sampling(scheduler: Scheduler, layout: Layout, settings: Settings) -> Sampl
         temperature=settings.temperature,
         top_p=settings.top_p,
         top_k=settings.top_k,
-        confidence=settings.confidence or scheduler.confidence,
+        confidence=settings.confidence or scheduler.reads,
         forbidden_token_ids=settings.forbidden_token_ids + (ends if settings.forbid_eos else ()),
         deferred_token_ids=settings.deferred_token_ids + (ends if settings.defer_eos else ()),
         dtype=settings.statistics_dtype,

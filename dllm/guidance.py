@@ -56,7 +56,8 @@ class GuidedModel:
         return self.model.new_store(2 * num_rows, num_columns)
 
     def forward(self, tokens: Tensor, plan: StepPlan, store: KVStore | None) -> Tensor:
-        hidden = self.given.gather(1, plan.columns)
+        given = self.given.repeat_interleave(tokens.shape[0] // self.given.shape[0], 0)
+        hidden = given.gather(1, plan.columns)
         blind = tokens.masked_fill(hidden, self.spec.mask_token_id)
         logits = self.model.forward(torch.cat([tokens, blind]), self._twice(plan), store)
         with_prompt, without = logits.chunk(2)
@@ -65,7 +66,7 @@ class GuidedModel:
     def _twice(self, plan: StepPlan) -> StepPlan:
         slots = plan.slots
         if slots is not None:
-            slots = torch.cat([slots, slots + self.given.numel()])
+            slots = torch.cat([slots, slots + slots.shape[0] * self.given.shape[1]])
         return replace(
             plan,
             columns=plan.columns.repeat(2, 1),

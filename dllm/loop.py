@@ -1,4 +1,4 @@
-"""The denoising loop: plan, forward, propose, decide, commit; until every row is full."""
+"""The denoising loop: plan, forward, propose, decide, write; until every row is full."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dllm.branches import fan_out
 from dllm.cache import Cache
 from dllm.candidates import Candidates
-from dllm.canvas import AtEnd, Canvas, Commit, Status, Window
+from dllm.canvas import AtEnd, Canvas, Change, Status, Window
 from dllm.metrics import Meter
 from dllm.models.model import DenoisingModel
 from dllm.noise import Noise
 from dllm.output import GenerationOutput
 from dllm.plan import PassKind, StepPlan
 from dllm.sampling import Sampling
-from dllm.schedulers import Decision, Scheduler, View
+from dllm.schedulers import Decision, Needs, Scheduler, Setup, View
+from dllm.schedulers.view import State, freeze
+from dllm.shadow import with_shadows
+from dllm.store import KVStore
 
 
 class BrokenLogitsError(RuntimeError):
@@ -33,7 +37,7 @@ class StepEvent:
     kind: PassKind
     columns: Tensor  # (B, W) int64
     tokens: Tensor  # (B, W) int64 after the step
-    committed: Tensor  # (B, W) bool: written by this step
+    committed: Tensor  # (B, W) bool: written by this step, edits included
     drafts: Tensor  # (B, W) int64 what the model would put where a mask is left
     confidence: Tensor  # (B, W) float of the drafts
 
@@ -50,25 +54,133 @@ class DenoisingLoop:
     cache: Cache
     sampling: Sampling
     noise: Noise
+    needs: Needs
     at_eos: AtEnd = "stop"
 
     @torch.inference_mode()
     def run(self, canvas: Canvas, meter: Meter) -> Iterator[StepEvent]:
         """Denoises the canvas in place and yields what each step did."""
-        rows, columns = canvas.tokens.shape
-        store = self.model.new_store(rows, columns) if self.cache.stores else None
+        store = self._new_store(canvas)
         meter.store_bytes = store.num_bytes if store is not None else 0
         meter.start()
+        state: State | None = None
         status = canvas.settle(lockstep=False, at_eos="ignore")
         while status.unfinished:
             plan = self.cache.plan(canvas, status, self.model.spec)
-            meter.count(plan)
-            logits = self.model.forward(canvas.tokens.gather(1, plan.columns), plan, store)
-            event = self._commit(canvas, plan, logits)
+            if self.needs.shadow:
+                plan = with_shadows(plan, canvas)
+            if status.branching:
+                logits = self._compare(canvas, plan, store, state or {}, meter)
+            else:
+                logits = self._forward(canvas.tokens, plan, store, meter)
+            state = self._start(canvas, logits) if state is None else state
+            event, state = self._step(canvas, plan, logits, state)
             status = canvas.settle(self.cache.lockstep, self._at_eos(plan))
             meter.end_of_step()
             yield event
             self._check(canvas, status)
+
+    def _forward(
+        self, tokens: Tensor, plan: StepPlan, store: KVStore | None, meter: Meter
+    ) -> Tensor:
+        meter.count(plan)
+        fed = tokens.gather(1, plan.columns)
+        if plan.num_shadows:
+            fed[:, -plan.num_shadows :] = self.sampling.mask_token_id
+        return self.model.forward(fed, plan, store)
+
+    def _compare(
+        self, canvas: Canvas, plan: StepPlan, store: KVStore | None, state: State, meter: Meter
+    ) -> Tensor:
+        """Runs a pass over all variants, keeps each row's best; returns its logits (B, W, V)."""
+        branches = canvas.branches
+        assert branches is not None
+        num_rows, count = branches.columns.shape
+        first = torch.arange(num_rows, device=canvas.tokens.device) * count
+        if store is not None:
+            store.copy_rows(first.repeat_interleave(count))
+        wide = fan_out(plan, count, canvas.layout.num_stored)
+        logits = self._forward(branches.fill(canvas.tokens), wide, store, meter)
+        window = canvas.window(plan.known)
+        view = self._view(canvas, window, state).of_variants(branches.columns)
+        candidates = self.sampling.propose(logits, self.noise, view.columns, view.step)
+        score = self.scheduler.appraise(candidates, view, branches)
+        winner = branches.pick(score, window.active)
+        canvas.adopt(winner)
+        if store is not None:
+            store.copy_rows((first + winner).repeat_interleave(count))
+        return logits[first + winner]
+
+    def _step(
+        self, canvas: Canvas, plan: StepPlan, logits: Tensor, state: State
+    ) -> tuple[StepEvent, State]:
+        """Decides on logits (B, W, V), or (B, 2 W, V) with shadows, and writes the decision."""
+        window = canvas.window(plan.known)
+        width = window.columns.shape[1]
+        candidates = self.sampling.propose(
+            logits[:, :width], self.noise, window.columns, canvas.step
+        )
+        if plan.forced:
+            assert plan.eligible is not None
+            decision = Decision(window.masked & plan.eligible)
+        else:
+            view = self._view(canvas, window, state, self._shadow(logits, plan, candidates))
+            decision = self.scheduler.decide(candidates, view)
+        canvas.apply(window, _change(decision, candidates, canvas.layout.mask_token_id))
+        if decision.branches is not None:
+            old = canvas.branches or decision.branches
+            canvas.branches = old.merge(decision.branches, window.active)
+        if decision.state is not None:
+            state = freeze(state, decision.state, window.active)
+        return _event(plan, canvas, window, decision, candidates), state
+
+    def _shadow(self, logits: Tensor, plan: StepPlan, candidates: Candidates) -> Candidates | None:
+        if not plan.num_shadows:
+            return None
+        shadow = logits[:, -plan.num_shadows :].to(candidates.logits.dtype)
+        return Candidates(shadow, candidates.token)
+
+    def _view(
+        self, canvas: Canvas, window: Window, state: State, shadow: Candidates | None = None
+    ) -> View:
+        return View(
+            columns=window.columns,
+            tokens=window.tokens,
+            masked=window.masked,
+            block=window.block,
+            known=window.known,
+            fixed=canvas.fixed.gather(1, window.columns),
+            length=canvas.length,
+            prompt_length=canvas.prompt_length,
+            num_slots=canvas.num_slots,
+            step=canvas.step,
+            block_step=canvas.block_step,
+            block_masks=canvas.block_masks,
+            num_blocks=canvas.num_blocks,
+            layout=canvas.layout,
+            noise=self.noise,
+            state=state,
+            shadow=shadow,
+        )
+
+    def _new_store(self, canvas: Canvas) -> KVStore | None:
+        if not self.cache.stores:
+            return None
+        rows = canvas.layout.num_rows * self.needs.branches
+        return self.model.new_store(rows, canvas.layout.num_stored)
+
+    def _start(self, canvas: Canvas, logits: Tensor) -> State:
+        layout = canvas.layout
+        setup = Setup(
+            num_rows=layout.num_rows,
+            width=layout.width,
+            num_slots=layout.num_slots,
+            block_length=layout.block_length,
+            vocab_size=logits.shape[-1],
+            dtype=self.sampling.dtype,
+            device=logits.device,
+        )
+        return self.scheduler.start(setup)
 
     def _at_eos(self, plan: StepPlan) -> AtEnd:
         """Returns what an end token does after a pass.
@@ -79,30 +191,6 @@ class DenoisingLoop:
             return "stop"
         return self.at_eos
 
-    def _commit(self, canvas: Canvas, plan: StepPlan, logits: Tensor) -> StepEvent:
-        window = canvas.window(plan.eligible)
-        candidates = self.sampling.propose(logits, self.noise, window.columns, canvas.step)
-        if plan.forced:
-            decision = Decision(window.masked)
-        else:
-            decision = self.scheduler.decide(candidates, self._view(canvas, window))
-        tokens = candidates.token if decision.tokens is None else decision.tokens
-        steps = 1 if decision.num_steps is None else decision.num_steps
-        canvas.commit(window, Commit(decision.commit, tokens, candidates.confidence, steps))
-        return _event(plan, canvas, window, decision, candidates)
-
-    def _view(self, canvas: Canvas, window: Window) -> View:
-        return View(
-            columns=window.columns,
-            tokens=window.tokens,
-            masked=window.masked,
-            step=canvas.step,
-            block_step=canvas.block_step,
-            block_masks=canvas.block_masks,
-            num_blocks=canvas.num_blocks,
-            noise=self.noise,
-        )
-
     def _check(self, canvas: Canvas, status: Status) -> None:
         if status.broken:
             rows = canvas.broken.nonzero().flatten().tolist()
@@ -112,14 +200,35 @@ class DenoisingLoop:
             )
 
 
+def _change(decision: Decision, candidates: Candidates, mask_token_id: int) -> Change:
+    """Returns a decision as what is written: commits, edits, and masks for what is re-masked."""
+    tokens = candidates.token if decision.tokens is None else decision.tokens
+    chosen = decision.commit
+    if decision.edit is not None:
+        chosen = chosen | decision.edit
+    if decision.remask is not None:
+        chosen = chosen | decision.remask
+        tokens = tokens.masked_fill(decision.remask, mask_token_id)
+    return Change(
+        chosen=chosen,
+        tokens=tokens,
+        confidence=candidates.confidence,
+        num_steps=1 if decision.num_steps is None else decision.num_steps,
+        hold=decision.hold,
+        length=decision.length,
+        block_end=decision.block_end,
+    )
+
+
 def _event(
     plan: StepPlan, canvas: Canvas, window: Window, decision: Decision, candidates: Candidates
 ) -> StepEvent:
+    written = decision.commit if decision.edit is None else decision.commit | decision.edit
     return StepEvent(
         kind=plan.kind,
         columns=window.columns,
         tokens=canvas.tokens.gather(1, window.columns),
-        committed=decision.commit,
+        committed=written,
         drafts=candidates.token,
         confidence=candidates.confidence,
     )

@@ -21,6 +21,7 @@ class RowMetrics:
     valid_tokens: int  # generated tokens before the first end token
     raw_tokens: int  # tokens that the model committed, end tokens included
     forwards: int  # passes in which the row had something to commit
+    row_forwards: int  # the same, with every variant of the row counted
     finish_reason: str  # "eos", "length" or "interrupted"
 
     @property

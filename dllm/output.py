@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from transformers import PreTrainedTokenizerBase
 
@@ -37,7 +38,8 @@ def collect(
     is_open = (~canvas.fixed).cpu()
     forwards = canvas.step.tolist()
     rows, sequences, answers = [], [], []
-    for row, length in enumerate(canvas.layout.lengths):
+    row_forwards = canvas.row_forwards.tolist()
+    for row, length in enumerate(canvas.length.tolist()):
         ids = trace.tokens[row, :length].tolist()
         prompt = int(trace.prompt_length[row])
         answer = _answer(ids[prompt:], is_open[row, prompt:length].tolist(), canvas.layout)
@@ -47,6 +49,7 @@ def collect(
                 valid_tokens=answer.valid_tokens,
                 raw_tokens=int((trace.commit_step[row] != NEVER).sum()),
                 forwards=forwards[row],
+                row_forwards=row_forwards[row],
                 finish_reason=answer.finish_reason,
             )
         )
@@ -88,7 +91,18 @@ def _trace(canvas: Canvas) -> Trace:
         confidence=canvas.commit_confidence[:, :width].cpu(),
         prompt_length=canvas.prompt_length.cpu(),
         mask_token_id=canvas.layout.mask_token_id,
+        changes=_changes(canvas) if canvas.keep_history else None,
     )
+
+
+def _changes(canvas: Canvas) -> tuple[tuple[tuple[int, int, int], ...], ...]:
+    """Returns each row's writes as (forward, column, token), read off the canvas of each pass."""
+    found: list[list[tuple[int, int, int]]] = [[] for _ in canvas.layout.lengths]
+    for (before, _), (after, step) in pairwise(canvas.history):
+        rows, columns = (before != after).cpu().nonzero(as_tuple=True)
+        for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
+            found[row].append((int(step[row]) - 1, column, int(after[row, column])))
+    return tuple(map(tuple, found))
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, tokens: list[int], mask_token_id: int) -> str:

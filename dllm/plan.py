@@ -23,5 +23,7 @@ class StepPlan:
     num_keys: int  # K: attention reads store slots [0, K) of each row
     attend: Tensor | None = None  # (B, 1 or Q, K) bool, True = visible; None: all K keys
     slots: Tensor | None = None  # (B, Q) int64 flat slots; None: nothing is stored, K = Q
-    eligible: Tensor | None = None  # (B, W) bool: only these may be committed; None: all
+    known: Tensor | None = None  # (B, W) bool: columns whose logits the pass gives; None: all
+    eligible: Tensor | None = None  # (B, W) bool: only these may be committed; None: all known
     forced: bool = False  # commit every eligible column without asking the scheduler
+    num_shadows: int = 0  # the last fed columns hold the mask token, whatever the canvas holds

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import inspect
 import pkgutil
 import types
 import typing
@@ -54,8 +55,9 @@ class Registry(Generic[Part]):
     def create(self, given: str | Mapping[str, Any] | Part) -> Part:
         """Builds a part from `"name"`, `"name:0.8"`, `"name:option=value,..."` or a mapping.
 
-        A part is returned as it is. A value without a name sets the part's first option. A mapping
-        holds `name` and options.
+        A part is returned as it is. A value without a name sets the part's first option;
+        `"name@preset"` starts from published options. A mapping holds `name` and options. An
+        option that is a part itself is written the same way, in a short form without commas.
         """
         if isinstance(given, self.base):
             return given
@@ -74,8 +76,9 @@ class Registry(Generic[Part]):
         return self._build(name, options)
 
     def _parse(self, text: str) -> tuple[str, dict[str, Any]]:
-        name, _, rest = text.partition(":")
-        options: dict[str, Any] = {}
+        head, _, rest = text.partition(":")
+        name, _, preset = (part.strip() for part in head.partition("@"))
+        options = self._preset(name, preset) if preset else {}
         for index, item in enumerate(part.strip() for part in rest.split(",") if part.strip()):
             key, equals, value = item.partition("=")
             if not equals:
@@ -84,21 +87,32 @@ class Registry(Generic[Part]):
                     raise ValueError(f"{self.noun} {text!r}: write {item!r} as option=value")
                 key, value = next(iter(fields)), item
             options[key.strip()] = yaml.safe_load(value)
-        return name.strip(), options
+        return name, options
+
+    def _preset(self, name: str, preset: str) -> dict[str, Any]:
+        known: Mapping[str, Mapping[str, Any]] = getattr(self.get(name), "presets", {})
+        if preset not in known:
+            raise ValueError(
+                f"{self.noun} {name!r} has no preset {preset!r}: {nearest(preset, known)}"
+            )
+        return dict(known[preset])
 
     def _build(self, name: str, options: Mapping[str, Any]) -> Part:
         part, fields = self.get(name), self._fields(name)
-        hints = typing.get_type_hints(part)
+        hints, built = typing.get_type_hints(part), dict(options)
         for key, value in options.items():
             if key not in fields:
                 raise ValueError(
                     f"{self.noun} {name!r} has no option {key!r}: {nearest(key, fields)}"
                 )
+            if hints[key] is self.base:
+                built[key] = self.create(value)
+                continue
             if not _fits(value, hints[key]):
                 raise ValueError(
                     f"{self.noun} {name!r}: {key}={value!r} must be {fields[key].type}"
                 )
-        return part(**options)
+        return part(**built)
 
     def _fields(self, name: str) -> dict[str, dataclasses.Field[Any]]:
         part: Any = self.get(name)
@@ -110,7 +124,7 @@ class Registry(Generic[Part]):
             if (
                 isinstance(value, type)
                 and issubclass(value, self.base)
-                and value is not self.base
+                and not inspect.isabstract(value)
                 and value.__module__ == module.__name__
             ):
                 return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -27,6 +27,7 @@ class Settings:
 
     max_new_tokens: int = 128  # slots after each prompt
     block_length: int | None = None  # None: the model's trained block, else min(32, slots)
+    blocks_from: Literal["prompt", "zero"] = "prompt"  # where blocks are counted from
     scheduler: str | Mapping[str, Any] | Scheduler = "threshold"
     cache: str | Mapping[str, Any] | Cache = "none"
     temperature: float = 0.0
@@ -60,6 +61,7 @@ class Settings:
             ("top_k", self.top_k is None or self.top_k >= 1, "at least 1"),
             ("guidance_scale", self.guidance_scale >= 0, "0 or more"),
             ("at_eos", self.at_eos in (None, *get_args(AtEnd)), f"one of {get_args(AtEnd)}"),
+            ("blocks_from", self.blocks_from in ("prompt", "zero"), "'prompt' or 'zero'"),
             ("confidence", self.confidence in (None, "raw", "tempered"), "'raw' or 'tempered'"),
             (
                 "statistics_dtype",

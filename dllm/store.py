@@ -54,13 +54,28 @@ class KVStore:
     def write(
         self, layer: int, slots: Tensor, keys: Tensor, values: Tensor, num_keys: int
     ) -> tuple[Tensor, Tensor]:
-        """Stores keys and values (B, Q, H, D) at slots (B, Q); returns views (B, K, H, D)."""
+        """Stores keys and values (B, Q, H, D) at slots (B, Q); returns views (B, K, H, D).
+
+        A pass of fewer rows than the store has uses every n-th of them.
+        """
         held_keys, held_values = self.keys[layer], self.values[layer]
+        stride = self.shape.num_rows // slots.shape[0]
+        if stride > 1:
+            width = self.shape.num_columns
+            slots = slots + slots.div(width, rounding_mode="floor") * (stride - 1) * width
         flat = slots.flatten().to(held_keys.device)
         held_keys.index_copy_(0, flat, keys.flatten(0, 1))
         held_values.index_copy_(0, flat, values.flatten(0, 1))
-        return self._read(held_keys, num_keys), self._read(held_values, num_keys)
+        return self._read(held_keys, num_keys, stride), self._read(held_values, num_keys, stride)
 
-    def _read(self, held: Tensor, num_keys: int) -> Tensor:
-        by_row = held[:-1].unflatten(0, (self.shape.num_rows, self.shape.num_columns))
-        return by_row[:, :num_keys]
+    def copy_rows(self, source: Tensor) -> None:
+        """Gives every row the content of row `source` (rows,) int64."""
+        for held in (*self.keys, *self.values):
+            by_row = self._rows(held)
+            by_row.copy_(by_row[source.to(held.device)])
+
+    def _read(self, held: Tensor, num_keys: int, stride: int) -> Tensor:
+        return self._rows(held)[::stride, :num_keys]
+
+    def _rows(self, held: Tensor) -> Tensor:
+        return held[:-1].unflatten(0, (self.shape.num_rows, self.shape.num_columns))

@@ -20,28 +20,43 @@ class Trace:
     confidence: Tensor  # (B, L) float32 at that moment, NaN where none did
     prompt_length: Tensor  # (B,) int64
     mask_token_id: int
+    # Of a method that revises: each row's writes in order, (forward, column, token).
+    changes: tuple[tuple[tuple[int, int, int], ...], ...] | None = None
 
     def num_steps(self, row: int) -> int:
-        """Returns the forwards of a row until its last commit."""
+        """Returns the forwards of a row until its last change."""
+        if self.changes is not None:
+            return max((step for step, _, _ in self.changes[row]), default=-1) + 1
         return int(self.commit_step[row].max()) + 1
 
     def commits(self, row: int) -> list[list[tuple[int, int]]]:
-        """Returns, for each forward of a row, the (column, token) pairs that it committed."""
+        """Returns, for each forward of a row, the (column, token) pairs that it wrote.
+
+        A column that was opened again is written with the mask token.
+        """
         steps: list[list[tuple[int, int]]] = [[] for _ in range(self.num_steps(row))]
-        tokens = self.tokens[row].tolist()
-        for column, step in enumerate(self.commit_step[row].tolist()):
-            if step != NEVER:
-                steps[step].append((column, tokens[column]))
+        for step, column, token in self._writes(row):
+            steps[step].append((column, token))
         return steps
 
     def replay(self, row: int) -> Iterator[list[int]]:
         """Yields a row's canvas (L token ids) before the first forward and after each."""
-        final, steps = self.tokens[row].tolist(), self.commit_step[row].tolist()
-        for done in range(self.num_steps(row) + 1):
-            yield [
-                token if step < done else self.mask_token_id
-                for token, step in zip(final, steps, strict=True)
-            ]
+        canvas = self.tokens[row].tolist()
+        for _, column, _ in self._writes(row):
+            canvas[column] = self.mask_token_id
+        yield canvas
+        for written in self.commits(row):
+            canvas = list(canvas)
+            for column, token in written:
+                canvas[column] = token
+            yield canvas
+
+    def _writes(self, row: int) -> list[tuple[int, int, int]]:
+        if self.changes is not None:
+            return list(self.changes[row])
+        tokens, steps = self.tokens[row].tolist(), self.commit_step[row].tolist()
+        pairs = enumerate(zip(steps, tokens, strict=True))
+        return [(step, column, token) for column, (step, token) in pairs if step != NEVER]
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the trace as JSON-ready lists."""
@@ -54,4 +69,5 @@ class Trace:
             ],
             "prompt_length": self.prompt_length.tolist(),
             "mask_token_id": self.mask_token_id,
+            "changes": self.changes,
         }

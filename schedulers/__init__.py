@@ -8,8 +8,9 @@ if __name__ != "dllm.schedulers":
 import sys
 
 from dllm.registry import Registry
-from dllm.schedulers.base import Decision, Scheduler, View
+from dllm.schedulers.base import Decision, Needs, Scheduler, Setup
+from dllm.schedulers.view import View
 
 registry: Registry[Scheduler] = Registry(sys.modules[__name__], Scheduler, "scheduler")  # type: ignore[type-abstract]
 
-__all__ = ["Decision", "Scheduler", "View", "registry"]
+__all__ = ["Decision", "Needs", "Scheduler", "Setup", "View", "registry"]

@@ -1,44 +1,78 @@
-"""The contract of every scheduler: which masked columns to commit after a forward pass."""
+"""The contract of every scheduler: what to write into the canvas after a forward pass."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from dllm.branches import Branches
 from dllm.candidates import Candidates, rank
-from dllm.noise import Noise
+from dllm.models.config import ModelSpec
 from dllm.sampling import ConfidenceSource
-
-
-@dataclass(frozen=True)
-class View:
-    """What a scheduler may look at besides the candidates."""
-
-    columns: Tensor  # (B, W) int64 canvas columns of the window
-    tokens: Tensor  # (B, W) int64 what they hold
-    masked: Tensor  # (B, W) bool: may be committed now
-    step: Tensor  # (B,) int64 forwards this row took part in before
-    block_step: Tensor  # (B,) int64 schedule steps of this block that are over
-    block_masks: Tensor  # (B,) int64 masks of the block when it began
-    num_blocks: Tensor  # (B,) int64
-    noise: Noise
-
-    def uniform(self) -> Tensor:
-        """Returns one uniform number a column, (B, W) float32, seeded per row."""
-        return self.noise.columns(self.columns, self.step, self.masked)
+from dllm.schedulers.view import State, View
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What to write after this step."""
+    """What to write after this step; everything but `commit` may be left out."""
 
-    commit: Tensor  # (B, W) bool
+    commit: Tensor  # (B, W) bool: masked columns that get their token
     tokens: Tensor | None = None  # (B, W) int64; None: the candidates' tokens
     num_steps: Tensor | None = None  # (B,) int64 schedule steps that this one stands for; None: 1
+    remask: Tensor | None = None  # (B, W) bool: committed columns that are masked again
+    edit: Tensor | None = None  # (B, W) bool: committed columns that get their token anew
+    hold: Tensor | None = None  # (B,) bool: the row stays at its block though it is full
+    length: Tensor | None = None  # (B,) int64 canvas column at which the row is cut off
+    block_end: Tensor | None = None  # (B,) int64 canvas column at which the block ends
+    branches: Branches | None = None  # variants of each row that the next pass compares
+    state: State | None = None  # what the next step finds in `view.state`; None: as it was
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is known before the first step."""
+
+    num_rows: int  # B
+    width: int  # W: columns of the window that the scheduler sees
+    num_slots: int  # the most of any row
+    block_length: int
+    vocab_size: int
+    dtype: torch.dtype  # of the statistics
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a scheduler asks of the loop besides the logits of the block."""
+
+    whole_row: bool = False  # sees the whole generated region, not only the window
+    window: int = 0  # columns from the block's start that it may commit; 0: the block
+    shadow: bool = False  # every column predicted a second time without itself (WINO)
+    branches: int = 1  # rows of a forward pass for each row of the batch
+    shortens: bool = False  # cuts rows off
+
+    def width(self, num_slots: int, block_length: int) -> int:
+        """Returns the columns of the window that the scheduler sees.
+
+        More than the slots, since a row's first block may begin before them and the last window
+        end after them.
+        """
+        window = max(self.window, block_length)
+        return num_slots + block_length + window if self.whole_row else window
+
+    def union(self, other: Needs) -> Needs:
+        """Returns what serves both."""
+        return Needs(
+            self.whole_row or other.whole_row,
+            max(self.window, other.window),
+            self.shadow or other.shadow,
+            max(self.branches, other.branches),
+            self.shortens or other.shortens,
+        )
 
 
 @dataclass(frozen=True)
@@ -46,16 +80,36 @@ class Scheduler(ABC):
     """Chooses the columns to commit; rows are decided independently and nothing is written.
 
     A subclass implements `select` on tensors without host synchronisation. `decide` holds the
-    contract: only masked columns are committed, and at least one in every row that has any.
+    contract: only masked columns are committed, and at least one in every row that has any; only
+    a method that `can_revise` masks or edits what was committed, only in the block, and only for
+    `revision_limit` steps a block.
     """
 
     source: ClassVar[str]  # paper and code that the rule is from
+    statistic: ClassVar[str] = "confidence"  # what of the logits it reads, for the documentation
+    published: ClassVar[str] = ""  # figures of the authors, for the documentation
     confidence: ClassVar[ConfidenceSource] = "raw"  # distribution that its authors read
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}  # published settings: "name@preset"
+
+    @property
+    def can_revise(self) -> bool:
+        """Whether the method masks or edits committed tokens of the block."""
+        return False
 
     @property
     def may_skip(self) -> bool:
         """Whether a step may commit nothing in a row that has masks."""
         return False
+
+    @property
+    def reads(self) -> ConfidenceSource:
+        """The distribution that the confidence is read from unless the user says otherwise."""
+        return self.confidence
+
+    @property
+    def stateless(self) -> bool:
+        """Whether a decision depends on the candidates and the view alone."""
+        return type(self).start is Scheduler.start
 
     @abstractmethod
     def select(self, candidates: Candidates, view: View) -> Decision:
@@ -65,18 +119,60 @@ class Scheduler(ABC):
         """Returns what ranks the columns, (B, W), larger is committed sooner."""
         return candidates.confidence
 
+    def needs(self, num_slots: int, block_length: int) -> Needs:
+        """Returns what the scheduler asks for in rows of `num_slots` slots."""
+        return Needs()
+
+    def start(self, setup: Setup) -> State:
+        """Returns the state before the first step; every tensor has one entry a row."""
+        return {}
+
+    def appraise(self, candidates: Candidates, view: View, branches: Branches) -> Tensor:
+        """Returns how good each variant is, (B, R); candidates and view have B * R rows."""
+        raise NotImplementedError(f"{type(self).__name__} asked for branches it does not compare")
+
+    def revision_limit(self, block_length: int) -> int:
+        """Returns the schedule steps of a block after which nothing is revised any more."""
+        return 2 * block_length + 1
+
     def decide(self, candidates: Candidates, view: View) -> Decision:
         """Returns the decision of `select` within the contract of every scheduler."""
         decision = self.select(candidates, view)
         commit = decision.commit & view.masked
         if not self.may_skip:
-            best = (rank(self.score(candidates), view.masked) == 0) & view.masked
-            commit = torch.where(commit.any(-1, keepdim=True), commit, best)
-        return replace(decision, commit=commit)
+            best = self._best(candidates, view)
+            waits = ~commit.any(-1, keepdim=True)
+            if decision.branches is not None:
+                waits = waits & ~decision.branches.needed[:, None]
+            commit = commit | (waits & best)
+        decision = replace(decision, commit=commit)
+        return self._revise(decision, view) if self.can_revise else decision
 
     def check(self, num_blocks: int, block_length: int) -> None:
         """Raises ValueError when the options do not fit rows of that many blocks."""
 
+    def check_model(self, spec: ModelSpec) -> None:
+        """Raises ValueError when the method cannot serve a model."""
+
     def summary(self) -> dict[str, Any]:
         """Returns the name and options as a mapping that builds the same scheduler again."""
-        return {"name": type(self).__module__.rpartition(".")[2], **vars(self)}
+        options = {option.name: getattr(self, option.name) for option in fields(self)}
+        plain = {k: v.summary() if isinstance(v, Scheduler) else v for k, v in options.items()}
+        return {"name": type(self).__module__.rpartition(".")[2], **plain}
+
+    def _best(self, candidates: Candidates, view: View) -> Tensor:
+        """Returns the block's best masked column of each row, (B, W) bool."""
+        masked = view.masked & view.block
+        return (rank(self.score(candidates), masked) == 0) & masked
+
+    def _revise(self, decision: Decision, view: View) -> Decision:
+        early = view.block_step < self.revision_limit(view.layout.block_length)
+        allowed = view.committed & view.block & view.known & early[:, None]
+        hold = None if decision.hold is None else decision.hold & early
+        remask, edit = decision.remask, decision.edit
+        return replace(
+            decision,
+            hold=hold,
+            remask=None if remask is None else remask & allowed,
+            edit=None if edit is None else edit & allowed,
+        )

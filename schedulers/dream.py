@@ -11,7 +11,8 @@ from torch import Tensor
 
 from dllm.candidates import Candidates, rank
 from dllm.sampling import ConfidenceSource
-from dllm.schedulers.base import Decision, Scheduler, View
+from dllm.schedulers.base import Decision, Scheduler
+from dllm.schedulers.view import View
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from dllm.candidates import Candidates, rank
-from dllm.schedulers.base import Decision, Scheduler, View
+from dllm.schedulers.base import Decision, Scheduler
+from dllm.schedulers.view import View
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from dllm.candidates import Candidates, rank
-from dllm.schedulers.base import Decision, Scheduler, View
+from dllm.schedulers.base import Decision, Scheduler
+from dllm.schedulers.view import View
 
 
 @dataclass(frozen=True)

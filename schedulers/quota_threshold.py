@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from dllm.candidates import Candidates, rank
 from dllm.sampling import ConfidenceSource
-from dllm.schedulers.base import Decision, Scheduler, View
+from dllm.schedulers.base import Decision, Scheduler
+from dllm.schedulers.view import View
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,24 +11,58 @@ from torch import Tensor
 
 from dllm import schedulers
 from dllm.candidates import Candidates, rank
+from dllm.canvas import Layout
 from dllm.noise import CounterNoise
-from dllm.schedulers import View
+from dllm.schedulers import Setup, View
+from dllm.schedulers.view import PER_COLUMN, PER_ROW
 
+MASK = 10
+SETUP = Setup(
+    num_rows=4,
+    width=8,
+    num_slots=8,
+    block_length=8,
+    vocab_size=11,
+    dtype=torch.float32,
+    device=torch.device("cpu"),
+)
 NAMES = schedulers.registry.names()
 
 
-def view_of(masked: Tensor, block_step: int = 0, steps_done: int = 0) -> View:
+def view_of(masked: Tensor, block_step: int = 0, steps_done: int = 0, **other: Any) -> View:
     rows, width = masked.shape
     each = torch.ones(rows, dtype=torch.int64)
-    return View(
-        columns=torch.arange(width).expand(rows, width),
-        tokens=torch.zeros(rows, width, dtype=torch.int64),
-        masked=masked,
-        step=each * steps_done,
-        block_step=each * block_step,
-        block_masks=masked.sum(1),
-        num_blocks=each,
-        noise=CounterNoise(torch.arange(rows)),
+    fields: dict[str, Any] = {
+        "columns": torch.arange(width).expand(rows, width),
+        "tokens": torch.where(masked, MASK, 0),
+        "masked": masked,
+        "block": torch.ones_like(masked),
+        "known": torch.ones_like(masked),
+        "fixed": torch.zeros_like(masked),
+        "length": each * width,
+        "prompt_length": each * 0,
+        "num_slots": each * width,
+        "step": each * steps_done,
+        "block_step": each * block_step,
+        "block_masks": masked.sum(1),
+        "num_blocks": each,
+        "layout": layout_of(rows, width),
+        "noise": CounterNoise(torch.arange(rows)),
+    }
+    return View(**{**fields, **other})
+
+
+def layout_of(rows: int, width: int) -> Layout:
+    return Layout(
+        num_rows=rows,
+        num_columns=width,
+        block_length=width,
+        mask_token_id=MASK,
+        fill_token_id=9,
+        eos_token_ids=(9,),
+        lengths=(width,) * rows,
+        num_slots=width,
+        window_length=width,
     )
 
 
@@ -53,7 +88,8 @@ def test_contract(name: str) -> None:
         masked = torch.rand(4, 8, generator=source) < 0.6
         masked[3] = False
         candidates = Candidates(logits, logits.argmax(-1))
-        decision = scheduler.decide(candidates, view_of(masked))
+        view = view_of(masked, state=scheduler.start(SETUP), shadow=candidates)
+        decision = scheduler.decide(candidates, view)
         assert decision.commit.dtype == torch.bool
         assert not (decision.commit & ~masked).any()
         if not scheduler.may_skip:
@@ -61,15 +97,16 @@ def test_contract(name: str) -> None:
         for row in range(3):
             alone = scheduler.decide(
                 Candidates(logits[row : row + 1], candidates.token[row : row + 1]),
-                _row(view_of(masked), row),
+                _row(view, row),
             )
             assert torch.equal(alone.commit[0], decision.commit[row])
 
 
 def _row(view: View, row: int) -> View:
-    fields: dict[str, Any] = dict(vars(view))
-    noise = CounterNoise(fields.pop("noise").seeds[row : row + 1])
-    return View(**{key: value[row : row + 1] for key, value in fields.items()}, noise=noise)
+    one = {name: getattr(view, name)[row : row + 1] for name in PER_COLUMN + PER_ROW}
+    state = {name: value[row : row + 1] for name, value in view.state.items()}
+    assert isinstance(view.noise, CounterNoise)
+    return replace(view, **one, state=state, noise=CounterNoise(view.noise.seeds[row : row + 1]))
 
 
 def test_threshold_accepts_equality_and_falls_back_to_the_best() -> None:

@@ -1,0 +1,38 @@
+"""Local determinism propagation (LocalLeap): near a sure column, less is enough."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch.nn import functional as F
+
+from dllm.candidates import Candidates
+from dllm.schedulers.base import Decision, Scheduler
+from dllm.schedulers.view import View
+
+
+@dataclass(frozen=True)
+class LocalLeap(Scheduler):
+    """Commits columns >= `threshold`, and those >= `relaxed_threshold` within `radius` of one.
+
+    Only columns that pass `threshold` in this step are anchors: a neighbour taken at the relaxed
+    threshold does not carry on.
+    """
+
+    threshold: float = 0.9  # probability, compared with >=
+    relaxed_threshold: float = 0.75
+    radius: int = 4  # columns on either side
+
+    source: ClassVar[str] = "arXiv 2510.07081; generate() vendored from the authors' repository"
+
+    def __post_init__(self) -> None:
+        if self.radius < 0:
+            raise ValueError(f"radius={self.radius} must be 0 or more")
+
+    def select(self, candidates: Candidates, view: View) -> Decision:
+        confidence = candidates.confidence
+        anchors = (confidence >= self.threshold) & view.masked
+        width = 2 * self.radius + 1
+        near = F.max_pool1d(anchors.float()[:, None], width, 1, self.radius)[:, 0] > 0
+        return Decision(anchors | (near & (confidence >= self.relaxed_threshold)))

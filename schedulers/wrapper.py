@@ -1,0 +1,96 @@
+"""Schedulers around another one: the inner rule decides, the outer adds to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dllm.branches import Branches
+from dllm.candidates import Candidates
+from dllm.models.config import ModelSpec
+from dllm.sampling import ConfidenceSource
+from dllm.schedulers.base import Decision, Needs, Scheduler, Setup
+from dllm.schedulers.threshold import Threshold
+from dllm.schedulers.view import State, View
+
+
+@dataclass(frozen=True)
+class Wrapper(Scheduler):
+    """A scheduler that asks `inner` first.
+
+    `inner` sees the window that it would see alone, whatever the wrapper asks for.
+    """
+
+    inner: Scheduler = field(default_factory=Threshold)
+
+    @property
+    def can_revise(self) -> bool:
+        return self.inner.can_revise
+
+    @property
+    def may_skip(self) -> bool:
+        return self.inner.may_skip
+
+    @property
+    def reads(self) -> ConfidenceSource:
+        return self.inner.reads
+
+    @property
+    def stateless(self) -> bool:
+        return self.inner.stateless
+
+    def needs(self, num_slots: int, block_length: int) -> Needs:
+        """Returns what the wrapper and the inner scheduler ask for together."""
+        own = self.own_needs(num_slots, block_length)
+        return own.union(self.inner.needs(num_slots, block_length))
+
+    def own_needs(self, num_slots: int, block_length: int) -> Needs:
+        """Returns what the wrapper itself asks for."""
+        return Needs()
+
+    def start(self, setup: Setup) -> State:
+        num_slots, block = setup.num_slots, setup.block_length
+        width = self.inner.needs(num_slots, block).width(num_slots, block)
+        return self.inner.start(replace(setup, width=min(width, setup.width)))
+
+    def score(self, candidates: Candidates) -> Tensor:
+        return self.inner.score(candidates)
+
+    def appraise(self, candidates: Candidates, view: View, branches: Branches) -> Tensor:
+        return self.inner.appraise(candidates, view, branches)
+
+    def revision_limit(self, block_length: int) -> int:
+        return self.inner.revision_limit(block_length)
+
+    def check(self, num_blocks: int, block_length: int) -> None:
+        self.inner.check(num_blocks, block_length)
+
+    def check_model(self, spec: ModelSpec) -> None:
+        self.inner.check_model(spec)
+
+    def ask(self, candidates: Candidates, view: View) -> Decision:
+        """Returns the inner decision, in the columns of this scheduler's window."""
+        num_slots, block = view.layout.num_slots, view.layout.block_length
+        needs = self.inner.needs(num_slots, block)
+        width = needs.width(num_slots, block)
+        if needs.whole_row or width >= view.columns.shape[1]:
+            return self.inner.decide(candidates, view)
+        index = view.first_of_block()[:, None] + torch.arange(width, device=view.columns.device)
+        narrow = view.at(index)
+        decision = self.inner.decide(candidates.at(index), narrow)
+        return _spread(decision, index, view)
+
+
+def _spread(decision: Decision, index: Tensor, view: View) -> Decision:
+    """Returns a decision on the columns `index` (B, n) of a wider window."""
+    given: dict[str, Any] = {}
+    for name in ("commit", "remask", "edit"):
+        value = getattr(decision, name)
+        if value is not None:
+            given[name] = torch.zeros_like(view.masked).scatter(1, index, value)
+    if decision.tokens is not None:
+        given["tokens"] = view.tokens.scatter(1, index, decision.tokens)
+    return replace(decision, **given)
