@@ -143,12 +143,16 @@ class Canvas:
         start = self.first_block if self.layout.region_length else self.block_start
         return start[:, None] + torch.arange(self.layout.width, device=self.tokens.device)
 
-    def window(self, known: Tensor | None = None) -> Window:
-        """Returns what a step looks at; `known` (B, W) bool are the columns that have logits."""
+    def window(self, known: Tensor | None = None, active: Tensor | None = None) -> Window:
+        """Returns what a step looks at; `known` (B, W) bool are the columns that have logits.
+
+        `active` (B,) bool are the rows that take part; None: those whose block has masks.
+        """
         columns = self.columns()
         masked = self.masked.gather(1, columns)
         block = (columns >= self.block_start[:, None]) & (columns < self.block_end[:, None])
-        active = (masked & block).any(1) | self.held
+        if active is None:
+            active = (masked & block).any(1) | self.held
         known = torch.ones_like(masked) if known is None else known
         masked = masked & known & active[:, None]
         return Window(columns, self.tokens.gather(1, columns), masked, block, known, active)
@@ -177,20 +181,20 @@ class Canvas:
         self.row_forwards += window.active
         self.block_step += torch.where(window.active, change.num_steps, 0)
 
-    def adopt(self, winner: Tensor) -> None:
-        """Writes what distinguishes each row's best variant (B,) from the canvas."""
+    def adopt(self, winner: Tensor, active: Tensor) -> None:
+        """Writes what the best variant (B,) of each active row (B,) has over the canvas."""
         assert self.branches is not None
         branches, at = self.branches, winner[:, None]
         column, confidence = branches.columns.gather(1, at), branches.confidence.gather(1, at)
-        chosen = (column >= 0) & branches.needed[:, None] & self._active()[:, None]
+        compared = branches.needed & active
+        chosen = (column >= 0) & compared[:, None]
         column = column.clamp(min=0)
         held = self.tokens.gather(1, column)
         tokens = torch.where(chosen, branches.tokens.gather(1, at), held)
         self.tokens.scatter_(1, column, tokens)
         self._record(self.commit_step, column, chosen, self.step.to(torch.int32)[:, None])
         self._record(self.commit_confidence, column, chosen, confidence.float())
-        compared = branches.needed & self._active()
-        self.row_forwards += torch.where(compared, branches.valid.sum(1) - 1, 0)
+        self.row_forwards += torch.where(compared, branches.count - 1, 0)
 
     def settle(self, lockstep: bool, at_eos: AtEnd) -> Status:
         """Finishes complete rows, moves rows to their next block and reports, in one transfer.
@@ -230,12 +234,6 @@ class Canvas:
         offsets = torch.arange(block, device=masked.device)
         count = masked.gather(1, self.block_start[:, None] + offsets).sum(1)
         self.block_masks = torch.where(moving, count, self.block_masks)
-
-    def _active(self) -> Tensor:
-        """Which rows have something to do in their block, (B,) bool."""
-        columns = torch.arange(self.tokens.shape[1], device=self.tokens.device)
-        block = (columns >= self.block_start[:, None]) & (columns < self.block_end[:, None])
-        return (self.masked & block).any(1) | self.held
 
     def _shorten(self, length: Tensor) -> None:
         """Cuts rows off at a column; what was there becomes padding."""

@@ -43,6 +43,23 @@ class StepEvent:
 
 
 @dataclass(frozen=True)
+class Forward:
+    """The model with its K/V store: one call is one pass, and is counted."""
+
+    model: DenoisingModel
+    store: KVStore | None
+    meter: Meter
+
+    def __call__(self, tokens: Tensor, plan: StepPlan) -> Tensor:
+        """Returns the logits (B, W, V) of a pass over canvas tokens (B, C)."""
+        self.meter.count(plan)
+        fed = tokens.gather(1, plan.columns)
+        if plan.num_shadows:
+            fed[:, -plan.num_shadows :] = self.model.spec.mask_token_id
+        return self.model.forward(fed, plan, self.store)
+
+
+@dataclass(frozen=True)
 class DenoisingLoop:
     """Any model, scheduler and cache, one step at a time.
 
@@ -60,66 +77,55 @@ class DenoisingLoop:
     @torch.inference_mode()
     def run(self, canvas: Canvas, meter: Meter) -> Iterator[StepEvent]:
         """Denoises the canvas in place and yields what each step did."""
-        store = self._new_store(canvas)
-        meter.store_bytes = store.num_bytes if store is not None else 0
+        forward = Forward(self.model, self._new_store(canvas), meter)
+        meter.store_bytes = forward.store.num_bytes if forward.store is not None else 0
         meter.start()
-        state: State | None = None
+        state: State = {}
         status = canvas.settle(lockstep=False, at_eos="ignore")
         while status.unfinished:
             plan = self.cache.plan(canvas, status, self.model.spec)
             if self.needs.shadow:
                 plan = with_shadows(plan, canvas)
+            window = canvas.window(plan.known)
             if status.branching:
-                logits = self._compare(canvas, plan, store, state or {}, meter)
+                logits = self._compare(canvas, window, plan, forward, state)
+                window = canvas.window(plan.known, window.active)
             else:
-                logits = self._forward(canvas.tokens, plan, store, meter)
-            state = self._start(canvas, logits) if state is None else state
-            event, state = self._step(canvas, plan, logits, state)
+                logits = forward(canvas.tokens, plan)
+            state = state or self._start(canvas, logits)
+            event, state = self._step(canvas, window, plan, logits, state)
             status = canvas.settle(self.cache.lockstep, self._at_eos(plan))
             meter.end_of_step()
             yield event
             self._check(canvas, status)
 
-    def _forward(
-        self, tokens: Tensor, plan: StepPlan, store: KVStore | None, meter: Meter
-    ) -> Tensor:
-        meter.count(plan)
-        fed = tokens.gather(1, plan.columns)
-        if plan.num_shadows:
-            fed[:, -plan.num_shadows :] = self.sampling.mask_token_id
-        return self.model.forward(fed, plan, store)
-
     def _compare(
-        self, canvas: Canvas, plan: StepPlan, store: KVStore | None, state: State, meter: Meter
+        self, canvas: Canvas, window: Window, plan: StepPlan, forward: Forward, state: State
     ) -> Tensor:
         """Runs a pass over all variants, keeps each row's best; returns its logits (B, W, V)."""
-        branches = canvas.branches
+        branches, store = canvas.branches, forward.store
         assert branches is not None
         num_rows, count = branches.columns.shape
         first = torch.arange(num_rows, device=canvas.tokens.device) * count
         if store is not None:
             store.copy_rows(first.repeat_interleave(count))
         wide = fan_out(plan, count, canvas.layout.num_stored)
-        logits = self._forward(branches.fill(canvas.tokens), wide, store, meter)
-        window = canvas.window(plan.known)
+        logits = forward(branches.fill(canvas.tokens), wide)
         view = self._view(canvas, window, state).of_variants(branches.columns)
         candidates = self.sampling.propose(logits, self.noise, view.columns, view.step)
         score = self.scheduler.appraise(candidates, view, branches)
         winner = branches.pick(score, window.active)
-        canvas.adopt(winner)
+        canvas.adopt(winner, window.active)
         if store is not None:
             store.copy_rows((first + winner).repeat_interleave(count))
         return logits[first + winner]
 
     def _step(
-        self, canvas: Canvas, plan: StepPlan, logits: Tensor, state: State
+        self, canvas: Canvas, window: Window, plan: StepPlan, logits: Tensor, state: State
     ) -> tuple[StepEvent, State]:
         """Decides on logits (B, W, V), or (B, 2 W, V) with shadows, and writes the decision."""
-        window = canvas.window(plan.known)
-        width = window.columns.shape[1]
-        candidates = self.sampling.propose(
-            logits[:, :width], self.noise, window.columns, canvas.step
-        )
+        own = logits[:, : window.columns.shape[1]]
+        candidates = self.sampling.propose(own, self.noise, window.columns, canvas.step)
         if plan.forced:
             assert plan.eligible is not None
             decision = Decision(window.masked & plan.eligible)

@@ -69,7 +69,12 @@ class KVStore:
         return self._read(held_keys, num_keys, stride), self._read(held_values, num_keys, stride)
 
     def copy_rows(self, source: Tensor) -> None:
-        """Gives every row the content of row `source` (rows,) int64."""
+        """Gives every row the content of row `source` (n,) int64.
+
+        A store of several times n rows is treated as that many stores.
+        """
+        copies = torch.arange(self.shape.num_rows // source.shape[0], device=source.device)
+        source = (source + copies[:, None] * source.shape[0]).flatten()
         for held in (*self.keys, *self.values):
             by_row = self._rows(held)
             by_row.copy_(by_row[source.to(held.device)])

@@ -63,6 +63,13 @@ class View:
         """Returns one uniform number a column, (B, W) float32, seeded per row."""
         return self.noise.columns(self.columns, self.step, self.masked)
 
+    def is_end(self, tokens: Tensor) -> Tensor:
+        """Returns which of some tokens (...) end a text, bool."""
+        ended = torch.zeros_like(tokens, dtype=torch.bool)
+        for token in self.layout.eos_token_ids:  # a few, known to the host
+            ended = ended | (tokens == token)
+        return ended
+
     def first_of_block(self) -> Tensor:
         """Returns where each row's block begins in its window, (B,) int64."""
         return self.block.int().argmax(1)

@@ -1,0 +1,118 @@
+"""Explore-Then-Exploit, as reconstructed from its abstract: results are labelled ETE-R."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from dllm.branches import Branches
+from dllm.candidates import Candidates, rank
+from dllm.schedulers.base import Decision, Needs, Scheduler
+from dllm.schedulers.view import View
+
+
+@dataclass(frozen=True)
+class ExploreThenExploit(Scheduler):
+    """Commits sure columns across blocks; where few are sure, settles the least sure one first.
+
+    What is the paper's: deterministic tokens carry little information, so a round should also
+    commit an uncertain one, across block borders. What is a reconstruction: everything else, that
+    is all parameters, the choice of the explored column and how alternatives are compared.
+
+    `commit` mode writes the model's own token into the explored column. `branch` mode tries its
+    `alternatives` most probable tokens as variants of the row in one forward pass, beside the row
+    that just goes on, and keeps the one that makes the most columns sure, plus `likelihood_weight`
+    times the log probability of the tried token.
+    """
+
+    threshold: float = 0.9  # probability, compared with >=
+    cross_threshold: float | None = None  # beyond the row's block; None: the same
+    blocks: int = 2  # in which tokens are committed, the current one included
+    mode: Literal["branch", "commit"] = "branch"
+    alternatives: int = 3  # tried tokens in branch mode; 0: no exploration
+    stalled_below: int | None = 2  # explore when fewer columns are sure; None: always
+    scope: Literal["block", "window"] = "block"  # where the explored column is looked for
+    uncertainty: Literal["entropy", "confidence", "margin"] = "entropy"
+    plausibility: float = 0.1  # an alternative has at least this part of the top probability
+    likelihood_weight: float = 1.0
+
+    source: ClassVar[str] = "arXiv 2511.21103 (abstract; no code or details are public)"
+    statistic: ClassVar[str] = "confidence; entropy, probabilities of the best tokens"
+
+    def __post_init__(self) -> None:
+        for name in ("blocks", "alternatives", "likelihood_weight", "plausibility"):
+            least = 1 if name == "blocks" else 0
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+
+    def needs(self, num_slots: int, block_length: int) -> Needs:
+        rows = 1 + self.alternatives if self.mode == "branch" else 1
+        return Needs(window=self.blocks * block_length, branches=rows)
+
+    def select(self, candidates: Candidates, view: View) -> Decision:
+        sure = self._sure(candidates, view)
+        target = self._target(candidates, view, sure)  # (B, W), at most one column a row
+        if self.mode == "commit":
+            return Decision(sure | target)
+        if self.alternatives == 0:
+            return Decision(sure)
+        return Decision(sure, branches=self._branches(candidates, view, sure, target))
+
+    def appraise(self, candidates: Candidates, view: View, branches: Branches) -> Tensor:
+        """Returns tokens that the variant fills or makes sure, plus its weighted likelihood.
+
+        End tokens do not count: a variant must not win by ending the text.
+        """
+        told = self._sure(candidates, view) & ~view.is_end(candidates.token)
+        gained = told.sum(1).view_as(branches.columns) + (branches.columns >= 0)
+        weight = max(self.likelihood_weight, 1e-6)  # equal gains go to the likelier token
+        return gained + weight * branches.confidence.log()
+
+    def _sure(self, candidates: Candidates, view: View) -> Tensor:
+        beyond = self.threshold if self.cross_threshold is None else self.cross_threshold
+        passed = candidates.confidence >= self.threshold
+        return view.masked & torch.where(view.block, passed, candidates.confidence >= beyond)
+
+    def _target(self, candidates: Candidates, view: View, sure: Tensor) -> Tensor:
+        """Returns the least sure masked column of each row that explores, (B, W) bool."""
+        place = view.masked & ~sure
+        if self.scope == "block":
+            place = place & view.block
+        else:  # beyond the block, the likeliest uncertain token is the end of a shorter text
+            place = place & (view.block | ~view.is_end(candidates.token))
+        sign = {"entropy": 1, "confidence": -1, "margin": -1}[self.uncertainty]
+        target = (rank(sign * getattr(candidates, self.uncertainty), place) == 0) & place
+        if self.stalled_below is None:
+            return target
+        return target & (sure.sum(1, keepdim=True) < self.stalled_below)
+
+    def _branches(
+        self, candidates: Candidates, view: View, sure: Tensor, target: Tensor
+    ) -> Branches:
+        """Returns the row as it would go on, and one variant for each alternative token."""
+        at = target.int().argmax(1, keepdim=True)  # (B, 1)
+        logits = candidates.logits.gather(
+            1, at[..., None].expand(-1, -1, candidates.logits.shape[-1])
+        )
+        log_prob = logits.squeeze(1).log_softmax(-1).clone()
+        log_prob[:, view.layout.mask_token_id] = -torch.inf
+        best, tokens = log_prob.topk(min(self.alternatives, log_prob.shape[1] - 1), dim=1)
+        probability = best.exp()
+        goes_on = self._best(candidates, view) & ~sure.any(1, keepdim=True)
+        first = goes_on.int().argmax(1, keepdim=True)
+        moves = goes_on.any(1, keepdim=True)
+        column = torch.where(moves, view.columns.gather(1, first), -1)
+        confidence = torch.where(moves, candidates.confidence.gather(1, first), 1)
+        # With one column left there is nothing to look ahead to.
+        needed = target.any(1) & ((view.masked & ~sure).sum(1) > 1)
+        plausible = probability >= self.plausibility * probability[:, :1]
+        return Branches(
+            columns=torch.cat([column, view.columns.gather(1, at).expand_as(tokens)], 1),
+            tokens=torch.cat([candidates.token.gather(1, first), tokens], 1),
+            confidence=torch.cat([confidence, probability], 1),
+            valid=torch.cat([torch.ones_like(moves), plausible], 1),
+            needed=needed,
+        )

@@ -1,0 +1,67 @@
+"""Several blocks at once, opened one after the other (D2F, d3LLM)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from dllm.candidates import Candidates, rank
+from dllm.schedulers.base import Decision, Needs, Scheduler
+from dllm.schedulers.blocks_ahead import active_columns, open_columns
+from dllm.schedulers.view import View
+
+
+@dataclass(frozen=True)
+class MultiBlock(Scheduler):
+    """Commits what passes `threshold` in every open block; a block opens as the last one fills.
+
+    The next block opens when `add_threshold` of the last is decoded. One commit is certain in the
+    first block with masks whose predecessor is decoded to `active_threshold`. With
+    statistic='entropy' columns pass whose entropy is at most `threshold` nats.
+    """
+
+    threshold: float = 0.9
+    blocks: int = 2  # open at most, the current one included
+    add_threshold: float = 0.1
+    active_threshold: float = 0.95
+    measure: Literal["confidence", "entropy"] = "confidence"
+
+    source: ClassVar[str] = (
+        "arXiv 2508.09192 (D2F); hao-ai-lab/d3LLM and SJTU-DENG-Lab/Diffulex decoding"
+    )
+    statistic: ClassVar[str] = "confidence or entropy"
+    published: ClassVar[str] = (
+        "distilled models, GSM8K: d3LLM-LLaDA 9.11 tokens a forward at 73.09 %, "
+        "d3LLM-Dream 4.94 at 81.36 % (hao-ai-lab/d3LLM leaderboard)"
+    )
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "d3llm": {"threshold": 0.5, "measure": "entropy", "blocks": 4},
+        "d2f": {"threshold": 0.9, "blocks": 4},
+    }
+
+    def __post_init__(self) -> None:
+        if self.blocks < 1:
+            raise ValueError(f"blocks={self.blocks} must be at least 1")
+        for name in ("add_threshold", "active_threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1]")
+
+    def needs(self, num_slots: int, block_length: int) -> Needs:
+        return Needs(window=self.blocks * block_length)
+
+    def score(self, candidates: Candidates) -> Tensor:
+        if self.measure == "entropy":
+            return -candidates.entropy
+        return candidates.confidence
+
+    def select(self, candidates: Candidates, view: View) -> Decision:
+        limit = -self.threshold if self.measure == "entropy" else self.threshold
+        opened = open_columns(view, self.blocks, self.add_threshold)
+        passed = (self.score(candidates) >= limit) & opened
+        active = active_columns(view, self.blocks, self.active_threshold) & opened
+        best = (rank(self.score(candidates), active) == 0) & active
+        stuck = ~(passed & active).any(1, keepdim=True)
+        return Decision(torch.where(stuck, passed | best, passed))
