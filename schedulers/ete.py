@@ -35,7 +35,7 @@ class ExploreThenExploit(Scheduler):
     alternatives: int = 3  # tried tokens in branch mode; 0: no exploration
     stalled_below: int | None = 2  # explore when fewer columns are sure; None: always
     scope: Literal["block", "window"] = "block"  # where the explored column is looked for
-    uncertainty: Literal["entropy", "confidence", "margin"] = "entropy"
+    explore: Literal["entropy", "confidence", "margin", "first"] = "entropy"  # which column
     plausibility: float = 0.1  # an alternative has at least this part of the top probability
     likelihood_weight: float = 1.0
 
@@ -83,11 +83,18 @@ class ExploreThenExploit(Scheduler):
             place = place & view.block
         else:  # beyond the block, the likeliest uncertain token is the end of a shorter text
             place = place & (view.block | ~view.is_end(candidates.token))
-        sign = {"entropy": 1, "confidence": -1, "margin": -1}[self.uncertainty]
-        target = (rank(sign * getattr(candidates, self.uncertainty), place) == 0) & place
+        target = (rank(self._interest(candidates, view), place) == 0) & place
         if self.stalled_below is None:
             return target
         return target & (sure.sum(1, keepdim=True) < self.stalled_below)
+
+    def _interest(self, candidates: Candidates, view: View) -> Tensor:
+        """Returns how much each column is worth exploring, (B, W)."""
+        if self.explore == "first":
+            return -view.columns.float()
+        return (
+            candidates.entropy if self.explore == "entropy" else -getattr(candidates, self.explore)
+        )
 
     def _branches(
         self, candidates: Candidates, view: View, sure: Tensor, target: Tensor

@@ -138,21 +138,21 @@ def toy(scheduler: Any) -> Any:
 
 def test_exploration_finds_the_token_that_settles_the_rest() -> None:
     plain = toy("threshold:0.9")
-    explored = toy(ExploreThenExploit(uncertainty="margin", blocks=1))
+    explored = toy(ExploreThenExploit(explore="margin", blocks=1))
     assert plain.metrics.rows[0].forwards == 16
     assert explored.metrics.rows[0].forwards == 2
     assert explored.sequences[0][3] == KeyModel.good
     assert explored.metrics.rows[0].row_forwards == 1 + 4
     assert explored.metrics.rows_fed == 1 + 4
-    committing = toy(ExploreThenExploit(uncertainty="margin", blocks=1, mode="commit"))
+    committing = toy(ExploreThenExploit(explore="margin", blocks=1, mode="commit"))
     assert committing.sequences[0][3] == KeyModel.bad
     assert committing.metrics.rows_fed == committing.metrics.num_forwards
 
 
 def test_what_cannot_win() -> None:
-    timid = toy(ExploreThenExploit(uncertainty="margin", blocks=1, likelihood_weight=1000.0))
+    timid = toy(ExploreThenExploit(explore="margin", blocks=1, likelihood_weight=1000.0))
     assert timid.sequences[0][3] != KeyModel.good
-    implausible = toy(ExploreThenExploit(uncertainty="margin", blocks=1, plausibility=0.95))
+    implausible = toy(ExploreThenExploit(explore="margin", blocks=1, plausibility=0.95))
     assert implausible.sequences[0][3] != KeyModel.good
 
 
