@@ -23,6 +23,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script, it finds 
 import dllm
 from tests.golden.methods import METHODS, Case
 
+MASK = 126
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -74,7 +76,7 @@ def replay(case: Case, models: Path) -> Difference | None:
     # Forwards that the official loop runs on a canvas or block that is already full.
     recorded = [step for step in case["trace"] if not idle(step, case)]
     kept = range(end_of_text(case))
-    commits = [sorted((p, t) for p, t in step["commits"] if p in kept) for step in recorded]
+    commits = [sorted((p, t) for p, t in writes(step) if p in kept) for step in recorded]
     got = [sorted((p, t) for p, t in step if p in kept) for step in out.trace.commits(0)]
     got += [[]] * (out.metrics.num_forwards - len(got))
     if list(out.sequences[0]) != case["final"]:
@@ -85,6 +87,11 @@ def replay(case: Case, models: Path) -> Difference | None:
         )
         return Difference(case["id"], f"{len(got)} forwards, {len(commits)} recorded; step {first}")
     return None
+
+
+def writes(step: dict[str, Any]) -> list[list[int]]:
+    """Returns the (column, token) pairs of a recorded step; what it re-masked gets the mask."""
+    return step["commits"] + [[place, MASK] for place in step.get("remasked", [])]
 
 
 def end_of_text(case: Case) -> int:
@@ -107,8 +114,9 @@ def idle(step: dict[str, Any], case: Case) -> bool:
     new_tokens = num_new_tokens(case)
     block = case["args"].get("block_length", new_tokens)
     start = len(case["prompt"])
+    planted = [start + int(slot) for slot in case["args"].get("constraints", {})]
     begin = start + (past[-1] - start) // block * block
-    return set(range(begin, begin + block)) <= set(past)
+    return set(range(begin, begin + block)) <= set(past + planted)
 
 
 def num_new_tokens(case: Case) -> int:

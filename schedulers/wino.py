@@ -1,0 +1,87 @@
+"""Wide in, narrow out (WINO): commit freely, and mask again what the rest does not support."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from dllm.candidates import Candidates, rank
+from dllm.models.config import ModelSpec
+from dllm.schedulers.base import Decision, Needs, Scheduler, Setup
+from dllm.schedulers.view import State, View
+
+_FIRST_ACCEPT = 30  # as if so many had been accepted before a block's first step
+
+
+@dataclass(frozen=True)
+class Wino(Scheduler):
+    """Commits columns > `threshold`, and masks tokens whose shadow gives them < `threshold_back`.
+
+    A shadow is the column read without itself, in the same pass. A step commits at most
+    `share` of the block's masks, from `least` to `most`; it masks again only if it commits more
+    than one token, and fewer than the step before committed, so every block ends: see
+    `revision_limit`. Tokens committed in a step are judged from the next step on.
+    """
+
+    threshold: float = 0.6  # probability, compared with >
+    threshold_back: float = 0.9
+    share: float = 0.7
+    least: int = 5
+    most: int = 20
+
+    source: ClassVar[str] = "arXiv 2507.18578; Feng-Hong/WINO-DLLM LLaDA/decoding.py:decoding_wino"
+    statistic: ClassVar[str] = "confidence; shadow's probability of the committed token"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "gsm8k": {"threshold": 0.6},
+        "math": {"threshold": 0.7},
+        "humaneval": {"threshold": 0.7},
+        "mbpp": {"threshold": 0.8},
+        "arc": {"threshold": 0.5},
+        "countdown": {"threshold": 0.5},
+        "sudoku": {"threshold": 0.7},
+    }
+
+    @property
+    def can_revise(self) -> bool:
+        return True
+
+    def revision_limit(self, block_length: int) -> int:
+        # What a step masks again is less than what the step before committed, so any two steps
+        # in a row gain at least one token.
+        return 2 * block_length
+
+    def check_model(self, spec: ModelSpec) -> None:
+        if spec.logit_shift or spec.attention != "full":
+            raise ValueError(
+                "scheduler 'wino' needs bidirectional attention and logits that are not shifted: a "
+                f"shadow stands at its own column; this model has attention={spec.attention!r} "
+                f"and logit_shift={spec.logit_shift}"
+            )
+
+    def needs(self, num_slots: int, block_length: int) -> Needs:
+        return Needs(shadow=True)
+
+    def start(self, setup: Setup) -> State:
+        size = (setup.num_rows,)
+        return {"accepted": torch.full(size, _FIRST_ACCEPT, device=setup.device)}
+
+    def select(self, candidates: Candidates, view: View) -> Decision:
+        masks = view.masked.sum(1, keepdim=True)
+        cap = (self.share * masks).long().clamp(self.least, self.most)
+        place = rank(candidates.confidence, view.masked)
+        passed = (candidates.confidence > self.threshold) & (place < cap)
+        commit = (passed | (place == 0)) & view.masked
+        accepted = commit.sum(1)
+        remask = self._doubted(view) & (accepted > 1)[:, None]
+        return Decision(commit, remask=remask, state={"accepted": accepted})
+
+    def _doubted(self, view: View) -> Tensor:
+        """Returns the least supported tokens of the block, fewer than were just committed."""
+        assert view.shadow is not None
+        support = view.shadow.log_prob(view.tokens).exp()
+        doubted = view.committed & view.block & (support < self.threshold_back)
+        last = torch.where(view.block_step == 0, _FIRST_ACCEPT, view.state["accepted"])
+        return doubted & (rank(-support, doubted) < (last - 1)[:, None])
