@@ -13,9 +13,9 @@ from dllm.branches import Branches
 
 NEVER = -1  # commit_step of a column that the model did not commit
 
-# What an end token does: nothing; end its row once all before it is there; end it once its block
-# is full; cut the row at once.
-AtEnd = Literal["ignore", "stop", "block", "truncate"]
+# What an end token does: nothing; end its row once all before it is there; the same, and nothing
+# after it is committed; end its row once its block is full; cut the row at once.
+AtEnd = Literal["ignore", "stop", "skip", "block", "truncate"]
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,7 @@ class Canvas:
         self.commit_step = torch.full_like(tokens, NEVER, dtype=torch.int32)  # (B, C)
         self.commit_confidence = torch.full_like(tokens, float("nan"), dtype=torch.float32)
         self.branches: Branches | None = None
+        self.skip_after_end = False  # what follows an end token is not committed
         self.keep_history = False  # a scheduler revises: `commit_step` alone cannot tell the story
         self.history: list[tuple[Tensor, Tensor]] = []  # tokens (B, C) and step (B,) of each pass
 
@@ -149,7 +150,10 @@ class Canvas:
         `active` (B,) bool are the rows that take part; None: those whose block has masks.
         """
         columns = self.columns()
-        masked = self.masked.gather(1, columns)
+        masked = self.masked
+        if self.skip_after_end:
+            masked = masked & (self._ended().int().cumsum(1) == 0)
+        masked = masked.gather(1, columns)
         block = (columns >= self.block_start[:, None]) & (columns < self.block_end[:, None])
         if active is None:
             active = (masked & block).any(1) | self.held

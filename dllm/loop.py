@@ -80,6 +80,7 @@ class DenoisingLoop:
         forward = Forward(self.model, self._new_store(canvas), meter)
         meter.store_bytes = forward.store.num_bytes if forward.store is not None else 0
         meter.start()
+        canvas.skip_after_end = self.at_eos == "skip"
         state: State = {}
         status = canvas.settle(lockstep=False, at_eos="ignore")
         while status.unfinished:

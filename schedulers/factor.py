@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from dllm.candidates import Candidates, rank
 from dllm.schedulers.base import Decision, Scheduler
@@ -19,7 +19,9 @@ class Factor(Scheduler):
     """
 
     factor: float = 1.0
-    last_passes: bool = False  # the last masked column goes with the others even if it fails
+    # The last masked column is judged like the others; dInfer lets it pass with them whatever its
+    # confidence, d2Cache keeps it back even if all pass.
+    last: Literal["judged", "passes", "waits"] = "judged"
 
     source: ClassVar[str] = "arXiv 2505.22618 section 3.3; dInfer decoding/generate_fastdllm.py"
 
@@ -33,7 +35,9 @@ class Factor(Scheduler):
         place = rank(candidates.confidence, view.masked)
         passed = candidates.confidence >= 1 - self.factor / (place + 2)
         passed = (passed | (place == 0)) & view.masked
-        if self.last_passes:
-            last = view.masked.sum(-1, keepdim=True) - 1
-            passed = passed | ((place == last) & (passed.sum(-1, keepdim=True) >= last))
+        last = place == view.masked.sum(-1, keepdim=True) - 1
+        if self.last == "passes":
+            passed = passed | (last & (passed.sum(-1, keepdim=True) >= place))
+        if self.last == "waits":
+            passed = passed & ~last
         return Decision(passed)

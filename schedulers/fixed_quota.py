@@ -16,11 +16,12 @@ from dllm.schedulers.view import View
 class FixedQuota(Scheduler):
     """Spreads the masks of each block evenly over its share of `steps`, larger quotas first.
 
-    `order` says which columns go first: the most confident, or random ones.
+    `order` says which columns go first: those with the highest confidence or margin, the lowest
+    entropy, or random ones.
     """
 
     steps: int | None = None  # in total over all blocks; None: one token a step
-    order: Literal["confidence", "random"] = "confidence"
+    order: Literal["confidence", "margin", "entropy", "random"] = "confidence"
 
     source: ClassVar[str] = "arXiv 2502.09992; ML-GSAI/LLaDA generate.py (low_confidence, random)"
 
@@ -35,8 +36,13 @@ class FixedQuota(Scheduler):
                 f"blocks; steps={max(self.steps // num_blocks, 1) * num_blocks} fits"
             )
 
+    def score(self, candidates: Candidates) -> Tensor:
+        if self.order == "entropy":
+            return -candidates.entropy
+        return candidates.margin if self.order == "margin" else candidates.confidence
+
     def select(self, candidates: Candidates, view: View) -> Decision:
-        score = candidates.confidence if self.order == "confidence" else view.uniform()
+        score = view.uniform() if self.order == "random" else self.score(candidates)
         return Decision(rank(score, view.masked) < self._quota(view)[:, None])
 
     def _quota(self, view: View) -> Tensor:

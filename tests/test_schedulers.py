@@ -127,7 +127,7 @@ def test_factor_by_hand() -> None:
     masked = torch.ones(1, 4, dtype=torch.bool)
     commit = schedulers.registry.create("factor:1").decide(candidates, view_of(masked)).commit
     assert commit.tolist() == [[True, False, True, False]]
-    last = {"name": "factor", "factor": 1.0, "last_passes": True}
+    last = {"name": "factor", "factor": 1.0, "last": "passes"}
     two = torch.tensor([[True, False, False, True]])
     commit = schedulers.registry.create(last).decide(candidates, view_of(two)).commit
     assert commit.tolist() == [[True, False, False, True]]

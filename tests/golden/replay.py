@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script, it finds 
 import dllm
 from tests.golden.methods import METHODS, Case
 
-MASK = 126
+MASK, END = 126, 127
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,9 @@ class Difference:
 # Recordings that are not reproduced, with the reason (README.md beside this file has more).
 KNOWN_DIFFERENCES = {
     "nocache_g96_s96_th0.9": "a near tie (2.9e-5 in confidence) at step 17 goes the other way",
+    "generate_learn2parallel_llada_gqa_g96_b32_s48_f32_a0.5": (
+        "a quota beyond the block's masks makes the official topk commit a column of a later block"
+    ),
 }
 
 
@@ -79,14 +82,19 @@ def replay(case: Case, models: Path) -> Difference | None:
     commits = [sorted((p, t) for p, t in writes(step) if p in kept) for step in recorded]
     got = [sorted((p, t) for p, t in step if p in kept) for step in out.trace.commits(0)]
     got += [[]] * (out.metrics.num_forwards - len(got))
-    if list(out.sequences[0]) != case["final"]:
-        return Difference(case["id"], f"tokens {list(out.sequences[0])} != {case['final']}")
+    if list(out.sequences[0]) != final_tokens(case):
+        return Difference(case["id"], f"tokens {list(out.sequences[0])} != {final_tokens(case)}")
     if got != commits:
         first = next(
             (i for i, (a, b) in enumerate(zip(got, commits, strict=False)) if a != b), None
         )
         return Difference(case["id"], f"{len(got)} forwards, {len(commits)} recorded; step {first}")
     return None
+
+
+def final_tokens(case: Case) -> list[int]:
+    """Returns the recorded outcome; where it stopped early, masks are filled as ours are."""
+    return [END if token == MASK else token for token in case["final"]]
 
 
 def writes(step: dict[str, Any]) -> list[list[int]]:
@@ -109,7 +117,7 @@ def idle(step: dict[str, Any], case: Case) -> bool:
     past = [
         position for before in case["trace"][: step["step"]] for position, _ in before["commits"]
     ]
-    if step["commits"] or not past:
+    if step["commits"] or "new_total_len" in step or not past:  # what was cut off is not listed
         return False
     new_tokens = num_new_tokens(case)
     block = case["args"].get("block_length", new_tokens)

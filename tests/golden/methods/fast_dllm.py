@@ -12,7 +12,7 @@ def fast_dllm(case: Case) -> dict[str, Any]:
     caches = {"prefix": "prefix", "dual": "dual"}
     cache = next((name for key, name in caches.items() if key in case["method"]), "none")
     if args.get("factor") is not None:
-        scheduler = {"name": "factor", "factor": args["factor"], "last_passes": True}
+        scheduler = {"name": "factor", "factor": args["factor"], "last": "passes"}
     elif args.get("threshold") is not None:
         scheduler = {"name": "threshold", "threshold": args["threshold"]}
     else:
