@@ -86,7 +86,7 @@ class Registry(Generic[Part]):
                 if index > 0 or not fields:
                     raise ValueError(f"{self.noun} {text!r}: write {item!r} as option=value")
                 key, value = next(iter(fields)), item
-            options[key.strip()] = yaml.safe_load(value)
+            options[key.strip()] = _read(value)
         return name, options
 
     def _preset(self, name: str, preset: str) -> dict[str, Any]:
@@ -129,6 +129,17 @@ class Registry(Generic[Part]):
             ):
                 return value
         return None
+
+
+def _read(text: str) -> Any:
+    """Returns a value as YAML has it, and 1e-3, which YAML takes for text, as a number."""
+    value = yaml.safe_load(text)
+    if isinstance(value, str) and value[:1] in "+-.0123456789":
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
 
 
 def _fits(value: Any, hint: Any) -> bool:

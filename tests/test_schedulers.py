@@ -196,6 +196,13 @@ def test_wrong_schedulers_are_explained(given: Any, message: str) -> None:
 def test_short_forms() -> None:
     create = schedulers.registry.create
     assert create("threshold:0.8") == create({"name": "threshold", "threshold": 0.8})
+    assert create("threshold:1e-3") == create({"name": "threshold", "threshold": 0.001})
+    assert create("prophet@gsm8k:mid=6") == create(
+        {"name": "prophet", "high": 8.0, "mid": 6, "low": 3.5}
+    )
+    assert create("prophet:inner=threshold:0.8").summary()["inner"]["threshold"] == 0.8
+    with pytest.raises(ValueError, match="no preset 'gsm9k': did you mean 'gsm8k'"):
+        create("prophet@gsm9k")
     assert create("dream:origin,steps=4") == create(
         {"name": "dream", "algorithm": "origin", "steps": 4}
     )
