@@ -77,6 +77,16 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Written:
+    """The windows of one pass before and after it."""
+
+    columns: Tensor  # (B, W) int64
+    before: Tensor  # (B, W) int64 tokens
+    after: Tensor  # (B, W) int64
+    step: Tensor  # (B,) int64 forwards of each row before this one
+
+
+@dataclass(frozen=True)
 class Status:
     """What the host must know between two steps, read in one transfer."""
 
@@ -120,7 +130,7 @@ class Canvas:
         self.branches: Branches | None = None
         self.skip_after_end = False  # what follows an end token is not committed
         self.keep_history = False  # a scheduler revises: `commit_step` alone cannot tell the story
-        self.history: list[tuple[Tensor, Tensor]] = []  # tokens (B, C) and step (B,) of each pass
+        self.history: list[Written] = []
 
     def count_blocks_from_zero(self) -> None:
         """Aligns blocks to column 0, as block-causal models were trained."""
@@ -170,7 +180,10 @@ class Canvas:
         chosen = change.chosen & finite
         self.broken = self.broken | (window.masked & ~finite).any(1)
         columns = window.columns
-        self.tokens.scatter_(1, columns, torch.where(chosen, change.tokens, window.tokens))
+        tokens = torch.where(chosen, change.tokens, window.tokens)
+        self.tokens.scatter_(1, columns, tokens)
+        if self.keep_history:
+            self.history.append(Written(columns, window.tokens, tokens, self.step.clone()))
         step = self.step.to(torch.int32)[:, None].expand_as(chosen)
         step = step.masked_fill(change.tokens == self.layout.mask_token_id, NEVER)
         self._record(self.commit_step, columns, chosen, step)
@@ -196,6 +209,8 @@ class Canvas:
         held = self.tokens.gather(1, column)
         tokens = torch.where(chosen, branches.tokens.gather(1, at), held)
         self.tokens.scatter_(1, column, tokens)
+        if self.keep_history:
+            self.history.append(Written(column, held, tokens, self.step.clone()))
         self._record(self.commit_step, column, chosen, self.step.to(torch.int32)[:, None])
         self._record(self.commit_confidence, column, chosen, confidence.float())
         self.row_forwards += torch.where(compared, branches.count - 1, 0)
@@ -209,7 +224,8 @@ class Canvas:
             self._truncate()
         masked = self.masked
         if at_eos != "ignore":
-            masked = masked & ~self._fill_complete(masked, whole_block=at_eos == "block")
+            complete = self._fill_complete(masked, whole_block=at_eos == "block")
+            masked, self.held = masked & ~complete, self.held & ~complete[:, 0]
         self.finished = self.finished | ~(masked.any(1) | self.held)
         first = masked.int().argmax(1)
         moving = (first >= self.block_end) & ~self.finished & ~self.held
@@ -218,8 +234,6 @@ class Canvas:
         self._enter(moving, first, masked)
         entered = ((self.block_step == 0) & ~self.finished).any()
         left = torch.where(self.finished, 0, self.length - self.block_start).max()
-        if self.keep_history:
-            self.history.append((self.tokens.clone(), self.step.clone()))
         flags = [~self.finished.all(), entered, self.broken.any(), left]
         if self.branches is not None:
             flags.append((self.branches.needed & ~self.finished).any())

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from dllm.canvas import NEVER, Canvas, Layout
@@ -96,12 +96,14 @@ def _trace(canvas: Canvas) -> Trace:
 
 
 def _changes(canvas: Canvas) -> tuple[tuple[tuple[int, int, int], ...], ...]:
-    """Returns each row's writes as (forward, column, token), read off the canvas of each pass."""
+    """Returns each row's writes as (forward, column, token)."""
     found: list[list[tuple[int, int, int]]] = [[] for _ in canvas.layout.lengths]
-    for (before, _), (after, step) in pairwise(canvas.history):
-        rows, columns = (before != after).cpu().nonzero(as_tuple=True)
-        for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
-            found[row].append((int(step[row]) - 1, column, int(after[row, column])))
+    for written in canvas.history:
+        rows, places = (written.before != written.after).cpu().nonzero(as_tuple=True)
+        columns, tokens = written.columns[rows, places], written.after[rows, places]
+        values = torch.stack([rows, written.step[rows], columns, tokens], 1).tolist()
+        for row, step, column, token in values:
+            found[row].append((step, column, token))
     return tuple(map(tuple, found))
 
 

@@ -99,7 +99,8 @@ def final_tokens(case: Case) -> list[int]:
 
 def writes(step: dict[str, Any]) -> list[list[int]]:
     """Returns the (column, token) pairs of a recorded step; what it re-masked gets the mask."""
-    return step["commits"] + [[place, MASK] for place in step.get("remasked", [])]
+    remasked = [[place, MASK] for place in step.get("remasked", [])]
+    return step["commits"] + step.get("edits", []) + remasked
 
 
 def end_of_text(case: Case) -> int:
@@ -117,11 +118,15 @@ def idle(step: dict[str, Any], case: Case) -> bool:
     past = [
         position for before in case["trace"][: step["step"]] for position, _ in before["commits"]
     ]
-    if step["commits"] or "new_total_len" in step or not past:  # what was cut off is not listed
+    if writes(step) or "new_total_len" in step or not past:  # what was cut off is not listed
+        return False
+    if case["args"].get("editing_threshold"):  # such a forward may find nothing to edit
         return False
     new_tokens = num_new_tokens(case)
     block = case["args"].get("block_length", new_tokens)
     start = len(case["prompt"])
+    if case["method"] == "llada2_pipeline":  # its blocks are counted from the first token
+        past, start = [*range(start), *past], 0
     planted = [start + int(slot) for slot in case["args"].get("constraints", {})]
     begin = start + (past[-1] - start) // block * block
     return set(range(begin, begin + block)) <= set(past + planted)
