@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any
 
 from dllm import cache as caches
 from dllm import schedulers
-from dllm.eval.runner import Result
+from dllm.eval.results import Result
 from dllm.registry import Registry
 
 _NORMAL_95 = 1.959963984540054
@@ -27,8 +27,10 @@ class Summary:
     accuracy_low: float  # 95 % Wilson interval
     accuracy_high: float
     forwards: float  # a problem
+    row_forwards: float  # a problem; the same, with every variant of the row counted
     tokens_fed: float  # a problem
     tokens_per_forward: float  # valid tokens
+    tokens_per_row_forward: float  # the same, with every variant of the row counted
     raw_tokens_per_forward: float  # all committed tokens
     tokens_per_second: float  # valid tokens
 
@@ -39,6 +41,7 @@ def summarise(results: Sequence[Result]) -> Summary:
         raise ValueError("there are no results to summarise")
     count, correct = len(results), sum(result.correct for result in results)
     forwards = sum(result.forwards for result in results)
+    row_forwards = sum(result.row_forwards for result in results)
     seconds = sum(result.seconds for result in results)
     valid = sum(result.valid_tokens for result in results)
     low, high = wilson(correct, count)
@@ -52,8 +55,10 @@ def summarise(results: Sequence[Result]) -> Summary:
         accuracy_low=low,
         accuracy_high=high,
         forwards=forwards / count,
+        row_forwards=row_forwards / count,
         tokens_fed=sum(result.tokens_fed for result in results) / count,
         tokens_per_forward=valid / forwards if forwards else 0.0,
+        tokens_per_row_forward=valid / row_forwards if row_forwards else 0.0,
         raw_tokens_per_forward=(
             sum(result.raw_tokens for result in results) / forwards if forwards else 0.0
         ),
@@ -66,17 +71,25 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     z2 = _NORMAL_95**2
     centre = (successes + z2 / 2) / (trials + z2)
     spread = math.sqrt(successes * (trials - successes) / trials + z2 / 4)
-    half = _NORMAL_95 * spread / (trials + z2)
-    return max(centre - half, 0.0), min(centre + half, 1.0)
+    half, share = _NORMAL_95 * spread / (trials + z2), successes / trials
+    # The bounds of 0 and 1 are themselves, which rounding would miss on the wrong side.
+    return max(min(centre - half, share), 0.0), min(max(centre + half, share), 1.0)
 
 
 def short(part: Mapping[str, Any], registry: Registry[Any]) -> str:
     """Returns the short form of a scheduler or cache, options at their default left out."""
-    usual = {field.name: field.default for field in fields(registry.get(part["name"]))}
+    usual = {field.name: _default(field) for field in fields(registry.get(part["name"]))}
     first = next(iter(usual), None)  # its name may be left out
-    options = [
-        str(part[key]) if key == first else f"{key}={part[key]}"
-        for key in usual
-        if part[key] != usual[key]
-    ]
+    options = []
+    for key in usual:
+        if part[key] != usual[key]:
+            inner = isinstance(part[key], Mapping) and "name" in part[key]
+            value = short(part[key], registry) if inner else part[key]
+            options.append(str(value) if key == first else f"{key}={value}")
     return ":".join([str(part["name"]), *([",".join(options)] if options else [])])
+
+
+def _default(field: Field[Any]) -> Any:
+    """Returns an option's default as a summary holds it: a part that is an option is a mapping."""
+    value = field.default if field.default_factory is MISSING else field.default_factory()
+    return value.summary() if isinstance(value, schedulers.Scheduler) else value

@@ -93,6 +93,7 @@ def test_eval_writes_rows_and_prints_a_table(tmp_path: Path) -> None:
         (["generate", "hi " * 300], "over the model's limit"),
         (["eval", "--task", "arithmetics"], "did you mean 'arithmetic'"),
         (["eval", "--limit", "0"], "limit=0"),
+        (["eval", "--schedulers", "no-such.yaml"], "no such file with a list"),
         (["eval", "-s", "fixed_quota:steps=7", "--limit", "1"], "multiple of the 4 blocks"),
         (["methods", "dua"], "did you mean 'dual'"),
     ],

@@ -10,7 +10,8 @@ import pytest
 from scipy.stats import binomtest
 
 import dllm
-from dllm.eval.runner import Run, read_results
+from dllm.eval.results import read_results
+from dllm.eval.runner import RefusedError, Run
 from dllm.eval.summary import short, summarise, wilson
 from dllm.eval.tasks import TASKS, find_task
 from dllm.settings import resolve
@@ -70,6 +71,25 @@ def test_runs_with_other_settings_share_a_file(tiny: dllm.HostedModel, tmp_path:
     assert len(output.read_text().splitlines()) == 8
 
 
+@pytest.mark.parametrize(
+    "given", [{"at_eos": "ignore"}, {"defer_eos": True}, {"top_k": 3}, {"cache": "dual"}]
+)
+def test_whatever_decides_the_answers_names_another_run(
+    tiny: dllm.HostedModel, given: dict[str, Any]
+) -> None:
+    usual = run_of(tiny)
+    assert run_of(tiny, **given).name != usual.name
+    assert run_of(dllm.load("tiny", dtype="float64")).name != usual.name
+    assert run_of(tiny, threshold=0.9, forbid_eos=False).name == usual.name
+
+
+def test_a_refusal_leaves_no_file(tiny: dllm.HostedModel, tmp_path: Path) -> None:
+    run, output = run_of(tiny, scheduler="fixed_quota:steps=7"), tmp_path / "rows.jsonl"
+    with pytest.raises(RefusedError, match="multiple of the 4 blocks"):
+        list(run.results(TASKS["arithmetic"].take(1), output))
+    assert not output.exists()
+
+
 def test_a_damaged_file_is_not_overwritten(tiny: dllm.HostedModel, tmp_path: Path) -> None:
     output = tmp_path / "rows.jsonl"
     output.write_text("notes\nmore notes\n")
@@ -84,11 +104,19 @@ def test_interval_agrees_with_scipy(right: int, count: int) -> None:
     assert wilson(right, count) == pytest.approx((expected.low, expected.high), abs=1e-9)
 
 
+def test_an_interval_holds_its_proportion() -> None:
+    for count in range(1, 200):
+        for right in (0, 1, count - 1, count):
+            low, high = wilson(right, count)
+            assert 0 <= low <= right / count <= high <= 1
+
+
 def test_summary_adds_up(tiny: dllm.HostedModel) -> None:
     results = list(run_of(tiny, scheduler="fixed_quota").results(TASKS["lists"].take(5), None))
     summary = summarise(results)
     assert summary.problems == 5
-    assert summary.forwards == sum(r.forwards for r in results) / 5
+    assert summary.forwards == summary.row_forwards == sum(r.forwards for r in results) / 5
+    assert summary.tokens_per_row_forward == summary.tokens_per_forward
     total = sum(r.valid_tokens for r in results)
     assert summary.tokens_per_forward == total / sum(r.forwards for r in results)
     with pytest.raises(ValueError, match="no results"):
@@ -105,7 +133,11 @@ def test_tasks_are_named_and_bounded() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["threshold", "threshold:0.7", "fixed_quota:16,order=random", "dream:origin,steps=8"]
+    "text",
+    [
+        *("threshold", "threshold:0.7", "fixed_quota:16,order=random", "dream:origin,steps=8"),
+        *("prophet", "prophet:factor", "prophet:fixed_quota:16"),
+    ],
 )
 def test_short_forms_build_the_same_scheduler(text: str) -> None:
     registry = dllm.schedulers.registry

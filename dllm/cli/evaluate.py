@@ -10,10 +10,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dllm import cache as caches
-from dllm import load, schedulers
+from dllm import load
+from dllm.cli.compare import Comparison, Destination
 from dllm.cli.options import (
     BlockOption,
     CachesOption,
@@ -28,10 +27,15 @@ from dllm.cli.options import (
     TemperatureOption,
     given,
 )
+from dllm.cli.progress import bars, shown
 from dllm.cli.table import comparison
+from dllm.eval.contender import contender
+from dllm.eval.lineup import gather
 from dllm.eval.problem import Problem
-from dllm.eval.runner import Result, Run
-from dllm.eval.summary import Summary, short, summarise
+from dllm.eval.report import heading, label
+from dllm.eval.results import Result
+from dllm.eval.runner import Run
+from dllm.eval.summary import Summary, summarise
 from dllm.eval.tasks import find_task
 from dllm.generate import check
 from dllm.settings import resolve
@@ -43,11 +47,22 @@ def evaluate(
     task: Annotated[str, typer.Option(help="arithmetic, lists or functions.")] = "arithmetic",
     model: ModelOption = "tiny",
     scheduler: SchedulersOption = None,
+    lineup: Annotated[
+        str | None,
+        typer.Option("--schedulers", help='"all", or a YAML file with the list to compare.'),
+    ] = None,
     cache: CachesOption = None,
     limit: Annotated[int, typer.Option(help="Problems of the held-out split.")] = 100,
     batch_size: Annotated[int, typer.Option(help="Prompts decoded together.")] = 50,
     output: Annotated[
-        Path | None, typer.Option(help="JSON lines, one a problem; a stopped run goes on.")
+        Path | None,
+        typer.Option(
+            help="JSON lines, one a problem; a stopped run goes on. With --schedulers or --plot "
+            "a folder, which also gets the table as CSV and Markdown."
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="PNG: accuracy over tokens per forward.")
     ] = None,
     max_new_tokens: NewTokensOption = None,
     block_length: BlockOption = None,
@@ -61,9 +76,14 @@ def evaluate(
     """Measures every scheduler with every cache on the same problems.
 
     dllm eval -s fixed_quota -s threshold:0.9 -c none -c dual --limit 200 --output rows.jsonl
+
+    dllm eval --schedulers all --limit 500 --output runs --plot pareto.png
     """
     chosen = find_task(task)
     problems = chosen.take(limit)
+    compared = lineup is not None or plot is not None
+    entries = gather(lineup, scheduler or ()) if compared else []
+    to = Destination(output, plot, as_json) if compared else None
     loaded = load(model, dtype=dtype, device=device)
     shared = given(
         settings,
@@ -72,15 +92,25 @@ def evaluate(
         temperature=temperature,
         seed=seed,
     )
-    runs = []
-    all_schedulers: list[str | None] = [*scheduler] if scheduler else [None]
-    all_caches: list[str | None] = [*cache] if cache else [None]
-    for one_scheduler in all_schedulers:
-        for one_cache in all_caches:
-            options = given(None, scheduler=one_scheduler, cache=one_cache)
-            resolved = resolve(loaded.defaults, None, {**shared, **options})
-            check(loaded, resolved)
-            runs.append(Run(loaded, chosen, resolved, batch_size))
+
+    def run_of(one_scheduler: Any, one_cache: str | None) -> Run:
+        options = given(None, scheduler=one_scheduler, cache=one_cache)
+        resolved = resolve(loaded.defaults, None, {**shared, **options})
+        return Run(loaded, chosen, resolved, batch_size)
+
+    caches_given: list[str | None] = [*cache] if cache else [None]
+    named: list[str | None] = [*scheduler] if scheduler else [None]
+    if to is not None:
+        contenders = [
+            contender(e, run_of(e.scheduler, c), names_cache=len(caches_given) > 1)
+            for e in entries
+            for c in caches_given
+        ]
+        Comparison(contenders, problems, to).run()
+        return
+    runs = [run_of(s, c) for s in named for c in caches_given]
+    for run in runs:
+        check(loaded, run.settings)
     compare(runs, problems, output, as_json)
 
 
@@ -88,20 +118,15 @@ def compare(
     runs: Sequence[Run], problems: Sequence[Problem], output: Path | None, as_json: bool
 ) -> None:
     """Runs all and prints the table, or JSON; on Ctrl-C what is done so far."""
-    console = Console(stderr=True)
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn())
-    right = TextColumn("{task.fields[right]:.0%} right")
     summaries: list[Summary] = []
     stopped = False
-    with Progress(*columns, right, TimeRemainingColumn(), console=console) as progress:
+    with bars() as progress:
         for run in runs:
-            bar = progress.add_task(_label(run), total=len(problems), right=0.0)
             results: list[Result] = []
             try:
-                for result in run.results(problems, output):
+                found = run.results(problems, output)
+                for result in shown(progress, label(run), found, len(problems)):
                     results.append(result)
-                    share = sum(r.correct for r in results) / len(results)
-                    progress.update(bar, advance=1, right=share)
             except KeyboardInterrupt:
                 stopped = True
             if results:
@@ -111,7 +136,7 @@ def compare(
     _report(runs, summaries, as_json)
     if stopped:
         kept = f"; {output} is kept and the same command goes on" if output else ""
-        console.print(f"interrupted{kept}")
+        Console(stderr=True).print(f"interrupted{kept}")
         raise typer.Exit(INTERRUPTED)
 
 
@@ -120,16 +145,5 @@ def _report(runs: Sequence[Run], summaries: Sequence[Summary], as_json: bool) ->
         record: dict[str, Any] = {"rows": [asdict(summary) for summary in summaries]}
         print(json.dumps(record))
         return
-    settings, count = runs[0].settings, max((s.problems for s in summaries), default=0)
-    title = (
-        f"{runs[0].task.name}: {count} held-out problems, {runs[0].model.name}, "
-        f"{settings.max_new_tokens} new tokens, blocks of {settings.block_length}, "
-        f"batch {runs[0].batch_size}"
-    )
+    title = heading(runs[0], max((s.problems for s in summaries), default=0))
     Console(highlight=False).print(comparison(title, summaries))
-
-
-def _label(run: Run) -> str:
-    described = run.describe()
-    scheduler = short(described["scheduler"], schedulers.registry)
-    return f"{scheduler} / {short(described['cache'], caches.registry)}"

@@ -1,13 +1,19 @@
-"""The table that compares runs."""
+"""The tables that compare runs."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
+from dllm.eval.compare import Standing
+from dllm.eval.report import HEADS, cells
 from dllm.eval.summary import Summary
+
+OTHER_COLUMNS = 60  # of a comparison's table, the folded verdict's among them
 
 
 def comparison(title: str, summaries: Sequence[Summary]) -> Table:
@@ -30,3 +36,30 @@ def comparison(title: str, summaries: Sequence[Summary]) -> Table:
             f"{summary.tokens_per_second:.0f}",
         )
     return table
+
+
+def standings_table(title: str, standings: Sequence[Standing], width: int) -> Table:
+    """Returns one row a contender: accuracy, speed, and how it stands beside the threshold.
+
+    `width` is the console's, of which the names get what the other columns can spare.
+    """
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0)
+    table.add_column(HEADS[0], no_wrap=True)
+    for head in HEADS[1:-1]:
+        narrow = head.replace("/", "/\n").replace(" (", "\n(").replace("row ", "row\n")
+        table.add_column(narrow, justify="right", no_wrap=True)
+    table.add_column(HEADS[-1], overflow="fold")
+    for standing in standings:
+        name, *others = cells(standing)
+        table.add_row(_fold(name, max(width - OTHER_COLUMNS, 12)), *map(Text, others))
+    return table
+
+
+def _fold(name: str, room: int) -> Text:
+    """Returns a short form in lines of at most `room`, broken between options if possible."""
+    lines = [""]
+    for part in re.split(r"(?<=[:, ])", name):
+        if len(lines[-1]) + len(part) > room:
+            lines.append("")
+        lines[-1] += part
+    return Text("\n".join(line[i : i + room] for line in lines for i in range(0, len(line), room)))

@@ -1,0 +1,29 @@
+"""The progress bars of evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dllm.eval.results import Result
+
+
+def bars() -> Progress:
+    """Returns the display on stderr, which `shown` adds its bars to."""
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn())
+    right = TextColumn("{task.fields[right]:.0%} right")
+    return Progress(*columns, right, TimeRemainingColumn(), console=Console(stderr=True))
+
+
+def shown(
+    progress: Progress, label: str, results: Iterable[Result], total: int
+) -> Iterator[Result]:
+    """Yields the results while a bar of their own says how many there are and how many right."""
+    bar = progress.add_task(label, total=total, right=0.0)
+    right = 0
+    for count, result in enumerate(results, start=1):
+        right += result.correct
+        progress.update(bar, advance=1, right=right / count)
+        yield result
