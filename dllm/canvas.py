@@ -177,7 +177,7 @@ class Canvas:
         A column whose confidence is not a number is left masked and its row marked as broken.
         """
         finite = change.confidence.isfinite()
-        chosen = change.chosen & finite
+        chosen = change.chosen & finite & window.active[:, None]
         self.broken = self.broken | (window.masked & ~finite).any(1)
         columns = window.columns
         tokens = torch.where(chosen, change.tokens, window.tokens)

@@ -139,7 +139,7 @@ class DenoisingLoop:
             canvas.branches = old.merge(decision.branches, window.active)
         if decision.state is not None:
             state = freeze(state, decision.state, window.active)
-        return _event(plan, canvas, window, decision, candidates), state
+        return _event(plan, canvas, window, candidates), state
 
     def _shadow(self, logits: Tensor, plan: StepPlan, candidates: Candidates) -> Candidates | None:
         if not plan.num_shadows:
@@ -227,15 +227,13 @@ def _change(decision: Decision, candidates: Candidates, mask_token_id: int) -> C
     )
 
 
-def _event(
-    plan: StepPlan, canvas: Canvas, window: Window, decision: Decision, candidates: Candidates
-) -> StepEvent:
-    written = decision.commit if decision.edit is None else decision.commit | decision.edit
+def _event(plan: StepPlan, canvas: Canvas, window: Window, candidates: Candidates) -> StepEvent:
+    tokens = canvas.tokens.gather(1, window.columns)
     return StepEvent(
         kind=plan.kind,
         columns=window.columns,
-        tokens=canvas.tokens.gather(1, window.columns),
-        committed=written,
+        tokens=tokens,
+        committed=(tokens != window.tokens) & (tokens != canvas.layout.mask_token_id),
         drafts=candidates.token,
         confidence=candidates.confidence,
     )
