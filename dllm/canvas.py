@@ -123,6 +123,7 @@ class Canvas:
         self.row_forwards = torch.zeros_like(prompt_length)  # (B,) the same, variants counted
         self.block_step = torch.zeros_like(prompt_length)  # (B,) schedule steps of this block
         self.finished = torch.zeros_like(prompt_length, dtype=torch.bool)  # (B,)
+        self.fresh = torch.ones_like(self.finished)  # (B,) no scheduler was asked in this block
         self.broken = torch.zeros_like(self.finished)  # (B,)
         self.held = torch.zeros_like(self.finished)  # (B,) stays at its block though it is full
         self.commit_step = torch.full_like(tokens, NEVER, dtype=torch.int32)  # (B, C)
@@ -248,6 +249,7 @@ class Canvas:
         self.block_start = torch.where(moving, self.block_end + skipped, self.block_start)
         self.block_end = torch.where(moving, self.block_start + block, self.block_end)
         self.block_step = torch.where(moving, 0, self.block_step)
+        self.fresh = self.fresh | moving
         self.entry_length = torch.where(moving, self.length, self.entry_length)
         offsets = torch.arange(block, device=masked.device)
         count = masked.gather(1, self.block_start[:, None] + offsets).sum(1)

@@ -38,6 +38,7 @@ class StepEvent:
     columns: Tensor  # (B, W) int64
     tokens: Tensor  # (B, W) int64 after the step
     committed: Tensor  # (B, W) bool: written by this step, edits included
+    remasked: Tensor  # (B, W) bool: masked again by this step
     drafts: Tensor  # (B, W) int64 what the model would put where a mask is left
     confidence: Tensor  # (B, W) float of the drafts
 
@@ -133,6 +134,7 @@ class DenoisingLoop:
         else:
             view = self._view(canvas, window, state, self._shadow(logits, plan, candidates))
             decision = self.scheduler.decide(candidates, view)
+            canvas.fresh = canvas.fresh & ~window.active
         canvas.apply(window, _change(decision, candidates, canvas.layout.mask_token_id))
         if decision.branches is not None:
             old = canvas.branches or decision.branches
@@ -163,6 +165,7 @@ class DenoisingLoop:
             step=canvas.step,
             block_step=canvas.block_step,
             block_masks=canvas.block_masks,
+            fresh=canvas.fresh,
             num_blocks=canvas.num_blocks,
             layout=canvas.layout,
             noise=self.noise,
@@ -229,11 +232,13 @@ def _change(decision: Decision, candidates: Candidates, mask_token_id: int) -> C
 
 def _event(plan: StepPlan, canvas: Canvas, window: Window, candidates: Candidates) -> StepEvent:
     tokens = canvas.tokens.gather(1, window.columns)
+    changed, masked = tokens != window.tokens, tokens == canvas.layout.mask_token_id
     return StepEvent(
         kind=plan.kind,
         columns=window.columns,
         tokens=tokens,
-        committed=(tokens != window.tokens) & (tokens != canvas.layout.mask_token_id),
+        committed=changed & ~masked,
+        remasked=changed & masked,
         drafts=candidates.token,
         confidence=candidates.confidence,
     )

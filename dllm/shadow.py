@@ -27,6 +27,9 @@ def with_shadows(plan: StepPlan, canvas: Canvas) -> StepPlan:
     slots = plan.slots
     if slots is not None:
         rows = torch.arange(num_rows, device=shadows.device)[:, None]
+        # A wide feed may reach spare columns whose slots the shadows need; nothing attends to them.
+        scratch = layout.num_rows * layout.num_stored
+        slots = torch.where(plan.columns < first_key, slots, scratch)
         slots = torch.cat([slots, rows * layout.num_stored + first_key + places], 1)
     head = (num_fed + places).expand(num_rows, -1)
     return replace(
@@ -34,14 +37,26 @@ def with_shadows(plan: StepPlan, canvas: Canvas) -> StepPlan:
         columns=torch.cat([plan.columns, shadows], 1),
         head=torch.cat([plan.head, head], 1),
         num_keys=num_keys,
-        attend=_attend(plan, shadows, num_keys),
+        attend=_attend(plan, shadows, num_keys, _in_window(canvas, shadows)),
         slots=slots,
         num_shadows=count,
     )
 
 
-def _attend(plan: StepPlan, shadows: Tensor, num_keys: int) -> Tensor:
-    """Returns which keys each fed column and each shadow sees, (B, Q + W, K) bool."""
+def _in_window(canvas: Canvas, shadows: Tensor) -> Tensor:
+    """Returns which shadows stand at columns that may be committed, (B, W) bool.
+
+    Where the whole row is looked at, the others serve no one: the block's must not see them.
+    """
+    start = canvas.block_start[:, None]
+    return (shadows >= start) & (shadows < start + canvas.layout.window_length)
+
+
+def _attend(plan: StepPlan, shadows: Tensor, num_keys: int, visible: Tensor) -> Tensor:
+    """Returns which keys each fed column and each shadow sees, (B, Q + W, K) bool.
+
+    `visible` (B, W) bool are the shadows that others see.
+    """
     (num_rows, num_fed), count = plan.columns.shape, shadows.shape[1]
     ordinary = plan.attend
     if ordinary is None:
@@ -50,5 +65,7 @@ def _attend(plan: StepPlan, shadows: Tensor, num_keys: int) -> Tensor:
     ordinary = F.pad(ordinary, (0, num_keys - plan.num_keys))
     keys = torch.arange(num_keys, device=shadows.device)
     of_shadow = ordinary[:, :1] & (keys != shadows[..., None])
-    of_shadow = of_shadow | (keys >= num_keys - count)
+    of_shadow = torch.cat(
+        [of_shadow[..., : num_keys - count], visible[:, None].expand(-1, count, -1)], -1
+    )
     return torch.cat([ordinary.expand(-1, num_fed, -1), of_shadow], 1)

@@ -39,17 +39,27 @@ class Trace:
             steps[step].append((column, token))
         return steps
 
+    def bits(self, row: int) -> float:
+        """Returns the information of a row's committed tokens: the sum of -log2 of confidence."""
+        confidence = self.confidence[row][self.commit_step[row] != NEVER]
+        return float(-confidence.double().clamp(min=1e-30).log2().sum())
+
     def replay(self, row: int) -> Iterator[list[int]]:
-        """Yields a row's canvas (L token ids) before the first forward and after each."""
+        """Yields a row's canvas (L token ids) before the first forward and after each.
+
+        Of a method that revises, what an end token overwrote or filled shows in the last one only.
+        """
         canvas = self.tokens[row].tolist()
         for _, column, _ in self._writes(row):
             canvas[column] = self.mask_token_id
-        yield canvas
-        for written in self.commits(row):
-            canvas = list(canvas)
+        commits = self.commits(row)
+        yield list(canvas)
+        for written in commits[:-1]:
             for column, token in written:
                 canvas[column] = token
-            yield canvas
+            yield list(canvas)
+        if commits:
+            yield self.tokens[row].tolist()
 
     def _writes(self, row: int) -> list[tuple[int, int, int]]:
         if self.changes is not None:

@@ -146,7 +146,7 @@ class Scheduler(ABC):
                 waits = waits & ~decision.branches.needed[:, None]
             commit = commit | (waits & best)
         decision = replace(decision, commit=commit)
-        return self._revise(decision, view) if self.can_revise else decision
+        return self._revise(decision, candidates, view) if self.can_revise else decision
 
     def check(self, num_blocks: int, block_length: int) -> None:
         """Raises ValueError when the options do not fit rows of that many blocks."""
@@ -165,14 +165,15 @@ class Scheduler(ABC):
         masked = view.masked & view.block
         return (rank(self.score(candidates), masked) == 0) & masked
 
-    def _revise(self, decision: Decision, view: View) -> Decision:
+    def _revise(self, decision: Decision, candidates: Candidates, view: View) -> Decision:
         early = view.block_step < self.revision_limit(view.layout.block_length)
         allowed = view.committed & view.block & view.known & early[:, None]
         hold = None if decision.hold is None else decision.hold & early
         remask, edit = decision.remask, decision.edit
+        tokens = candidates.token if decision.tokens is None else decision.tokens
         return replace(
             decision,
             hold=hold,
             remask=None if remask is None else remask & allowed,
-            edit=None if edit is None else edit & allowed,
+            edit=None if edit is None else edit & allowed & (tokens != view.tokens),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,8 +18,9 @@ from dllm.schedulers.view import View
 class CertaintyDensity(Scheduler):
     """Commits columns whose confidence times the share of decoded text nearby is >= `threshold`.
 
-    The share is weighted by a Gaussian of width `sigma` columns. The prompt counts as decoded, and
-    what follows the last slot as the last slot is. Without a threshold one column goes a step.
+    The share is weighted by a Gaussian of width `sigma` columns. All that precedes the slots counts
+    as decoded, and what follows them as the last slot is. Without a threshold one column goes a
+    step, near the text that is there.
     """
 
     threshold: float | None = None  # of the product; None: the best column alone
@@ -36,28 +38,25 @@ class CertaintyDensity(Scheduler):
 
     def select(self, candidates: Candidates, view: View) -> Decision:
         masked = view.masked & view.block
-        score = candidates.confidence * self._density(view).to(candidates.confidence.dtype)
+        score = candidates.confidence * self._density(view, candidates.confidence.dtype)
         commit = (rank(score, masked) == 0) & masked
         if self.threshold is not None:
             commit = commit | ((score >= self.threshold) & masked)
         return Decision(commit)
 
-    def _density(self, view: View) -> Tensor:
-        """Returns the weighted share of decoded columns around each, (B, W) float32."""
-        width = view.columns.shape[1]
+    def _density(self, view: View, dtype: torch.dtype) -> Tensor:
+        """Returns the weighted share of decoded columns around each, (B, W) in [0, 1]."""
+        width, device = view.columns.shape[1], view.columns.device
         slots = (view.columns < view.length[:, None]) & (view.offset >= 0)
         decoded = slots & (view.tokens != view.layout.mask_token_id)
-        places = torch.arange(width, device=view.columns.device)
-        nearby = decoded.float() @ self._weight(places[:, None] - places)
-        # Weights summed up to each distance: both ends reach as far as the row has slots.
-        summed = self._weight(torch.arange(2 * width, device=places.device)).cumsum(0)
-        count = (view.length - view.prompt_length)[:, None]
-        before = view.offset.clamp(0, width - 1)
-        after = (count - 1 - view.offset).clamp(0, width - 1)
-        left = summed[before + count] - summed[before]
-        right = summed[after + count] - summed[after]
-        ended = (decoded & (view.offset == count - 1)).any(1, keepdim=True)
-        return (nearby + left + torch.where(ended, right, 0)) / (2 * summed[-1] - 1)
-
-    def _weight(self, distance: Tensor) -> Tensor:
-        return torch.exp(-distance.float().square() / (2 * self.sigma**2))
+        reach = width + math.ceil(8 * self.sigma)  # what is further away weighs less than 1e-14
+        distance = torch.arange(reach, device=device, dtype=dtype)
+        weight = torch.exp(-0.5 * (distance / self.sigma).square())
+        beyond = weight.flip(0).cumsum(0).flip(0)  # of all columns that are so far away or further
+        places = torch.arange(width, device=device)
+        nearby = decoded.to(dtype) @ weight[(places[:, None] - places).abs()]
+        after = (view.length - view.prompt_length)[:, None] - view.offset  # distance to the end
+        before = beyond[(view.offset + 1).clamp(0, width)]
+        behind = beyond[after.clamp(0, width)]
+        ended = (decoded & (after == 1)).any(1, keepdim=True)
+        return (nearby + before + torch.where(ended, behind, 0)) / (2 * beyond[0] - 1)

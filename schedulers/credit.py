@@ -1,4 +1,4 @@
-"""Credit decoding (dInfer): a token that is proposed again and again becomes surer."""
+"""CreditDecoding: a token that is proposed again and again becomes surer."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
-from dllm.candidates import Candidates
+from dllm.candidates import Candidates, rank
 from dllm.schedulers.base import Decision, Scheduler, Setup
 from dllm.schedulers.view import State, View
 
@@ -18,7 +19,8 @@ class Credit(Scheduler):
 
     A column's credit for a token fades by `decay` a step and grows by the token's probability to
     the power `growth` when it is proposed; the logit gains `weight` times ln(1 + credit). Credits
-    begin anew with each block. The proposals count, so tokens are not sampled anew here.
+    begin anew with each block. A proposal that is not the most probable token, because it was
+    sampled or is deferred, stays what it is; others give way to the token that leads with credit.
     """
 
     threshold: float = 0.8  # probability after the gain, compared with >=
@@ -26,8 +28,11 @@ class Credit(Scheduler):
     decay: float = 0.8
     growth: float = 0.2
 
-    source: ClassVar[str] = "inclusionAI/dInfer decoding/parallel_strategy.py (CreditDecoding)"
+    source: ClassVar[str] = "arXiv 2510.06133; inclusionAI/dInfer decoding/parallel_strategy.py"
     statistic: ClassVar[str] = "confidence, past proposals"
+    published: ClassVar[str] = (
+        "5.48x as fast as LLaDA-8B-Instruct at +0.48 points over eight benchmarks (abstract)"
+    )
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1:
@@ -38,15 +43,20 @@ class Credit(Scheduler):
         return {"credit": torch.zeros(size, dtype=setup.dtype, device=setup.device)}
 
     def select(self, candidates: Candidates, view: View) -> Decision:
-        fresh = (view.block_step == 0)[:, None, None]
-        credit = torch.where(fresh, 0, view.state["credit"] * self.decay)
+        credit = torch.where(view.fresh[:, None, None], 0, view.state["credit"] * self.decay)
         vote = torch.where(view.masked, candidates.confidence**self.growth, 0)
         credit = credit.scatter_add(2, candidates.token[..., None], vote[..., None])
         logits = candidates.logits + self.weight * torch.log1p(credit)
-        proposed = logits.clone()
-        proposed[..., view.layout.mask_token_id] = -torch.inf
-        fused = Candidates(logits, proposed.argmax(-1))
-        best = fused.confidence.masked_fill(~view.masked, -1)
-        first = best.argmax(1, keepdim=True)
-        commit = (fused.confidence >= self.threshold).scatter(1, first, True)
-        return Decision(commit, tokens=fused.token, state={"credit": credit})
+        usual = candidates.token == _leader(candidates.logits, view)
+        token = torch.where(usual, _leader(logits, view), candidates.token)
+        fused = Candidates(logits, token)
+        best = (rank(fused.confidence, view.masked) == 0) & view.masked
+        commit = best | (fused.confidence >= self.threshold)
+        return Decision(commit, tokens=token, state={"credit": credit})
+
+
+def _leader(logits: Tensor, view: View) -> Tensor:
+    """Returns the most probable token of each column but for the mask, (B, W) int64."""
+    logits = logits.clone()
+    logits[..., view.layout.mask_token_id] = -torch.inf
+    return logits.argmax(-1)

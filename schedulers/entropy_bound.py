@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dllm.candidates import Candidates, rank
 from dllm.schedulers.base import Decision, Scheduler
@@ -17,14 +18,12 @@ from dllm.schedulers.view import View
 class EntropyBound(Scheduler):
     """Commits the longest ranked run whose entropies sum, without the largest, to <= `bound`.
 
-    That sum bounds how far committing them together is from committing them one by one. With
-    `spare='last'` the run's last entropy is left out instead of its largest, as d2Cache does; in
-    entropy order both are the same.
+    That sum bounds how far committing them together is from committing them one by one. The first
+    of the ranking always goes: alone, it leaves nothing to sum.
     """
 
     bound: float = 0.1  # nats
     order: Literal["entropy", "confidence", "margin"] = "entropy"
-    spare: Literal["largest", "last"] = "largest"
 
     source: ClassVar[str] = "arXiv 2505.24857; sgl-project/sglang, Kamichanw/d2Cache (no own code)"
     statistic: ClassVar[str] = "entropy"
@@ -43,6 +42,8 @@ class EntropyBound(Scheduler):
         place = rank(self.score(candidates), view.masked)
         entropy = candidates.entropy.masked_fill(~view.masked, 0)
         ranked = torch.zeros_like(entropy).scatter(1, place, entropy)
-        spared = ranked if self.spare == "last" else ranked.cummax(1).values
-        within = (ranked.cumsum(1) - spared <= self.bound).gather(1, place)
-        return Decision(within | (place == 0))
+        # Each entropy adds itself, or what was the largest if it is larger. The sum less the
+        # largest would lose small entropies to rounding.
+        largest = F.pad(ranked.cummax(1).values, (1, 0))[:, :-1]
+        error = torch.minimum(ranked, largest).cumsum(1)
+        return Decision((error <= self.bound).gather(1, place))

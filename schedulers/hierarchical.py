@@ -19,31 +19,57 @@ class Hierarchical(Scheduler):
 
     A run is a stretch of masks without a token in between. Tokens committed together are then
     neighbours only if both are sure, and a block takes about log2 of its length in steps.
+
+    With `remask_threshold`, tokens of the block that the model no longer gives that probability
+    count as masks too. The chosen ones are written anew and the others masked again; at least one
+    more than there are of them is chosen, so every step leaves fewer masks.
     """
 
-    threshold: float | None = 0.9  # None: one token a run at most
-    low_threshold: float = 0.5
+    threshold: float | None = 0.92  # probability, compared with >; None: one token a run at most
+    low_threshold: float = 0.62  # compared with >=
+    remask_threshold: float | None = None  # compared with <; None: nothing is revised
 
     source: ClassVar[str] = "inclusionAI/dInfer decoding/parallel_strategy.py (Hierarchy Decoding)"
+    statistic: ClassVar[str] = "confidence, runs of masks"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "dinfer": {"threshold": 0.92, "low_threshold": 0.62},
         "fast": {"threshold": 0.8, "low_threshold": 0.5},
+        "medium": {"threshold": 0.85, "low_threshold": 0.75},
+        "sure": {"threshold": 0.9, "low_threshold": 0.7},
     }
 
-    def select(self, candidates: Candidates, view: View) -> Decision:
-        confidence = candidates.confidence
-        commit = self._best_of_runs(confidence, view.masked) & (confidence >= self.low_threshold)
-        if self.threshold is not None:
-            commit = commit | (confidence > self.threshold)
-        return Decision(commit)
+    @property
+    def can_revise(self) -> bool:
+        return self.remask_threshold is not None
 
-    @staticmethod
-    def _best_of_runs(confidence: Tensor, masked: Tensor) -> Tensor:
-        """Returns the most confident column of each run of masks, the first of equal ones."""
-        begins = masked & ~torch.cat([torch.zeros_like(masked[:, :1]), masked[:, :-1]], 1)
-        run = begins.int().cumsum(1).long()  # 0: before any run
-        place = rank(confidence, masked)
-        worst = place.new_full((place.shape[0], place.shape[1] + 1), place.shape[1])
-        ranked = place.masked_fill(~masked, place.shape[1])
-        best = worst.scatter_reduce(1, run, ranked, "amin")
-        return masked & (place == best.gather(1, run))
+    def revision_limit(self, block_length: int) -> int:
+        return block_length  # a step leaves fewer masks than it found
+
+    def select(self, candidates: Candidates, view: View) -> Decision:
+        if self.remask_threshold is None:
+            return Decision(self._chosen(candidates, view.masked))
+        # The authors' code asks for the best token's probability, whatever token stands there.
+        support = candidates.log_prob(view.tokens).exp()
+        doubted = view.committed & view.block & view.known & (support < self.remask_threshold)
+        is_open = view.masked | doubted
+        chosen = self._chosen(candidates, is_open)
+        least = torch.maximum(chosen.sum(1), doubted.sum(1) + 1)
+        chosen = is_open & (rank(candidates.confidence + 2 * chosen, is_open) < least[:, None])
+        return Decision(chosen & view.masked, edit=chosen & doubted, remask=doubted & ~chosen)
+
+    def _chosen(self, candidates: Candidates, is_open: Tensor) -> Tensor:
+        confidence = candidates.confidence
+        chosen = _best_of_runs(confidence, is_open) & (confidence >= self.low_threshold)
+        if self.threshold is not None:
+            chosen = chosen | (is_open & (confidence > self.threshold))
+        return chosen
+
+
+def _best_of_runs(confidence: Tensor, is_open: Tensor) -> Tensor:
+    """Returns the most confident column of each run of open ones, the first of equal ones."""
+    width = is_open.shape[1]
+    begins = is_open & ~torch.cat([torch.zeros_like(is_open[:, :1]), is_open[:, :-1]], 1)
+    run = begins.int().cumsum(1).long()  # 0: before any run
+    place = rank(confidence, is_open).masked_fill(~is_open, width)
+    best = place.new_full((place.shape[0], width + 1), width)
+    best = best.scatter_reduce(1, run, place, "amin")
+    return is_open & (place == best.gather(1, run))

@@ -18,15 +18,21 @@ from dllm.schedulers.view import State, View
 class RunningConfidence(Scheduler):
     """Keeps the tokens of the block with the highest confidence when last predicted.
 
-    After step t of s a block holds n - floor(n r(t/s)) tokens, n of them in the end; r is 1 - x
-    (`linear`) or cos(pi x / 2) (`cosine`). A token that falls behind what masks now promise is
-    masked again. Only the current block is revised; the reference also opens earlier ones.
+    After step t of s a block of n columns holds n - floor(n r(t/s)) tokens; r is 1 - x (`linear`)
+    or cos(pi x / 2) (`cosine`). A token counts with the confidence at which it was last committed;
+    if masks now promise more, it is masked again in their favour. Every step adds a token at
+    least, so a block takes its share of `steps`, or as many as it has masks if that is less.
+
+    Only the current block is revised. The authors' code also opens earlier ones, whose tokens are
+    then predicted again together with the block.
     """
 
     steps: int | None = None  # in total over all blocks; None: one more token a step
     schedule: Literal["linear", "cosine"] = "linear"
 
-    source: ClassVar[str] = "arXiv 2508.13148 (MDPO); furiosa-ai/ParallelBench's copy of its code"
+    source: ClassVar[str] = (
+        "arXiv 2508.13148; autonomousvision/mdpo mdlm_generation_utils.py:diffusion_generate (rcr)"
+    )
     statistic: ClassVar[str] = "confidence when last predicted"
 
     @property
@@ -41,25 +47,31 @@ class RunningConfidence(Scheduler):
             )
 
     def revision_limit(self, block_length: int) -> int:
-        return block_length  # each step adds a token at least
+        # A step leaves one token more than it found, if not many: after as many steps as the block
+        # has columns no mask is left.
+        return block_length
 
     def start(self, setup: Setup) -> State:
         size = (setup.num_rows, setup.width)
-        return {"running": torch.zeros(size, dtype=setup.dtype, device=setup.device)}
+        return {"running": torch.ones(size, dtype=setup.dtype, device=setup.device)}
 
     def select(self, candidates: Candidates, view: View) -> Decision:
-        held = view.committed & view.block
-        running = torch.where(view.masked, candidates.confidence, view.state["running"])
-        keep = rank(running, view.masked | held) < self._kept(view)[:, None]
-        commit = view.masked & keep
-        return Decision(commit, remask=held & ~keep, state={"running": running})
+        masked = view.masked & view.block
+        held = view.committed & view.block & view.known
+        # 1: what was never predicted in this block is not taken back.
+        before = view.state["running"].masked_fill(view.fresh[:, None], 1)
+        running = torch.where(masked, candidates.confidence, before)
+        either = masked | held
+        kept = torch.maximum(either.sum(1) - self._num_masks(view), held.sum(1) + 1)
+        keep = rank(running, either) < kept[:, None]
+        return Decision(masked & keep, remask=held & ~keep, state={"running": running})
 
-    def _kept(self, view: View) -> Tensor:
-        """Returns how many tokens the block holds after this step, (B,) int64."""
-        total = view.block_masks
+    def _num_masks(self, view: View) -> Tensor:
+        """Returns how many masks the schedule leaves the block after this step, (B,) int64."""
+        total = (view.block & ~view.fixed).sum(1)
         steps = total if self.steps is None else self.steps // view.num_blocks
-        passed = ((view.block_step + 1) / steps).clamp(max=1).double()
-        left = 1 - passed if self.schedule == "linear" else torch.cos(passed * math.pi / 2)
-        # 1e-9: a product that should be whole may come out just below it.
-        kept = total - (total * left + 1e-9).floor().long()
-        return torch.maximum(kept, view.block_step + 1)
+        left = (steps - view.block_step - 1).clamp(min=0)
+        if self.schedule == "linear":
+            return total * left // steps.clamp(min=1)
+        ratio = torch.sin(left.double() / steps.clamp(min=1) * math.pi / 2)  # cos of what is over
+        return (total * ratio + 1e-9).floor().long()  # a whole product may come out just below it

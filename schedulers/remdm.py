@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from dllm.candidates import Candidates, rank
 from dllm.schedulers.base import Decision, Scheduler, Setup
@@ -18,15 +19,21 @@ class ReMasking(Scheduler):
 
     Each of `loops` steps then masks the `remask` tokens that were least sure when they were
     committed, and the next step commits as many, so the number of masks stands still for that
-    long. The authors sample tokens (temperature 1).
+    long. The authors sample tokens (temperature 1): without chance, a step that opens just what
+    it committed changes nothing, and nor do those after it.
+
+    `begin` is a part of the block's columns. In the authors' code it is a step number, which is
+    the same at one token a step.
     """
 
     remask: int = 1  # tokens
     loops: int | None = None  # steps; None: as many as the block has columns
     begin: float = 0.875  # part of the block that holds tokens
-    per_step: int = 1
+    per_step: int = 1  # tokens
 
-    source: ClassVar[str] = "arXiv 2503.00307; guanghanwang/ReMDM-LLaDA"
+    source: ClassVar[str] = (
+        "arXiv 2503.00307; guanghanwang/ReMDM-LLaDA eval_llada.py:llada_remdm_sample"
+    )
     statistic: ClassVar[str] = "confidence at commit"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "countdown": {"remask": 1},
@@ -34,44 +41,59 @@ class ReMasking(Scheduler):
     }
 
     def __post_init__(self) -> None:
-        if self.remask < 0 or self.per_step < 1:
+        if self.remask < 0 or (self.loops or 0) < 0 or self.per_step < 1:
             raise ValueError(
-                f"remask={self.remask} must be 0 or more and per_step={self.per_step} at least 1"
+                f"remask={self.remask} and loops={self.loops} must be 0 or more and per_step="
+                f"{self.per_step} at least 1"
             )
+        if not 0 < self.begin <= 1:
+            raise ValueError(f"begin={self.begin} must be in (0, 1], a part of the block")
 
     @property
     def can_revise(self) -> bool:
-        return True
+        return self.remask > 0
 
     @property
     def may_skip(self) -> bool:
-        return True  # what a step commits may be the least sure, and is open again at once
+        return self.remask > 0  # what a step commits may be the least sure: it stays a mask
 
     def revision_limit(self, block_length: int) -> int:
-        # Without the loops a block takes as many steps as it has masks; each loop adds one.
+        # A step follows one that opened tokens, or it does not. The first kind commits what was
+        # opened, and there are at most `loops` of it. So the second kind commits what was masked
+        # when the block began, one token a step at least: there are at most `block_length` of it.
         return block_length + (block_length if self.loops is None else self.loops)
 
     def start(self, setup: Setup) -> State:
         none = torch.zeros(setup.num_rows, dtype=torch.int64, device=setup.device)
         size = (setup.num_rows, setup.width)
-        sure = torch.zeros(size, dtype=setup.dtype, device=setup.device)
+        sure = torch.full(size, torch.inf, dtype=setup.dtype, device=setup.device)
         return {"opened": none, "loops": none, "sure": sure}
 
     def select(self, candidates: Candidates, view: View) -> Decision:
-        fresh = view.block_step == 0
-        opened = torch.where(fresh, 0, view.state["opened"])
-        done = torch.where(fresh, 0, view.state["loops"])
+        opened = torch.where(view.fresh, 0, view.state["opened"])
+        done = torch.where(view.fresh, 0, view.state["loops"])
+        masked = view.masked & view.block
         quota = torch.where(opened > 0, opened, self.per_step)
-        commit = (rank(candidates.confidence, view.masked) < quota[:, None]) & view.masked
-        sure = torch.where(commit, candidates.confidence, view.state["sure"])
-        held = (view.committed & view.block) | commit
-        loops = view.layout.block_length if self.loops is None else self.loops
-        late = held.sum(1) >= self.begin * view.block_masks
-        again = held & (rank(-sure, held) < self.remask) & (late & (done < loops))[:, None]
-        # What this step committed is masked again by not committing it.
+        commit = (rank(candidates.confidence, masked) < quota[:, None]) & masked
+        sure = view.state["sure"].masked_fill(view.fresh[:, None], torch.inf)
+        sure = torch.where(commit, candidates.confidence, sure)
+        again = self._again(view, commit, sure) & (done < self._loops(view))[:, None]
         opened = again.sum(1)
+        # What this step committed is masked again by not committing it.
         return Decision(
             commit & ~again,
             remask=again & ~commit,
             state={"opened": opened, "loops": done + (opened > 0), "sure": sure},
         )
+
+    def _again(self, view: View, commit: Tensor, sure: Tensor) -> Tensor:
+        """Returns the block's least sure tokens once it is nearly full, (B, W) bool."""
+        size = (view.block & ~view.fixed).sum(1)
+        held = (view.committed & view.block) | commit
+        late = held.sum(1) >= self.begin * size
+        # Infinite: not this method's own, and not to be opened.
+        own = held & sure.isfinite() & (view.known | commit)
+        return own & (rank(-sure, own) < self.remask) & late[:, None]
+
+    def _loops(self, view: View) -> int:
+        return view.layout.block_length if self.loops is None else self.loops

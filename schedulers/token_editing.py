@@ -19,8 +19,13 @@ class TokenEditing(Scheduler):
 
     For models trained to correct tokens as well as masks (LLaDA2.1); others do not improve what
     stands there. Edits happen in every forward, and in up to `post_steps` more once the block is
-    full, until one changes nothing. `steps` is the schedule of a block: at least its share of the
-    block goes a forward, and a block that took all of them gets no forwards for edits alone.
+    full, until one changes nothing: two tokens may take turns for that long.
+
+    `steps` is the schedule of a block: at least its share of the block is committed in a forward,
+    and a block that took all of them gets no forwards for edits alone (diffusers). Without it one
+    mask goes at least, and a full block is always looked over (sglang).
+
+    With `at_eos="stop"` a row is over once all before its end token is there, edited or not.
     """
 
     threshold: float = 0.7  # probability, compared with >
@@ -37,9 +42,10 @@ class TokenEditing(Scheduler):
         "LLaDA2.1-mini, average score | tokens a forward: speed 62.07 | 5.34, quality "
         "63.90 | 3.12, LLaDA2.0-mini 63.39 | 2.60 (arXiv 2602.08676)"
     )
+    # The report names the two modes and prints no thresholds; these are two engines' defaults.
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "speed": {"threshold": 0.5, "editing_threshold": 0.0},  # sglang's defaults
-        "quality": {"threshold": 0.7, "editing_threshold": 0.5},  # diffusers' defaults
+        "speed": {"threshold": 0.5, "editing_threshold": 0.0},  # sglang
+        "quality": {"threshold": 0.7, "editing_threshold": 0.5},  # diffusers
     }
 
     def __post_init__(self) -> None:
@@ -53,23 +59,26 @@ class TokenEditing(Scheduler):
         return self.editing_threshold is not None
 
     def revision_limit(self, block_length: int) -> int:
-        return block_length + self.post_steps + 1
+        # A forward of a block with masks commits one at least, an edit opens none, and a full
+        # block has `post_steps` forwards.
+        return block_length + self.post_steps
 
     def start(self, setup: Setup) -> State:
         return {"post": torch.zeros(setup.num_rows, dtype=torch.int64, device=setup.device)}
 
     def select(self, candidates: Candidates, view: View) -> Decision:
-        commit = candidates.confidence > self.threshold
-        place = rank(candidates.confidence, view.masked)
-        few = (commit & view.masked).sum(1, keepdim=True) < self._quota(view)[:, None]
-        commit = torch.where(few, place < self._quota(view)[:, None], commit) & view.masked
+        masked = view.masked & view.block
+        passed = (candidates.confidence > self.threshold) & masked
+        quota = self._quota(view)[:, None]
+        scheduled = (rank(candidates.confidence, masked) < quota) & masked
+        commit = torch.where(passed.sum(1, keepdim=True) < quota, scheduled, passed)
         if self.editing_threshold is None:
             return Decision(commit)
         sure = candidates.confidence > self.editing_threshold
         edit = view.committed & view.block & sure & (candidates.token != view.tokens)
-        had_masks = view.masked.any(1)
+        had_masks = masked.any(1)
         post = torch.where(had_masks, 0, view.state["post"] + 1)
-        full = ~(view.masked & ~commit).any(1)
+        full = ~(masked & ~commit).any(1)
         goes_on = torch.where(had_masks, self._in_time(view), edit.any(1))
         hold = full & goes_on & (post < self.post_steps)
         return Decision(commit, edit=edit, hold=hold, state={"post": post})
@@ -79,9 +88,10 @@ class TokenEditing(Scheduler):
         if self.steps is None:
             return torch.ones_like(view.block_step)
         share, rest = divmod(view.layout.block_length, self.steps)
-        return share + (view.block_step < rest).long()
+        return (share + (view.block_step < rest).long()).clamp(min=1)
 
     def _in_time(self, view: View) -> Tensor:
         """Returns whether the block was filled before its last scheduled forward, (B,) bool."""
-        steps = view.layout.block_length if self.steps is None else self.steps
-        return view.block_step + 1 < steps
+        if self.steps is None:
+            return torch.ones_like(view.block_step, dtype=torch.bool)
+        return view.block_step + 1 < self.steps

@@ -24,6 +24,7 @@ PER_ROW = (  # (B,)
     "block_step",
     "block_masks",
     "num_blocks",
+    "fresh",
 )
 
 
@@ -44,6 +45,9 @@ class View:
     block_step: Tensor  # (B,) int64 schedule steps of this block that are over
     block_masks: Tensor  # (B,) int64 masks of the block when it began
     num_blocks: Tensor  # (B,) int64
+    # (B,) bool: the scheduler is asked for the first time in this block. Not the same as a
+    # block_step of 0: a cache may decide a block's first step by itself.
+    fresh: Tensor
     layout: Layout
     noise: Noise
     state: State = field(default_factory=dict)

@@ -20,10 +20,11 @@ _FIRST_ACCEPT = 30  # as if so many had been accepted before a block's first ste
 class Wino(Scheduler):
     """Commits columns > `threshold`, and masks tokens whose shadow gives them < `threshold_back`.
 
-    A shadow is the column read without itself, in the same pass. A step commits at most
-    `share` of the block's masks, from `least` to `most`; it masks again only if it commits more
-    than one token, and fewer than the step before committed, so every block ends: see
-    `revision_limit`. Tokens committed in a step are judged from the next step on.
+    A shadow is the column fed once more as a mask, in the same pass: it does not see the token it
+    judges, though the tokens around it do. A step commits at most `share` of the block's masks,
+    from `least` to `most`; it masks again only if it commits more than one token, and fewer than
+    the step before committed, so a block takes no more steps than it has columns. Tokens are
+    judged from the step after their own on.
     """
 
     threshold: float = 0.6  # probability, compared with >
@@ -49,9 +50,9 @@ class Wino(Scheduler):
         return True
 
     def revision_limit(self, block_length: int) -> int:
-        # What a step masks again is less than what the step before committed, so any two steps
-        # in a row gain at least one token.
-        return 2 * block_length
+        # What a step masks again is less than what the step before committed, so n steps leave at
+        # least n tokens: no block comes to this.
+        return block_length
 
     def check_model(self, spec: ModelSpec) -> None:
         if spec.logit_shift or spec.attention != "full":
@@ -83,5 +84,5 @@ class Wino(Scheduler):
         assert view.shadow is not None
         support = view.shadow.log_prob(view.tokens).exp()
         doubted = view.committed & view.block & (support < self.threshold_back)
-        last = torch.where(view.block_step == 0, _FIRST_ACCEPT, view.state["accepted"])
+        last = torch.where(view.fresh, _FIRST_ACCEPT, view.state["accepted"])
         return doubted & (rank(-support, doubted) < (last - 1)[:, None])

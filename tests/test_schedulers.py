@@ -46,6 +46,7 @@ def view_of(masked: Tensor, block_step: int = 0, steps_done: int = 0, **other: A
         "block_step": each * block_step,
         "block_masks": masked.sum(1),
         "num_blocks": each,
+        "fresh": each * block_step == 0,
         "layout": layout_of(rows, width),
         "noise": CounterNoise(torch.arange(rows)),
     }

@@ -7,16 +7,17 @@ import time
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
+from torch import Tensor
 
 from dllm.generate import Stream
 from dllm.loop import StepEvent
 
 PAUSE = 0.05  # seconds a step: the embedded model is faster than the eye
-OPEN, DRAFT, NEW, DONE = "dim", "dim italic", "bold green", "default"
+OPEN, DRAFT, NEW, DONE, AGAIN = "dim", "dim italic", "bold green", "default", "bold red"
 
 
 def watch(running: Stream, console: Console | None = None) -> None:
-    """Drains a stream and shows each row: committed, just committed, proposed, open."""
+    """Drains a stream and shows each row: what is there, new, masked again, proposed, open."""
     with Live(console=console or Console(), auto_refresh=False) as live:
         for number, event in enumerate(running, start=1):
             rows = [_row(running, event, row) for row in range(running.canvas.layout.num_rows)]
@@ -32,14 +33,21 @@ def _row(running: Stream, event: StepEvent, row: int) -> Text:
     start, end = int(canvas.prompt_length[row]), canvas.layout.lengths[row]
     columns = event.columns[row].tolist()
     drafts = dict(zip(columns, event.drafts[row].tolist(), strict=True))
-    new = {c for c, w in zip(columns, event.committed[row].tolist(), strict=True) if w}
+    new = _where(columns, event.committed[row])
+    again = _where(columns, event.remasked[row])
     text = Text()
     for column, token in enumerate(canvas.tokens[row, start:end].tolist(), start=start):
         if token != canvas.layout.mask_token_id:
             if token not in canvas.layout.eos_token_ids:
                 text.append(str(tokenizer.decode([token])), style=NEW if column in new else DONE)
+        elif column in again:  # not its draft: often that is the very token that was taken back
+            text.append("·", style=AGAIN)
         elif column in drafts:
             text.append(str(tokenizer.decode([drafts[column]])).strip() or "·", style=DRAFT)
         else:
             text.append("·", style=OPEN)
     return text
+
+
+def _where(columns: list[int], chosen: Tensor) -> set[int]:
+    return {column for column, is_so in zip(columns, chosen.tolist(), strict=True) if is_so}

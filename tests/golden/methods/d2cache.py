@@ -22,7 +22,7 @@ def scheduler(args: dict[str, Any]) -> dict[str, Any]:
     if args.get("sigma") is not None:
         return {"name": "certainty_density", "sigma": args["sigma"], "threshold": threshold}
     if args.get("gamma") is not None:
-        return {"name": "entropy_bound", "bound": args["gamma"], "order": order, "spare": "last"}
+        return {"name": "entropy_bound", "bound": args["gamma"], "order": order}
     if args.get("factor") is not None:
         return {"name": "factor", "factor": args["factor"], "last": "waits"}
     if threshold is not None:
