@@ -8,10 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from dllm.cli.main import main
 
 QUESTION = "tom has 53 pens. tom loses 3. how many pens does tom have?"
 
@@ -22,6 +25,23 @@ def dllm(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command, input=stdin, capture_output=True, text=True, check=False, env=environment
     )
+
+
+Inside = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def inside(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Inside:
+    """Runs a command in this process, which saves the imports; returns exit code and stderr."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setattr(sys, "argv", ["dllm", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0), capsys.readouterr().err
+
+    return run
 
 
 def json_of(done: subprocess.CompletedProcess[str]) -> Any:
@@ -98,23 +118,30 @@ def test_eval_writes_rows_and_prints_a_table(tmp_path: Path) -> None:
         (["methods", "dua"], "did you mean 'dual'"),
     ],
 )
-def test_mistakes_are_one_clear_line(arguments: list[str], message: str) -> None:
-    done = dllm(*arguments)
+def test_mistakes_are_one_clear_line(inside: Inside, arguments: list[str], message: str) -> None:
+    code, stderr = inside(*arguments)
+    assert code == 2
+    assert message in stderr.replace("\n", " ")
+    assert "Traceback" not in stderr
+
+
+def test_a_mistake_has_no_traceback_in_a_process_of_its_own() -> None:
+    done = dllm("generate", "hi", "--scheduler", "treshold")
     assert done.returncode == 2
-    assert message in done.stderr.replace("\n", " ")
+    assert "error: unknown scheduler" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_wrong_flag_is_refused() -> None:
-    done = dllm("generate", "hi", "--schduler", "threshold")
-    assert done.returncode == 2
-    assert "No such option" in done.stderr
+def test_wrong_flag_is_refused(inside: Inside) -> None:
+    code, stderr = inside("generate", "hi", "--schduler", "threshold")
+    assert code == 2
+    assert "No such option" in stderr
 
 
-def test_unknown_words_are_warned_about() -> None:
-    done = dllm("generate", "zebra?")
-    assert done.returncode == 0
-    assert "vocabulary lacks words" in done.stderr
+def test_unknown_words_are_warned_about(inside: Inside) -> None:
+    code, stderr = inside("generate", "zebra?")
+    assert code == 0
+    assert "vocabulary lacks words" in stderr
 
 
 def test_ctrl_c_during_eval_keeps_the_rows_and_the_run_goes_on(tmp_path: Path) -> None:

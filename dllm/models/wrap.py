@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from dllm.models.config import ModelSpec
 from dllm.plan import StepPlan
 from dllm.store import KVStore
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 MaskStyle = Literal["none", "padding", "additive"]
 NO_LIMIT = 2**31 - 1
@@ -70,8 +74,8 @@ class WrappedModel:
             visible = torch.ones(rows, 1, width, dtype=torch.bool, device=plan.columns.device)
         if self.mask_style == "padding":
             return visible[:, -1]
-        assert isinstance(self.module, PreTrainedModel)
-        dtype = self.module.dtype
+        assert isinstance(self.module, nn.Module)
+        dtype = cast("torch.dtype", self.module.dtype)
         # All queries see all real keys: without a 4-D mask a causal model would stay causal.
         mask = torch.zeros(rows, 1, width, width, dtype=dtype, device=visible.device)
         return mask.masked_fill(~visible[:, None], torch.finfo(dtype).min)
@@ -146,13 +150,22 @@ class _Known:
         return found
 
 
+def _of_transformers(module: Callable[..., Any]) -> TypeGuard[PreTrainedModel]:
+    """Returns whether it is a transformers model, whose class takes two seconds to import."""
+    if "transformers.modeling_utils" not in sys.modules:
+        return False
+    from transformers import PreTrainedModel
+
+    return isinstance(module, PreTrainedModel)
+
+
 def _mask_style(module: Callable[..., Any], name: str) -> MaskStyle:
     """Returns what a module takes as `attention_mask`, refusing one that would decode wrongly."""
     if isinstance(module, nn.Module) and module.training:
         raise ValueError(
             f"{name!r} is in training mode, so dropout is on: call module.eval() first"
         )
-    if isinstance(module, PreTrainedModel):
+    if _of_transformers(module):
         kernel = module.config._attn_implementation
         if kernel not in ("sdpa", "eager"):
             raise ValueError(
