@@ -19,6 +19,7 @@ class Candidates:
 
     logits: Tensor  # (B, W, V) float, those that statistics are read from
     token: Tensor  # (B, W) int64 proposed tokens; never the mask token
+    raw: Tensor | None = None  # (B, W, V) float before temperature and filters; None: `logits`
 
     @cached_property
     def log_normaliser(self) -> Tensor:
@@ -43,9 +44,9 @@ class Candidates:
 
     @cached_property
     def gap(self) -> Tensor:
-        """The difference of the two largest logits, (B, W)."""
-        first, second = self._top2.unbind(-1)
-        return first - second
+        """The difference of the two largest logits, (B, W); raw ones, whatever is sampled from."""
+        top2 = self._top2 if self.raw is None else self.raw.topk(2, dim=-1).values
+        return top2[..., 0] - top2[..., 1]
 
     def log_prob(self, tokens: Tensor) -> Tensor:
         """Returns the log probability (B, W) in nats of tokens (B, W)."""
@@ -54,11 +55,13 @@ class Candidates:
     def at(self, index: Tensor) -> Candidates:
         """Returns the candidates of the window's columns `index` (B, n) alone."""
         wide = index[..., None].expand(-1, -1, self.logits.shape[-1])
-        return Candidates(self.logits.gather(1, wide), self.token.gather(1, index))
+        raw = None if self.raw is None else self.raw.gather(1, wide)
+        return Candidates(self.logits.gather(1, wide), self.token.gather(1, index), raw)
 
     def of_rows(self, rows: Tensor) -> Candidates:
         """Returns the candidates of some rows (n,) int64 alone."""
-        return Candidates(self.logits[rows], self.token[rows])
+        raw = None if self.raw is None else self.raw[rows]
+        return Candidates(self.logits[rows], self.token[rows], raw)
 
     @cached_property
     def _top2(self) -> Tensor:

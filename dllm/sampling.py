@@ -46,7 +46,8 @@ class Sampling:
             drawn = drawn.double() - torch.log(-torch.log(uniform))
         token = drawn.argmax(-1)
         scored = shaped if self.confidence == "tempered" else wide
-        return Candidates(_without(scored, self.deferred_token_ids), token)
+        scored = _without(scored, self.deferred_token_ids)
+        return Candidates(scored, token, raw=None if scored is wide else wide)
 
     def _shape(self, logits: Tensor) -> Tensor:
         """Returns logits after temperature, top-p and top-k, in this order (Dream)."""

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dllm.candidates import Candidates
 from dllm.schedulers.base import Decision, Needs, Scheduler
@@ -20,8 +21,8 @@ class Prophet(Wrapper):
     """Commits all masks of the row at once when the answer's mean logit gap passes a threshold.
 
     The threshold falls from `high` to `mid` and `low` after a third and two thirds of the way. The
-    gap between the two largest logits is averaged over the answer region, decoded columns
-    included; otherwise `inner` decides. Where the answer stands (`region`):
+    gap between the two largest logits, before any temperature, is averaged over the answer region,
+    decoded columns included; otherwise `inner` decides. Where the answer stands (`region`):
 
     `fixed`: `answer_length` columns from slot `answer_start` on, as the authors have it; they plant
     the words that lead to it (the setting `fixed` of `dllm.generate`). `marker` (ours, for open
@@ -29,18 +30,21 @@ class Prophet(Wrapper):
     of token ids such as those of `#### `. `rest` (ours): all masks of the row.
 
     `progress` counts forwards against `steps` (None: one for each slot), the first as `first_step`:
-    0 in the paper, 1 in its code. `committed` measures the part of the slots that is filled, which
-    suits inner schedulers that commit several tokens a step.
+    0 in the paper, 1 in its code. `committed` measures the part of the slots that is filled: the
+    same at one token a step, and right for inner schedulers that commit more.
+
+    With a cache that feeds a part of the row, the answer must have logits in the pass, and masks
+    that have none stay for a later one.
     """
 
     inner: Scheduler = field(default_factory=FixedQuota)
-    high: float = 7.5  # logits
+    high: float = 7.5  # logits, compared with >=
     mid: float = 5.0
     low: float = 2.5
     region: Literal["fixed", "marker", "rest"] = "rest"
     answer_start: int = 0  # slot
     answer_length: int = 5  # columns
-    marker: tuple[int, ...] = ()
+    marker: tuple[int, ...] = ()  # token ids
     progress: Literal["steps", "committed"] = "committed"
     first_step: int = 0
 
@@ -50,10 +54,13 @@ class Prophet(Wrapper):
         "LLaDA-8B-Instruct: GSM8K 77.1 -> 77.9 % at 1.63x fewer steps, MMLU 54.1 -> 54.0 % at "
         "2.34x (paper, table 1)"
     )
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
+    presets: ClassVar[dict[str, dict[str, Any]]] = {  # paper, table 6
         "choice": {"high": 7.5, "mid": 5.0, "low": 2.5},
         "gsm8k": {"high": 8.0, "mid": 5.0, "low": 3.5},
+        "gpqa": {"high": 8.0, "mid": 5.0, "low": 3.5},
         "code": {"high": 7.5, "mid": 5.0, "low": 4.5},
+        "sudoku": {"high": 7.5, "mid": 5.0, "low": 2.5},
+        "countdown": {"high": 7.5, "mid": 5.0, "low": 2.5},
         "authors_code": {"progress": "steps", "first_step": 1, "region": "fixed"},
     }
 
@@ -71,16 +78,20 @@ class Prophet(Wrapper):
 
     def select(self, candidates: Candidates, view: View) -> Decision:
         decision = self.ask(candidates, view)
-        settled = self._settled(candidates, view)[:, None]
-        commit = torch.where(settled, view.masked, decision.commit)
-        decision = replace(decision, commit=commit)
+        settled = self._settled(candidates, view)
+        wide = settled[:, None]
+        given: dict[str, Any] = {"commit": torch.where(wide, view.masked, decision.commit)}
         if decision.tokens is not None:
-            tokens = torch.where(settled, candidates.token, decision.tokens)
-            decision = replace(decision, tokens=tokens)
+            given["tokens"] = torch.where(wide, candidates.token, decision.tokens)
         if decision.branches is not None:
-            needed = decision.branches.needed & ~settled[:, 0]
-            decision = replace(decision, branches=replace(decision.branches, needed=needed))
-        return decision
+            needed = decision.branches.needed & ~settled
+            given["branches"] = replace(decision.branches, needed=needed)
+        for name in ("remask", "edit"):  # the row ends here: nothing is taken back
+            value = getattr(decision, name)
+            given[name] = None if value is None else value & ~wide
+        if decision.hold is not None:
+            given["hold"] = decision.hold & ~settled
+        return replace(decision, **given)
 
     def _settled(self, candidates: Candidates, view: View) -> Tensor:
         """Returns whether the answer is settled, (B,) bool; it must have logits in this pass."""
@@ -94,11 +105,11 @@ class Prophet(Wrapper):
         return seen & (gap >= threshold)
 
     def _progress(self, view: View) -> Tensor:
-        """Returns how much of each row's way is behind it, (B,) float in [0, 1]."""
+        """Returns how much of each row's way is behind it, (B,) float."""
         if self.progress == "committed":
             left = (view.tokens == view.layout.mask_token_id) & ~view.fixed
             return 1 - left.sum(1) / view.num_slots.clamp(min=1)
-        steps = getattr(self.inner, "steps", None) or view.num_slots
+        steps = _steps(self.inner) or view.num_slots.clamp(min=1)
         return (view.step + self.first_step) / steps
 
     def _answer(self, view: View) -> Tensor:
@@ -115,12 +126,16 @@ class Prophet(Wrapper):
 
     def _after_marker(self, view: View, slots: Tensor) -> Tensor:
         """Returns the slot after the last marker, (B, 1) int64, -1 where there is none."""
-        width = view.tokens.shape[1]
-        found = slots.clone()
+        found = slots
         for place, token in enumerate(self.marker):  # a few, known to the host
-            here = (view.tokens == token) & slots
-            shifted = torch.zeros_like(here)
-            shifted[:, : width - place] = here[:, place:]
-            found = found & shifted
+            here = slots & (view.tokens == token)
+            found = found & F.pad(here, (0, place))[:, place:]
         after = view.offset + len(self.marker)
         return torch.where(found, after, -1).amax(1, keepdim=True)
+
+
+def _steps(scheduler: Scheduler) -> int | None:
+    """Returns the steps that a scheduler, or the one that it asks, was told to take."""
+    while isinstance(scheduler, Wrapper):
+        scheduler = scheduler.inner
+    return getattr(scheduler, "steps", None)
