@@ -7,6 +7,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -57,7 +58,8 @@ class Registry(Generic[Part]):
 
         A part is returned as it is. A value without a name sets the part's first option;
         `"name@preset"` starts from published options. A mapping holds `name` and options. An
-        option that is a part itself is written the same way, in a short form without commas.
+        option that is a part itself is written the same way, in a short form without commas; one
+        that is several numbers as `option=[1, 2]`, or as the only number.
         """
         if isinstance(given, self.base):
             return given
@@ -79,7 +81,8 @@ class Registry(Generic[Part]):
         head, _, rest = text.partition(":")
         name, _, preset = (part.strip() for part in head.partition("@"))
         options = self._preset(name, preset) if preset else {}
-        for index, item in enumerate(part.strip() for part in rest.split(",") if part.strip()):
+        items = re.split(r",(?![^\[]*\])", rest)  # not at the commas of a list
+        for index, item in enumerate(part.strip() for part in items if part.strip()):
             key, equals, value = item.partition("=")
             if not equals:
                 fields = self._fields(name)
@@ -108,6 +111,8 @@ class Registry(Generic[Part]):
             if hints[key] is self.base:
                 built[key] = self.create(value)
                 continue
+            if typing.get_origin(hints[key]) is tuple:
+                value = built[key] = _as_tuple(value)
             if not _fits(value, hints[key]):
                 raise ValueError(
                     f"{self.noun} {name!r}: {key}={value!r} must be {fields[key].type}"
@@ -142,6 +147,13 @@ def _read(text: str) -> Any:
     return value
 
 
+def _as_tuple(value: Any) -> Any:
+    """Returns a list as a tuple, which YAML and JSON do not have, and a number as one of one."""
+    if isinstance(value, list):
+        return tuple(value)
+    return (value,) if isinstance(value, int | float) else value
+
+
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a value read from text or YAML has the annotated type; an int passes as a float."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
@@ -149,6 +161,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, arg) for arg in args)
     if origin is typing.Literal:
         return value in args
+    if origin is tuple:  # of any length, of one type
+        return isinstance(value, tuple) and all(_fits(item, args[0]) for item in value)
     if hint in (int, float) and isinstance(value, bool):
         return False
     if hint is float:

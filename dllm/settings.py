@@ -154,8 +154,18 @@ def _translate(key: str, value: Any, known: set[str]) -> dict[str, Any]:
 
 
 def _with_options(scheduler: Any, options: Mapping[str, Any]) -> Any:
-    """Returns the scheduler with options that were given beside it; None leaves it as it is."""
+    """Returns the scheduler with options that were given beside it; None leaves it as it is.
+
+    What a wrapper has no option for goes to the scheduler that it asks.
+    """
     from dllm.schedulers import registry
+    from dllm.schedulers.wrapper import Wrapper
 
     built = registry.create(scheduler)
-    return registry.create({**built.summary(), **options})
+    own = dict(options)
+    if isinstance(built, Wrapper):
+        known = {field.name for field in fields(built)}
+        own = {name: value for name, value in options.items() if name in known}
+        others = {name: value for name, value in options.items() if name not in known}
+        own["inner"] = _with_options(built.inner, others) if others else built.inner
+    return registry.create({**built.summary(), **own})
