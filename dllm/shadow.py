@@ -37,19 +37,18 @@ def with_shadows(plan: StepPlan, canvas: Canvas) -> StepPlan:
         columns=torch.cat([plan.columns, shadows], 1),
         head=torch.cat([plan.head, head], 1),
         num_keys=num_keys,
-        attend=_attend(plan, shadows, num_keys, _in_window(canvas, shadows)),
+        attend=_attend(plan, shadows, num_keys, _in_block(canvas, shadows)),
         slots=slots,
         num_shadows=count,
     )
 
 
-def _in_window(canvas: Canvas, shadows: Tensor) -> Tensor:
-    """Returns which shadows stand at columns that may be committed, (B, W) bool.
+def _in_block(canvas: Canvas, shadows: Tensor) -> Tensor:
+    """Returns which shadows stand in the row's block, (B, W) bool.
 
-    Where the whole row is looked at, the others serve no one: the block's must not see them.
+    Where more is looked at, the others serve no one: the block's must not see them.
     """
-    start = canvas.block_start[:, None]
-    return (shadows >= start) & (shadows < start + canvas.layout.window_length)
+    return (shadows >= canvas.block_start[:, None]) & (shadows < canvas.block_end[:, None])
 
 
 def _attend(plan: StepPlan, shadows: Tensor, num_keys: int, visible: Tensor) -> Tensor:

@@ -17,21 +17,25 @@ from dllm.schedulers.view import View
 class Dimple(Scheduler):
     """Commits columns > `threshold` anywhere in the row; if none is, what the time grid asks for.
 
-    The grid falls linearly from 1 to `epsilon` in `steps`; the fallback takes the first later time
-    at which at least one of the row's masks is due, in the order of `order`. The last step commits
-    all that is left.
+    The grid falls linearly from 1 to `epsilon` in `steps`; the fallback goes to the first later
+    time at which at least one of the row's masks is due, and takes the best by `order` (`first`:
+    the leftmost alone). The last step commits all that is left. Blocks play no part, except in
+    what a cache feeds.
     """
 
     threshold: float = 0.95  # probability, compared with >
-    steps: int | None = None  # None: as many as slots
-    order: Literal["confidence", "margin", "entropy", "first"] = "confidence"
+    steps: int | None = None  # in total; None: as many as slots
+    order: Literal["confidence", "margin", "entropy", "random", "first"] = "confidence"
     epsilon: float = 1e-3
 
-    source: ClassVar[str] = "yu-rp/Dimple generation_utils.py (alg_p_threshold)"
+    source: ClassVar[str] = "arXiv 2505.16990; yu-rp/Dimple generation_utils.py:_sample (dim)"
+    published: ClassVar[str] = "a third as many forwards as tokens (abstract)"
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"steps={self.steps} must be at least 1")
+        if not 0 <= self.epsilon < 1:
+            raise ValueError(f"epsilon={self.epsilon} must be in [0, 1)")
 
     def needs(self, num_slots: int, block_length: int) -> Needs:
         return Needs(whole_row=True)
@@ -43,6 +47,8 @@ class Dimple(Scheduler):
         return Decision(torch.where(passed.any(1, keepdim=True), passed, due) | last)
 
     def _order(self, candidates: Candidates, view: View) -> Tensor:
+        if self.order == "random":
+            return view.uniform()
         if self.order == "first":
             return -view.columns.float()
         return -candidates.entropy if self.order == "entropy" else getattr(candidates, self.order)
@@ -51,13 +57,19 @@ class Dimple(Scheduler):
         return view.num_slots if self.steps is None else torch.full_like(view.step, self.steps)
 
     def _due(self, view: View) -> Tensor:
-        """Returns how many masks go where none is sure, (B, 1) int64, at least 1."""
-        steps = self._steps(view)[:, None]
-        most = view.layout.num_slots if self.steps is None else self.steps
-        index = torch.arange(most + 1, device=steps.device)
-        times = 1 - index * (1 - self.epsilon) / steps
+        """Returns how many masks go where none is sure, (B, 1) int64, at least 1.
+
+        floor(m (1 - t/r)) at a time t of the grid, if the m masks that are left are the part r of
+        all: as many as lead from r to t.
+        """
         left = ((view.tokens == view.layout.mask_token_id) & ~view.fixed).sum(1, keepdim=True)
-        due = (left - view.num_slots[:, None] * times).floor().long()
-        later = (index > view.step[:, None]) & (index <= steps) & (due >= 1)
+        if self.order == "first":
+            return torch.ones_like(left)
+        steps, total = self._steps(view)[:, None], view.num_slots[:, None]
+        most = view.layout.num_slots if self.steps is None else self.steps
+        index = torch.arange(most + 1, device=left.device)
+        gone = index * total.double() * (1 - self.epsilon) / steps
+        due = torch.where(index >= steps, left, gone.long() - (total - left))
+        later = (index > view.step[:, None]) & (due >= 1)
         first = due.gather(1, later.int().argmax(1, keepdim=True))
         return torch.where(later.any(1, keepdim=True), first, left)
