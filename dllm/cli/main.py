@@ -12,6 +12,7 @@ from dllm.cli.demo import demo
 from dllm.cli.evaluate import evaluate
 from dllm.cli.generate import generate
 from dllm.cli.methods import methods
+from dllm.cli.train_filter import train_filter
 from dllm.loop import BrokenLogitsError
 
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
@@ -27,6 +28,7 @@ app.command()(chat)
 app.command(name="eval")(evaluate)
 app.command()(demo)
 app.command()(methods)
+app.command()(train_filter)
 
 
 def main() -> None:

@@ -1,0 +1,218 @@
+"""`dllm train-filter`: trains the filter that `learn2pd` decodes with."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from dllm import load
+from dllm.cli.options import (
+    BlockOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ModelOption,
+    NewTokensOption,
+    given,
+)
+from dllm.eval.tasks import find_task
+from dllm.learn2pd.data import Source, read_prompts
+from dllm.learn2pd.filter import Filter, Origin, write_filter
+from dllm.learn2pd.oracle import join
+from dllm.learn2pd.training import (
+    FEWEST_PROMPTS,
+    Recipe,
+    Score,
+    Split,
+    Training,
+    score,
+    split,
+    state_name,
+)
+from dllm.models.model import HostedModel
+from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings, resolve
+
+INTERRUPTED = 130
+
+
+def train_filter(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="FILE.safetensors; its data goes to FILE.data.")
+    ],
+    model: ModelOption = "tiny",
+    prompts: Annotated[
+        Path | None, typer.Option(help='Text, a prompt a line, or .jsonl with "prompt".')
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Prompts of a task's training split, such as arithmetic.")
+    ] = None,
+    count: Annotated[int, typer.Option(help="Prompts at most.")] = 1000,
+    chat_template: Annotated[
+        bool, typer.Option("--chat", help="Put each prompt into the chat template.")
+    ] = False,
+    max_new_tokens: NewTokensOption = None,
+    block_length: BlockOption = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Of the reference answer; one token a step unless given.")
+    ] = None,
+    at_eos: Annotated[
+        str, typer.Option(help='"stop" as decoding does, or "ignore" as the authors did.')
+    ] = "stop",
+    batch_size: Annotated[int, typer.Option(help="Prompts decoded together.")] = 32,
+    layers: Annotated[int, typer.Option(help="Linear layers of the filter: 1, 2, 4.")] = 2,
+    epochs: Annotated[int, typer.Option(help="Steps on all examples.")] = Recipe.epochs,
+    lr: Annotated[float, typer.Option(help="Learning rate of AdamW.")] = Recipe.learning_rate,
+    masked_only: Annotated[
+        bool, typer.Option("--masked-only", help="Leave decided columns out of the loss.")
+    ] = False,
+    threshold: Annotated[float, typer.Option(help="At which the filter is judged.")] = 0.96,
+    seed: Annotated[int, typer.Option(help="Of prompts, split and weights.")] = 0,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Trains a Learn2PD filter for one model and block length; a stopped run goes on.
+
+    dllm train-filter --task arithmetic --output filter.safetensors
+    """
+    if output.suffix != ".safetensors":
+        raise ValueError(f"output={str(output)!r} must end in .safetensors")
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold={threshold} is a probability, from 0 to 1")
+    recipe = Recipe(layers, epochs, lr, seed, masked_only)
+    texts = _prompts(prompts, task, count, seed)
+    loaded = load(model, dtype=dtype, device=device)
+    inputs: list[Any] = (
+        [[{"role": "user", "content": t}] for t in texts] if chat_template else texts
+    )
+    options = given(
+        None,
+        max_new_tokens=max_new_tokens,
+        block_length=block_length,
+        scheduler={"name": "fixed_quota", "steps": steps},
+        at_eos=at_eos,
+    )
+    source = Source(loaded, inputs, _settings(loaded, options), batch_size)
+    job = _Job(source, recipe, threshold, output.with_suffix(".data"))
+    try:
+        network = job.run()
+    except KeyboardInterrupt:
+        Console(stderr=True).print(
+            f"interrupted; {job.folder} is kept and the same command goes on", soft_wrap=True
+        )
+        raise typer.Exit(INTERRUPTED) from None
+    write_filter(network, output)
+    _report(network, output, as_json)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Both phases: the examples, then the training."""
+
+    source: Source
+    recipe: Recipe
+    threshold: float
+    folder: Path
+
+    def run(self) -> Filter:
+        """Returns the trained filter, with what it was trained on and how well it judges."""
+        started = time.perf_counter()
+        columns = ("{task.description}", BarColumn(), MofNCompleteColumn())
+        loss = TextColumn("{task.fields[loss]}")
+        bars = (*columns, loss, TimeRemainingColumn())
+        with Progress(*bars, console=Console(stderr=True)) as progress:
+            data = self._examples(progress)
+            network = self._train(data, progress)
+        network.origin = self._origin(network, data, time.perf_counter() - started)
+        return network
+
+    def _examples(self, progress: Progress) -> Split:
+        bar = progress.add_task("oracle", total=len(self.source.prompts), loss="")
+        parts = []
+        for part in self.source.examples(self.folder):
+            parts.append(part)
+            progress.update(bar, completed=int(part.prompt.max()) + 1)
+        return split(join(parts), self.recipe.seed)
+
+    def _train(self, data: Split, progress: Progress) -> Filter:
+        state = self.folder / state_name(self.source.names(), self.recipe)
+        training = Training(data, self.recipe, state, self.source.model.device)
+        bar = progress.add_task("training", total=self.recipe.epochs, loss="")
+        for loss in training.run():
+            progress.update(bar, completed=training.epoch, loss=f"loss {loss:.4f}")
+        progress.update(bar, completed=training.epoch)
+        return training.network.cpu()
+
+    def _origin(self, network: Filter, data: Split, seconds: float) -> Origin:
+        model, settings = self.source.model, self.source.settings
+        assert settings.block_length is not None
+        figures: dict[str, float] = {
+            "prompts": len(self.source.prompts),
+            "examples": len(data.train.prompt),
+            "threshold": self.threshold,
+            "seconds": round(seconds, 1),
+            **{name: float(value) for name, value in asdict(self.recipe).items()},
+            **_named("validation", score(network, data.validation, self.threshold)),
+            **_named("test", score(network, data.test, self.threshold)),
+        }
+        return Origin(
+            model=model.name,
+            vocab_size=model.spec.vocab_size,
+            mask_token_id=model.spec.mask_token_id,
+            block_length=settings.block_length,
+            model_dtype=str(model.dtype).removeprefix("torch."),
+            confidence_dtype=str(settings.statistics_dtype).removeprefix("torch."),
+            figures=figures,
+        )
+
+
+def _prompts(prompts: Path | None, task: str | None, count: int, seed: int) -> list[str]:
+    """Returns the prompts, short ones first: a batch of one length has little padding."""
+    if (prompts is None) == (task is None):
+        raise ValueError("give --prompts FILE or --task NAME, one of them")
+    if count < 1:
+        raise ValueError(f"count={count} must be at least 1")
+    if task is not None:
+        problems = find_task(task).take(count, "train", seed)
+        texts = [problem.prompt for problem in problems]
+    else:
+        assert prompts is not None
+        texts = read_prompts(prompts, count)
+    if len(texts) < FEWEST_PROMPTS:
+        raise ValueError(f"{len(texts)} prompts are too few: at least {FEWEST_PROMPTS} are needed")
+    return sorted(texts, key=len)
+
+
+def _settings(model: HostedModel, options: Mapping[str, Any]) -> Settings:
+    """Returns how the reference is decoded: slowly, without noise or a cache."""
+    settings = resolve(model.defaults, None, {**options, "temperature": 0.0, "cache": "none"})
+    own = min(DEFAULT_BLOCK_LENGTH, settings.max_new_tokens)
+    return replace(settings, block_length=settings.block_length or model.spec.block_length or own)
+
+
+def _named(part: str, found: Score) -> dict[str, float]:
+    return {f"{part}_{name}": round(value, 5) for name, value in asdict(found).items()}
+
+
+def _report(network: Filter, output: Path, as_json: bool) -> None:
+    assert network.origin is not None
+    figures = network.origin.figures
+    if as_json:
+        print(json.dumps({"filter": str(output), **asdict(network.origin)}))
+        return
+    table = Table("", "validation", "test")
+    for name in asdict(Score(0, 0, 0, 0, 0, 0)):
+        values = [figures[f"{part}_{name}"] for part in ("validation", "test")]
+        table.add_row(name.replace("_", " "), *(f"{value:.4f}" for value in values))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"{output}: use it with --scheduler learn2pd:{output}", soft_wrap=True)
