@@ -16,7 +16,7 @@ READY := .venv/.ready
 BENCH ?= decode
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-gpu lint format check bench clean
+.PHONY: help setup demo test test-slow test-gpu lint format docs check bench clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -51,6 +51,9 @@ lint: $(READY)  ## Check style, format and types.
 format: $(READY)  ## Format the code and mend what ruff can mend.
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
+
+docs: $(READY)  ## Write the generated part of docs/schedulers.md anew.
+	$(BIN)/dllm methods --markdown --into docs/schedulers.md
 
 check: lint test  ## Everything that must hold before a commit.
 

@@ -77,12 +77,16 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
 
 
 def short(part: Mapping[str, Any], registry: Registry[Any]) -> str:
-    """Returns the short form of a scheduler or cache, options at their default left out."""
-    usual = {field.name: _default(field) for field in fields(registry.get(part["name"]))}
+    """Returns the short form of a scheduler or cache, options at their default left out.
+
+    One that was given as an instance from elsewhere has no known defaults: all are named.
+    """
+    known = part["name"] in registry.names()
+    usual = {f.name: _default(f) for f in fields(registry.get(part["name"]))} if known else {}
     first = next(iter(usual), None)  # its name may be left out
     options = []
-    for key in usual:
-        if part[key] != usual[key]:
+    for key in usual or [key for key in part if key != "name"]:
+        if not known or part[key] != usual[key]:
             inner = isinstance(part[key], Mapping) and "name" in part[key]
             value = short(part[key], registry) if inner else part[key]
             options.append(str(value) if key == first else f"{key}={value}")

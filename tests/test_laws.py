@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 import dllm
 from dllm.plan import StepPlan
 from dllm.store import KVStore
-from tests.conftest import MODELS, golden_model, random_prompts
+from tests.conftest import GOLDEN, MODELS, golden_model, random_prompts
 
+FILTER = str(GOLDEN / "models" / "l2p_filter" / "filter16.safetensors")
 SCHEDULERS: list[Any] = [
     "fixed_quota",
     "fixed_quota:steps=8",
@@ -28,9 +29,36 @@ SCHEDULERS: list[Any] = [
     "quota_threshold:0.5,steps=8",
     "localleap:0.7,relaxed_threshold=0.4,radius=2",
     "multi_block:0.4,blocks=3",
-    "ete:0.5",
-    "ete:0.5,mode=commit,scope=window",
+    "ete@paper_like:threshold=0.5",
+    "ete:0.5,mode=commit,scope=window,blocks=2",
     "lopa:0.6,branches=3",
+    "token_editing:0.4,editing_threshold=0.3,post_steps=3",
+    "rcr",
+    "rcr:16,schedule=cosine",
+    "remdm:remask=2,begin=0.5,loops=4",
+    "dimple:0.7",
+    "slowfast:0.5,low=0.2",
+    "slowfast@code:0.5,most_slow=3",
+    {"name": "adablock", "delimiters": (6, 47, 113), "inner": "slowfast:0.5", "reach": 0.5},
+    {"name": "adablock", "delimiters": (6, 47, 113), "inner": "threshold:0.5"},
+    "prophet:inner=threshold,high=2.5,mid=1.5,low=1",
+    "prophet:region=fixed,answer_start=8,high=3,mid=2,low=1",
+    "wino:0.4,threshold_back=0.5",
+    "klass:0.4,kl_threshold=0.5",
+    "entropy_bound:3",
+    "certainty_density:0.4",
+    "hierarchical:0.6,low_threshold=0.2",
+    "hierarchical:0.5,low_threshold=0.2,remask_threshold=0.4",
+    "credit:0.6",
+    f"learn2pd:{FILTER},threshold=0.6",
+    f"learn2pd:{FILTER},threshold=0.7,steps=16",
+    "end_of_text:threshold:0.4",
+    "end_of_text:fixed_quota,rule=predicted",
+    {
+        "name": "end_of_text",
+        "inner": {"name": "learn2pd", "filter": FILTER, "threshold": 0.6},
+        "rule": "accepted",
+    },
 ]
 CACHES: list[Any] = [
     "none",
@@ -46,9 +74,14 @@ SLOTS: dict[str, Any] = {"max_new_tokens": 32, "block_length": 8}
 @pytest.mark.parametrize("name", ["llada_gqa", "dream_gqa"])
 def test_a_row_does_not_depend_on_its_batch(name: str, scheduler: Any, cache: Any) -> None:
     model = golden_model(name, "float32")
-    prompts = random_prompts(16)
-    order = torch.randperm(16, generator=torch.Generator().manual_seed(1)).tolist()
-    options = {**SLOTS, "scheduler": scheduler, "cache": cache, "eos_token_id": [6, 13, 29, 113]}
+    prompts = random_prompts(6)
+    if name == "dream_gqa" and str(scheduler).startswith("wino"):
+        with pytest.raises(ValueError, match="logit_shift=1"):
+            dllm.generate(model, prompts, scheduler=scheduler, cache=cache, **SLOTS)
+        return
+    order = torch.randperm(6, generator=torch.Generator().manual_seed(1)).tolist()
+    ends = [6, 9, 13, 29, 72, 113]  # common enough that some row of a few ends early
+    options = {**SLOTS, "scheduler": scheduler, "cache": cache, "eos_token_id": ends}
     alone = [dllm.generate(model, [p], seed=[i], **options) for i, p in enumerate(prompts)]
     together = dllm.generate(model, [prompts[i] for i in order], seed=order, **options)
     for place, row in enumerate(order):
