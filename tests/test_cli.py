@@ -146,7 +146,7 @@ def test_unknown_words_are_warned_about(inside: Inside) -> None:
 
 def test_ctrl_c_during_eval_keeps_the_rows_and_the_run_goes_on(tmp_path: Path) -> None:
     output = tmp_path / "rows.jsonl"
-    arguments = ["eval", "-s", "fixed_quota", "--limit", "40", "--batch-size", "2"]
+    arguments = ["eval", "-s", "fixed_quota", "--limit", "160", "--batch-size", "2"]
     arguments += ["--output", str(output)]
     process = subprocess.Popen(
         [sys.executable, "-m", "dllm", *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE
@@ -159,7 +159,7 @@ def test_ctrl_c_during_eval_keeps_the_rows_and_the_run_goes_on(tmp_path: Path) -
     kept = len(output.read_text().splitlines())
     assert process.returncode == 130, stderr
     assert b"goes on" in stderr
-    assert 2 <= kept < 40
+    assert 2 <= kept < 160
     summary = json_of(dllm(*arguments, "--json"))["rows"][0]
-    assert summary["problems"] == 40
-    assert len(output.read_text().splitlines()) == 40
+    assert summary["problems"] == 160
+    assert len(output.read_text().splitlines()) == 160
