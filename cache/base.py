@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -23,10 +24,21 @@ class Cache(ABC):
     source: ClassVar[str]  # paper and code that the policy is from
     stores: ClassVar[bool] = True  # needs a model with a K/V store
     lockstep: ClassVar[bool] = True  # all rows enter their next block together
+    scattered: ClassVar[bool] = False  # feeds the columns that `feeds` names
+    foresees: ClassVar[bool] = False  # needs to know what the next step commits
+    reusable: ClassVar[bool] = False  # what it stored of finished blocks serves later runs too
 
     @abstractmethod
     def plan(self, canvas: Canvas, status: Status, spec: ModelSpec) -> StepPlan:
         """Returns the next pass for a canvas, given what the host knows of it."""
+
+    def feeds(self, canvas: Canvas, spec: ModelSpec) -> Tensor:
+        """Returns which columns the next pass feeds, (B, C) bool; the loop counts them."""
+        raise NotImplementedError(f"{type(self).__name__} feeds a range of columns")
+
+    def prefill(self, canvas: Canvas, spec: ModelSpec) -> Iterator[StepPlan]:
+        """Yields passes over the prompts before the first step, without logits; normally none."""
+        return iter(())
 
     def check(self, spec: ModelSpec) -> None:
         """Raises ValueError when the policy cannot serve a model."""
@@ -37,26 +49,49 @@ class Cache(ABC):
 
 
 def every_column(
-    canvas: Canvas, spec: ModelSpec, store: bool, length: Tensor | None = None
+    canvas: Canvas, spec: ModelSpec, store: bool, width: int | None = None
 ) -> StepPlan:
-    """Returns the pass that feeds the whole canvas; exact whatever the store holds.
+    """Returns the pass that feeds the first `width` columns; exact whatever the store holds.
 
-    Keys up to each row's `length` (B,) are visible; None: up to where the row ends.
+    None: the whole canvas; `status.length` leaves out what was cut off from all rows.
     """
-    width = canvas.layout.num_columns
+    width = canvas.layout.num_columns if width is None else width
     columns = torch.arange(width, device=canvas.tokens.device)
     columns = columns.expand(canvas.layout.num_rows, width)
-    plan = _plan("refresh", columns, canvas, spec, store)
-    return plan if length is None else replace(plan, attend=_visible(columns, length, canvas, spec))
+    return _plan("refresh", columns, canvas, spec, store)
 
 
-def block_entry(canvas: Canvas, spec: ModelSpec, first_token: FirstToken) -> StepPlan:
+def seen_up_to(length: Tensor, plan: StepPlan, canvas: Canvas, spec: ModelSpec) -> StepPlan:
+    """Returns the plan in which keys up to each row's `length` (B,) are visible."""
+    return replace(plan, attend=_visible(plan.columns, plan.num_keys, length, canvas, spec))
+
+
+def block_entry(
+    canvas: Canvas, status: Status, spec: ModelSpec, first_token: FirstToken
+) -> StepPlan:
     """Returns the refresh that begins a block; `force` makes it commit the first column only."""
-    plan = every_column(canvas, spec, store=True)
+    plan = every_column(canvas, spec, store=True, width=status.length)
     if first_token == "feed":
         return plan
     first = canvas.columns() == canvas.block_start[:, None]
-    return replace(plan, eligible=first, forced=True)
+    return replace(plan, eligible=first, forced=torch.ones_like(canvas.finished))
+
+
+def block_refresh(
+    every: int | None, canvas: Canvas, status: Status, spec: ModelSpec, first_token: FirstToken
+) -> StepPlan | None:
+    """Returns the refresh that is due, of a block that begins or after `every` forwards, if any."""
+    if status.entered:
+        return block_entry(canvas, status, spec, first_token)
+    if every is not None and status.block_forwards % every == 0:
+        return every_column(canvas, spec, store=True, width=status.length)
+    return None
+
+
+def check_refresh(every: int | None) -> None:
+    """Raises ValueError when refreshes would be less than a forward apart."""
+    if every is not None and every < 1:
+        raise ValueError(f"refresh_every={every} must be at least 1, or none for never")
 
 
 def check_first_token(first_token: FirstToken, spec: ModelSpec) -> None:
@@ -65,25 +100,59 @@ def check_first_token(first_token: FirstToken, spec: ModelSpec) -> None:
         raise ValueError("first_token='force' is for models with shifted logits; use 'feed' here")
 
 
-def columns_from(
-    start: Tensor, width: int, canvas: Canvas, spec: ModelSpec, length: Tensor | None = None
-) -> StepPlan:
+def columns_from(start: Tensor, width: int, canvas: Canvas, spec: ModelSpec) -> StepPlan:
     """Returns the pass that feeds `width` columns from `start` (B,) on and reads the store.
 
-    Columns past the canvas are clamped to its last spare one, which nothing attends to. Keys up
-    to each row's `length` (B,) are visible; None: up to where the row ends now.
+    Columns past the canvas are clamped to its last spare one, which nothing attends to.
     """
     offsets = torch.arange(width, device=canvas.tokens.device)
     last = canvas.tokens.shape[1] - 1
     columns = (start[:, None] + offsets).clamp(0, last)
-    plan = _plan("step", columns, canvas, spec, store=True)
-    return plan if length is None else replace(plan, attend=_visible(columns, length, canvas, spec))
+    return _plan("step", columns, canvas, spec, store=True)
+
+
+def predictors(wanted: Tensor, spec: ModelSpec) -> Tensor:
+    """Returns the columns whose pass gives logits of the columns `wanted`, (B, C) bool."""
+    if not spec.logit_shift:
+        return wanted
+    return torch.cat([wanted[:, 1:], torch.zeros_like(wanted[:, :1])], 1)
+
+
+def chosen_columns(
+    fed: Tensor, canvas: Canvas, status: Status, spec: ModelSpec, seen: Tensor | None = None
+) -> StepPlan:
+    """Returns the pass that feeds the columns `fed` (B, C) bool, `status.num_fed` of a row at most.
+
+    Keys of the columns `seen` (B, C) bool are visible; None: all. Rows that feed fewer columns
+    feed the last spare one again, which nothing attends to.
+    """
+    layout = canvas.layout
+    order = (~fed).to(torch.uint8).sort(dim=1, stable=True).indices[:, : status.num_fed]
+    real = fed.gather(1, order)
+    columns = torch.where(real, order, layout.num_stored - 1)
+    place = torch.arange(columns.shape[1], device=fed.device).expand_as(columns)
+    places = torch.zeros_like(canvas.tokens).scatter(1, columns, place)
+    predictor = (canvas.columns() - spec.logit_shift).clamp(min=0)
+    attend = _visible(columns, layout.num_columns, None, canvas, spec)
+    if seen is not None:
+        seen = seen[:, None, : layout.num_columns]
+        attend = seen if attend is None else seen & attend
+    scratch = layout.num_rows * layout.num_stored
+    return StepPlan(
+        kind="step",
+        columns=columns,
+        head=places.gather(1, predictor),
+        num_keys=layout.num_columns,
+        attend=attend,
+        slots=torch.where(real, _slots(columns, canvas), scratch),
+        known=fed.gather(1, predictor),
+    )
 
 
 def _plan(
     kind: PassKind, columns: Tensor, canvas: Canvas, spec: ModelSpec, store: bool
 ) -> StepPlan:
-    num_keys = canvas.layout.num_columns
+    num_keys = canvas.layout.num_columns if store else columns.shape[1]
     head = canvas.columns() - spec.logit_shift - columns[:, :1]  # the fed columns are contiguous
     last = columns.shape[1] - 1
     everything = kind == "refresh"
@@ -92,7 +161,7 @@ def _plan(
         columns=columns,
         head=head.clamp(0, last),
         num_keys=num_keys,
-        attend=_visible(columns, None, canvas, spec),
+        attend=_visible(columns, num_keys, None, canvas, spec),
         slots=_slots(columns, canvas) if store else None,
         known=None if everything else (head >= 0) & (head <= last),
     )
@@ -108,12 +177,12 @@ def _slots(columns: Tensor, canvas: Canvas) -> Tensor:
 
 
 def _visible(
-    columns: Tensor, length: Tensor | None, canvas: Canvas, spec: ModelSpec
+    columns: Tensor, num_keys: int, length: Tensor | None, canvas: Canvas, spec: ModelSpec
 ) -> Tensor | None:
     """Returns which keys each fed column sees, (B, 1 or Q, K) bool; None if all."""
     if spec.attention == "full" and length is None and not canvas.layout.ragged:
         return None
-    keys = torch.arange(canvas.layout.num_columns, device=columns.device)
+    keys = torch.arange(num_keys, device=columns.device)
     real = keys < (canvas.length if length is None else length)[:, None, None]
     if spec.attention == "full":
         return real

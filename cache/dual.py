@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dllm.cache.base import Cache, FirstToken, block_entry, check_first_token, columns_from
+from dllm.cache.base import (
+    Cache,
+    FirstToken,
+    block_refresh,
+    check_first_token,
+    check_refresh,
+    columns_from,
+    seen_up_to,
+)
 from dllm.canvas import Canvas, Status
 from dllm.models.config import ModelSpec
 from dllm.plan import StepPlan
@@ -16,33 +24,40 @@ class DualCache(Cache):
     """Feeds everything when a block begins, then only the block and its `vicinity`.
 
     `vicinity` is the number of columns refreshed with the block on either side (dInfer);
-    `first_token` is explained in `prefix.py`. A scheduler with a wider window than its block has
-    the whole window fed.
+    `first_token` and `refresh_every` are explained in `prefix.py`. A scheduler with a wider window
+    than its block has the whole window fed.
     """
 
     vicinity_before: int = 0
     vicinity_after: int = 0
     first_token: FirstToken = "feed"
+    refresh_every: int | None = None  # forwards of a block; None: only when it begins
 
     source: ClassVar[str] = (
-        "arXiv 2505.22618; NVlabs/Fast-dLLM llada/generate.py; vicinity: inclusionAI/dInfer"
+        "arXiv 2505.22618; NVlabs/Fast-dLLM llada/generate.py; vicinity, refresh_every: "
+        "inclusionAI/dInfer"
     )
 
     def __post_init__(self) -> None:
         for name in ("vicinity_before", "vicinity_after"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
+        check_refresh(self.refresh_every)
 
     def check(self, spec: ModelSpec) -> None:
         check_first_token(self.first_token, spec)
 
     def plan(self, canvas: Canvas, status: Status, spec: ModelSpec) -> StepPlan:
-        if status.entered:
-            return block_entry(canvas, spec, self.first_token)
+        refresh = block_refresh(self.refresh_every, canvas, status, spec, self.first_token)
+        if refresh is not None:
+            return refresh
         lead = spec.logit_shift if self.first_token == "feed" else 0
         before = self.vicinity_before + lead
-        width = before + canvas.layout.window_length + self.vicinity_after
-        start = (canvas.block_start - before).clamp(min=0)
+        window = min(canvas.layout.window_length, status.remaining)
+        width = before + window + self.vicinity_after
+        plan = columns_from((canvas.block_start - before).clamp(min=0), width, canvas, spec)
+        if not canvas.layout.can_shorten or self.refresh_every is not None:
+            return plan
         # What a scheduler cut off in this block stays visible until the next: it is frozen too.
-        length = canvas.entry_length if canvas.layout.can_shorten else None
-        return columns_from(start, width, canvas, spec, length)
+        # A refresh would have left it out, and where it was last is not known any more.
+        return seen_up_to(canvas.entry_length, plan, canvas, spec)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from dllm.cache.base import Cache, every_column
+from dllm.cache.base import Cache, every_column, seen_up_to
 from dllm.canvas import Canvas, Status
 from dllm.models.config import ModelSpec
 from dllm.plan import StepPlan
@@ -29,7 +29,8 @@ class NoCache(Cache):
 
     def plan(self, canvas: Canvas, status: Status, spec: ModelSpec) -> StepPlan:
         if self.beyond_block:
-            return every_column(canvas, spec, store=False)
+            return every_column(canvas, spec, store=False, width=status.length)
         end = torch.minimum(canvas.length, canvas.block_end)
-        plan = every_column(canvas, spec, store=False, length=end)
+        plan = every_column(canvas, spec, store=False, width=status.reach)
+        plan = seen_up_to(end, plan, canvas, spec)
         return replace(plan, known=canvas.columns() < end[:, None])

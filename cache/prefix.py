@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dllm.cache.base import Cache, FirstToken, block_entry, check_first_token, columns_from
+from dllm.cache.base import (
+    Cache,
+    FirstToken,
+    block_refresh,
+    check_first_token,
+    check_refresh,
+    columns_from,
+)
 from dllm.canvas import Canvas, Status
 from dllm.models.config import ModelSpec
 from dllm.plan import StepPlan
@@ -18,18 +25,29 @@ class PrefixCache(Cache):
     `first_token` is for shifted models, whose block is predicted from one column further left:
     `feed` adds that column to each pass; `force` commits the block's first token from the
     refresh, whatever its confidence (Fast-dLLM's Dream code).
+
+    `refresh_every` feeds everything again after so many forwards of a block, so that 1 is no
+    cache. dInfer counts through the whole run, and adds the step that follows to the refresh: a
+    row would then be refreshed according to the rows beside it.
     """
 
     first_token: FirstToken = "feed"
+    refresh_every: int | None = None  # forwards of a block; None: only when it begins
 
-    source: ClassVar[str] = "arXiv 2505.22618; NVlabs/Fast-dLLM llada/generate.py"
+    source: ClassVar[str] = (
+        "arXiv 2505.22618; NVlabs/Fast-dLLM llada/generate.py; refresh_every: inclusionAI/dInfer"
+    )
+
+    def __post_init__(self) -> None:
+        check_refresh(self.refresh_every)
 
     def check(self, spec: ModelSpec) -> None:
         check_first_token(self.first_token, spec)
 
     def plan(self, canvas: Canvas, status: Status, spec: ModelSpec) -> StepPlan:
-        if status.entered:
-            return block_entry(canvas, spec, self.first_token)
+        refresh = block_refresh(self.refresh_every, canvas, status, spec, self.first_token)
+        if refresh is not None:
+            return refresh
         lead = spec.logit_shift if self.first_token == "feed" else 0
         start = canvas.block_start - lead
         return columns_from(start, status.remaining + lead, canvas, spec)

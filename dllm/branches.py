@@ -74,11 +74,19 @@ def fan_out(plan: StepPlan, count: int, num_columns: int) -> StepPlan:
     if plan.slots is not None:
         base = torch.arange(plan.slots.shape[0], device=columns.device)[:, None] * num_columns
         rows = torch.arange(columns.shape[0], device=columns.device)[:, None] * num_columns
+        scratch = plan.slots.shape[0] * num_columns
         slots = each(plan.slots - base) + rows
+        slots = slots.masked_fill(each(plan.slots == scratch), scratch * count)
+    every = each(torch.arange(plan.columns.shape[0], device=columns.device))
     return replace(
         plan,
         columns=columns,
         head=each(plan.head),
         attend=None if plan.attend is None else each(plan.attend),
+        known=None if plan.known is None else each(plan.known),
+        eligible=None if plan.eligible is None else each(plan.eligible),
+        forced=None if plan.forced is None else each(plan.forced),
         slots=slots,
+        extra=None if plan.extra is None else each(plan.extra),
+        retain=None if plan.retain is None else plan.retain.of_rows(every),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from dllm.branches import Branches
+from dllm.plan import StepPlan
+from dllm.seen import Seen
 
 NEVER = -1  # commit_step of a column that the model did not commit
 
@@ -34,6 +36,7 @@ class Layout:
     region_length: int = 0  # columns of the whole generated region, if a scheduler sees it all
     num_shadows: int = 0  # store slots for columns that are fed twice
     can_shorten: bool = False  # a scheduler may cut rows off
+    whole_block: bool = False  # a scheduler reads the logits of committed columns of the block
 
     @property
     def ragged(self) -> bool:
@@ -94,7 +97,11 @@ class Status:
     entered: bool  # some row stands at a block that has not been forwarded yet
     broken: bool  # some row got logits that are not numbers
     remaining: int  # the most columns that any unfinished row has from its block's start on
-    branching: bool = False  # some row has variants to compare
+    length: int  # the most columns of any unfinished row
+    reach: int  # the last column, exclusive, of any unfinished row's block
+    num_fed: int  # the most columns that any row feeds in the next pass, 0 if the cache names none
+    branching: bool  # some row has variants to compare
+    block_forwards: int  # the most forwards that any unfinished row took at its block
 
 
 class Canvas:
@@ -118,6 +125,9 @@ class Canvas:
         self.block_end = prompt_length.clone()  # (B,) int64, the next block's start
         self.block_masks = torch.zeros_like(prompt_length)  # (B,) masks when the block began
         self.entry_length = self.length.clone()  # (B,) int64 length when the block began
+        self.entry_step = torch.zeros_like(prompt_length)  # (B,) forwards before the block began
+        # (B,) int64: columns before it held their final tokens in the last pass
+        self.clean = torch.zeros_like(prompt_length)
         self.num_slots = self.masked.sum(1)  # (B,) int64 masks before the first step
         self.step = torch.zeros_like(prompt_length)  # (B,) forwards the row took part in
         self.row_forwards = torch.zeros_like(prompt_length)  # (B,) the same, variants counted
@@ -129,6 +139,8 @@ class Canvas:
         self.commit_step = torch.full_like(tokens, NEVER, dtype=torch.int32)  # (B, C)
         self.commit_confidence = torch.full_like(tokens, float("nan"), dtype=torch.float32)
         self.branches: Branches | None = None
+        self.announced: Tensor | None = None  # (B, n) int64 columns that the next step commits
+        self.seen: Seen | None = None  # by earlier passes, if plans ask for attention maps
         self.skip_after_end = False  # what follows an end token is not committed
         self.keep_history = False  # a scheduler revises: `commit_step` alone cannot tell the story
         self.history: list[Written] = []
@@ -139,10 +151,25 @@ class Canvas:
         start = self.prompt_length.div(block, rounding_mode="floor") * block
         self.first_block, self.block_start, self.block_end = start, start.clone(), start.clone()
 
+    def read_prompt(self, end: Tensor) -> None:
+        """Notes that a pass has fed the prompts up to columns `end` (B,)."""
+        self.clean = torch.maximum(self.clean, torch.minimum(self.first_block, end))
+
     @property
     def masked(self) -> Tensor:
         """Which columns still wait for a token, (B, C) bool."""
         return (self.tokens == self.layout.mask_token_id) & ~self.fixed
+
+    @property
+    def active(self) -> Tensor:
+        """Which rows take part in the next pass, (B,) bool: their block has masks, or is held."""
+        return ((self.masked & self.block).any(1) | self.held) & ~self.finished
+
+    @property
+    def block(self) -> Tensor:
+        """Which columns belong to the block that each row is at, (B, C) bool."""
+        columns = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+        return (columns >= self.block_start[:, None]) & (columns < self.block_end[:, None])
 
     @property
     def num_blocks(self) -> Tensor:
@@ -155,21 +182,24 @@ class Canvas:
         start = self.first_block if self.layout.region_length else self.block_start
         return start[:, None] + torch.arange(self.layout.width, device=self.tokens.device)
 
-    def window(self, known: Tensor | None = None, active: Tensor | None = None) -> Window:
-        """Returns what a step looks at; `known` (B, W) bool are the columns that have logits.
+    def window(self, plan: StepPlan | None = None, active: Tensor | None = None) -> Window:
+        """Returns what a step looks at; `plan` is the pass that it follows, None one of all.
 
         `active` (B,) bool are the rows that take part; None: those whose block has masks.
         """
         columns = self.columns()
         masked = self.masked
         if self.skip_after_end:
-            masked = masked & (self._ended().int().cumsum(1) == 0)
+            masked = masked & (self.ended.int().cumsum(1) == 0)
         masked = masked.gather(1, columns)
         block = (columns >= self.block_start[:, None]) & (columns < self.block_end[:, None])
         if active is None:
             active = (masked & block).any(1) | self.held
+        known = plan.known if plan is not None else None
         known = torch.ones_like(masked) if known is None else known
         masked = masked & known & active[:, None]
+        if plan is not None and plan.eligible is not None:
+            masked = masked & plan.eligible
         return Window(columns, self.tokens.gather(1, columns), masked, block, known, active)
 
     def apply(self, window: Window, change: Change) -> None:
@@ -195,6 +225,7 @@ class Canvas:
             self.block_end = torch.where(window.active, change.block_end, self.block_end)
         if change.hold is not None:
             self.held = torch.where(window.active, change.hold, self.held)
+        self.clean = self.block_start
         self.step += window.active
         self.row_forwards += window.active
         self.block_step += torch.where(window.active, change.num_steps, 0)
@@ -216,10 +247,11 @@ class Canvas:
         self._record(self.commit_confidence, column, chosen, confidence.float())
         self.row_forwards += torch.where(compared, branches.count - 1, 0)
 
-    def settle(self, lockstep: bool, at_eos: AtEnd) -> Status:
+    def settle(self, lockstep: bool, at_eos: AtEnd, feeds: Feeds | None = None) -> Status:
         """Finishes complete rows, moves rows to their next block and reports, in one transfer.
 
-        `lockstep` holds every row at its block until all rows have filled theirs.
+        `lockstep` holds every row at its block until all rows have filled theirs. `feeds` says
+        which columns (B, C) the next pass feeds.
         """
         if at_eos == "truncate":
             self._truncate()
@@ -235,12 +267,18 @@ class Canvas:
         self._enter(moving, first, masked)
         entered = ((self.block_step == 0) & ~self.finished).any()
         left = torch.where(self.finished, 0, self.length - self.block_start).max()
-        flags = [~self.finished.all(), entered, self.broken.any(), left]
-        if self.branches is not None:
-            flags.append((self.branches.needed & ~self.finished).any())
-        values = torch.stack([flag.long() for flag in flags]).tolist()
-        unfinished, new, broken, remaining, *branching = values
-        return Status(bool(unfinished), bool(new), bool(broken), remaining, any(branching))
+        length = torch.where(self.finished, 0, self.length)
+        reach = torch.minimum(length, self.block_end)
+        nothing = torch.zeros_like(entered)
+        branching = nothing if self.branches is None else self.branches.needed & ~self.finished
+        num_fed = nothing if feeds is None else feeds(self).sum(1).max()
+        flags = [~self.finished.all(), entered, self.broken.any(), branching.any()]
+        forwards = torch.where(self.finished, 0, self.step - self.entry_step)
+        counts = [left, length.max(), reach.max(), num_fed, forwards.max()]
+        values = torch.stack([value.long() for value in flags + counts]).tolist()
+        unfinished, new, broken, branches = map(bool, values[:4])
+        remaining, longest, furthest, fed, count = values[4:]
+        return Status(unfinished, new, broken, remaining, longest, furthest, fed, branches, count)
 
     def _enter(self, moving: Tensor, first: Tensor, masked: Tensor) -> None:
         """Moves rows to the block of their first mask, counted in whole blocks from the last."""
@@ -251,6 +289,7 @@ class Canvas:
         self.block_step = torch.where(moving, 0, self.block_step)
         self.fresh = self.fresh | moving
         self.entry_length = torch.where(moving, self.length, self.entry_length)
+        self.entry_step = torch.where(moving, self.step, self.entry_step)
         offsets = torch.arange(block, device=masked.device)
         count = masked.gather(1, self.block_start[:, None] + offsets).sum(1)
         self.block_masks = torch.where(moving, count, self.block_masks)
@@ -265,13 +304,14 @@ class Canvas:
         self.commit_confidence.masked_fill_(cut, float("nan"))
         self.fixed = self.fixed | cut
 
-    def _ended(self) -> Tensor:
+    @property
+    def ended(self) -> Tensor:
         """Which columns hold a generated end token, (B, C) bool."""
         return torch.isin(self.tokens, self.ends) & ~self.fixed
 
     def _truncate(self) -> None:
         """Overwrites everything after the first end token of each row."""
-        ended = self._ended().int()
+        ended = self.ended.int()
         after = (ended.cumsum(1) > ended) & ~self.fixed
         self.tokens.masked_fill_(after, self.layout.fill_token_id)
         self.commit_step.masked_fill_(after, NEVER)
@@ -286,16 +326,19 @@ class Canvas:
             columns = torch.arange(masked.shape[1], device=masked.device)
             passed = columns < self.block_end[:, None]
             full = ~(masked & passed).any(1, keepdim=True)
-            complete = (self._ended() & passed).any(1, keepdim=True) & full
+            complete = (self.ended & passed).any(1, keepdim=True) & full
         else:
             pending = masked.int().cumsum(1) > 0
-            complete = (self._ended() & ~pending).any(1, keepdim=True)
+            complete = (self.ended & ~pending).any(1, keepdim=True)
         self.tokens.masked_fill_(masked & complete, self.layout.fill_token_id)
         return complete
 
     @staticmethod
     def _record(history: Tensor, columns: Tensor, commit: Tensor, value: Tensor) -> None:
         history.scatter_(1, columns, torch.where(commit, value, history.gather(1, columns)))
+
+
+Feeds = Callable[[Canvas], Tensor]  # which columns (B, C) bool a pass feeds
 
 
 def new_canvas(

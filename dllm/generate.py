@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,12 +12,15 @@ from dllm import cache as caches
 from dllm import schedulers
 from dllm.cache import Cache
 from dllm.canvas import Canvas, Layout, new_canvas
+from dllm.capacity import NotEnoughMemoryError, Request
 from dllm.guidance import GuidedModel
 from dllm.loop import BrokenLogitsError, DenoisingLoop, StepEvent
 from dllm.metrics import Meter
 from dllm.models.model import DenoisingModel
 from dllm.noise import CounterNoise, Noise
+from dllm.observer import Observer
 from dllm.output import GenerationInterrupted, GenerationOutput, collect
+from dllm.prompt_memory import PromptMemory
 from dllm.prompts import Infill, Prompts, Row, encode_all
 from dllm.sampling import Sampling
 from dllm.schedulers import Needs, Scheduler
@@ -24,52 +28,77 @@ from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings, resolve
 
 
 def generate(
-    model: DenoisingModel, prompts: Prompts, settings: Settings | None = None, **given: Any
+    model: DenoisingModel,
+    prompts: Prompts,
+    settings: Settings | None = None,
+    *,
+    memory: PromptMemory | None = None,
+    **given: Any,
 ) -> GenerationOutput:
     """Returns the completed rows of a batch of prompts.
 
     `prompts` is a text, chat messages, token ids, an `Infill`, or a list of one of them. Further
     settings are the fields of `Settings`; names from the literature (`gen_length`, `block_size`,
-    `remasking`, `steps`, ...) are understood and unknown ones are a TypeError.
+    `remasking`, `steps`, ...) are understood and unknown ones are a TypeError. `memory` keeps what
+    this call stored of its rows for the next call it is given to.
 
     Raises ValueError for input that cannot be decoded, `BrokenLogitsError` when the model returns
-    NaN, `GenerationInterrupted` (a KeyboardInterrupt) on Ctrl-C; the last two have `.partial`.
+    NaN, `NotEnoughMemoryError` when the batch does not fit, `GenerationInterrupted` (a
+    KeyboardInterrupt) on Ctrl-C; the last three have `.partial`.
     """
-    running = stream(model, prompts, settings, **given)
+    running = stream(model, prompts, settings, memory=memory, **given)
     try:
         for _ in running:
             pass
     except KeyboardInterrupt:
         raise GenerationInterrupted(running.output) from None
-    except BrokenLogitsError as error:
+    except (BrokenLogitsError, NotEnoughMemoryError) as error:
         error.partial = running.output
         raise
     return running.output
 
 
 def stream(
-    model: DenoisingModel, prompts: Prompts, settings: Settings | None = None, **given: Any
+    model: DenoisingModel,
+    prompts: Prompts,
+    settings: Settings | None = None,
+    *,
+    memory: PromptMemory | None = None,
+    **given: Any,
 ) -> Stream:
     """Returns an iterator over the steps of a generation; arguments as for `generate`."""
-    return Stream(model, prompts, resolve(model.defaults, settings, given))
+    return Stream(model, prompts, resolve(model.defaults, settings, given), memory)
 
 
 class Stream:
     """A generation that runs as it is iterated over; `output` is what there is so far."""
 
-    def __init__(self, model: DenoisingModel, prompts: Prompts, settings: Settings) -> None:
+    def __init__(
+        self,
+        model: DenoisingModel,
+        prompts: Prompts,
+        settings: Settings,
+        memory: PromptMemory | None = None,
+        observer: Observer | None = None,
+    ) -> None:
         rows = encode_all(model, prompts, settings)
         infilled = settings.infill or any(_has_text_after_gap(model, row) for row in rows)
-        scheduler, _ = check(model, settings)
+        scheduler, cache = check(model, settings)
+        if memory is not None:
+            memory.check(model, cache, settings.guidance_scale)
         num_slots = max(len(row.slots) for row in rows)
         block = _block_length(model, settings, num_slots, rows)
         needs = scheduler.needs(num_slots, block)
+        if scheduler.can_revise:
+            needs = needs.union(Needs(whole_block=True))
         self.model = model
         self.canvas = _canvas(model, rows, settings, block, needs)
         self.meter = Meter(model.device)
         loop = _loop(model, self.canvas, settings, infilled)
+        loop = replace(loop, memory=memory, observer=observer)
         self.scheduler, self.cache = loop.scheduler, loop.cache
-        self._events = loop.run(self.canvas, self.meter)
+        asked = Request(loop, self.canvas.layout, self.meter)
+        self._events = asked.run(loop.run(self.canvas, self.meter))
 
     def __iter__(self) -> Iterator[StepEvent]:
         return self._events
@@ -117,6 +146,7 @@ def _canvas(
         region_length=width if needs.whole_row else 0,
         num_shadows=width if needs.shadow else 0,
         can_shorten=needs.shortens,
+        whole_block=needs.whole_block,
     )
     canvas = new_canvas(layout, [r.prompt for r in rows], [r.slots for r in rows], model.device)
     if spec.attention == "block_causal" or settings.blocks_from == "zero":
@@ -128,9 +158,11 @@ def _check_block(
     block: int, longest: int, rows: list[Row], settings: Settings, model: DenoisingModel
 ) -> None:
     trained = model.spec.block_length
-    if model.spec.attention == "block_causal" and trained and block % trained:
+    aligned = not trained or not block % trained or not trained % block
+    if model.spec.attention == "block_causal" and not aligned:
         raise ValueError(
-            f"block_length={block} is not a multiple of the {trained} that the model was trained on"
+            f"block_length={block} is not a multiple of the {trained} that the model was trained "
+            "on, nor a divisor of it"
         )
     if block > longest:
         raise ValueError(f"block_length={block} is longer than the {longest} new tokens")
@@ -172,6 +204,12 @@ def check(model: DenoisingModel, settings: Settings) -> tuple[Scheduler, Cache]:
         raise ValueError(
             f"scheduler {name!r} feeds columns twice, which the wrapped module {model.name!r} "
             "cannot: load the checkpoint with dllm.load"
+        )
+    if cache.foresees and not scheduler.announces:
+        raise ValueError(
+            f"cache {cache.summary()['name']!r} feeds what the next step commits, which scheduler "
+            f"{name!r} only knows when it sees the logits: use fixed_quota:order=planned, or the "
+            "cache 'dkv'"
         )
     if needs.branches > 1 and settings.temperature > 0:
         raise ValueError(

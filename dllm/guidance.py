@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from dllm.cost import Cost, cost_of
 from dllm.models.config import ModelSpec
 from dllm.models.model import DenoisingModel
 from dllm.plan import StepPlan
@@ -52,6 +53,12 @@ class GuidedModel:
     def device(self) -> torch.device:
         return self.model.device
 
+    @property
+    def cost(self) -> Cost | None:
+        """What a pass of both halves costs."""
+        cost = cost_of(self.model)
+        return None if cost is None else cost.times(2)
+
     def new_store(self, num_rows: int, num_columns: int) -> KVStore:
         return self.model.new_store(2 * num_rows, num_columns)
 
@@ -66,11 +73,15 @@ class GuidedModel:
     def _twice(self, plan: StepPlan) -> StepPlan:
         slots = plan.slots
         if slots is not None:
-            slots = torch.cat([slots, slots + slots.shape[0] * self.given.shape[1]])
+            scratch = slots.shape[0] * self.given.shape[1]
+            # The scratch slot comes after all rows: that of one half is the other half's first.
+            slots = torch.cat([slots.masked_fill(slots == scratch, 2 * scratch), slots + scratch])
+        both = torch.arange(plan.columns.shape[0], device=plan.columns.device).repeat(2)
         return replace(
             plan,
             columns=plan.columns.repeat(2, 1),
             head=plan.head.repeat(2, 1),
             attend=None if plan.attend is None else plan.attend.repeat(2, 1, 1),
             slots=slots,
+            retain=None if plan.retain is None else plan.retain.of_rows(both),
         )

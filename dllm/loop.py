@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,14 +13,18 @@ from dllm.branches import fan_out
 from dllm.cache import Cache
 from dllm.candidates import Candidates
 from dllm.canvas import AtEnd, Canvas, Change, Status, Window
+from dllm.cost import cost_of
 from dllm.metrics import Meter
 from dllm.models.model import DenoisingModel
 from dllm.noise import Noise
+from dllm.observer import Observer, Pass
 from dllm.output import GenerationOutput
 from dllm.plan import PassKind, StepPlan
+from dllm.prompt_memory import PromptMemory
 from dllm.sampling import Sampling
 from dllm.schedulers import Decision, Needs, Scheduler, Setup, View
 from dllm.schedulers.view import State, freeze
+from dllm.seen import nothing_seen, rollout
 from dllm.shadow import with_shadows
 from dllm.store import KVStore
 
@@ -74,32 +79,51 @@ class DenoisingLoop:
     noise: Noise
     needs: Needs
     at_eos: AtEnd = "stop"
+    memory: PromptMemory | None = None
+    observer: Observer | None = None  # shown each pass before the step decides
 
     @torch.inference_mode()
     def run(self, canvas: Canvas, meter: Meter) -> Iterator[StepEvent]:
         """Denoises the canvas in place and yields what each step did."""
         forward = Forward(self.model, self._new_store(canvas), meter)
-        meter.store_bytes = forward.store.num_bytes if forward.store is not None else 0
-        meter.start()
+        meter.start(cost_of(self.model), 0 if forward.store is None else forward.store.num_bytes)
         canvas.skip_after_end = self.at_eos == "skip"
         state: State = {}
-        status = canvas.settle(lockstep=False, at_eos="ignore")
+        if self.memory is not None and forward.store is not None:
+            self.memory.recall(self.model, canvas, forward.store)
+        for plan in self.cache.prefill(canvas, self.model.spec):
+            forward(canvas.tokens, plan)
+            canvas.read_prompt(plan.columns[:, -1] + 1)
+        feeds = partial(self.cache.feeds, spec=self.model.spec) if self.cache.scattered else None
+        status = canvas.settle(lockstep=False, at_eos="ignore", feeds=feeds)
         while status.unfinished:
             plan = self.cache.plan(canvas, status, self.model.spec)
             if self.needs.shadow:
                 plan = with_shadows(plan, canvas)
-            window = canvas.window(plan.known)
-            if status.branching:
-                logits = self._compare(canvas, window, plan, forward, state)
-                window = canvas.window(plan.known, window.active)
-            else:
-                logits = forward(canvas.tokens, plan)
+            window, logits = self._pass(canvas, status, plan, forward, state)
+            if self.observer is not None:
+                ran = (plan, logits, forward.store, self.needs.branches)
+                self.observer(Pass(self.model, self.sampling, canvas, status, window, *ran))
             state = state or self._start(canvas, logits)
             event, state = self._step(canvas, window, plan, logits, state)
-            status = canvas.settle(self.cache.lockstep, self._at_eos(plan))
+            status = canvas.settle(self.cache.lockstep, self._at_eos(plan), feeds)
             meter.end_of_step()
             yield event
             self._check(canvas, status)
+
+    def _pass(
+        self, canvas: Canvas, status: Status, plan: StepPlan, forward: Forward, state: State
+    ) -> tuple[Window, Tensor]:
+        """Runs a planned pass, over all variants where there are any."""
+        window = canvas.window(plan)
+        if status.branching:
+            logits = self._compare(canvas, window, plan, forward, state)
+            window = canvas.window(plan, window.active)
+        else:
+            logits = forward(canvas.tokens, plan)
+        if plan.maps:
+            _watch(canvas, plan, forward.store)
+        return window, logits
 
     def _compare(
         self, canvas: Canvas, window: Window, plan: StepPlan, forward: Forward, state: State
@@ -114,12 +138,14 @@ class DenoisingLoop:
         wide = fan_out(plan, count, canvas.layout.num_stored)
         logits = forward(branches.fill(canvas.tokens), wide)
         view = self._view(canvas, window, state).of_variants(branches.columns)
-        candidates = self.sampling.propose(logits, self.noise, view.columns, view.step)
+        own = logits[:, : window.columns.shape[1]]
+        candidates = self.sampling.propose(own, self.noise, view.columns, view.step)
         score = self.scheduler.appraise(candidates, view, branches)
         winner = branches.pick(score, window.active)
         canvas.adopt(winner, window.active)
         if store is not None:
             store.copy_rows((first + winner).repeat_interleave(count))
+            store.maps[:] = [attention[first + winner] for attention in store.maps]
         return logits[first + winner]
 
     def _step(
@@ -128,20 +154,31 @@ class DenoisingLoop:
         """Decides on logits (B, W, V), or (B, 2 W, V) with shadows, and writes the decision."""
         own = logits[:, : window.columns.shape[1]]
         candidates = self.sampling.propose(own, self.noise, window.columns, canvas.step)
-        if plan.forced:
-            assert plan.eligible is not None
-            decision = Decision(window.masked & plan.eligible)
-        else:
-            view = self._view(canvas, window, state, self._shadow(logits, plan, candidates))
-            decision = self.scheduler.decide(candidates, view)
-            canvas.fresh = canvas.fresh & ~window.active
+        if canvas.seen is not None:
+            canvas.seen = canvas.seen.judged(window.columns, candidates.confidence, window.known)
+            self._judge_extra(canvas, plan, logits[:, own.shape[1] :])
+        view = self._view(canvas, window, state, self._shadow(logits, plan, candidates))
+        decision, asked = self.scheduler.decide(candidates, view), window.active
+        if plan.forced is not None:
+            decision = _overruled(decision, plan.forced, window, canvas, candidates)
+            asked = asked & ~plan.forced
+        canvas.fresh = canvas.fresh & ~asked
         canvas.apply(window, _change(decision, candidates, canvas.layout.mask_token_id))
+        if decision.announced is not None:
+            canvas.announced = decision.announced
         if decision.branches is not None:
             old = canvas.branches or decision.branches
             canvas.branches = old.merge(decision.branches, window.active)
         if decision.state is not None:
-            state = freeze(state, decision.state, window.active)
+            state = freeze(state, decision.state, asked)
         return _event(plan, canvas, window, candidates), state
+
+    def _judge_extra(self, canvas: Canvas, plan: StepPlan, logits: Tensor) -> None:
+        """Notes the confidence of columns that the plan asks for beside those of the window."""
+        if plan.extra is not None and canvas.seen is not None:
+            logits = logits[:, : plan.extra.shape[1]]
+            candidates = self.sampling.propose(logits, self.noise, plan.extra, canvas.step)
+            canvas.seen = canvas.seen.judged(plan.extra, candidates.confidence)
 
     def _shadow(self, logits: Tensor, plan: StepPlan, candidates: Candidates) -> Candidates | None:
         if not plan.num_shadows:
@@ -177,7 +214,10 @@ class DenoisingLoop:
         if not self.cache.stores:
             return None
         rows = canvas.layout.num_rows * self.needs.branches
-        return self.model.new_store(rows, canvas.layout.num_stored)
+        store = self.model.new_store(rows, canvas.layout.num_stored)
+        if self.observer is not None:
+            store.keep_stamps()
+        return store
 
     def _start(self, canvas: Canvas, logits: Tensor) -> State:
         layout = canvas.layout
@@ -208,6 +248,49 @@ class DenoisingLoop:
                 f"the model's logits hold NaN or infinity in row(s) {rows}; the weights or the "
                 "dtype are the usual cause (try dtype='float32'); finished tokens were kept"
             )
+
+
+def _watch(canvas: Canvas, plan: StepPlan, store: KVStore | None) -> None:
+    """Notes what a pass fed, and what its attention was on."""
+    if store is None or not store.maps:
+        raise ValueError(
+            "the cache goes by attention weights, and the model left none in `store.maps`: load "
+            "the checkpoint with dllm.load, or use another cache"
+        )
+    layout, num_fed = canvas.layout, plan.columns.shape[1] - plan.num_shadows
+    columns = plan.columns[:, :num_fed]
+    keys = torch.arange(layout.num_columns, device=columns.device)
+    # Guidance runs each row a second time behind the first.
+    maps = [attention[: layout.num_rows, :num_fed] for attention in store.maps]
+    importance = rollout(maps, columns, keys < canvas.length[:, None])
+    fed = torch.zeros_like(canvas.fixed).scatter(1, columns, True)
+    seen = canvas.seen or nothing_seen(canvas.tokens)
+    canvas.seen = seen.after(fed, canvas.tokens, importance)
+
+
+def _overruled(
+    decision: Decision, rows: Tensor, window: Window, canvas: Canvas, candidates: Candidates
+) -> Decision:
+    """Returns the decision in which `rows` (B,) bool commit all that they may, and nothing else."""
+
+    def kept(value: Tensor | None, instead: Tensor | int) -> Tensor | None:
+        if value is None:
+            return None
+        return torch.where(rows[:, None] if value.dim() == 2 else rows, instead, value)
+
+    return Decision(
+        commit=torch.where(rows[:, None], window.masked, decision.commit),
+        tokens=kept(decision.tokens, candidates.token),
+        num_steps=kept(decision.num_steps, 1),
+        remask=kept(decision.remask, False),
+        edit=kept(decision.edit, False),
+        hold=kept(decision.hold, canvas.held),
+        length=kept(decision.length, canvas.length),
+        block_end=kept(decision.block_end, canvas.block_end),
+        branches=decision.branches,
+        announced=decision.announced,
+        state=decision.state,
+    )
 
 
 def _change(decision: Decision, candidates: Candidates, mask_token_id: int) -> Change:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from dllm.cost import Cost
 from dllm.plan import StepPlan
 
 
@@ -42,6 +43,8 @@ class Metrics:
     decode_seconds: float  # everything after it
     store_bytes: int  # K/V store
     peak_memory_bytes: int | None  # device memory; None on a CPU
+    fed: tuple[int, ...] = ()  # columns of a row that each pass fed, in order
+    flops: int | None = None  # of the matrix products of all passes; None for a wrapped module
 
     @property
     def num_forwards(self) -> int:
@@ -97,12 +100,16 @@ class Meter:
     forwards: Counter[str] = field(default_factory=Counter)
     rows_fed: int = 0
     tokens_fed: int = 0
+    fed: list[int] = field(default_factory=list)
+    cost: Cost | None = None
+    flops: int = 0
     store_bytes: int = 0
-    started: float = 0.0
+    started: float = field(default_factory=perf_counter)
     first_pass: float | None = None
 
-    def start(self) -> None:
-        """Starts the clock."""
+    def start(self, cost: Cost | None, store_bytes: int) -> None:
+        """Starts the clock; `cost` are the prices of the model's passes, if they are known."""
+        self.cost, self.store_bytes = cost, store_bytes
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             torch.cuda.synchronize(self.device)
@@ -114,6 +121,9 @@ class Meter:
         self.forwards[plan.kind] += 1
         self.rows_fed += num_rows
         self.tokens_fed += num_rows * num_columns
+        self.fed.append(num_columns)
+        if self.cost is not None:
+            self.flops += self.cost.flops(plan)
 
     def end_of_step(self) -> None:
         """Notes when the first pass was over; the loop has just synchronised."""
@@ -137,6 +147,8 @@ class Meter:
             decode_seconds=end - first,
             store_bytes=self.store_bytes,
             peak_memory_bytes=peak,
+            fed=tuple(self.fed),
+            flops=None if self.cost is None else self.flops,
         )
 
 

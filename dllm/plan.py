@@ -7,6 +7,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from dllm.retention import Retention
+
 PassKind = Literal["refresh", "step", "commit"]
 
 
@@ -25,5 +27,9 @@ class StepPlan:
     slots: Tensor | None = None  # (B, Q) int64 flat slots; None: nothing is stored, K = Q
     known: Tensor | None = None  # (B, W) bool: columns whose logits the pass gives; None: all
     eligible: Tensor | None = None  # (B, W) bool: only these may be committed; None: all known
-    forced: bool = False  # commit every eligible column without asking the scheduler
+    forced: Tensor | None = None  # (B,) bool: rows that commit what is eligible, unasked
     num_shadows: int = 0  # the last fed columns hold the mask token, whatever the canvas holds
+    extra: Tensor | None = None  # (B, E) int64 columns whose logits follow those of the window
+    maps: bool = False  # every layer leaves its attention, mean over heads, in `store.maps`
+    retain: Retention | None = None  # every layer chooses keys that it sees from now on
+    sparse: bool = False  # every layer sees, of the keys in `attend`, only those it has chosen

@@ -35,6 +35,10 @@ class KVStore:
         size = (slots, shape.num_kv_heads, shape.head_dim)
         self.keys = [torch.zeros(size, dtype=dtype, device=device) for device in layer_devices]
         self.values = [torch.zeros(size, dtype=dtype, device=device) for device in layer_devices]
+        self.stamp: Tensor | None = None  # (slots,) int32 pass of the last write, if it is kept
+        self.num_passes = 0  # while stamps are kept
+        self.maps: list[Tensor] = []  # (B, Q, K) attention of each layer in the last pass, if asked
+        self.kept: list[Tensor | None] = [None] * len(self.keys)  # (rows, columns) bool, if chosen
 
     @property
     def scratch(self) -> int:
@@ -45,6 +49,19 @@ class KVStore:
     def num_bytes(self) -> int:
         """The memory that the store holds, in bytes."""
         return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))
+
+    def keep_stamps(self) -> None:
+        """Notes from now on in which pass each slot was last written."""
+        self.stamp = torch.full(self.keys[0].shape[:1], -1, dtype=torch.int32)
+        self.stamp = self.stamp.to(self.keys[0].device)
+
+    def age(self, num_keys: int) -> Tensor:
+        """Returns how many passes ago the first slots of each row were written, (rows, K) int32.
+
+        0: in the last pass. A slot that was never written is older than the first pass.
+        """
+        assert self.stamp is not None, "keep_stamps was not called"
+        return self.num_passes - 1 - self._rows(self.stamp)[:, :num_keys]
 
     def slots(self, columns: Tensor) -> Tensor:
         """Returns the flat slots (B, Q) int64 of canvas columns (B, Q)."""
@@ -64,6 +81,9 @@ class KVStore:
             width = self.shape.num_columns
             slots = slots + slots.div(width, rounding_mode="floor") * (stride - 1) * width
         flat = slots.flatten().to(held_keys.device)
+        if self.stamp is not None and layer == 0:
+            self.stamp.index_fill_(0, flat, self.num_passes)
+            self.num_passes += 1
         held_keys.index_copy_(0, flat, keys.flatten(0, 1))
         held_values.index_copy_(0, flat, values.flatten(0, 1))
         return self._read(held_keys, num_keys, stride), self._read(held_values, num_keys, stride)
@@ -75,9 +95,25 @@ class KVStore:
         """
         copies = torch.arange(self.shape.num_rows // source.shape[0], device=source.device)
         source = (source + copies[:, None] * source.shape[0]).flatten()
-        for held in (*self.keys, *self.values):
-            by_row = self._rows(held)
-            by_row.copy_(by_row[source.to(held.device)])
+        stamps = () if self.stamp is None else (self.stamp,)
+        by_row = [self._rows(held) for held in (*self.keys, *self.values, *stamps)]
+        for held in (*by_row, *(kept for kept in self.kept if kept is not None)):
+            held.copy_(held[source.to(held.device)])
+
+    def keep(self, layer: int, visible: Tensor) -> None:
+        """Notes which columns (B, K) bool a layer sees; fewer rows are every n-th of the store."""
+        kept = self.kept[layer]
+        if kept is None:
+            size = (self.shape.num_rows, self.shape.num_columns)
+            kept = self.kept[layer] = torch.ones(size, dtype=torch.bool, device=visible.device)
+        stride = self.shape.num_rows // visible.shape[0]
+        kept[::stride, : visible.shape[1]] = visible
+
+    def seen(self, layer: int, num_rows: int, num_keys: int) -> Tensor:
+        """Returns which of the first columns a layer has chosen to see, (num_rows, K) bool."""
+        kept = self.kept[layer]
+        assert kept is not None, "no pass has chosen"
+        return kept[:: self.shape.num_rows // num_rows, :num_keys]
 
     def _read(self, held: Tensor, num_keys: int, stride: int) -> Tensor:
         return self._rows(held)[::stride, :num_keys]

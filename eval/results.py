@@ -29,6 +29,7 @@ class Result:
     seconds: float  # the batch's divided by its rows
     finish_reason: str
     settings: dict[str, Any]
+    flops: float | None = None  # the batch's divided by its rows; None: not known
 
 
 def read_results(path: Path, run: str | None = None) -> dict[str, Result]:

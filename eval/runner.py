@@ -11,11 +11,13 @@ from typing import Any
 
 from dllm import cache as caches
 from dllm import schedulers
+from dllm.capacity import NotEnoughMemoryError
 from dllm.eval.problem import Problem
 from dllm.eval.results import Result, append, mend, read_results
 from dllm.eval.tasks import Task
 from dllm.generate import generate
 from dllm.models.model import DenoisingModel
+from dllm.output import GenerationOutput
 from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings
 
 # Named one by one in a run's description, or, as the noise, not a part of it.
@@ -78,7 +80,8 @@ class Run:
 
         Each new one is written and flushed to disk before it is yielded, so a run that is killed
         goes on with the same command and repeats nothing that was finished. Raises RefusedError
-        when the settings cannot decode the problems.
+        when the settings cannot decode the problems, NotEnoughMemoryError when a batch does not
+        fit; a smaller one goes on where it stopped.
         """
         done = read_results(output, self.name) if output is not None else {}
         yield from (done[problem.id] for problem in problems if problem.id in done)
@@ -87,10 +90,26 @@ class Run:
         if output is not None:
             mend(output)
         for start in range(0, len(left), self.batch_size):
-            results = self._batch(left[start : start + self.batch_size])
+            batch, shortage = left[start : start + self.batch_size], None
+            try:
+                results = self._batch(batch)
+            except NotEnoughMemoryError as error:
+                results, shortage = self._finished(batch, error.partial), error
             if output is not None:
                 append(output, results)
             yield from results
+            if shortage is not None:
+                raise shortage
+
+    def _finished(
+        self, problems: Sequence[Problem], partial: GenerationOutput | None
+    ) -> list[Result]:
+        """Returns the results of the rows that a batch had finished before memory ran out."""
+        revises = schedulers.registry.create(self.settings.scheduler).can_revise
+        if partial is None or revises:  # a full row may have been about to change
+            return []
+        results = self._results(problems, partial)
+        return [result for result in results if result.finish_reason != "interrupted"]
 
     def _batch(self, problems: Sequence[Problem]) -> list[Result]:
         seeds = [_seed(self.settings.seed, problem.id) for problem in problems]
@@ -99,6 +118,9 @@ class Run:
             out = generate(self.model, prompts, replace(self.settings, seed=seeds))
         except ValueError as error:
             raise RefusedError(str(error)) from error
+        return self._results(problems, out)
+
+    def _results(self, problems: Sequence[Problem], out: GenerationOutput) -> list[Result]:
         if out.texts is None:
             raise ValueError(f"model {self.model.name!r} has no tokenizer, which tasks need")
         share = 1 / len(problems)
@@ -120,6 +142,7 @@ class Run:
                 seconds=out.metrics.seconds * share,
                 finish_reason=row.finish_reason,
                 settings=described,
+                flops=None if out.metrics.flops is None else out.metrics.flops * share,
             )
             for problem, text, row in zip(problems, out.texts, out.metrics.rows, strict=True)
         ]

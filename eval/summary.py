@@ -33,6 +33,7 @@ class Summary:
     tokens_per_row_forward: float  # the same, with every variant of the row counted
     raw_tokens_per_forward: float  # all committed tokens
     tokens_per_second: float  # valid tokens
+    flops: float | None = None  # a problem; None: not known of all of them
 
 
 def summarise(results: Sequence[Result]) -> Summary:
@@ -46,6 +47,7 @@ def summarise(results: Sequence[Result]) -> Summary:
     valid = sum(result.valid_tokens for result in results)
     low, high = wilson(correct, count)
     settings = results[0].settings
+    flops = [result.flops for result in results if result.flops is not None]
     return Summary(
         scheduler=short(settings["scheduler"], schedulers.registry),
         cache=short(settings["cache"], caches.registry),
@@ -63,6 +65,7 @@ def summarise(results: Sequence[Result]) -> Summary:
             sum(result.raw_tokens for result in results) / forwards if forwards else 0.0
         ),
         tokens_per_second=valid / seconds if seconds else 0.0,
+        flops=sum(flops) / count if len(flops) == count else None,
     )
 
 

@@ -29,6 +29,7 @@ class Decision:
     length: Tensor | None = None  # (B,) int64 canvas column at which the row is cut off
     block_end: Tensor | None = None  # (B,) int64 canvas column at which the block ends
     branches: Branches | None = None  # variants of each row that the next pass compares
+    announced: Tensor | None = None  # (B, n) int64 what the next step commits, -1 where less
     state: State | None = None  # what the next step finds in `view.state`; None: as it was
 
 
@@ -54,6 +55,7 @@ class Needs:
     shadow: bool = False  # every column predicted a second time without itself (WINO)
     branches: int = 1  # rows of a forward pass for each row of the batch
     shortens: bool = False  # cuts rows off
+    whole_block: bool = False  # logits of the block's committed columns too
 
     def width(self, num_slots: int, block_length: int) -> int:
         """Returns the columns of the window that the scheduler sees.
@@ -72,6 +74,7 @@ class Needs:
             self.shadow or other.shadow,
             max(self.branches, other.branches),
             self.shortens or other.shortens,
+            self.whole_block or other.whole_block,
         )
 
 
@@ -94,6 +97,11 @@ class Scheduler(ABC):
     @property
     def can_revise(self) -> bool:
         """Whether the method masks or edits committed tokens of the block."""
+        return False
+
+    @property
+    def announces(self) -> bool:
+        """Whether the method knows what the next step commits before it sees the logits."""
         return False
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dllm.candidates import Candidates, rank
+from dllm.density import decoded_share
 from dllm.schedulers.base import Decision, Needs, Scheduler
 from dllm.schedulers.view import View
 
@@ -46,17 +46,7 @@ class CertaintyDensity(Scheduler):
 
     def _density(self, view: View, dtype: torch.dtype) -> Tensor:
         """Returns the weighted share of decoded columns around each, (B, W) in [0, 1]."""
-        width, device = view.columns.shape[1], view.columns.device
         slots = (view.columns < view.length[:, None]) & (view.offset >= 0)
         decoded = slots & (view.tokens != view.layout.mask_token_id)
-        reach = width + math.ceil(8 * self.sigma)  # what is further away weighs less than 1e-14
-        distance = torch.arange(reach, device=device, dtype=dtype)
-        weight = torch.exp(-0.5 * (distance / self.sigma).square())
-        beyond = weight.flip(0).cumsum(0).flip(0)  # of all columns that are so far away or further
-        places = torch.arange(width, device=device)
-        nearby = decoded.to(dtype) @ weight[(places[:, None] - places).abs()]
-        after = (view.length - view.prompt_length)[:, None] - view.offset  # distance to the end
-        before = beyond[(view.offset + 1).clamp(0, width)]
-        behind = beyond[after.clamp(0, width)]
-        ended = (decoded & (after == 1)).any(1, keepdim=True)
-        return (nearby + before + torch.where(ended, behind, 0)) / (2 * beyond[0] - 1)
+        num_slots = view.length - view.prompt_length
+        return decoded_share(decoded, view.offset, num_slots, self.sigma, dtype)

@@ -54,7 +54,7 @@ class Dream(Scheduler):
         now = view.block_step[:, None].clamp(max=fraction.shape[1] - 1)
         if self.algorithm == "origin":
             return Decision(view.uniform() < fraction.gather(1, now))
-        counts = (view.masked.sum(1, keepdim=True).float() * fraction).long()
+        counts = (view.left.sum(1, keepdim=True).float() * fraction).long()
         if not self.empty_steps:
             times = torch.arange(fraction.shape[1], device=now.device)
             after = ((counts > 0) & (times >= now)).int().argmax(1, keepdim=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from dllm.candidates import Candidates, rank
@@ -17,17 +18,22 @@ class FixedQuota(Scheduler):
     """Spreads the masks of each block evenly over its share of `steps`, larger quotas first.
 
     `order` says which columns go first: those with the highest confidence or margin, the lowest
-    entropy, or random ones.
+    entropy, or random ones. `planned` is a random order too, but one that is drawn when the block
+    begins, so that the cache `dkv_greedy` knows it.
     """
 
     steps: int | None = None  # in total over all blocks; None: one token a step
-    order: Literal["confidence", "margin", "entropy", "random"] = "confidence"
+    order: Literal["confidence", "margin", "entropy", "random", "planned"] = "confidence"
 
     source: ClassVar[str] = "arXiv 2502.09992; ML-GSAI/LLaDA generate.py (low_confidence, random)"
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"steps={self.steps} must be at least 1")
+
+    @property
+    def announces(self) -> bool:
+        return self.order == "planned"
 
     def check(self, num_blocks: int, block_length: int) -> None:
         if self.steps is not None and self.steps % num_blocks:
@@ -42,13 +48,39 @@ class FixedQuota(Scheduler):
         return candidates.margin if self.order == "margin" else candidates.confidence
 
     def select(self, candidates: Candidates, view: View) -> Decision:
+        if self.order == "planned":
+            return self._follow_plan(view)
         score = view.uniform() if self.order == "random" else self.score(candidates)
-        return Decision(rank(score, view.masked) < self._quota(view)[:, None])
+        quota = self._quota(view.left.sum(-1), view.block_step, view)
+        return Decision(rank(score, view.masked) < quota[:, None])
 
-    def _quota(self, view: View) -> Tensor:
-        """Returns how many tokens each row commits now, (B,) int64."""
-        masks = view.masked.sum(-1)
+    def _quota(self, masks: Tensor, block_step: Tensor, view: View) -> Tensor:
+        """Returns how many of the block's masks (B,) a row commits at a step, (B,) int64."""
         if self.steps is None:
             return masks.clamp(max=1)
-        left = (self.steps // view.num_blocks - view.block_step).clamp(min=1)
+        left = (self.steps // view.num_blocks - block_step).clamp(min=1)
         return (masks + left - 1) // left
+
+    def _follow_plan(self, view: View) -> Decision:
+        """Commits the next columns of the block's order, and announces those after them."""
+        left, start = view.left, torch.zeros_like(view.step)
+        place = rank(view.noise.columns(view.columns, start, left), left)
+        masks = left.sum(-1)
+        now = self._quota(masks, view.block_step, view)
+        then = self._quota(masks - now, view.block_step + 1, view)
+        ahead = now[:, None] + torch.arange(self._most(view), device=now.device)
+        announced = view.columns.gather(
+            1, place.argsort(1).gather(1, ahead.clamp(max=left.shape[1] - 1))
+        )
+        return Decision(
+            commit=place < now[:, None],
+            announced=torch.where(ahead < (now + then)[:, None], announced, -1),
+        )
+
+    def _most(self, view: View) -> int:
+        """Returns the largest quota of any step, as the host knows it."""
+        if self.steps is None:
+            return 1
+        block = view.layout.block_length
+        num_blocks = view.layout.num_slots // block + 2  # a first and a last one may be partial
+        return min(block, -(-block // max(self.steps // num_blocks, 1)))

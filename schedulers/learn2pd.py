@@ -12,7 +12,7 @@ from torch import Tensor
 from dllm.candidates import Candidates, rank
 from dllm.learn2pd.filter import Filter, read_filter
 from dllm.models.config import ModelSpec
-from dllm.schedulers.base import Decision, Scheduler
+from dllm.schedulers.base import Decision, Needs, Scheduler
 from dllm.schedulers.view import View
 
 
@@ -46,6 +46,9 @@ class Learn2PD(Scheduler):
             raise ValueError(f"steps={self.steps} must be at least 1")
         if self.filter is not None:
             _ = self._network  # a missing or damaged file is an error now, not in the loop
+
+    def needs(self, num_slots: int, block_length: int) -> Needs:
+        return Needs(whole_block=True)
 
     def check(self, num_blocks: int, block_length: int) -> None:
         if self.steps is not None and self.steps % num_blocks:

@@ -36,7 +36,7 @@ class QuotaThreshold(Scheduler):
     def select(self, candidates: Candidates, view: View) -> Decision:
         steps = self.steps // view.num_blocks
         later = (steps - 1 - view.block_step).clamp(min=0) * (view.block_masks // steps)
-        quota = view.masked.sum(1) - later
+        quota = view.left.sum(1) - later
         place = rank(candidates.confidence, view.masked)
         allowed = place < quota[:, None]
         return Decision(allowed & ((candidates.confidence >= self.threshold) | (place == 0)))

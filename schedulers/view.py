@@ -59,6 +59,11 @@ class View:
         return ~self.fixed & (self.tokens != self.layout.mask_token_id)
 
     @property
+    def left(self) -> Tensor:
+        """Which columns of the block hold a mask, with or without logits, (B, W) bool."""
+        return (self.tokens == self.layout.mask_token_id) & ~self.fixed & self.block
+
+    @property
     def offset(self) -> Tensor:
         """Each column's place after the prompt, (B, W) int64, 0 the first slot."""
         return self.columns - self.prompt_length[:, None]

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import dllm
-from dllm import cache as caches
 from dllm import schedulers
 from dllm.candidates import Candidates
 from dllm.canvas import Canvas, Change, Window
@@ -37,7 +36,7 @@ SETTINGS: list[str] = [
     "remdm:remask=2,begin=0.5,loops=4",
     "remdm:remask=99,begin=0.7,loops=3,per_step=3",
 ]
-CACHES = [*caches.registry.names(), {"name": "none", "beyond_block": False}]
+CACHES = ["none", "prefix", "dual", "dkv", {"name": "none", "beyond_block": False}]
 ROWS, WIDTH = 3, 6  # of what meets logits that mean nothing
 
 
@@ -304,7 +303,8 @@ def test_a_second_chance_by_hand() -> None:
     assert second == ["#...", ".#.."]
 
 
-@pytest.mark.parametrize("cache", CACHES, ids=str)
+# dkv feeds a revising method's whole block, and so fresher keys.
+@pytest.mark.parametrize("cache", [cache for cache in CACHES if cache != "dkv"], ids=str)
 def test_without_remasking_it_is_its_base(cache: Any) -> None:
     for per_step, steps in ((1, 24), (3, 8), (12, 2)):
         base = run(f"fixed_quota:steps={steps}", cache=cache)

@@ -151,6 +151,8 @@ class Recorded:
 def without_shadows(plan: StepPlan, num_columns: int) -> StepPlan:
     count, attend = plan.num_shadows, plan.attend
     assert attend is not None
+    if plan.slots is None:  # all that is fed, and nothing else, is seen
+        num_columns = plan.columns.shape[1] - count
     return replace(
         plan,
         columns=plan.columns[:, :-count],

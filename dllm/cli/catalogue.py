@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import inspect
 import re
+import textwrap
 import types
 import typing
 from collections.abc import Mapping
@@ -125,7 +126,7 @@ def comments_of(part: type[Any]) -> dict[str, str]:
     for base in reversed(part.__mro__):
         if dataclasses.is_dataclass(base):
             try:
-                source = inspect.cleandoc(inspect.getsource(base))
+                source = textwrap.dedent(inspect.getsource(base))
             except OSError:
                 continue
             found.update(_comments_in(source))

@@ -9,7 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.prompt import Prompt
 
-from dllm import load
+from dllm import HostedModel, PromptMemory, load
+from dllm import cache as caches
 from dllm.cli.generate import warn_unknown_words
 from dllm.cli.options import (
     BlockOption,
@@ -26,6 +27,7 @@ from dllm.cli.options import (
 )
 from dllm.cli.watch import watch
 from dllm.generate import stream
+from dllm.settings import resolve
 
 
 def chat(
@@ -53,11 +55,12 @@ def chat(
         block_length=block_length,
         temperature=temperature,
     )
+    memory = _memory(loaded, options)
     messages: list[dict[str, str]] = []
     while content := _read(as_json):
         messages.append({"role": "user", "content": content})
         warn_unknown_words(loaded, [content])
-        running: Any = stream(loaded, messages, **options)
+        running: Any = stream(loaded, messages, memory=memory, **options)
         if as_json or not sys.stdout.isatty():
             for _ in running:
                 pass
@@ -70,6 +73,13 @@ def chat(
             print(json.dumps({"reply": reply, "metrics": out.metrics.to_dict()}), flush=True)
         elif not sys.stdout.isatty():
             Console().print(reply, markup=False, highlight=False)
+
+
+def _memory(model: HostedModel, options: dict[str, Any]) -> PromptMemory | None:
+    """Returns what spares each turn the reading of those before it, where the cache allows it."""
+    settings = resolve(model.defaults, None, options)
+    kept = caches.registry.create(settings.cache).reusable and not settings.guidance_scale
+    return PromptMemory() if kept else None
 
 
 def _read(quiet: bool) -> str:

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from dllm.capacity import NotEnoughMemoryError
 from dllm.cli.progress import bars, shown
 from dllm.cli.table import standings_table
 from dllm.eval.compare import Standing, judge
@@ -107,7 +108,7 @@ class Comparison:
             found = contender.run.results(self.problems, file)
             for result in shown(progress, label, found, len(self.problems)):
                 results.append(result)
-        except RefusedError as error:
+        except (RefusedError, NotEnoughMemoryError) as error:
             refusal = str(error)
         except KeyboardInterrupt:
             stopped = True

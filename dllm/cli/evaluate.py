@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from dllm import load
+from dllm.capacity import NotEnoughMemoryError
 from dllm.cli.compare import Comparison, Destination
 from dllm.cli.options import (
     BlockOption,
@@ -117,9 +118,9 @@ def evaluate(
 def compare(
     runs: Sequence[Run], problems: Sequence[Problem], output: Path | None, as_json: bool
 ) -> None:
-    """Runs all and prints the table, or JSON; on Ctrl-C what is done so far."""
+    """Runs all and prints the table, or JSON; on Ctrl-C, or without memory, what is done so far."""
     summaries: list[Summary] = []
-    stopped = False
+    stopped, failed = False, None
     with bars() as progress:
         for run in runs:
             results: list[Result] = []
@@ -129,11 +130,15 @@ def compare(
                     results.append(result)
             except KeyboardInterrupt:
                 stopped = True
+            except NotEnoughMemoryError as error:
+                failed = error
             if results:
                 summaries.append(summarise(results))
-            if stopped:
+            if stopped or failed is not None:
                 break
     _report(runs, summaries, as_json)
+    if failed is not None:
+        raise failed
     if stopped:
         kept = f"; {output} is kept and the same command goes on" if output else ""
         Console(stderr=True).print(f"interrupted{kept}")

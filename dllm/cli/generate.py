@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from dllm import load
+from dllm.capacity import NotEnoughMemoryError
 from dllm.cli.options import (
     BlockOption,
     CacheOption,
@@ -121,7 +122,7 @@ def _run(running: Stream, watch: bool) -> bool:
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted: this is what was committed until then")
         return True
-    except BrokenLogitsError:
+    except (BrokenLogitsError, NotEnoughMemoryError):
         report(running.output, as_json=False)
         raise
     return False

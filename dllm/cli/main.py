@@ -7,6 +7,8 @@ import sys
 import typer
 from rich.console import Console
 
+from dllm.capacity import NotEnoughMemoryError
+from dllm.cli.cache_error import cache_error
 from dllm.cli.chat import chat
 from dllm.cli.demo import demo
 from dllm.cli.evaluate import evaluate
@@ -29,6 +31,7 @@ app.command(name="eval")(evaluate)
 app.command()(demo)
 app.command()(methods)
 app.command()(train_filter)
+app.command()(cache_error)
 
 
 def main() -> None:
@@ -39,7 +42,7 @@ def main() -> None:
     except KeyboardInterrupt:
         errors.print("interrupted")
         sys.exit(INTERRUPTED)
-    except (ValueError, TypeError, OSError, BrokenLogitsError) as error:
+    except (ValueError, TypeError, OSError, BrokenLogitsError, NotEnoughMemoryError) as error:
         if isinstance(error, TypeError) and not str(error).startswith("unknown setting"):
             raise  # a fault of ours, not of the user's
         errors.print(f"error: {error}", markup=False, soft_wrap=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from dllm.cost import Cost, network_cost
 from dllm.models.config import ModelSpec
 from dllm.models.placement import execution_device
 from dllm.models.transformer import Transformer
@@ -79,6 +80,11 @@ class HostedModel:
     def dtype(self) -> torch.dtype:
         """The dtype of the weights and of the K/V store."""
         return self.network.embedding.weight.dtype
+
+    @property
+    def cost(self) -> Cost:
+        """What the network spends on a pass."""
+        return network_cost(self.network.config, self.dtype.itemsize)
 
     def new_store(self, num_rows: int, num_columns: int) -> KVStore:
         config = self.network.config

@@ -33,8 +33,21 @@ class Memory:
 
     store: KVStore
     layer: int
-    slots: Tensor  # (B, Q) int64
-    num_keys: int
+    plan: StepPlan
+
+    def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores what was fed; returns all keys and values (B, K, Hkv, D) that it joins."""
+        assert self.plan.slots is not None
+        return self.store.write(self.layer, self.plan.slots, keys, values, self.plan.num_keys)
+
+    def seen(self, queries: Tensor, keys: Tensor, attend: Tensor | None) -> Tensor | None:
+        """Returns which keys the layer sees, (B, 1 or Q, K) bool, after it chose anew if asked."""
+        if self.plan.retain is not None:
+            self.store.keep(self.layer, self.plan.retain.choose(queries, keys))
+        if not self.plan.sparse:
+            return attend
+        kept = self.store.seen(self.layer, *keys.shape[:2])[:, None]
+        return kept if attend is None else attend & kept
 
 
 class RMSNorm(nn.Module):
@@ -91,15 +104,16 @@ class Attention(nn.Module):
         q, k, v = self.project(x)
         q, k = self.rotate(q, rotation), self.rotate(k, rotation)
         if memory is not None:
-            k, v = memory.store.write(memory.layer, memory.slots, k, v, memory.num_keys)
+            k, v = memory.write(k, v)
+            attend = memory.seen(q, k, attend)
         q, k, v = (rearrange(t, "b q h d -> b h q d") for t in (q, k, v))
-        mixed = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=None if attend is None else attend[:, None],
-            enable_gqa=self.config.num_kv_heads != self.config.num_heads,
-        )
+        mask = None if attend is None else attend[:, None]
+        if memory is not None and memory.plan.maps:
+            mixed, weights = explicit_attention(q, k, v, mask)
+            memory.store.maps.append(weights)
+        else:
+            shared = self.config.num_kv_heads != self.config.num_heads
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=shared)
         return self.out(rearrange(mixed, "b h q d -> b q (h d)"))
 
     def rotate(self, x: Tensor, rotation: Rotation) -> Tensor:
@@ -111,6 +125,18 @@ class Attention(nn.Module):
         crossed = torch.cat([-second, first], dim=-1)
         turned = (torch.cat([first, second], dim=-1) * cos + crossed * sin).to(x.dtype)
         return torch.cat([turned, passed], dim=-1) if passed.shape[-1] else turned
+
+
+def explicit_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Returns attention (B, H, Q, D), and its weights (B, Q, K), mean over heads."""
+    k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
+    scores = q @ k.mT * q.shape[-1] ** -0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+    return weights.to(q.dtype) @ v, weights.mean(1)
 
 
 class SwiGLU(nn.Module):
@@ -189,10 +215,12 @@ class Transformer(nn.Module):
         """Returns the last layer's normed states (B, Q, hidden_size)."""
         x = self.embedding(tokens)
         rotation = self.rotation(columns)
+        if store is not None:
+            store.maps.clear()
         for layer, block in enumerate(self.blocks):
             memory = None
             if store is not None and plan is not None and plan.slots is not None:
-                memory = Memory(store, layer, plan.slots, plan.num_keys)
+                memory = Memory(store, layer, plan)
             x = block(x, rotation, attend, memory)
         return self.norm(x)
 

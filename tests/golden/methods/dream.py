@@ -39,7 +39,8 @@ def dream(case: Case) -> dict[str, Any]:
 def fast_dllm_dream(case: Case) -> dict[str, Any]:
     args = case["args"]
     threshold, steps = args["threshold"], args["steps"]
-    return {"scheduler": {"name": "quota_threshold", "threshold": threshold, "steps": steps}}
+    scheduler = {"name": "quota_threshold", "threshold": threshold, "steps": steps}
+    return {"scheduler": scheduler, "top_k": 50, "confidence": "tempered"}
 
 
 def fast_dllm_dream_block(case: Case) -> dict[str, Any]:

@@ -1,0 +1,106 @@
+"""Block-causal cache: what stands before the block is stored for good, exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dllm.cache.base import Cache, chosen_columns, columns_from
+from dllm.canvas import Canvas, Status
+from dllm.models.config import ModelSpec
+from dllm.plan import StepPlan
+
+
+class BlockStoreCache(Cache):
+    """What the caches share that store full blocks for good: the passes of exact decoding."""
+
+    lockstep: ClassVar[bool] = False
+    scattered: ClassVar[bool] = True
+    reusable: ClassVar[bool] = True
+    prefill_chunk: int | None  # each cache's own field: its place among them differs
+
+    def __post_init__(self) -> None:
+        if self.prefill_chunk is not None and self.prefill_chunk < 1:
+            raise ValueError(f"prefill_chunk={self.prefill_chunk} must be at least 1")
+
+    def check(self, spec: ModelSpec) -> None:
+        name = self.summary()["name"]
+        if spec.attention == "full":
+            raise ValueError(
+                f"cache {name!r} needs a block-causal model: with full attention all keys change "
+                "with every token that is committed; use cache='prefix' or 'dual'"
+            )
+        if self.prefill_chunk is not None and self.prefill_chunk % unit(spec):
+            raise ValueError(
+                f"prefill_chunk={self.prefill_chunk} is not a multiple of the model's block of "
+                f"{unit(spec)}"
+            )
+
+    def feeds(self, canvas: Canvas, spec: ModelSpec) -> Tensor:
+        columns = torch.arange(canvas.tokens.shape[1], device=canvas.tokens.device)
+        start, end = span(canvas, spec)
+        end = torch.where(canvas.finished, 0, torch.minimum(end, canvas.length))
+        return (columns >= start[:, None]) & (columns < end[:, None])
+
+    def prefill(self, canvas: Canvas, spec: ModelSpec) -> Iterator[StepPlan]:
+        if self.prefill_chunk is None:
+            return
+        starts = canvas.clean.tolist()
+        longest = int((canvas.first_block - canvas.clean).max())
+        # The last part of the longest prompt is read with the first step.
+        for read in range(0, longest - self.prefill_chunk, self.prefill_chunk):
+            end = min(max(starts) + read + self.prefill_chunk, canvas.layout.num_columns)
+            at = torch.tensor(starts, device=canvas.clean.device) + read
+            plan = columns_from(at, self.prefill_chunk, canvas, spec)
+            assert plan.attend is not None
+            nothing, seen = plan.head[:, :0], plan.attend[..., :end]
+            yield replace(plan, kind="commit", head=nothing, known=None, num_keys=end, attend=seen)
+
+
+@dataclass(frozen=True)
+class BlockCausalCache(BlockStoreCache):
+    """Feeds the block, and with its first pass the blocks before it that became full meanwhile.
+
+    In a model in which no block sees a later one, the keys of a full block never change again.
+    They are stored by the pass that enters the next block, once all of its tokens are final, so
+    that no pass is spent on them alone; what follows the block is neither fed nor seen. Tokens are
+    those of `none`. Methods that look at a whole row find logits in the block only.
+
+    `prefill_chunk` reads a longer prompt in passes of so many columns, to bound their memory.
+    """
+
+    prefill_chunk: int | None = None  # columns of a pass; None: the whole prompt at once
+
+    source: ClassVar[str] = (
+        "arXiv 2510.06303 (SDAR), JetAstra/SDAR generate.py; arXiv 2503.09573 (block diffusion)"
+    )
+
+    def plan(self, canvas: Canvas, status: Status, spec: ModelSpec) -> StepPlan:
+        return chosen_columns(self.feeds(canvas, spec), canvas, status, spec)
+
+
+def unit(spec: ModelSpec) -> int:
+    """Returns the columns that see each other both ways, a block of the model."""
+    return spec.block_length or 1 if spec.attention == "block_causal" else 1
+
+
+def whole_blocks(columns: Tensor, spec: ModelSpec) -> Tensor:
+    """Returns where the model's blocks that hold everything before some columns end."""
+    block = unit(spec)
+    return (columns + block - 1).div(block, rounding_mode="floor") * block
+
+
+def span(canvas: Canvas, spec: ModelSpec) -> tuple[Tensor, Tensor]:
+    """Returns where the next pass must begin and end to be exact, (B,) int64 each.
+
+    Whole blocks of the model, from the first that is not stored with its final tokens; where
+    logits are shifted, the column before the row's block as well, which predicts its first.
+    """
+    block = unit(spec)
+    stored = canvas.clean.div(block, rounding_mode="floor") * block
+    start = torch.minimum(stored, canvas.block_start - spec.logit_shift)
+    return start, whole_blocks(canvas.block_start + canvas.layout.window_length, spec)

@@ -1,0 +1,95 @@
+"""dKV-Cache: a token is cached one step after it was committed, when it has been fed as itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from dllm.cache.base import Cache, chosen_columns, every_column, predictors
+from dllm.canvas import Canvas, Status
+from dllm.models.config import ModelSpec
+from dllm.plan import StepPlan
+
+
+@dataclass(frozen=True)
+class DelayedCache(Cache):
+    """Feeds the masks and what the last step committed; the rest is refreshed now and then.
+
+    A block begins with `warmup` passes over everything, and so is every pass whose number in the
+    block is a multiple of `refresh`. `prompt="once"` leaves the prompt out of all refreshes but
+    the first (the authors' PD), without any refresh it is their Prefill: `decoded=False`.
+
+    In a model with shifted logits a column predicts the next one. `un_right` caches it when both
+    are decoded; `un`, the authors' default, looks at the next one alone, so that it may keep the
+    keys of a mask. Their `right` looks at the column alone, and masks are left without logits.
+    """
+
+    refresh: int | None = 8  # forwards of a block; None: only when it begins
+    warmup: int = 2  # forwards
+    prompt: Literal["refresh", "once"] = "refresh"
+    decoded: bool = True  # decoded columns are cached, not the prompt alone
+    shift: Literal["un_right", "un"] = "un_right"
+
+    source: ClassVar[str] = (
+        "arXiv 2505.15781; horseee/dKV-Cache generation_utils/llada_dkv_cache_decode.py, "
+        "dream_generation_utils.py"
+    )
+    scattered: ClassVar[bool] = True
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "llada": {"refresh": 8, "warmup": 2},
+        "dream": {"refresh": 4, "warmup": 1},
+        "prefill": {"refresh": None, "warmup": 1, "prompt": "once", "decoded": False},
+        "pd": {"refresh": 4, "warmup": 1, "prompt": "once"},
+    }
+
+    def __post_init__(self) -> None:
+        if self.refresh is not None and self.refresh < 1:
+            raise ValueError(f"refresh={self.refresh} must be at least 1, or none for never")
+        if self.warmup < 1:
+            raise ValueError(f"warmup={self.warmup} must be at least 1: nothing is cached before")
+
+    def feeds(self, canvas: Canvas, spec: ModelSpec) -> Tensor:
+        columns = torch.arange(canvas.tokens.shape[1], device=canvas.tokens.device)
+        real = (columns < canvas.length[:, None]) & canvas.active[:, None]
+        answer = columns >= (canvas.prompt_length - spec.logit_shift)[:, None]
+        fresh = self._refreshes(canvas)[:, None]
+        fed = fresh | (answer & ~self._cached(canvas, spec))
+        if canvas.layout.whole_block:
+            fed = fed | predictors(canvas.block, spec)
+        if self.prompt == "once":
+            fed = (fed & answer) | (canvas.step == 0)[:, None]
+        return real & fed
+
+    def plan(self, canvas: Canvas, status: Status, spec: ModelSpec) -> StepPlan:
+        if status.num_fed == status.length:
+            return every_column(canvas, spec, store=True, width=status.length)
+        return chosen_columns(self.feeds(canvas, spec), canvas, status, spec)
+
+    def _refreshes(self, canvas: Canvas) -> Tensor:
+        """Returns whose next pass feeds everything, (B,) bool."""
+        number = canvas.step - canvas.entry_step
+        if self.prompt == "once":  # the store outlives the block
+            number = canvas.step
+        fresh = number < self.warmup
+        return fresh if self.refresh is None else fresh | (number % self.refresh == 0)
+
+    def _cached(self, canvas: Canvas, spec: ModelSpec) -> Tensor:
+        """Returns whose keys are those of a token that was fed as itself, (B, C) bool."""
+        if not self.decoded:
+            return torch.zeros_like(canvas.fixed)
+        late = canvas.commit_step == (canvas.step - 1)[:, None]
+        decoded = ~(canvas.masked | (late & ~canvas.fixed))
+        if not spec.logit_shift:
+            return decoded
+        following = torch.cat([decoded[:, 1:], decoded[:, :1]], 1)
+        columns = torch.arange(decoded.shape[1], device=decoded.device)
+        # The last column predicts none. The authors cache it with the one before it, or, under
+        # `un`, from the third pass on.
+        last = columns == canvas.length[:, None] - 1
+        if self.shift == "un_right":
+            before = torch.cat([decoded[:, :1], decoded[:, :-1]], 1)
+            return decoded & torch.where(last, before, following)
+        return following & ~(last & (canvas.step == 1)[:, None])

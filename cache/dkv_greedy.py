@@ -1,0 +1,67 @@
+"""dKV-Cache-Greedy: only what is about to be committed is computed, and what was just committed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dllm.cache.base import Cache, chosen_columns, every_column, predictors
+from dllm.candidates import rank
+from dllm.canvas import Canvas, Status
+from dllm.models.config import ModelSpec
+from dllm.plan import StepPlan
+
+
+@dataclass(frozen=True)
+class GreedyDelayedCache(Cache):
+    """Feeds what the next step commits, with `window` masks around it, and what the last one did.
+
+    Everything is fed every `refresh` forwards of a block. The order must be known beforehand:
+    scheduler `fixed_quota:order=planned`. The nearest masks come first, the left of two; masks
+    that are not fed keep the keys of the refresh.
+    """
+
+    refresh: int = 2  # forwards of a block
+    window: int = 4  # masks for each column that is about to be committed
+
+    source: ClassVar[str] = (
+        "arXiv 2505.15781; horseee/dKV-Cache generation_utils/llada_dkv_cache_greedy.py"
+    )
+    scattered: ClassVar[bool] = True
+    foresees: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.refresh < 1:
+            raise ValueError(f"refresh={self.refresh} must be at least 1")
+        if self.window < 0:
+            raise ValueError(f"window={self.window} must be at least 0")
+
+    def feeds(self, canvas: Canvas, spec: ModelSpec) -> Tensor:
+        columns = torch.arange(canvas.tokens.shape[1], device=canvas.tokens.device)
+        real = (columns < canvas.length[:, None]) & canvas.active[:, None]
+        fresh = (canvas.step - canvas.entry_step) % self.refresh == 0
+        if canvas.announced is None:  # before the first step
+            return real
+        late = (canvas.commit_step == (canvas.step - 1)[:, None]) & ~canvas.fixed
+        near = self._around(canvas.announced, canvas)
+        return real & (fresh[:, None] | late | near | predictors(near, spec))
+
+    def plan(self, canvas: Canvas, status: Status, spec: ModelSpec) -> StepPlan:
+        if status.num_fed == status.length:
+            return every_column(canvas, spec, store=True, width=status.length)
+        return chosen_columns(self.feeds(canvas, spec), canvas, status, spec)
+
+    def _around(self, announced: Tensor, canvas: Canvas) -> Tensor:
+        """Returns the announced columns (B, n) and the masks around them, (B, C) bool."""
+        columns = torch.arange(canvas.tokens.shape[1], device=canvas.tokens.device)
+        found = (columns == announced[..., None]).any(1)
+        for target in announced.unbind(1):  # as many as a step commits, known to the host
+            distance = columns - target[:, None]
+            order = -(2 * distance.abs() + (distance > 0)).float()
+            place = rank(order, canvas.masked & ~found)
+            nearest = (place < self.window) & canvas.masked & ~found
+            found = found | (nearest & (target >= 0)[:, None])
+        return found

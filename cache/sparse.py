@@ -1,0 +1,87 @@
+"""Sparse-dLLM: each layer keeps the keys outside the block that the block asks for most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+
+from dllm.cache.base import (
+    Cache,
+    FirstToken,
+    block_entry,
+    check_first_token,
+    columns_from,
+    every_column,
+)
+from dllm.canvas import Canvas, Status
+from dllm.models.config import ModelSpec
+from dllm.plan import StepPlan
+from dllm.retention import Retention
+
+
+@dataclass(frozen=True)
+class SparseCache(Cache):
+    """Feeds everything when a block begins, then the block alone, which sees a part of the rest.
+
+    A block begins with `delay` + 1 full passes. In the last of them each layer picks the share
+    `keep` of the columns outside the block whose keys have the largest product with the mean of
+    the block's queries; `kernel` neighbours share their largest value. The others are hidden, not
+    freed: what is dropped changes the tokens as in the authors' code, but saves no memory here.
+
+    `first_token` is explained in `prefix.py`; `feed` has one more column fed, which is always
+    seen. What a scheduler cuts off is hidden at once.
+    """
+
+    keep: float = 0.5  # of the columns outside the block
+    kernel: int = 3  # columns
+    delay: int = 1  # forwards
+    first_token: FirstToken = "feed"
+
+    source: ClassVar[str] = "arXiv 2508.02558; OpenMOSS/Sparse-dLLM opencompass/models/sparse_dllm"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.keep <= 1:
+            raise ValueError(f"keep={self.keep} must be a share between 0 and 1")
+        if self.kernel < 1 or self.kernel % 2 == 0:
+            raise ValueError(f"kernel={self.kernel} must be odd, to have a middle")
+        if self.delay < 0:
+            raise ValueError(f"delay={self.delay} must be at least 0")
+
+    def check(self, spec: ModelSpec) -> None:
+        if spec.attention != "full":
+            raise ValueError(
+                "cache 'sparse' ranks columns on both sides of the block, and in a model with "
+                f"{spec.attention} attention the block sees one: use 'block_causal' or 'sub_block'"
+            )
+        check_first_token(self.first_token, spec)
+
+    def plan(self, canvas: Canvas, status: Status, spec: ModelSpec) -> StepPlan:
+        if not status.entered and status.block_forwards > self.delay:
+            lead = self._lead(spec)
+            width = lead + min(canvas.layout.window_length, status.remaining)
+            plan = columns_from(canvas.block_start - lead, width, canvas, spec)
+            return replace(plan, sparse=True)
+        if status.entered:
+            plan = block_entry(canvas, status, spec, self.first_token)
+        else:
+            plan = every_column(canvas, spec, store=True, width=status.length)
+        if status.block_forwards < self.delay:
+            return plan
+        return replace(plan, retain=self._retention(plan, canvas, spec))
+
+    def _retention(self, plan: StepPlan, canvas: Canvas, spec: ModelSpec) -> Retention:
+        layout, columns = canvas.layout, torch.arange(canvas.tokens.shape[1])
+        columns = columns.to(canvas.tokens.device)
+        real = columns < canvas.length[:, None]
+        start = canvas.block_start[:, None]
+        fed = (columns >= start - self._lead(spec)) & (columns < start + layout.window_length)
+        ranked = (real & ~fed)[:, : plan.num_keys]
+        # In float64, as Python would have it: 0.7 of 10 columns are 7.
+        count = (ranked.sum(1).double() * self.keep).floor().long()
+        asking = (real & canvas.block)[:, : plan.columns.shape[1]]
+        return Retention(asking, ranked, count, self.kernel)
+
+    def _lead(self, spec: ModelSpec) -> int:
+        return spec.logit_shift if self.first_token == "feed" else 0

@@ -1,0 +1,83 @@
+"""Sub-block cache (Fast-dLLM v2): exact between blocks, and a dual cache within the block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dllm.cache.base import chosen_columns
+from dllm.cache.block_causal import BlockStoreCache, unit, whole_blocks
+from dllm.canvas import Canvas, Status
+from dllm.models.config import ModelSpec
+from dllm.plan import StepPlan
+
+
+@dataclass(frozen=True)
+class SubBlockCache(BlockStoreCache):
+    """Decodes the block in parts of `sub_block` columns, and feeds the part alone where it may.
+
+    Only the first part with masks may be committed. The whole block is fed when it begins, and as
+    long as the part's first token is masked: where logits are shifted, the column that predicts it
+    stands outside. In between, the other parts of the block are seen as they were last fed. A full
+    block that a scheduler goes on with is one part. Each row follows the rule by itself; in the
+    authors' code one such row has all rows feed their block. `prefill_chunk` is explained in
+    `block_causal.py`.
+    """
+
+    sub_block: int = 8  # columns
+    prefill_chunk: int | None = None  # columns of a pass; None: the whole prompt at once
+
+    source: ClassVar[str] = (
+        "arXiv 2509.26328; NVlabs/Fast-dLLM v2/generation_functions.py (small_block_size, "
+        "use_block_cache)"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sub_block < 1:
+            raise ValueError(f"sub_block={self.sub_block} must be at least 1")
+
+    def check(self, spec: ModelSpec) -> None:
+        super().check(spec)
+        if spec.attention == "block_causal" and unit(spec) % self.sub_block:
+            raise ValueError(
+                f"sub_block={self.sub_block} does not divide the model's block of {unit(spec)}"
+            )
+
+    def feeds(self, canvas: Canvas, spec: ModelSpec) -> Tensor:
+        columns = torch.arange(canvas.tokens.shape[1], device=canvas.tokens.device)
+        whole = super().feeds(canvas, spec) & (
+            columns < whole_blocks(canvas.block_end, spec)[:, None]
+        )
+        start, end = self._part(canvas)
+        # A method that revises reads the logits of the part's first token after it is there.
+        lead = spec.logit_shift if canvas.layout.whole_block else 0
+        part = (columns >= start - lead) & (columns < end)
+        open_first = canvas.masked.gather(1, start)
+        begins = (canvas.step == canvas.entry_step)[:, None]
+        return torch.where(begins | open_first, whole, whole & part)
+
+    def plan(self, canvas: Canvas, status: Status, spec: ModelSpec) -> StepPlan:
+        plan = chosen_columns(self.feeds(canvas, spec), canvas, status, spec)
+        columns = canvas.columns()
+        start, end = self._part(canvas)
+        assert plan.known is not None
+        return replace(plan, known=plan.known & (columns >= start) & (columns < end))
+
+    def _part(self, canvas: Canvas) -> tuple[Tensor, Tensor]:
+        """Returns where the part with the block's first mask begins and ends, (B, 1) each.
+
+        The whole block if none is masked.
+        """
+        first = canvas.masked.int().argmax(1)  # of the row, so never before its block
+        offset = (first - canvas.block_start).div(self.sub_block, rounding_mode="floor")
+        start = canvas.block_start + offset * self.sub_block
+        full = ~(canvas.masked.any(1) & (first < canvas.block_end))
+        start = torch.where(full, canvas.block_start, start)
+        end = torch.where(
+            full, canvas.block_end, (start + self.sub_block).minimum(canvas.block_end)
+        )
+        return start[:, None], end[:, None]

@@ -1,0 +1,115 @@
+"""What a cache changed and saved, summed up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dllm import cache as caches
+from dllm import schedulers
+from dllm.eval.summary import short
+from dllm.ledger import Entries, join
+from dllm.output import GenerationOutput
+from dllm.settings import Settings
+
+Answer = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A batch of prompts decoded with a cache and without one."""
+
+    output: GenerationOutput
+    entries: Entries
+    reference: GenerationOutput
+    ends: tuple[int, ...]  # tokens that end an answer
+
+
+@dataclass(frozen=True)
+class CacheError:
+    """What one cache changed and saved; means are over passes of a row, sums over prompts.
+
+    What is not defined is None: an order of one column, FLOPs of a wrapped module.
+    """
+
+    cache: str
+    scheduler: str
+    prompts: int
+    passes: int  # compared with an exact one, counted for each row
+    max_error: float  # of a logit
+    mean_error: float  # of a logit, over all compared columns
+    divergence: float  # nats a column, KL(exact || cached)
+    same_tokens: float  # part of the compared columns
+    same_first: float  # part of the passes with the same most confident column
+    rank_correlation: float | None  # Spearman's rho of confidence
+    same_output: float  # part of the tokens, equal to those without a cache
+    same_rows: float  # part of the prompts with the same answer
+    forwards: float  # a prompt
+    tokens_fed: float  # a prompt
+    flops: float | None  # a prompt
+    flops_saved: float | None  # part of those without a cache
+    mean_age: float  # passes since the attended keys were written
+    max_age: float
+    store_bytes: int  # of the largest batch
+    correct: float | None = None  # part of the prompts, where the answers are known
+
+
+def summarise(settings: Settings, parts: Sequence[Observed]) -> CacheError:
+    """Returns what all batches of one cache come to."""
+    found = join([part.entries for part in parts])
+    if not len(found):
+        raise ValueError("no pass was made: the prompts leave nothing to commit")
+    masks = found.num_masks
+    pairs = [pair for part in parts for pair in _answers(part)]
+    same = sum(sum(a == b for a, b in zip(*pair, strict=False)) for pair in pairs)
+    outputs = [part.output for part in parts]
+    flops, full = _flops(outputs), _flops([part.reference for part in parts])
+    correlation = float(found.rank_correlation.nanmean())
+    scheduler = schedulers.registry.create(settings.scheduler).summary()
+    return CacheError(
+        cache=short(caches.registry.create(settings.cache).summary(), caches.registry),
+        scheduler=short(scheduler, schedulers.registry),
+        prompts=len(pairs),
+        passes=len(found),
+        max_error=float(found.max_error.max()),
+        mean_error=_weighted(found.mean_error, masks),
+        divergence=_weighted(found.divergence, masks),
+        same_tokens=float(found.same_tokens.sum() / masks.sum()),
+        same_first=float(found.same_first.mean()),
+        rank_correlation=None if math.isnan(correlation) else correlation,
+        same_output=same / sum(max(map(len, pair)) for pair in pairs),
+        same_rows=sum(one == other for one, other in pairs) / len(pairs),
+        forwards=sum(row.forwards for out in outputs for row in out.metrics.rows) / len(pairs),
+        tokens_fed=sum(out.metrics.tokens_fed for out in outputs) / len(pairs),
+        flops=None if flops is None else flops / len(pairs),
+        flops_saved=None if flops is None or not full else 1 - flops / full,
+        mean_age=float(found.mean_age.mean()),
+        max_age=float(found.max_age.max()),
+        store_bytes=max(out.metrics.store_bytes for out in outputs),
+    )
+
+
+def _weighted(value: Tensor, weight: Tensor) -> float:
+    return float((value * weight).sum() / weight.sum())
+
+
+def _answers(part: Observed) -> list[tuple[Answer, Answer]]:
+    """Returns each row's tokens with and without the cache, up to the first end token."""
+    return [
+        (_answer(part.output, row, part.ends), _answer(part.reference, row, part.ends))
+        for row in range(len(part.output.sequences))
+    ]
+
+
+def _answer(out: GenerationOutput, row: int, ends: Sequence[int]) -> Answer:
+    tokens = out.sequences[row][out.metrics.rows[row].prompt_tokens :]
+    stops = (place + 1 for place, token in enumerate(tokens) if token in ends)
+    return tokens[: next(stops, len(tokens))]
+
+
+def _flops(outputs: Sequence[GenerationOutput]) -> int | None:
+    counted = [out.metrics.flops for out in outputs if out.metrics.flops is not None]
+    return sum(counted) if len(counted) == len(outputs) else None

@@ -1,0 +1,148 @@
+"""What fits into memory, said when it ran out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dllm.canvas import Layout
+from dllm.cost import Cost, cost_of
+from dllm.loop import DenoisingLoop, StepEvent
+from dllm.metrics import Meter
+from dllm.output import GenerationOutput
+
+_TOLD = ("out of memory", "not enough memory", "can't allocate memory", "_STATUS_ALLOC_FAILED")
+_GUARDED = (torch.OutOfMemoryError, MemoryError, RuntimeError)
+
+
+class NotEnoughMemoryError(RuntimeError):
+    """The K/V store or a pass did not fit; `partial` is what was committed before."""
+
+    partial: GenerationOutput | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a generation asks of the memory."""
+
+    loop: DenoisingLoop
+    layout: Layout
+    meter: Meter
+
+    def run(self, events: Iterator[StepEvent]) -> Iterator[StepEvent]:
+        """Yields the events; raises NotEnoughMemoryError where memory runs out."""
+        before = _in_use(self.meter.device)
+        try:
+            yield from events
+            return
+        except _GUARDED as error:
+            if not ran_out(error):
+                raise
+            said = str(error).strip().split("\n")[0]
+        # Outside the handler: the error that was caught holds the frames, and so the tensors, of
+        # the pass that failed, and what they free can be used for what comes next.
+        raise NotEnoughMemoryError(self.explain(said, before))
+
+    def explain(self, said: str, before: int = 0) -> str:
+        """Returns what was asked, what would fit and the way out.
+
+        `before` are the bytes of the device that were in use when the generation began.
+        """
+        passes, num_rows = sum(self.meter.forwards.values()), self.layout.num_rows
+        when = f"in pass {passes}" if passes else "before the first pass"
+        parts = [f"{num_rows} row(s) of {self.layout.num_columns} columns"]
+        if self.store_bytes:
+            parts.append(f"a K/V store of {readable(self.store_bytes)}")
+        asked = f"memory ran out {when}, for {' and '.join(parts)} ({said})"
+        return f"{asked}; {_fitting(self.largest_batch(before), num_rows)}; {self._way_out()}"
+
+    @property
+    def store_bytes(self) -> int | None:
+        """The size of the K/V store, made or not; None where it cannot be known."""
+        if not self.loop.cache.stores:
+            return 0
+        cost = cost_of(self.loop.model)
+        slots = self.layout.num_rows * self.layout.num_stored * self.loop.needs.branches
+        return self.meter.store_bytes or (None if cost is None else slots * cost.slot_bytes)
+
+    def largest_batch(self, before: int = 0) -> int | None:
+        """Returns how many rows would fit by the larger of estimate and measure; None: unknown.
+
+        It may be more than were asked for: others use the memory too, and it is cut into pieces.
+        """
+        cost, free = cost_of(self.loop.model), available(self.meter.device)
+        if cost is None or free is None:
+            return None
+        return free // max(self._row_bytes(cost, before), 1)
+
+    def _row_bytes(self, cost: Cost, before: int) -> int:
+        """Returns the bytes of one row of the batch, with all its variants."""
+        layout, variants = self.layout, self.loop.needs.branches
+        stored = layout.num_stored if self.loop.cache.stores else 0
+        fed = layout.num_columns + layout.num_shadows
+        estimate = cost.row_bytes(stored, fed, layout.width + layout.num_shadows) * variants
+        measured = _peak(self.meter.device) - before if self.meter.forwards else 0
+        return max(estimate, measured // layout.num_rows)
+
+    def _way_out(self) -> str:
+        ways = []
+        if self.layout.num_rows > 1:
+            ways.append("decode fewer prompts at once (batch_size)")
+        ways.append("give fewer max_new_tokens")
+        if self.loop.cache.stores:
+            ways.append("take cache='none', which stores nothing")
+        if self.loop.needs.branches > 1:
+            ways.append("take a scheduler without variants of a row")
+        return f"{', '.join(ways)}, or a narrower dtype"
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that memory could not be had, on any device."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(text.lower() in str(error).lower() for text in _TOLD)
+
+
+def available(device: torch.device) -> int | None:
+    """Returns the bytes that can still be had on a device; None where nobody says."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free + unused
+    table = Path("/proc/meminfo")
+    if device.type != "cpu" or not table.exists():
+        return None
+    named = dict(line.split(":") for line in table.read_text(encoding="utf-8").splitlines())
+    return int(named["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in named else None
+
+
+def _fitting(rows: int | None, asked: int) -> str:
+    if rows is None:
+        return "what would fit is not known"
+    if rows >= asked:
+        half = f": try {asked // 2} row(s)" if asked > 1 else ""
+        return f"by estimate that fits, so something else may hold the memory{half}"
+    if rows < 1:
+        return "by estimate not even one row of this length fits"
+    return f"by estimate about {rows} row(s) of this length fit"
+
+
+def readable(num_bytes: int) -> str:
+    """Returns a number of bytes in the largest binary unit of which it has one."""
+    size = float(num_bytes)
+    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
+        if size < 1024 or unit == "TiB":
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1024
+    raise AssertionError
+
+
+def _in_use(device: torch.device) -> int:
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
+def _peak(device: torch.device) -> int:
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0

@@ -1,0 +1,149 @@
+"""What a cache costs in exactness: each pass beside a full pass over the same canvas."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dllm.agreement import divergence, logit_error, rank_correlation, same_first
+from dllm.cache.base import every_column
+from dllm.generate import Stream
+from dllm.loop import Forward
+from dllm.metrics import Meter
+from dllm.models.model import DenoisingModel
+from dllm.noise import CounterNoise
+from dllm.observer import Pass
+from dllm.output import GenerationOutput
+from dllm.prompts import Prompts
+from dllm.settings import Settings, resolve
+from dllm.shadow import with_shadows
+
+
+@dataclass(frozen=True)
+class Entries:
+    """N passes of one row each, as they were beside the exact pass; float64 but for `row`, `step`.
+
+    A row has an entry for each pass in which it had masks to commit.
+    """
+
+    row: Tensor  # (N,) int64 of the batch
+    step: Tensor  # (N,) int64 passes of the row before this one
+    num_masks: Tensor  # (N,) columns that were compared
+    max_error: Tensor  # (N,) of a logit
+    mean_error: Tensor  # (N,) of all logits of the compared columns
+    divergence: Tensor  # (N,) nats, KL(exact || cached), mean of the compared columns
+    same_tokens: Tensor  # (N,) compared columns for which the same token is proposed
+    same_first: Tensor  # (N,) 1: the most confident column is the same
+    rank_correlation: Tensor  # (N,) Spearman's rho of confidence; NaN without an order
+    mean_age: Tensor  # (N,) passes since the keys that the row attended to were written
+    max_age: Tensor  # (N,)
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def records(self) -> list[dict[str, float]]:
+        """Returns the entries as a mapping each."""
+        columns = [value.tolist() for value in vars(self).values()]
+        return [dict(zip(vars(self), line, strict=True)) for line in zip(*columns, strict=True)]
+
+
+@dataclass
+class Ledger:
+    """An observer that runs the exact pass beside each pass and keeps the differences.
+
+    The exact pass is a full one without a store, on the canvas as it is: it costs time, but
+    writes nothing and draws no noise, so that the observed run goes as it would alone.
+    """
+
+    parts: list[Entries] = field(default_factory=list)
+
+    def __call__(self, seen: Pass) -> None:
+        """Compares one pass."""
+        masked, width = seen.window.masked, seen.window.columns.shape[1]
+        given, exact = seen.logits[:, :width], exact_logits(seen)
+        largest, mean = logit_error(given, exact, masked)
+        # At temperature 0 no noise is drawn, whatever it is.
+        noise = CounterNoise(torch.zeros_like(seen.canvas.step))
+        sampling = replace(seen.sampling, temperature=0.0)
+        ours, theirs = (
+            sampling.propose(logits, noise, seen.window.columns, seen.canvas.step)
+            for logits in (given, exact)
+        )
+        mean_age, max_age = ages(seen)
+        every = Entries(
+            row=torch.arange(len(masked), device=masked.device),
+            step=seen.canvas.step.clone(),
+            num_masks=masked.sum(1).double(),
+            max_error=largest,
+            mean_error=mean,
+            divergence=divergence(given, exact, masked),
+            same_tokens=(masked & (ours.token == theirs.token)).sum(1).double(),
+            same_first=same_first(ours, theirs, masked),
+            rank_correlation=rank_correlation(ours.confidence, theirs.confidence, masked),
+            mean_age=mean_age,
+            max_age=max_age,
+        )
+        self.parts.append(every)
+
+    @property
+    def entries(self) -> Entries:
+        """All passes so far in their order, on the CPU, without rows that only waited."""
+        found = join(self.parts)
+        compared = found.num_masks > 0
+        return Entries(**{name: value[compared] for name, value in vars(found).items()})
+
+
+def join(parts: Sequence[Entries]) -> Entries:
+    """Returns the entries of all sets, on the CPU."""
+    names = [field.name for field in fields(Entries)]
+    if not parts:
+        return Entries(**{name: torch.empty(0, dtype=torch.float64) for name in names})
+    return Entries(**{name: torch.cat([getattr(p, name) for p in parts]).cpu() for name in names})
+
+
+def observe(
+    model: DenoisingModel, prompts: Prompts, settings: Settings | None = None, **given: Any
+) -> tuple[GenerationOutput, Entries]:
+    """Returns what `generate` returns, and how each pass compared with an exact one.
+
+    Arguments are those of `generate`. The metrics count the observed passes alone, but their
+    times hold the exact ones too.
+    """
+    ledger = Ledger()
+    settings = resolve(model.defaults, settings, given)
+    running = Stream(model, prompts, settings, observer=ledger)
+    for _ in running:
+        pass
+    return running.output, ledger.entries
+
+
+def exact_logits(seen: Pass) -> Tensor:
+    """Returns the window's logits (B, W, V) by a full pass over the same canvas."""
+    plan = every_column(seen.canvas, seen.model.spec, store=False, width=seen.status.length)
+    if seen.plan.num_shadows:  # alike in shape, or else rounding would differ
+        plan = with_shadows(plan, seen.canvas)
+    forward = Forward(seen.model, None, Meter(seen.canvas.tokens.device))
+    return forward(seen.canvas.tokens, plan)[:, : seen.window.columns.shape[1]]
+
+
+def ages(seen: Pass) -> tuple[Tensor, Tensor]:
+    """Returns the mean and the largest age of the keys that each row attended to, (B,) float64.
+
+    Age is counted in passes, 0 for keys that this pass wrote. Shadows are left out.
+    """
+    layout, plan = seen.canvas.layout, seen.plan
+    if seen.store is None:
+        nothing = torch.zeros(layout.num_rows, device=plan.columns.device, dtype=torch.float64)
+        return nothing, nothing
+    num_keys = min(plan.num_keys, layout.num_columns)
+    first = slice(0, layout.num_rows * seen.num_variants, seen.num_variants)
+    age = seen.store.age(num_keys)[first].to(plan.columns.device).double()
+    visible = torch.ones_like(age, dtype=torch.bool)
+    if plan.attend is not None:
+        visible = plan.attend.any(1)[:, :num_keys]
+    age = torch.where(visible, age, 0)
+    return age.sum(1) / visible.sum(1).clamp(min=1), age.amax(1)

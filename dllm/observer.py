@@ -1,0 +1,32 @@
+"""What someone who watches a generation from inside is shown: each pass, before it is acted on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dllm.canvas import Canvas, Status, Window
+from dllm.models.model import DenoisingModel
+from dllm.plan import StepPlan
+from dllm.sampling import Sampling
+from dllm.store import KVStore
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass and the state of everything at that moment; none of it may be changed."""
+
+    model: DenoisingModel  # with guidance, if there is any
+    sampling: Sampling
+    canvas: Canvas  # as the pass saw it; where variants were compared, with the best written
+    status: Status  # from which the pass was planned
+    window: Window
+    plan: StepPlan  # for one variant of each row
+    logits: Tensor  # (B, W, V), or (B, 2 W, V) with shadows
+    store: KVStore | None  # keeps stamps
+    num_variants: int  # rows of the store for each row of the batch
+
+
+Observer = Callable[[Pass], None]

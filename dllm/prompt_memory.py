@@ -1,0 +1,108 @@
+"""Keys and values of one generation kept for the next, where prompts begin with the same tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dllm.cache import Cache
+from dllm.cache.block_causal import unit
+from dllm.canvas import Canvas
+from dllm.models.model import DenoisingModel
+from dllm.store import KVStore
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A generation, finished or not: `canvas.clean` says how much of its store is final."""
+
+    model: DenoisingModel
+    canvas: Canvas
+    store: KVStore
+
+
+class PromptMemory:
+    """What the last generation stored, so that the next need not read the same prompt again.
+
+    Give it to each `generate` or `stream` of a conversation, or of prompts that share their
+    examples. Every row takes the longest beginning, in whole blocks, that any row of the last run
+    has in common with its prompt; tokens are those of a run without it. Only for models in which
+    no block sees a later one. It keeps that run's K/V store until the next run or `clear`.
+    """
+
+    def __init__(self) -> None:
+        self._last: _Run | None = None
+        self.reused: tuple[int, ...] = ()  # columns that each row of the last run took over
+
+    @property
+    def num_bytes(self) -> int:
+        """The memory that is held between runs, in bytes."""
+        return 0 if self._last is None else self._last.store.num_bytes
+
+    def clear(self) -> None:
+        """Forgets the last run."""
+        self._last, self.reused = None, ()
+
+    def check(self, model: DenoisingModel, cache: Cache, guidance_scale: float) -> None:
+        """Raises ValueError when keys cannot be handed from one run to another."""
+        if model.spec.attention == "full":
+            raise ValueError(
+                f"memory needs a block-causal model: in {model.name!r} every column sees every "
+                "other, so a prompt's keys change with what follows it; leave memory out"
+            )
+        if not cache.reusable:
+            raise ValueError(
+                f"memory needs a cache whose stored blocks are final, not "
+                f"{cache.summary()['name']!r}: use cache='block_causal'"
+            )
+        if guidance_scale > 0:
+            raise ValueError(
+                f"memory does not go with guidance_scale={guidance_scale}: half of a guided run "
+                "reads the prompt as masks; leave memory out"
+            )
+        if self._last is not None and self._last.model is not model:
+            raise ValueError(
+                f"this memory is of the model {self._last.model.name!r} and cannot serve "
+                f"{model.name!r}: give each model its own, or call memory.clear()"
+            )
+
+    def recall(self, model: DenoisingModel, canvas: Canvas, store: KVStore) -> None:
+        """Fills a new store with what the last run has, and remembers the new run instead."""
+        self.reused = (0,) * canvas.layout.num_rows
+        if self._last is not None:
+            source, length = _longest_match(self._last.canvas, canvas, unit(model.spec))
+            self._copy(source, length, canvas, store)
+            canvas.clean = length.to(canvas.clean.device)
+            self.reused = tuple(length.tolist())
+        self._last = _Run(model, canvas, store)
+
+    def _copy(self, source: Tensor, length: Tensor, canvas: Canvas, store: KVStore) -> None:
+        assert self._last is not None
+        longest, old = int(length.max()), self._last.store
+        if not longest:
+            return
+        # A store may have several rows for each of the canvas; the first of them is the row's own.
+        stride = store.shape.num_rows // canvas.layout.num_rows
+        step = old.shape.num_rows // self._last.canvas.layout.num_rows
+        pairs = zip((*store.keys, *store.values), (*old.keys, *old.values), strict=True)
+        for target, held in pairs:
+            rows = held[:-1].unflatten(0, (old.shape.num_rows, -1))[::step, :longest]
+            own = target[:-1].unflatten(0, (store.shape.num_rows, -1))[::stride, :longest]
+            own.copy_(rows[source.to(held.device)])
+
+
+def _longest_match(old: Canvas, new: Canvas, block: int) -> tuple[Tensor, Tensor]:
+    """Returns which old row begins most like each row (B,) and how far (B,), on the host.
+
+    Never beyond the first mask: what the old run holds in final form is tokens.
+    """
+    stored, length = old.tokens.cpu(), old.clean.cpu()
+    width = min(stored.shape[1], new.tokens.shape[1])
+    matches = [
+        torch.minimum((stored[:, :width] == prompt).long().cummin(1).values.sum(1), length)
+        for prompt in new.tokens[:, :width].cpu()
+    ]
+    best, source = torch.stack(matches).max(1)
+    return source, best // block * block

@@ -1,0 +1,148 @@
+"""Every scheduler with every cache on every kind of model: it runs, or is refused with a reason.
+
+    python -m tests.test_combinations
+
+writes what was found into docs/caches.md.
+"""
+
+from __future__ import annotations
+
+import itertools
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import dllm
+from dllm.schedulers import registry as schedulers
+from tests.conftest import golden_model, random_prompts
+from tests.test_block_causal import family_model
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "caches.md"
+MARKER = "<!-- generated: `python -m tests.test_combinations` writes what follows -->"
+
+CACHES: dict[str, Any] = {  # settings small enough for 32 slots in blocks of 8
+    "none": "none",
+    "prefix": "prefix",
+    "dual": "dual:vicinity_after=3",
+    "dkv": "dkv:3",
+    "dkv_greedy": "dkv_greedy:3,window=2",
+    "window_diffusion": "window_diffusion:4,window=8,refresh=4",
+    "sparse": "sparse:0.5",
+    "d2cache": "d2cache:4",
+    "block_causal": "block_causal",
+    "sub_block": "sub_block:4",
+}
+SCHEDULERS: dict[str, Any] = {  # others at their defaults
+    "fixed_quota": "fixed_quota",
+    "fixed_quota:order=planned": "fixed_quota:order=planned",
+    "adablock": {"name": "adablock", "delimiters": (6, 47, 113), "inner": "threshold:0.5"},
+    "end_of_text": "end_of_text:threshold:0.5",
+    "learn2pd": {"name": "learn2pd", "foreign": True},
+    "quota_threshold": "quota_threshold:steps=40",  # blocks of a row: 4, or 5 from column 0
+    "token_editing": "token_editing:0.4,editing_threshold=0.4",
+}
+MODELS = ("tiny", "llada_gqa", "dream_gqa", "sdar", "fast_dllm_v2")
+KINDS = {
+    "tiny": "full",
+    "llada_gqa": "full, grouped queries",
+    "dream_gqa": "full, shifted",
+    "sdar": "block-causal",
+    "fast_dllm_v2": "block-causal, shifted",
+}
+Cell = tuple[str, str, str]  # scheduler, cache, model
+
+
+@cache
+def model_of(name: str) -> dllm.HostedModel:
+    if name == "tiny":
+        return dllm.load("tiny")
+    return (
+        golden_model(name, "float32") if name in ("llada_gqa", "dream_gqa") else family_model(name)
+    )
+
+
+def all_schedulers() -> dict[str, Any]:
+    return {**{name: name for name in schedulers.names()}, **SCHEDULERS}
+
+
+@cache
+def attempt(cell: Cell) -> str:
+    """Runs a combination on rows of different lengths; returns why it is refused, '' if it ran."""
+    scheduler, cached, name = cell
+    model = model_of(name)
+    options: dict[str, Any] = {"max_new_tokens": 32, "block_length": 8, "seed": 0}
+    given = {"scheduler": all_schedulers()[scheduler], "cache": CACHES[cached]}
+    prompts = [[token % 90 for token in row] for row in random_prompts(3, low=3, high=14)]
+    try:
+        running = dllm.stream(model, prompts, **given, **options)
+    except ValueError as error:
+        return str(error)
+    for _ in running:  # whatever fails now was not refused at construction
+        pass
+    assert model.spec.mask_token_id not in itertools.chain(*running.output.sequences)
+    return ""
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("cached", CACHES)
+def test_every_scheduler_runs_or_is_refused_with_a_reason(cached: str, name: str) -> None:
+    for scheduler in all_schedulers():
+        reason = attempt((scheduler, cached, name))
+        assert not reason or len(reason) > 30, reason
+        assert (reason == "") == (exception((scheduler, cached, name)) is None), (scheduler, reason)
+
+
+def exception(cell: Cell) -> str | None:
+    """Returns why a combination is not expected to run, None if it is."""
+    scheduler, cached, name = cell
+    exact = cached in ("block_causal", "sub_block")
+    if exact and not KINDS[name].startswith("block-causal"):
+        return "the model is not block-causal"
+    if cached in ("sparse", "d2cache") and KINDS[name].startswith("block-causal"):
+        return "the block sees one side"
+    if cached == "dkv_greedy" and scheduler != "fixed_quota:order=planned":
+        return "it must know the order beforehand"
+    if scheduler == "wino" and ("shifted" in KINDS[name] or "block-causal" in KINDS[name]):
+        return "a shadow stands at its own column"
+    return None
+
+
+def test_every_cache_is_here() -> None:
+    assert set(CACHES) == set(dllm.cache.registry.names())
+    assert set(schedulers.names()) <= set(all_schedulers())
+
+
+def table() -> str:
+    """Returns the Markdown of which schedulers run with each cache on each kind of model."""
+    rows = [f"| cache | {' | '.join(KINDS[name] for name in MODELS)} |"]
+    rows.append("| --- " * (len(MODELS) + 1) + "|")
+    for cached in CACHES:
+        cells = [served(cached, name) for name in MODELS]
+        rows.append(f"| `{cached}` | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def served(cached: str, name: str) -> str:
+    """Returns which schedulers run, in words."""
+    ran = [it for it in all_schedulers() if not attempt((it, cached, name))]
+    refused = [it for it in all_schedulers() if it not in ran]
+    if not refused:
+        return "all"
+    if not ran:
+        return "none"
+    listed = ", ".join(f"`{it}`" for it in min(ran, refused, key=len))
+    return f"all but {listed}" if len(refused) < len(ran) else f"{listed} only"
+
+
+def test_the_page_says_what_was_found() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert page.partition(MARKER)[2].strip() == table().strip()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    written = PAGE.read_text(encoding="utf-8").partition(MARKER)[0]
+    PAGE.write_text(f"{written}{MARKER}\n\n{table()}\n", encoding="utf-8")
