@@ -25,6 +25,13 @@ class Problem:
     prompt: str
     response: str  # everything the model should write
     answer: str  # what is compared, a part of the response
+    turns: tuple[tuple[str, str], ...] = ()  # role and text; empty: the prompt is no chat
+
+    @property
+    def given(self) -> str | list[dict[str, str]]:
+        """What the model is given: text, or the messages of a chat."""
+        messages = [{"role": role, "content": text} for role, text in self.turns]
+        return messages or self.prompt
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ class Result:
     prompt: str
     text: str
     answer: str
-    correct: bool
+    correct: bool | None  # None: not scored
     prompt_tokens: int
     valid_tokens: int  # before the first end token
     raw_tokens: int  # all that the model committed
@@ -30,6 +30,7 @@ class Result:
     finish_reason: str
     settings: dict[str, Any]
     flops: float | None = None  # the batch's divided by its rows; None: not known
+    details: dict[str, Any] = field(default_factory=dict)  # how the judge came to it
 
 
 def read_results(path: Path, run: str | None = None) -> dict[str, Result]:

@@ -51,6 +51,7 @@ class Run:
             "model": self.model.name,
             "dtype": None if dtype is None else str(dtype),
             "task": self.task.name,
+            **({"task_options": dict(self.task.options)} if self.task.options else {}),
             "scheduler": schedulers.registry.create(settings.scheduler).summary(),
             "cache": caches.registry.create(settings.cache).summary(),
             "max_new_tokens": settings.max_new_tokens,
@@ -84,7 +85,8 @@ class Run:
         fit; a smaller one goes on where it stopped.
         """
         done = read_results(output, self.name) if output is not None else {}
-        yield from (done[problem.id] for problem in problems if problem.id in done)
+        kept = [(problem, done[problem.id]) for problem in problems if problem.id in done]
+        yield from self._scored(kept, output)
         left = [problem for problem in problems if problem.id not in done]
         left.sort(key=lambda problem: len(problem.prompt))
         if output is not None:
@@ -101,6 +103,19 @@ class Run:
             if shortage is not None:
                 raise shortage
 
+    def _scored(
+        self, kept: Sequence[tuple[Problem, Result]], output: Path | None
+    ) -> Iterator[Result]:
+        """Yields kept results, with a new line for those that can be scored only now."""
+        for problem, result in kept:
+            if result.correct is None and self.task.scored:
+                said = self.task.judgement(problem, result.text)
+                result = replace(result, correct=said.correct, details=dict(said.details))
+                if output is not None:
+                    mend(output)
+                    append(output, [result])
+            yield result
+
     def _finished(
         self, problems: Sequence[Problem], partial: GenerationOutput | None
     ) -> list[Result]:
@@ -113,7 +128,7 @@ class Run:
 
     def _batch(self, problems: Sequence[Problem]) -> list[Result]:
         seeds = [_seed(self.settings.seed, problem.id) for problem in problems]
-        prompts = [problem.prompt for problem in problems]
+        prompts: list[Any] = [problem.given for problem in problems]
         try:
             out = generate(self.model, prompts, replace(self.settings, seed=seeds))
         except ValueError as error:
@@ -132,7 +147,7 @@ class Run:
                 prompt=problem.prompt,
                 text=text,
                 answer=problem.answer,
-                correct=self.task.is_correct(problem, text),
+                correct=judgement.correct,
                 prompt_tokens=row.prompt_tokens,
                 valid_tokens=row.valid_tokens,
                 raw_tokens=row.raw_tokens,
@@ -143,8 +158,10 @@ class Run:
                 finish_reason=row.finish_reason,
                 settings=described,
                 flops=None if out.metrics.flops is None else out.metrics.flops * share,
+                details=dict(judgement.details),
             )
             for problem, text, row in zip(problems, out.texts, out.metrics.rows, strict=True)
+            for judgement in (self.task.judgement(problem, text),)
         ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, fields
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from typing import Any
 
 from dllm import cache as caches
@@ -34,18 +34,29 @@ class Summary:
     raw_tokens_per_forward: float  # all committed tokens
     tokens_per_second: float  # valid tokens
     flops: float | None = None  # a problem; None: not known of all of them
+    scored: int = 0  # problems whose answer was judged; without any, accuracy says nothing
+    scores: Mapping[str, float] = field(default_factory=dict)  # further ones, parts of the scored
+
+
+def record(summary: Summary) -> dict[str, Any]:
+    """Returns a summary as JSON-ready values; the accuracy of what was not scored is None."""
+    values = asdict(summary)
+    if not summary.scored:
+        values |= {"accuracy": None, "accuracy_low": None, "accuracy_high": None, "correct": None}
+    return values
 
 
 def summarise(results: Sequence[Result]) -> Summary:
     """Returns the summary of the results of one run, of which there is at least one."""
     if not results:
         raise ValueError("there are no results to summarise")
-    count, correct = len(results), sum(result.correct for result in results)
+    scores = [result.correct for result in results if result.correct is not None]
+    count, correct, scored = len(results), sum(scores), len(scores)
     forwards = sum(result.forwards for result in results)
     row_forwards = sum(result.row_forwards for result in results)
     seconds = sum(result.seconds for result in results)
     valid = sum(result.valid_tokens for result in results)
-    low, high = wilson(correct, count)
+    low, high = wilson(correct, scored) if scored else (0.0, 1.0)
     settings = results[0].settings
     flops = [result.flops for result in results if result.flops is not None]
     return Summary(
@@ -53,7 +64,7 @@ def summarise(results: Sequence[Result]) -> Summary:
         cache=short(settings["cache"], caches.registry),
         problems=count,
         correct=correct,
-        accuracy=correct / count,
+        accuracy=correct / scored if scored else 0.0,
         accuracy_low=low,
         accuracy_high=high,
         forwards=forwards / count,
@@ -66,6 +77,8 @@ def summarise(results: Sequence[Result]) -> Summary:
         ),
         tokens_per_second=valid / seconds if seconds else 0.0,
         flops=sum(flops) / count if len(flops) == count else None,
+        scored=scored,
+        scores=_further(results),
     )
 
 
@@ -77,6 +90,13 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     half, share = _NORMAL_95 * spread / (trials + z2), successes / trials
     # The bounds of 0 and 1 are themselves, which rounding would miss on the wrong side.
     return max(min(centre - half, share), 0.0), min(max(centre + half, share), 1.0)
+
+
+def _further(results: Sequence[Result]) -> dict[str, float]:
+    """Returns the mean of each score that judges keep in a result's details."""
+    names = [name for name, value in results[0].details.items() if isinstance(value, bool)]
+    judged = [result.details for result in results if result.correct is not None]
+    return {n: sum(details[n] for details in judged) / len(judged) for n in names if judged}
 
 
 def short(part: Mapping[str, Any], registry: Registry[Any]) -> str:

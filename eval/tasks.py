@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
+from typing import Any
 
-from dllm.eval import arithmetic, functions, lists
+from dllm.eval import arithmetic, functions, gsm8k, humaneval, lists
+from dllm.eval.judgement import Judgement
 from dllm.eval.problem import Problem, Split
+from dllm.eval.sandbox import open_sandbox
+from dllm.eval.task_options import TaskOptions
 from dllm.registry import nearest
 
 
@@ -19,6 +25,15 @@ class Task:
     description: str
     problems: Callable[[Split, int, int], Iterator[Problem]]
     is_correct: Callable[[Problem, str], bool]
+    judge: Callable[[Problem, str], Judgement] | None = None  # who says more than right or wrong
+    options: Mapping[str, Any] = field(default_factory=dict)  # what decides the problems
+    scored: bool = True
+
+    def judgement(self, problem: Problem, text: str) -> Judgement:
+        """Returns what the judge says of an answer."""
+        if self.judge is not None:
+            return self.judge(problem, text)
+        return Judgement(self.is_correct(problem, text))
 
     def take(self, count: int, split: Split = "test", seed: int = 0) -> list[Problem]:
         """Returns the first problems of a split, all different."""
@@ -42,8 +57,70 @@ TASKS = {
 }
 
 
-def find_task(name: str) -> Task:
+def _read_gsm8k(options: TaskOptions) -> Task:
+    style = gsm8k.find_style(options.style)
+    judge = partial(gsm8k.judge, style)
+    decides = {"style": options.style or gsm8k.DEFAULT_STYLE}
+    return _read("gsm8k", gsm8k.problems(options), judge, decides)
+
+
+def _read_humaneval(options: TaskOptions) -> Task:
+    style, data = humaneval.find_style(options.style), humaneval.read(options)
+    judge = humaneval.Judge(style, data, open_sandbox() if options.run_code else None)
+    decides = {"style": options.style or humaneval.DEFAULT_STYLE}
+    task = _read("humaneval", humaneval.problems(style, data), judge, decides)
+    return replace(task, scored=options.run_code)
+
+
+def _read(
+    name: str,
+    problems: Sequence[Problem],
+    judge: Callable[[Problem, str], Judgement],
+    decides: Mapping[str, Any],
+) -> Task:
+    """Returns a task with problems that are there already; a digest stands for all of them."""
+
+    def stream(split: Split, seed: int, num: int) -> Iterator[Problem]:
+        if split != "test":
+            raise ValueError(f"split={split!r}: of {name} only the test split is read")
+        return iter(problems[:num])
+
+    digest = hashlib.sha256(repr(problems).encode()).hexdigest()[:12]
+    return Task(
+        name=name,
+        description=READ[name].description,
+        problems=stream,
+        is_correct=lambda problem, text: judge(problem, text).correct is True,
+        judge=judge,
+        options={**decides, "problems": digest},
+    )
+
+
+@dataclass(frozen=True)
+class ReadTask:
+    """A task whose problems are a published data set."""
+
+    description: str
+    source: str
+    read: Callable[[TaskOptions], Task]
+
+
+READ = {
+    "gsm8k": ReadTask("grade-school word problems", "arXiv 2110.14168", _read_gsm8k),
+    "humaneval": ReadTask("Python functions", "arXiv 2107.03374", _read_humaneval),
+}
+
+
+def find_task(name: str, options: TaskOptions | None = None) -> Task:
     """Returns a task by name; raises ValueError that lists the known ones."""
+    options = options or TaskOptions()
+    if name in READ:
+        return READ[name].read(options)
     if name not in TASKS:
-        raise ValueError(f"unknown task {name!r}: {nearest(name, TASKS)}")
+        raise ValueError(f"unknown task {name!r}: {nearest(name, [*TASKS, *READ])}")
+    if options.given:
+        raise ValueError(
+            f"{', '.join(options.given)}: the task {name!r} makes its own problems; only "
+            f"{', '.join(READ)} have these options"
+        )
     return TASKS[name]

@@ -140,5 +140,5 @@ class Comparison:
 def _brief(outcome: Outcome) -> str:
     if outcome.refusal is not None:
         return f"refused: {outcome.refusal}"
-    right = sum(result.correct for result in outcome.results)
+    right = sum(bool(result.correct) for result in outcome.results)
     return f"{right} of {len(outcome.results)} right"

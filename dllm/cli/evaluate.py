@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,7 +35,8 @@ from dllm.eval.problem import Problem
 from dllm.eval.report import heading, label
 from dllm.eval.results import Result
 from dllm.eval.runner import Run
-from dllm.eval.summary import Summary, summarise
+from dllm.eval.summary import Summary, record, summarise
+from dllm.eval.task_options import TaskOptions
 from dllm.eval.tasks import find_task
 from dllm.generate import check
 from dllm.settings import resolve
@@ -45,7 +45,27 @@ INTERRUPTED = 130
 
 
 def evaluate(
-    task: Annotated[str, typer.Option(help="arithmetic, lists or functions.")] = "arithmetic",
+    task: Annotated[
+        str, typer.Option(help="arithmetic, lists, functions, gsm8k or humaneval.")
+    ] = "arithmetic",
+    data: Annotated[
+        Path | None,
+        typer.Option(help="JSON lines with the problems of gsm8k or humaneval; else the hub's."),
+    ] = None,
+    style: Annotated[
+        str | None,
+        typer.Option(help="gsm8k: fewshot, cot, zeroshot, chat, ...; humaneval: base, instruct."),
+    ] = None,
+    examples: Annotated[
+        Path | None, typer.Option(help="JSON lines with solved problems for gsm8k's prompts.")
+    ] = None,
+    shots: Annotated[
+        int | None, typer.Option(help="Solved problems in each prompt; the style's own number.")
+    ] = None,
+    run_code: Annotated[
+        bool,
+        typer.Option("--run-code", help="Run model-written code, in a sandbox, to score it."),
+    ] = False,
     model: ModelOption = "tiny",
     scheduler: SchedulersOption = None,
     lineup: Annotated[
@@ -80,9 +100,11 @@ def evaluate(
 
     dllm eval --schedulers all --limit 500 --output runs --plot pareto.png
     """
-    chosen = find_task(task)
+    chosen = find_task(task, TaskOptions(data, style, examples, shots, run_code))
     problems = chosen.take(limit)
     compared = lineup is not None or plot is not None
+    if compared and not chosen.scored:
+        raise ValueError(f"a comparison needs scores, and {task} has none without --run-code")
     entries = gather(lineup, scheduler or ()) if compared else []
     to = Destination(output, plot, as_json) if compared else None
     loaded = load(model, dtype=dtype, device=device)
@@ -147,8 +169,14 @@ def compare(
 
 def _report(runs: Sequence[Run], summaries: Sequence[Summary], as_json: bool) -> None:
     if as_json:
-        record: dict[str, Any] = {"rows": [asdict(summary) for summary in summaries]}
-        print(json.dumps(record))
+        print(json.dumps({"rows": [record(summary) for summary in summaries]}))
         return
     title = heading(runs[0], max((s.problems for s in summaries), default=0))
     Console(highlight=False).print(comparison(title, summaries))
+    for run, summary in zip(runs, summaries, strict=False):
+        if summary.scores:
+            shares = ", ".join(f"{name} {part:.1%}" for name, part in summary.scores.items())
+            Console(highlight=False).print(f"{label(run)}: {shares}", markup=False)
+    if not runs[0].task.scored:
+        note = "Not scored: --run-code runs the code in a sandbox; the same command goes on."
+        Console(stderr=True).print(note)

@@ -24,6 +24,6 @@ def shown(
     bar = progress.add_task(label, total=total, right=0.0)
     right = 0
     for count, result in enumerate(results, start=1):
-        right += result.correct
+        right += bool(result.correct)
         progress.update(bar, advance=1, right=right / count)
         yield result

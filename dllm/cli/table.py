@@ -28,8 +28,10 @@ def comparison(title: str, summaries: Sequence[Summary]) -> Table:
         table.add_row(
             summary.scheduler,
             summary.cache,
-            f"{summary.accuracy:.1%}",
-            f"{100 * summary.accuracy_low:.0f}-{summary.accuracy_high:.0%}",
+            f"{summary.accuracy:.1%}" if summary.scored else "-",
+            f"{100 * summary.accuracy_low:.0f}-{summary.accuracy_high:.0%}"
+            if summary.scored
+            else "not scored",
             f"{summary.forwards:.1f}",
             f"{summary.tokens_per_forward:.2f}",
             f"{summary.tokens_fed:.0f}",
