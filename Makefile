@@ -35,10 +35,10 @@ demo: $(READY)  ## Show parallel decoding with the embedded model, offline.
 	$(BIN)/dllm demo
 
 test: $(READY)  ## Run the fast tests.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto
 
 test-slow: $(READY)  ## Run the tests that take longer.
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest --numprocesses auto -m "slow and not gpu"
 
 test-gpu: $(READY)  ## Run the tests that need a CUDA device.
 	$(BIN)/python -m pytest -m gpu

@@ -132,7 +132,8 @@ def chosen_columns(
     columns = torch.where(real, order, layout.num_stored - 1)
     place = torch.arange(columns.shape[1], device=fed.device).expand_as(columns)
     places = torch.zeros_like(canvas.tokens).scatter(1, columns, place)
-    predictor = (canvas.columns() - spec.logit_shift).clamp(min=0)
+    predictor = canvas.columns() - spec.logit_shift
+    predicted, predictor = predictor >= 0, predictor.clamp(min=0)
     attend = _visible(columns, layout.num_columns, None, canvas, spec)
     if seen is not None:
         seen = seen[:, None, : layout.num_columns]
@@ -145,7 +146,7 @@ def chosen_columns(
         num_keys=layout.num_columns,
         attend=attend,
         slots=torch.where(real, _slots(columns, canvas), scratch),
-        known=fed.gather(1, predictor),
+        known=fed.gather(1, predictor) & predicted,
     )
 
 

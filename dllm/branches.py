@@ -88,5 +88,6 @@ def fan_out(plan: StepPlan, count: int, num_columns: int) -> StepPlan:
         forced=None if plan.forced is None else each(plan.forced),
         slots=slots,
         extra=None if plan.extra is None else each(plan.extra),
+        reuse=None if plan.reuse is None else plan.reuse.of_rows(every),
         retain=None if plan.retain is None else plan.retain.of_rows(every),
     )

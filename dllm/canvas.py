@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -12,6 +13,7 @@ from torch import Tensor
 from dllm.branches import Branches
 from dllm.plan import StepPlan
 from dllm.seen import Seen
+from dllm.verifier_drafts import Drafts
 
 NEVER = -1  # commit_step of a column that the model did not commit
 
@@ -102,6 +104,8 @@ class Status:
     num_fed: int  # the most columns that any row feeds in the next pass, 0 if the cache names none
     branching: bool  # some row has variants to compare
     block_forwards: int  # the most forwards that any unfinished row took at its block
+    num_variants: int = 1  # the most canvases that any unfinished row has drafted, itself included
+    num_forwards: int = 0  # the most forwards that any unfinished row took
 
 
 class Canvas:
@@ -111,6 +115,8 @@ class Canvas:
     is at the right end. Spare columns after the longest row let every row's window have W
     distinct columns; they are never attended to. Tensors keep their shape and place.
     """
+
+    seen: Seen | None = None  # by earlier passes, if plans ask for attention maps
 
     def __init__(self, layout: Layout, tokens: Tensor, fixed: Tensor, prompt_length: Tensor):
         self.layout = layout
@@ -139,8 +145,8 @@ class Canvas:
         self.commit_step = torch.full_like(tokens, NEVER, dtype=torch.int32)  # (B, C)
         self.commit_confidence = torch.full_like(tokens, float("nan"), dtype=torch.float32)
         self.branches: Branches | None = None
+        self.drafts: Drafts | None = None  # of a verifier, with its count of forwards
         self.announced: Tensor | None = None  # (B, n) int64 columns that the next step commits
-        self.seen: Seen | None = None  # by earlier passes, if plans ask for attention maps
         self.skip_after_end = False  # what follows an end token is not committed
         self.keep_history = False  # a scheduler revises: `commit_step` alone cannot tell the story
         self.history: list[Written] = []
@@ -230,6 +236,14 @@ class Canvas:
         self.row_forwards += window.active
         self.block_step += torch.where(window.active, change.num_steps, 0)
 
+    def copy(self) -> Canvas:
+        """Returns a canvas of its own that can be decoded further without this one."""
+        other = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(other, name, value.clone())
+        return other
+
     def adopt(self, winner: Tensor, active: Tensor) -> None:
         """Writes what the best variant (B,) of each active row (B,) has over the canvas."""
         assert self.branches is not None
@@ -247,12 +261,8 @@ class Canvas:
         self._record(self.commit_confidence, column, chosen, confidence.float())
         self.row_forwards += torch.where(compared, branches.count - 1, 0)
 
-    def settle(self, lockstep: bool, at_eos: AtEnd, feeds: Feeds | None = None) -> Status:
-        """Finishes complete rows, moves rows to their next block and reports, in one transfer.
-
-        `lockstep` holds every row at its block until all rows have filled theirs. `feeds` says
-        which columns (B, C) the next pass feeds.
-        """
+    def end_rows(self, at_eos: AtEnd) -> Tensor:
+        """Finishes complete rows; returns which columns wait for a token, (B, C) bool."""
         if at_eos == "truncate":
             self._truncate()
         masked = self.masked
@@ -260,6 +270,15 @@ class Canvas:
             complete = self._fill_complete(masked, whole_block=at_eos == "block")
             masked, self.held = masked & ~complete, self.held & ~complete[:, 0]
         self.finished = self.finished | ~(masked.any(1) | self.held)
+        return masked
+
+    def settle(self, lockstep: bool, at_eos: AtEnd, feeds: Feeds | None = None) -> Status:
+        """Finishes complete rows, moves rows to their next block and reports, in one transfer.
+
+        `lockstep` holds every row at its block until all rows have filled theirs. `feeds` says
+        which columns (B, C) the next pass feeds.
+        """
+        masked = self.end_rows(at_eos)
         first = masked.int().argmax(1)
         moving = (first >= self.block_end) & ~self.finished & ~self.held
         if lockstep:
@@ -274,11 +293,15 @@ class Canvas:
         num_fed = nothing if feeds is None else feeds(self).sum(1).max()
         flags = [~self.finished.all(), entered, self.broken.any(), branching.any()]
         forwards = torch.where(self.finished, 0, self.step - self.entry_step)
-        counts = [left, length.max(), reach.max(), num_fed, forwards.max()]
+        drafted = 1 + nothing if self.drafts is None else self.drafts.count
+        drafted = torch.where(self.finished, 1, drafted).max()
+        taken = torch.where(self.finished, 0, self.step).max()
+        counts = [left, length.max(), reach.max(), num_fed, forwards.max(), drafted, taken]
         values = torch.stack([value.long() for value in flags + counts]).tolist()
         unfinished, new, broken, branches = map(bool, values[:4])
-        remaining, longest, furthest, fed, count = values[4:]
-        return Status(unfinished, new, broken, remaining, longest, furthest, fed, branches, count)
+        remaining, longest, furthest, fed, count, variants, taken = values[4:]
+        spans = (remaining, longest, furthest, fed)
+        return Status(unfinished, new, broken, *spans, branches, count, variants, taken)
 
     def _enter(self, moving: Tensor, first: Tensor, masked: Tensor) -> None:
         """Moves rows to the block of their first mask, counted in whole blocks from the last."""

@@ -95,7 +95,9 @@ class Request:
         if self.loop.cache.stores:
             ways.append("take cache='none', which stores nothing")
         if self.loop.needs.branches > 1:
-            ways.append("take a scheduler without variants of a row")
+            ways.append(
+                "take a scheduler without variants of a row, a verifier with shorter drafts"
+            )
         return f"{', '.join(ways)}, or a narrower dtype"
 
 

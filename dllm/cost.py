@@ -26,11 +26,18 @@ class Cost:
     slot_bytes: int  # a column of a row of the K/V store
     token_bytes: int  # a fed column, while its largest layer runs; an estimate
     head_bytes: int  # a row of logits and its statistics; an estimate
+    value_flops: int = 0  # a column of which only the values are computed
+    num_layers: int = 1  # over which these are summed
 
     def flops(self, plan: StepPlan) -> int:
         """Returns the FLOPs of a pass, which the plan's shapes decide."""
         num_rows, num_fed = plan.columns.shape
-        a_row = num_fed * (self.token_flops + plan.num_keys * self.pair_flops)
+        a_column = self.token_flops + plan.num_keys * self.pair_flops
+        a_row = num_fed * a_column
+        if plan.reuse is not None:
+            reused = num_fed - plan.reuse.num_computed(num_fed)
+            less = reused * a_column - plan.reuse.num_compared * self.value_flops
+            a_row -= less // self.num_layers * (self.num_layers - 1)
         return num_rows * (a_row + plan.head.shape[1] * self.head_flops)
 
     def row_bytes(self, num_stored: int, num_fed: int, num_head_rows: int) -> int:
@@ -40,7 +47,8 @@ class Cost:
 
     def times(self, count: int) -> Cost:
         """Returns the price for a model that runs every row `count` times."""
-        return Cost(**{field.name: count * getattr(self, field.name) for field in fields(self)})
+        prices = {field.name: count * getattr(self, field.name) for field in fields(self)}
+        return Cost(**{**prices, "num_layers": self.num_layers})
 
 
 def network_cost(config: NetworkConfig, itemsize: int) -> Cost:
@@ -60,6 +68,8 @@ def network_cost(config: NetworkConfig, itemsize: int) -> Cost:
         token_bytes=(2 * width + widest) * itemsize,
         # Logits, their float32 copy, the copy without the mask token, one statistic.
         head_bytes=config.vocab_size * (itemsize + 3 * _FLOAT32),
+        value_flops=2 * config.num_layers * width * kv_width,
+        num_layers=config.num_layers,
     )
 
 

@@ -25,6 +25,8 @@ from dllm.prompts import Infill, Prompts, Row, encode_all
 from dllm.sampling import Sampling
 from dllm.schedulers import Needs, Scheduler
 from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings, resolve
+from dllm.verifier import verified
+from dllm.verifier_check import check_verifier
 
 
 def generate(
@@ -84,6 +86,8 @@ class Stream:
         rows = encode_all(model, prompts, settings)
         infilled = settings.infill or any(_has_text_after_gap(model, row) for row in rows)
         scheduler, cache = check(model, settings)
+        if observer is not None and settings.verifier is not None:
+            raise ValueError("passes that verify drafts are not observed: leave the verifier out")
         if memory is not None:
             memory.check(model, cache, settings.guidance_scale)
         num_slots = max(len(row.slots) for row in rows)
@@ -218,6 +222,8 @@ def check(model: DenoisingModel, settings: Settings) -> tuple[Scheduler, Cache]:
         )
     if needs.branches > 1 and getattr(cache, "first_token", "feed") == "force":
         raise ValueError(f"scheduler {name!r} needs first_token='feed' of its cache")
+    if settings.verifier is not None:
+        check_verifier(settings, scheduler, cache)
     return scheduler, cache
 
 
@@ -230,7 +236,7 @@ def _loop(
     canvas.keep_history = scheduler.can_revise
     if settings.guidance_scale > 0:
         model = GuidedModel(model, settings.guidance_scale, given=canvas.fixed)
-    return DenoisingLoop(
+    loop = DenoisingLoop(
         model=model,
         scheduler=scheduler,
         cache=cache,
@@ -239,6 +245,9 @@ def _loop(
         needs=scheduler.needs(layout.num_slots, layout.block_length),
         at_eos=settings.at_eos or ("ignore" if infilled else "stop"),
     )
+    if settings.verifier is None:
+        return loop
+    return verified(loop, check_verifier(settings, scheduler, cache))
 
 
 def _sampling(scheduler: Scheduler, layout: Layout, settings: Settings) -> Sampling:

@@ -83,5 +83,6 @@ class GuidedModel:
             head=plan.head.repeat(2, 1),
             attend=None if plan.attend is None else plan.attend.repeat(2, 1, 1),
             slots=slots,
+            reuse=None if plan.reuse is None else plan.reuse.of_rows(both),
             retain=None if plan.retain is None else plan.retain.of_rows(both),
         )

@@ -24,6 +24,8 @@ class RowMetrics:
     forwards: int  # passes in which the row had something to commit
     row_forwards: int  # the same, with every variant of the row counted
     finish_reason: str  # "eos", "length" or "interrupted"
+    # Forwards after which a verifier had 1, 2, ... schedule steps for certain; () without one.
+    accepted: tuple[int, ...] = ()
 
     @property
     def tokens_per_forward(self) -> float:

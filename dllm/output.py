@@ -36,7 +36,9 @@ def collect(
     """Returns the output of a canvas, which need not be finished."""
     trace = _trace(canvas)
     is_open = (~canvas.fixed).cpu()
-    forwards = canvas.step.tolist()
+    drafts = canvas.drafts
+    forwards = (canvas.step if drafts is None else drafts.passes).tolist()
+    accepted = None if drafts is None else drafts.taken.tolist()
     rows, sequences, answers = [], [], []
     row_forwards = canvas.row_forwards.tolist()
     for row, length in enumerate(canvas.length.tolist()):
@@ -51,6 +53,7 @@ def collect(
                 forwards=forwards[row],
                 row_forwards=row_forwards[row],
                 finish_reason=answer.finish_reason,
+                accepted=() if accepted is None else tuple(accepted[row]),
             )
         )
         sequences.append(tuple(ids))

@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from dllm.retention import Retention
+from dllm.reuse import Reuse
 
 PassKind = Literal["refresh", "step", "commit"]
 
@@ -32,4 +33,5 @@ class StepPlan:
     extra: Tensor | None = None  # (B, E) int64 columns whose logits follow those of the window
     maps: bool = False  # every layer leaves its attention, mean over heads, in `store.maps`
     retain: Retention | None = None  # every layer chooses keys that it sees from now on
+    reuse: Reuse | None = None  # every layer computes a part of the fed columns
     sparse: bool = False  # every layer sees, of the keys in `attend`, only those it has chosen

@@ -14,6 +14,7 @@ from dllm.noise import Noise
 from dllm.registry import nearest
 from dllm.sampling import ConfidenceSource
 from dllm.schedulers import Scheduler
+from dllm.verifiers import Verifier
 
 DEFAULT_BLOCK_LENGTH = 32
 
@@ -30,6 +31,7 @@ class Settings:
     blocks_from: Literal["prompt", "zero"] = "prompt"  # where blocks are counted from
     scheduler: str | Mapping[str, Any] | Scheduler = "threshold"
     cache: str | Mapping[str, Any] | Cache = "none"
+    verifier: str | Mapping[str, Any] | Verifier | None = None  # fewer forwards, the same tokens
     temperature: float = 0.0
     top_p: float | None = None
     top_k: int | None = None

@@ -38,6 +38,7 @@ class KVStore:
         self.stamp: Tensor | None = None  # (slots,) int32 pass of the last write, if it is kept
         self.num_passes = 0  # while stamps are kept
         self.maps: list[Tensor] = []  # (B, Q, K) attention of each layer in the last pass, if asked
+        self.features: dict[int, Tensor] = {}  # (rows, columns, hidden_size) outputs, if reused
         self.kept: list[Tensor | None] = [None] * len(self.keys)  # (rows, columns) bool, if chosen
 
     @property
@@ -77,16 +78,20 @@ class KVStore:
         """
         held_keys, held_values = self.keys[layer], self.values[layer]
         stride = self.shape.num_rows // slots.shape[0]
-        if stride > 1:
-            width = self.shape.num_columns
-            slots = slots + slots.div(width, rounding_mode="floor") * (stride - 1) * width
-        flat = slots.flatten().to(held_keys.device)
+        flat = self.flat(slots).to(held_keys.device)
         if self.stamp is not None and layer == 0:
             self.stamp.index_fill_(0, flat, self.num_passes)
             self.num_passes += 1
         held_keys.index_copy_(0, flat, keys.flatten(0, 1))
         held_values.index_copy_(0, flat, values.flatten(0, 1))
         return self._read(held_keys, num_keys, stride), self._read(held_values, num_keys, stride)
+
+    def flat(self, slots: Tensor) -> Tensor:
+        """Returns slots (B, n) in one line; fewer rows than the store has are every n-th of it."""
+        width, stride = self.shape.num_columns, self.shape.num_rows // slots.shape[0]
+        if stride > 1:
+            slots = slots + slots.div(width, rounding_mode="floor") * (stride - 1) * width
+        return slots.flatten()
 
     def copy_rows(self, source: Tensor) -> None:
         """Gives every row the content of row `source` (n,) int64.
@@ -97,7 +102,11 @@ class KVStore:
         source = (source + copies[:, None] * source.shape[0]).flatten()
         stamps = () if self.stamp is None else (self.stamp,)
         by_row = [self._rows(held) for held in (*self.keys, *self.values, *stamps)]
-        for held in (*by_row, *(kept for kept in self.kept if kept is not None)):
+        for held in (
+            *by_row,
+            *self.features.values(),
+            *(kept for kept in self.kept if kept is not None),
+        ):
             held.copy_(held[source.to(held.device)])
 
     def keep(self, layer: int, visible: Tensor) -> None:

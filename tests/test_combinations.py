@@ -32,6 +32,7 @@ CACHES: dict[str, Any] = {  # settings small enough for 32 slots in blocks of 8
     "window_diffusion": "window_diffusion:4,window=8,refresh=4",
     "sparse": "sparse:0.5",
     "d2cache": "d2cache:4",
+    "dllm_cache": "dllm_cache",
     "block_causal": "block_causal",
     "sub_block": "sub_block:4",
 }

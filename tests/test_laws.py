@@ -75,6 +75,7 @@ CACHES: list[Any] = [
     "sparse:0.3,kernel=1,delay=0",
     "d2cache:4",
     "d2cache:12,rollout=0.3,sigma=2,gap=0",
+    "dllm_cache:6,answer_every=4",
 ]
 SLOTS: dict[str, Any] = {"max_new_tokens": 32, "block_length": 8}
 CORE = ("prefix", "dkv:3")  # with every scheduler; other caches with these:

@@ -15,6 +15,7 @@ from dllm.cli.evaluate import evaluate
 from dllm.cli.generate import generate
 from dllm.cli.methods import methods
 from dllm.cli.train_filter import train_filter
+from dllm.cli.verify import verify
 from dllm.loop import BrokenLogitsError
 
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
@@ -32,6 +33,7 @@ app.command()(demo)
 app.command()(methods)
 app.command()(train_filter)
 app.command()(cache_error)
+app.command()(verify)
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dllm.cost import Cost, network_cost
 from dllm.models.config import ModelSpec
+from dllm.models.feature_reuse import partly_computed
 from dllm.models.placement import execution_device
 from dllm.models.transformer import Transformer
 from dllm.plan import StepPlan
@@ -93,5 +94,7 @@ class HostedModel:
         return KVStore(shape, self.dtype, devices)
 
     def forward(self, tokens: Tensor, plan: StepPlan, store: KVStore | None) -> Tensor:
+        if plan.reuse is not None and store is not None:
+            return partly_computed(self.network, tokens, plan, store)
         logits: Tensor = self.network(tokens, plan, store)
         return logits

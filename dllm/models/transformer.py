@@ -98,6 +98,15 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         return q, k, v
 
+    def values(self, x: Tensor) -> Tensor:
+        """Returns values (B, Q, Hkv, D) alone."""
+        if not self.config.fused_qkv:
+            flat = self.v(x)
+        else:
+            bias = None if self.qkv.bias is None else self.qkv.bias[-self.kv_width :]
+            flat = F.linear(x, self.qkv.weight[-self.kv_width :], bias)
+        return rearrange(flat, "b q (h d) -> b q h d", d=self.config.head_dim)
+
     def forward(
         self, x: Tensor, rotation: Rotation, attend: Tensor | None, memory: Memory | None
     ) -> Tensor:

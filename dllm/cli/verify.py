@@ -1,0 +1,127 @@
+"""`dllm verify`: what a verifier saves and costs, and whether it changes anything."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from dllm import load
+from dllm.cli.options import (
+    BlockOption,
+    CacheOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ModelOption,
+    NewTokensOption,
+    SchedulerOption,
+    SeedOption,
+    SetOption,
+    TemperatureOption,
+    given,
+)
+from dllm.eval.tasks import find_task
+from dllm.models.model import DenoisingModel
+from dllm.settings import resolve
+from dllm.verifier_report import Divergence, Spent, Verification, summed
+from dllm.verifier_trial import Trial
+
+DIFFERENT = 1  # exit code
+_LISTED = 10  # divergences
+
+
+def verify(
+    model: ModelOption = "tiny",
+    verifier: Annotated[
+        str, typer.Option("--verifier", "-v", help='"ssd:draft_length=4" or "freedave:4".')
+    ] = "ssd",
+    scheduler: SchedulerOption = None,
+    cache: CacheOption = None,
+    task: Annotated[str, typer.Option(help="Whose held-out problems are decoded.")] = "arithmetic",
+    limit: Annotated[int, typer.Option(help="Problems at most.")] = 20,
+    batch_size: Annotated[int, typer.Option(help="Prompts decoded together.")] = 1,
+    max_new_tokens: NewTokensOption = None,
+    block_length: BlockOption = None,
+    temperature: TemperatureOption = None,
+    seed: SeedOption = None,
+    settings: SetOption = None,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Decodes problems without and with a verifier and compares them token by token.
+
+    Exits with 1 if any row differs. That is a fault in float64; in narrower types a batch of
+    another size may round otherwise, which the margin at the first difference shows.
+
+    dllm verify --scheduler fixed_quota --verifier ssd:draft_length=4 --limit 20
+    """
+    options = given(
+        settings,
+        verifier=verifier,
+        scheduler=scheduler,
+        cache=cache,
+        max_new_tokens=max_new_tokens,
+        block_length=block_length,
+        temperature=temperature,
+        seed=seed,
+    )
+    problems = find_task(task).take(limit)
+    loaded = load(model, dtype=dtype, device=device)
+    resolved = resolve(loaded.defaults, None, options)
+    trial = Trial(loaded, [problem.prompt for problem in problems], resolved, batch_size)
+    errors, count = Console(stderr=True), -(-len(problems) // batch_size)
+    result = summed(list(track(trial.parts(), "twice each", count, console=errors)))
+    if as_json:
+        print(json.dumps({**asdict(result), "steps_per_forward": result.steps_per_forward}))
+    else:
+        _report(result, verifier, loaded)
+    if result.divergences:
+        raise typer.Exit(DIFFERENT)
+
+
+def _report(result: Verification, verifier: str, model: DenoisingModel) -> None:
+    console = Console(highlight=False)
+    table = Table(box=SIMPLE_HEAD, title=f"{result.num_prompts} prompts", title_justify="left")
+    for head in ("", "forwards", "row-forwards", "rows fed", "seconds"):
+        table.add_column(head, justify="right" if head else "left")
+    for name, spent in (("without", result.base), (verifier, result.verified)):
+        counts = (spent.forwards, spent.row_forwards, spent.rows_fed)
+        table.add_row(name, *map(str, counts), f"{spent.seconds:.2f}")
+    table.add_row("ratio", *_ratios(result.base, result.verified))
+    console.print(table)
+    counted = ", ".join(f"{steps}: {n}" for steps, n in enumerate(result.accepted, start=1))
+    console.print(
+        f"steps certain after a forward, and how often: {counted}; "
+        f"mean {result.steps_per_forward:.2f}",
+        f"the same tokens: {result.same_tokens} of {result.num_tokens}; "
+        f"rows without any difference: {result.same_rows} of {result.num_prompts}",
+        sep="\n",
+    )
+    for one in result.divergences[:_LISTED]:
+        console.print(_said(one, model), markup=False, soft_wrap=True)
+    if len(result.divergences) > _LISTED:
+        console.print(f"... and {len(result.divergences) - _LISTED} more")
+
+
+def _ratios(base: Spent, other: Spent) -> list[str]:
+    names = ("forwards", "row_forwards", "rows_fed", "seconds")
+    pairs = [(getattr(base, name), getattr(other, name)) for name in names]
+    return [f"{after / before:.2f}" if before else "-" for before, after in pairs]
+
+
+def _said(one: Divergence, model: DenoisingModel) -> str:
+    tokens = [str(token) for token in (one.token, one.other)]
+    if model.tokenizer is not None:
+        tokens = [repr(model.tokenizer.decode([token])) for token in (one.token, one.other)]
+    return (
+        f"prompt {one.prompt} first differs in step {one.step} at place {one.place}: {tokens[0]} "
+        f"without, {tokens[1]} with; margin of the two best tokens there {one.margin:.2g}"
+    )

@@ -1,0 +1,22 @@
+"""Candidates that need not be proposed again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dllm.candidates import Candidates
+from dllm.noise import Noise
+from dllm.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class Known(Sampling):
+    """Candidates that are known already: without noise each step proposes the same."""
+
+    candidates: Candidates | None = None
+
+    def propose(self, logits: Tensor, noise: Noise, columns: Tensor, step: Tensor) -> Candidates:
+        assert self.candidates is not None
+        return self.candidates

@@ -1,0 +1,30 @@
+"""Self-speculative decoding (SSD)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from dllm.verifiers.base import Verifier
+
+
+@dataclass(frozen=True)
+class SelfSpeculative(Verifier):
+    """Drafts `draft_length` schedule steps beyond the one that is certain."""
+
+    draft_length: int = 4  # steps; each is one more canvas in the pass that verifies
+    adaptive: bool = False  # rows whose drafts fail draft fewer steps, up to `draft_length` again
+
+    source: ClassVar[str] = "arXiv 2510.04147"
+
+    def __post_init__(self) -> None:
+        if self.draft_length < 0:
+            raise ValueError(f"draft_length={self.draft_length} must be at least 0 (no drafts)")
+
+    @property
+    def num_variants(self) -> int:
+        return self.draft_length + 1
+
+    @property
+    def adapts(self) -> bool:
+        return self.adaptive
