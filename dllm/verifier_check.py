@@ -26,7 +26,7 @@ def check_verifier(settings: Settings, scheduler: Scheduler, cache: Cache) -> Ve
     assert settings.verifier is not None
     verifier = verifiers.registry.create(settings.verifier)
     name = f"verifier {verifier.summary()['name']!r}"
-    _check_scheduler(name, scheduler, settings)
+    _check_scheduler(name, scheduler, cache, settings)
     _check_cache(name, cache)
     if settings.noise is not None and not isinstance(settings.noise, CounterNoise):
         raise ValueError(
@@ -36,7 +36,7 @@ def check_verifier(settings: Settings, scheduler: Scheduler, cache: Cache) -> Ve
     return verifier
 
 
-def _check_scheduler(name: str, scheduler: Scheduler, settings: Settings) -> None:
+def _check_scheduler(name: str, scheduler: Scheduler, cache: Cache, settings: Settings) -> None:
     asked = scheduler.summary()["name"]
     block = settings.block_length or settings.max_new_tokens
     needs = scheduler.needs(settings.max_new_tokens, block)
@@ -45,6 +45,9 @@ def _check_scheduler(name: str, scheduler: Scheduler, settings: Settings) -> Non
         "feeds every column a second time": needs.shadow,
         "compares variants of a row in passes of its own": needs.branches > 1,
         "carries state from one step to the next": not scheduler.stateless,
+        "cuts rows off, and a cache keeps what was cut as some pass left it": (
+            needs.shortens and cache.stores
+        ),
         "commits in a random order, which no draft foresees": scheduler.samples_order,
     }
     for reason, holds in reasons.items():
