@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -284,24 +284,33 @@ class Canvas:
         if lockstep:
             moving = moving & (moving | self.finished).all()
         self._enter(moving, first, masked)
-        entered = ((self.block_step == 0) & ~self.finished).any()
-        left = torch.where(self.finished, 0, self.length - self.block_start).max()
-        length = torch.where(self.finished, 0, self.length)
-        reach = torch.minimum(length, self.block_end)
-        nothing = torch.zeros_like(entered)
-        branching = nothing if self.branches is None else self.branches.needed & ~self.finished
-        num_fed = nothing if feeds is None else feeds(self).sum(1).max()
-        flags = [~self.finished.all(), entered, self.broken.any(), branching.any()]
-        forwards = torch.where(self.finished, 0, self.step - self.entry_step)
-        drafted = 1 + nothing if self.drafts is None else self.drafts.count
-        drafted = torch.where(self.finished, 1, drafted).max()
-        taken = torch.where(self.finished, 0, self.step).max()
-        counts = [left, length.max(), reach.max(), num_fed, forwards.max(), drafted, taken]
-        values = torch.stack([value.long() for value in flags + counts]).tolist()
-        unfinished, new, broken, branches = map(bool, values[:4])
-        remaining, longest, furthest, fed, count, variants, taken = values[4:]
-        spans = (remaining, longest, furthest, fed)
-        return Status(unfinished, new, broken, *spans, branches, count, variants, taken)
+        return self._status(feeds)
+
+    def _status(self, feeds: Feeds | None) -> Status:
+        """Returns what the host must know of the canvas: the one transfer of a step."""
+        running = ~self.finished
+        length = torch.where(running, self.length, 0)
+        none = torch.zeros_like(length)
+        needed = none if self.branches is None else self.branches.needed & running
+        drafted = none + 1 if self.drafts is None else self.drafts.count
+        flags = {
+            "unfinished": running,
+            "entered": (self.block_step == 0) & running,
+            "broken": self.broken,
+            "branching": needed,
+        }
+        counts = {
+            "remaining": torch.where(running, self.length - self.block_start, 0),
+            "length": length,
+            "reach": torch.minimum(length, self.block_end),
+            "num_fed": none if feeds is None else feeds(self).sum(1),
+            "block_forwards": torch.where(running, self.step - self.entry_step, 0),
+            "num_variants": torch.where(running, drafted, 1),
+            "num_forwards": torch.where(running, self.step, 0),
+        }
+        rows = torch.stack([value.long() for value in (*flags.values(), *counts.values())])
+        told: dict[str, Any] = dict(zip((*flags, *counts), rows.amax(1).tolist(), strict=True))
+        return Status(**{**told, **{name: bool(told[name]) for name in flags}})
 
     def _enter(self, moving: Tensor, first: Tensor, masked: Tensor) -> None:
         """Moves rows to the block of their first mask, counted in whole blocks from the last."""
