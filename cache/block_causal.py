@@ -49,13 +49,12 @@ class BlockStoreCache(Cache):
     def prefill(self, canvas: Canvas, spec: ModelSpec) -> Iterator[StepPlan]:
         if self.prefill_chunk is None:
             return
-        starts = canvas.clean.tolist()
-        longest = int((canvas.first_block - canvas.clean).max())
+        starts = canvas.clean
+        longest, furthest = int((canvas.first_block - starts).max()), int(starts.max())
         # The last part of the longest prompt is read with the first step.
         for read in range(0, longest - self.prefill_chunk, self.prefill_chunk):
-            end = min(max(starts) + read + self.prefill_chunk, canvas.layout.num_columns)
-            at = torch.tensor(starts, device=canvas.clean.device) + read
-            plan = columns_from(at, self.prefill_chunk, canvas, spec)
+            end = min(furthest + read + self.prefill_chunk, canvas.layout.num_columns)
+            plan = columns_from(starts + read, self.prefill_chunk, canvas, spec)
             assert plan.attend is not None
             nothing, seen = plan.head[:, :0], plan.attend[..., :end]
             yield replace(plan, kind="commit", head=nothing, known=None, num_keys=end, attend=seen)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import dllm
+from dllm.plan import StepPlan
+from dllm.store import KVStore
 
 # One thread: the models are so small that more only wait for each other.
 torch.set_num_threads(1)
@@ -28,6 +32,22 @@ def random_prompts(count: int, seed: int = 0, low: int = 3, high: int = 40) -> l
     source = torch.Generator().manual_seed(seed)
     lengths = torch.randint(low, high, (count,), generator=source).tolist()
     return [torch.randint(0, 125, (n,), generator=source).tolist() for n in lengths]
+
+
+class Watched:
+    """A model that hands each pass to a check, before and after it runs."""
+
+    def __init__(self, model: dllm.HostedModel, check: Any) -> None:
+        self.model, self.check = model, check
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def forward(self, tokens: Tensor, plan: StepPlan, store: KVStore) -> Tensor:
+        before = [tensor.clone() for tensor in (*store.keys, *store.values)]
+        logits = self.model.forward(tokens, plan, store)
+        self.check(tokens, plan, store, before, logits)
+        return logits
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,7 @@ from dllm.reuse import Reuse
 from dllm.seen import rollout
 from dllm.settings import Settings
 from dllm.store import KVStore
-from tests.conftest import MODELS, golden_model, random_prompts
+from tests.conftest import MODELS, Watched, golden_model, random_prompts
 
 NAMES = ("llada_gqa", "dream_gqa")
 SLOTS: dict[str, Any] = {"max_new_tokens": 24, "block_length": 8, "scheduler": "fixed_quota"}
@@ -49,22 +49,6 @@ FORMS: list[dict[str, Any]] = [
 def run(name: str, cache: Any, **given: Any) -> dllm.GenerationOutput:
     model, prompts = golden_model(name), random_prompts(4)
     return dllm.generate(model, prompts, cache=cache, **{**SLOTS, **given})
-
-
-class Watched:
-    """A model that hands each pass to a check, before and after it runs."""
-
-    def __init__(self, model: dllm.HostedModel, check: Any) -> None:
-        self.model, self.check = model, check
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.model, name)
-
-    def forward(self, tokens: Tensor, plan: StepPlan, store: KVStore) -> Tensor:
-        before = [tensor.clone() for tensor in (*store.keys, *store.values)]
-        logits = self.model.forward(tokens, plan, store)
-        self.check(tokens, plan, store, before, logits)
-        return logits
 
 
 def watch(name: str, cache: Any, check: Any, **given: Any) -> None:

@@ -11,25 +11,9 @@ from torch import Tensor
 import dllm
 from dllm.plan import StepPlan
 from dllm.store import KVStore
-from tests.conftest import MODELS, golden_model, random_prompts
+from tests.conftest import MODELS, Watched, golden_model, random_prompts
 
 SLOTS: dict[str, Any] = {"max_new_tokens": 24, "block_length": 8, "scheduler": "fixed_quota"}
-
-
-class Watched:
-    """A model that hands each pass to a check, before and after it runs."""
-
-    def __init__(self, model: dllm.HostedModel, check: Any) -> None:
-        self.model, self.check = model, check
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.model, name)
-
-    def forward(self, tokens: Tensor, plan: StepPlan, store: KVStore) -> Tensor:
-        before = [tensor.clone() for tensor in (*store.keys, *store.values)]
-        logits = self.model.forward(tokens, plan, store)
-        self.check(tokens, plan, store, before, logits)
-        return logits
 
 
 def run(name: str, cache: Any, check: Any, prompts: Any) -> None:
