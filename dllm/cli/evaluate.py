@@ -25,6 +25,7 @@ from dllm.cli.options import (
     SeedOption,
     SetOption,
     TemperatureOption,
+    VerifierOption,
     given,
 )
 from dllm.cli.progress import bars, shown
@@ -73,6 +74,7 @@ def evaluate(
         typer.Option("--schedulers", help='"all", or a YAML file with the list to compare.'),
     ] = None,
     cache: CachesOption = None,
+    verifier: VerifierOption = None,
     limit: Annotated[int, typer.Option(help="Problems of the held-out split.")] = 100,
     batch_size: Annotated[int, typer.Option(help="Prompts decoded together.")] = 50,
     output: Annotated[
@@ -110,6 +112,7 @@ def evaluate(
     loaded = load(model, dtype=dtype, device=device)
     shared = given(
         settings,
+        verifier=verifier,
         max_new_tokens=max_new_tokens,
         block_length=block_length,
         temperature=temperature,

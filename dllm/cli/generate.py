@@ -23,6 +23,7 @@ from dllm.cli.options import (
     SeedOption,
     SetOption,
     TemperatureOption,
+    VerifierOption,
     given,
 )
 from dllm.cli.watch import watch as draw
@@ -39,6 +40,7 @@ def generate(
     model: ModelOption = "tiny",
     scheduler: SchedulerOption = None,
     cache: CacheOption = None,
+    verifier: VerifierOption = None,
     max_new_tokens: NewTokensOption = None,
     block_length: BlockOption = None,
     temperature: TemperatureOption = None,
@@ -63,6 +65,7 @@ def generate(
         settings,
         scheduler=scheduler,
         cache=cache,
+        verifier=verifier,
         max_new_tokens=max_new_tokens,
         block_length=block_length,
         temperature=temperature,

@@ -26,6 +26,9 @@ CachesOption = Annotated[
     list[str] | None,
     typer.Option("--cache", "-c", help='"none", "prefix", "dual", ...; repeat to compare several.'),
 ]
+VerifierOption = Annotated[
+    str | None, typer.Option("--verifier", "-v", help='"ssd:draft_length=4", "freedave:4", ...')
+]
 NewTokensOption = Annotated[
     int | None, typer.Option("--max-new-tokens", "-n", help="Slots after each prompt.")
 ]
