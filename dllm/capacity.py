@@ -80,10 +80,11 @@ class Request:
 
     def _row_bytes(self, cost: Cost, before: int) -> int:
         """Returns the bytes of one row of the batch, with all its variants."""
-        layout, variants = self.layout, self.loop.needs.branches
-        stored = layout.num_stored if self.loop.cache.stores else 0
+        layout, variants = self.layout, self.loop.num_variants
+        stored = layout.num_stored * self.loop.needs.branches if self.loop.cache.stores else 0
         fed = layout.num_columns + layout.num_shadows
-        estimate = cost.row_bytes(stored, fed, layout.width + layout.num_shadows) * variants
+        width = layout.width + layout.num_shadows
+        estimate = cost.row_bytes(stored, fed * variants, width * variants)
         measured = _peak(self.meter.device) - before if self.meter.forwards else 0
         return max(estimate, measured // layout.num_rows)
 
@@ -94,7 +95,7 @@ class Request:
         ways.append("give fewer max_new_tokens")
         if self.loop.cache.stores:
             ways.append("take cache='none', which stores nothing")
-        if self.loop.needs.branches > 1:
+        if self.loop.num_variants > 1:
             ways.append(
                 "take a scheduler without variants of a row, a verifier with shorter drafts"
             )

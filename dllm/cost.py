@@ -32,7 +32,7 @@ class Cost:
     def flops(self, plan: StepPlan) -> int:
         """Returns the FLOPs of a pass, which the plan's shapes decide."""
         num_rows, num_fed = plan.columns.shape
-        a_column = self.token_flops + plan.num_keys * self.pair_flops
+        a_column = self.token_flops + plan.num_seen * self.pair_flops
         a_row = num_fed * a_column
         if plan.reuse is not None:
             reused = num_fed - plan.reuse.num_computed(num_fed)

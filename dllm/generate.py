@@ -223,7 +223,12 @@ def check(model: DenoisingModel, settings: Settings) -> tuple[Scheduler, Cache]:
     if needs.branches > 1 and getattr(cache, "first_token", "feed") == "force":
         raise ValueError(f"scheduler {name!r} needs first_token='feed' of its cache")
     if settings.verifier is not None:
-        check_verifier(settings, scheduler, cache)
+        verifier = check_verifier(settings, scheduler, cache)
+        if verifier.execution == "tree" and not model.supports_cache:
+            raise ValueError(
+                "execution='tree' hides keys from queries, which the wrapped module "
+                f"{model.name!r} cannot: load the checkpoint with dllm.load, or take 'batch'"
+            )
     return scheduler, cache
 
 

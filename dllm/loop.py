@@ -59,7 +59,10 @@ class Forward:
     def __call__(self, tokens: Tensor, plan: StepPlan) -> Tensor:
         """Returns the logits (B, W, V) of a pass over canvas tokens (B, C)."""
         self.meter.count(plan)
-        fed = tokens.gather(1, plan.columns)
+        return self.feed(tokens.gather(1, plan.columns), plan)
+
+    def feed(self, fed: Tensor, plan: StepPlan) -> Tensor:
+        """Returns the logits of a pass, which the caller has counted, over fed tokens (B, Q)."""
         if plan.num_shadows:
             fed[:, -plan.num_shadows :] = self.model.spec.mask_token_id
         return self.model.forward(fed, plan, self.store)
@@ -81,6 +84,11 @@ class DenoisingLoop:
     at_eos: AtEnd = "stop"
     memory: PromptMemory | None = None
     observer: Observer | None = None  # shown each pass before the step decides
+
+    @property
+    def num_variants(self) -> int:
+        """The most canvases of a row that one pass runs."""
+        return self.needs.branches
 
     @torch.inference_mode()
     def run(self, canvas: Canvas, meter: Meter) -> Iterator[StepEvent]:

@@ -121,9 +121,9 @@ class Meter:
         """Counts a planned pass."""
         num_rows, num_columns = plan.columns.shape
         self.forwards[plan.kind] += 1
-        self.rows_fed += num_rows
+        self.rows_fed += num_rows * plan.num_canvases
         self.tokens_fed += num_rows * num_columns
-        self.fed.append(num_columns)
+        self.fed.append(num_columns // plan.num_canvases)
         if self.cost is not None:
             self.flops += self.cost.flops(plan)
 

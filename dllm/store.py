@@ -72,9 +72,10 @@ class KVStore:
     def write(
         self, layer: int, slots: Tensor, keys: Tensor, values: Tensor, num_keys: int
     ) -> tuple[Tensor, Tensor]:
-        """Stores keys and values (B, Q, H, D) at slots (B, Q); returns views (B, K, H, D).
+        """Stores keys and values (B, Q, H, D) at slots (B, q); returns views (B, K, H, D).
 
-        A pass of fewer rows than the store has uses every n-th of them.
+        A pass of fewer rows than the store has uses every n-th of them. Keys and values beyond the
+        first q have no slot: they follow those of the store in what is returned.
         """
         held_keys, held_values = self.keys[layer], self.values[layer]
         stride = self.shape.num_rows // slots.shape[0]
@@ -82,9 +83,16 @@ class KVStore:
         if self.stamp is not None and layer == 0:
             self.stamp.index_fill_(0, flat, self.num_passes)
             self.num_passes += 1
-        held_keys.index_copy_(0, flat, keys.flatten(0, 1))
-        held_values.index_copy_(0, flat, values.flatten(0, 1))
-        return self._read(held_keys, num_keys, stride), self._read(held_values, num_keys, stride)
+        pair, kept = ((held_keys, keys), (held_values, values)), slots.shape[1]
+        for held, given in pair:
+            held.index_copy_(0, flat, given[:, :kept].flatten(0, 1))
+        views = [self._read(held, num_keys, stride) for held, _ in pair]
+        if keys.shape[1] > kept:
+            views = [
+                torch.cat([v, given[:, kept:]], 1)
+                for v, (_, given) in zip(views, pair, strict=True)
+            ]
+        return views[0], views[1]
 
     def flat(self, slots: Tensor) -> Tensor:
         """Returns slots (B, n) in one line; fewer rows than the store has are every n-th of it."""

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field, fields, replace
 import torch
 from torch import Tensor
 
-from dllm.branches import fan_out
 from dllm.canvas import Canvas, Status, Window
 from dllm.loop import DenoisingLoop, Forward, StepEvent
 from dllm.plan import StepPlan
 from dllm.schedulers.view import State
 from dllm.verifier_drafts import next_match, no_drafts
+from dllm.verifier_execution import EXECUTIONS
+from dllm.verifier_guard import is_steady
 from dllm.verifier_known import Known
 from dllm.verifiers import Verifier
 from dllm.verifiers.ssd import SelfSpeculative
@@ -31,25 +32,28 @@ class VerifiedLoop(DenoisingLoop):
 
     verifier: Verifier = field(default_factory=SelfSpeculative)
 
+    @property
+    def num_variants(self) -> int:
+        return 1 if self.verifier.execution == "sequential" else self.verifier.num_variants
+
     def _pass(
         self, canvas: Canvas, status: Status, plan: StepPlan, forward: Forward, state: State
     ) -> tuple[Window, Tensor]:
         """Runs a planned pass over all drafted canvases; logits are (B * n, W, V)."""
         if canvas.drafts is None:
-            canvas.drafts = no_drafts(canvas.tokens, self.needs.branches)
+            canvas.drafts = no_drafts(canvas.tokens, self.verifier)
         drafts = canvas.drafts
         if status.num_variants == 1:
             drafts.shared = False
             return super()._pass(canvas, status, plan, forward, state)
         count = status.num_variants
-        if forward.store is not None:
+        if forward.store is not None and self.verifier.execution == "batch":
             count = next(n for n in range(count, drafts.most + 1) if drafts.most % n == 0)
             if not drafts.shared:
                 drafts.share(forward.store)
             drafts.shared = count == drafts.most
-        wide = fan_out(plan, count, canvas.layout.num_stored)
-        logits = forward(drafts.variants(canvas.tokens, count).flatten(0, 1), wide)
-        return canvas.window(plan), logits
+        run = EXECUTIONS[self.verifier.execution]
+        return canvas.window(plan), run(drafts.variants(canvas.tokens, count), plan, forward)
 
     def _step(
         self, canvas: Canvas, window: Window, plan: StepPlan, logits: Tensor, state: State
@@ -57,28 +61,38 @@ class VerifiedLoop(DenoisingLoop):
         """Takes every step whose logits are at hand, then drafts those after them."""
         drafts = canvas.drafts
         assert drafts is not None
-        num_rows = canvas.layout.num_rows
-        logits = logits.unflatten(0, (num_rows, -1))
-        count, rows = logits.shape[1], torch.arange(num_rows, device=logits.device)
+        logits = logits.unflatten(0, (canvas.layout.num_rows, -1))
+        count, rows = logits.shape[1], torch.arange(logits.shape[0], device=logits.device)
         variants, place = drafts.variants(canvas.tokens, count), torch.zeros_like(rows)
         steps, spent = canvas.step.clone(), canvas.row_forwards.clone()
-        begun = _Bounds.of(canvas)
-        event, state = super()._step(canvas, window, plan, logits[:, 0], state)
-        ready = going = window.active & self._ready(canvas, plan, begun)
+        begun, guarded = _Bounds.of(canvas), count > 1 and self.verifier.margin_guard > 0
+        now = self._steady(canvas, window, logits[:, 0], state) if guarded else window
+        event, state = super()._step(canvas, now, plan, logits[:, 0], state)
+        going, doubted = now.active, window.active & ~now.active
+        ready = self._ready(canvas, plan, begun)
         for _ in range(1, count):
             match, found = next_match(canvas.tokens, variants, place)
             going = ready & going & found
             place = torch.where(going, match, place)
             now, held = canvas.window(plan, going), logits[rows, place]
+            now = self._steady(canvas, now, held, state) if guarded else now
             later, state = super()._step(canvas, now, plan, held, state)
-            event = _joined(event, later, canvas, window, going)
+            event = _joined(event, later, canvas, window, now.active)
+            going, doubted = now.active, doubted | (going & ~now.active)
             ready = self._ready(canvas, plan, begun)
         canvas.row_forwards = spent + torch.where(window.active, drafts.count, 0)
-        drafts.tally(window.active, canvas.step - steps)
-        if self.verifier.adapts:
-            drafts.adapt(window.active, canvas.step - steps)
-        self._draft(canvas, plan, logits[rows, place], ready & window.active)
+        drafts.note(window.active, canvas.step - steps, self.verifier.adaptive)
+        self._draft(canvas, plan, logits[rows, place], ready & window.active & ~doubted)
+        if guarded:  # the next pass is one without drafts, with the shapes that the base has
+            drafts.count = torch.where(doubted.any(), 1, drafts.count)
         return event, state
+
+    def _steady(self, canvas: Canvas, window: Window, logits: Tensor, state: State) -> Window:
+        """Returns the window without the rows that would decide otherwise on similar logits."""
+        candidates = self.sampling.propose(logits, self.noise, window.columns, canvas.step)
+        view, guard = self._view(canvas, window, state), self.verifier.margin_guard
+        active = window.active & is_steady(self.scheduler, candidates, view, guard)
+        return replace(window, active=active, masked=window.masked & active[:, None])
 
     def _draft(self, canvas: Canvas, plan: StepPlan, logits: Tensor, ready: Tensor) -> None:
         """Notes the canvases that rows `ready` (B,) pass through if no logits (B, W, V) change."""
@@ -110,7 +124,8 @@ class VerifiedLoop(DenoisingLoop):
 def verified(loop: DenoisingLoop, verifier: Verifier) -> VerifiedLoop:
     """Returns a loop that does what another does in fewer forwards."""
     given = {own.name: getattr(loop, own.name) for own in fields(DenoisingLoop)}
-    given["needs"] = replace(loop.needs, branches=verifier.num_variants)
+    if verifier.execution == "batch":
+        given["needs"] = replace(loop.needs, branches=verifier.num_variants)
     return VerifiedLoop(**given, verifier=verifier)
 
 

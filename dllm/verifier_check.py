@@ -28,6 +28,11 @@ def check_verifier(settings: Settings, scheduler: Scheduler, cache: Cache) -> Ve
     name = f"verifier {verifier.summary()['name']!r}"
     _check_scheduler(name, scheduler, cache, settings)
     _check_cache(name, cache)
+    if verifier.margin_guard and settings.temperature > 0:
+        raise ValueError(
+            f"margin_guard={verifier.margin_guard} compares probabilities, which do not decide at "
+            f"temperature={settings.temperature}: leave one of them out"
+        )
     if settings.noise is not None and not isinstance(settings.noise, CounterNoise):
         raise ValueError(
             f"{name} looks several steps ahead, and noise={type(settings.noise).__name__} may "
@@ -48,7 +53,6 @@ def _check_scheduler(name: str, scheduler: Scheduler, cache: Cache, settings: Se
         "cuts rows off, and a cache keeps what was cut as some pass left it": (
             needs.shortens and cache.stores
         ),
-        "commits in a random order, which no draft foresees": scheduler.samples_order,
     }
     for reason, holds in reasons.items():
         if holds:

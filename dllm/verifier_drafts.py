@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dllm.store import KVStore
+from dllm.verifiers.base import Verifier
 
 
 @dataclass
@@ -41,27 +42,35 @@ class Drafts:
         first = torch.arange(self.tokens.shape[0], device=self.tokens.device) * self.most
         store.copy_rows(first.repeat_interleave(self.most))
 
-    def tally(self, active: Tensor, steps: Tensor) -> None:
-        """Counts a pass in rows `active` (B,), after which `steps` (B,) were certain."""
+    def note(self, active: Tensor, steps: Tensor, adaptive: bool) -> None:
+        """Counts a pass in rows `active` (B,) that took `steps` (B,); adapts what comes next."""
         self.passes = self.passes + active
         place = (steps - 1).clamp(0, self.most - 1)[:, None]
-        self.taken = self.taken.scatter_add(1, place, active[:, None].long())
+        took = active & (steps > 0)
+        self.taken = self.taken.scatter_add(1, place, took[:, None].long())
+        if adaptive:
+            self._adapt(active, steps)
 
-    def adapt(self, active: Tensor, steps: Tensor) -> None:
-        """Twice as many canvases where all were right, else one more than were."""
+    def _adapt(self, active: Tensor, steps: Tensor) -> None:
+        """Twice as many canvases where all were right, else one more than were.
+
+        A pass of c canvases and s steps changes c plus the limit by 2 s at most. Rows begin with a
+        limit of 2, so all passes together run at most 2 canvases for each step, and 2 more.
+        """
         verified = active & (self.count > 1)
-        wanted = torch.where(steps >= self.count, 2 * self.count, steps + 1)
-        wanted = torch.maximum(wanted, torch.where(steps >= self.count, self.limit, 0))
+        right = steps >= self.count
+        wanted = torch.where(right, torch.maximum(2 * self.count, self.limit), steps + 1)
         self.limit = torch.where(verified, wanted.clamp(2, self.most), self.limit)
 
 
-def no_drafts(tokens: Tensor, most: int) -> Drafts:
-    """Returns rows of canvas tokens (B, C) without drafts, of up to `most` canvases later on."""
+def no_drafts(tokens: Tensor, verifier: Verifier) -> Drafts:
+    """Returns rows of canvas tokens (B, C) that have no drafts yet."""
+    most = verifier.num_variants
     zeros = torch.zeros_like(tokens[:, 0])
     return Drafts(
         tokens=tokens[:, None].expand(-1, most, -1),
         count=zeros + 1,
-        limit=zeros + most,
+        limit=zeros + (min(most, 2) if verifier.adaptive else most),
         passes=zeros,
         taken=zeros[:, None].expand(-1, most),
     )

@@ -105,11 +105,6 @@ class Scheduler(ABC):
         return False
 
     @property
-    def samples_order(self) -> bool:
-        """Whether the columns that are committed depend on a random draw of their own."""
-        return False
-
-    @property
     def may_skip(self) -> bool:
         """Whether a step may commit nothing in a row that has masks."""
         return False

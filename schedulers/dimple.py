@@ -37,10 +37,6 @@ class Dimple(Scheduler):
         if not 0 <= self.epsilon < 1:
             raise ValueError(f"epsilon={self.epsilon} must be in [0, 1)")
 
-    @property
-    def samples_order(self) -> bool:
-        return self.order == "random"
-
     def needs(self, num_slots: int, block_length: int) -> Needs:
         return Needs(whole_row=True)
 

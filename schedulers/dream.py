@@ -37,10 +37,6 @@ class Dream(Scheduler):
     def may_skip(self) -> bool:
         return self.empty_steps or self.algorithm == "origin"
 
-    @property
-    def samples_order(self) -> bool:
-        return self.algorithm == "origin" or self.order_temperature > 0
-
     def check(self, num_blocks: int, block_length: int) -> None:
         if self.steps is not None and (self.steps < num_blocks or self.steps % num_blocks):
             raise ValueError(

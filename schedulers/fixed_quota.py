@@ -35,10 +35,6 @@ class FixedQuota(Scheduler):
     def announces(self) -> bool:
         return self.order == "planned"
 
-    @property
-    def samples_order(self) -> bool:
-        return self.order in ("random", "planned")
-
     def check(self, num_blocks: int, block_length: int) -> None:
         if self.steps is not None and self.steps % num_blocks:
             raise ValueError(

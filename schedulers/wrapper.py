@@ -35,10 +35,6 @@ class Wrapper(Scheduler):
         return self.inner.may_skip
 
     @property
-    def samples_order(self) -> bool:
-        return self.inner.samples_order
-
-    @property
     def reads(self) -> ConfidenceSource:
         return self.inner.reads
 

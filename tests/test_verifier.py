@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from typing import Any
@@ -38,6 +39,11 @@ SCHEDULERS: tuple[Any, ...] = (
     "fixed_quota:order=entropy",
     "threshold:0.9",
     "threshold:0.5",
+    "fixed_quota:order=random",
+    "fixed_quota:order=planned",
+    "dimple:0.7,order=random",
+    "dream:origin",
+    "dream:entropy,order_temperature=0.5",
     "factor:1.0",
     "factor:1.0,last=passes",
     "localleap:0.7,relaxed_threshold=0.4,radius=2",
@@ -73,8 +79,18 @@ def runs(draw: st.DrawFn) -> tuple[str, list[list[int]], dict[str, Any]]:
     if name == "dream_gqa":
         caches += ("prefix:first_token=force", "dual:first_token=force")
     schedulers = SCHEDULERS if name in MODELS else [s for s in SCHEDULERS if "steps=" not in str(s)]
-    variants, adaptive = draw(st.integers(1, 9)), draw(st.booleans())
-    named = draw(st.sampled_from((f"ssd:{variants - 1}", f"freedave:{variants}")))
+    variants, temperature = draw(st.integers(1, 9)), draw(st.sampled_from((0.0, 0.0, 0.7)))
+    named: dict[str, Any] = draw(
+        st.sampled_from(
+            (
+                {"name": "ssd", "draft_length": variants - 1},
+                {"name": "freedave", "draft_steps": variants},
+            )
+        )
+    )
+    named["adaptive"] = draw(st.booleans())
+    named["execution"] = draw(st.sampled_from(("batch", "tree", "sequential")))
+    named["margin_guard"] = draw(st.sampled_from((0.0, 0.0, 0.05))) if temperature == 0 else 0.0
     scheduler = draw(st.sampled_from(schedulers))
     if "end_of_text" in scheduler:
         caches = ("none",)
@@ -83,12 +99,12 @@ def runs(draw: st.DrawFn) -> tuple[str, list[list[int]], dict[str, Any]]:
         "scheduler": scheduler,
         "cache": draw(st.sampled_from(caches)),
         "block_length": draw(st.sampled_from((4, 8, 16) if name in MODELS else (8, 16))),
-        "temperature": draw(st.sampled_from((0.0, 0.0, 0.7))),
+        "temperature": temperature,
         "at_eos": draw(st.sampled_from(("ignore", "stop", "skip", "block", "truncate"))),
         "eos_token_id": ENDS,
         "guidance_scale": draw(st.sampled_from((0.0, 0.0, 1.0))) if name in MODELS else 0.0,
         "fixed": draw(st.sampled_from((None, {3: 5, 9: 7}))),
-        "verifier": f"{named},adaptive={str(adaptive).lower()}",
+        "verifier": named,
     }
     prompts = random_prompts(draw(st.integers(1, 4)), seed=draw(st.integers(0, 999)))
     return name, prompts, options
@@ -101,14 +117,18 @@ def check_unchanged(model: Any, prompts: Any, options: dict[str, Any]) -> tuple[
     assert fast.sequences == base.sequences
     assert torch.equal(fast.trace.commit_step, base.trace.commit_step)
     torch.testing.assert_close(fast.trace.confidence, base.trace.confidence, equal_nan=True)
-    assert fast.metrics.num_forwards <= base.metrics.num_forwards
-    most = verifiers.registry.create(options["verifier"]).num_variants
+    verifier = verifiers.registry.create(options["verifier"])
+    most, guarded = verifier.num_variants, verifier.margin_guard > 0
+    assert fast.metrics.num_forwards <= (1 + guarded) * base.metrics.num_forwards
     for row, (one, other) in enumerate(zip(base.metrics.rows, fast.metrics.rows, strict=True)):
         assert list(fast.trace.replay(row)) == list(base.trace.replay(row))
         assert (one.finish_reason, one.raw_tokens) == (other.finish_reason, other.raw_tokens)
         steps = sum(count * place for place, count in enumerate(other.accepted, start=1))
-        assert (steps, sum(other.accepted)) == (one.forwards, other.forwards)
+        assert steps == one.forwards
+        assert sum(other.accepted) == other.forwards or guarded
         assert other.forwards <= other.row_forwards <= most * other.forwards
+        if verifier.adaptive and not guarded:
+            assert other.row_forwards <= 2 * one.forwards + 2
     return base, fast
 
 
@@ -172,7 +192,7 @@ class Deaf:
         ("ssd:3", [1, 4, 3], (1, 0, 1, 1)),  # 1 step, then 4, then the 3 that are left
         ("freedave:4", [1, 4, 3], (1, 0, 1, 1)),
         ("ssd:9", [1, 7], (1, 0, 0, 0, 0, 0, 1, 0, 0, 0)),  # no canvas without masks is run
-        ("ssd:3,adaptive=true", [1, 4, 3], (1, 0, 1, 1)),
+        ("ssd:3,adaptive=true", [1, 2, 4, 1], (2, 1, 0, 1)),  # 2 canvases, twice as many, the rest
     ],
 )
 def test_a_model_that_never_changes_its_mind(
@@ -229,13 +249,17 @@ def test_more_than_one_token_a_step_may_join_two_drafts() -> None:
 
 
 def test_limits_of_drafts_follow_each_row() -> None:
-    drafts = no_drafts(torch.zeros(5, 3, dtype=torch.int64), 8)
+    verifier = verifiers.registry.create("ssd:7,adaptive=true")
+    drafts = no_drafts(torch.zeros(5, 3, dtype=torch.int64), verifier)
+    assert drafts.limit.tolist() == [2] * 5
     drafts.limit = torch.tensor([8, 8, 2, 4, 8])
     drafts.count = torch.tensor([8, 8, 2, 2, 1])
-    drafts.adapt(torch.tensor([True, True, True, True, True]), torch.tensor([1, 3, 2, 2, 1]))
+    drafts.note(torch.ones(5, dtype=torch.bool), torch.tensor([1, 3, 2, 2, 1]), adaptive=True)
     assert drafts.limit.tolist() == [2, 4, 4, 4, 8]  # the last one had nothing to verify
-    drafts.adapt(torch.zeros(5, dtype=torch.bool), torch.ones(5, dtype=torch.int64))
+    nobody, steps = torch.zeros(5, dtype=torch.bool), torch.ones(5, dtype=torch.int64)
+    drafts.note(nobody, steps, adaptive=True)
     assert drafts.limit.tolist() == [2, 4, 4, 4, 8]
+    assert drafts.passes.tolist() == [1] * 5
 
 
 def test_adapting_costs_fewer_rows() -> None:
@@ -313,7 +337,7 @@ class Imitation(VerifiedLoop):
         canvas.tokens.scatter_(1, window.columns, torch.where(kept, last, window.tokens))
         left = canvas.window(plan, canvas.active)
         event, state = DenoisingLoop._step(self, canvas, left, plan, logits, state)
-        drafts.tally(window.active, window.active.long())
+        drafts.note(window.active, window.active.long(), adaptive=False)
         self._draft(canvas, plan, logits, self._ready_rows(canvas, plan) & window.active)
         return event, state
 
@@ -413,17 +437,14 @@ def test_one_host_transfer_a_step(
         ({"scheduler": "token_editing"}, "'token_editing': it revises"),
         ({"scheduler": "wino"}, "'wino': it revises"),
         ({"scheduler": "lopa"}, "'lopa': it compares variants"),
-        ({"scheduler": "fixed_quota:order=random"}, "'fixed_quota': it commits in a random order"),
-        ({"scheduler": "dream:origin"}, "'dream': it commits in a random order"),
-        (
-            {"scheduler": {"name": "end_of_text", "inner": "dream:origin"}},
-            "'end_of_text': it commits in a random order",
-        ),
         ({"cache": "dual", "scheduler": "end_of_text"}, "'end_of_text': it cuts rows off"),
         ({"cache": "dkv"}, "refuses cache 'dkv'"),
         ({"cache": "window_diffusion"}, "refuses cache 'window_diffusion'"),
         ({"cache": "dual:refresh_every=3"}, "refuses refresh_every=3 of cache 'dual'"),
         ({"noise": object()}, "noise=object"),
+        ({"verifier": "ssd:2,margin_guard=1"}, "margin_guard=1 must be in"),
+        ({"verifier": "ssd:2,margin_guard=0.1", "temperature": 1.0}, "margin_guard=0.1 compares"),
+        ({"verifier": "ssd:2,execution=trees"}, "execution='trees' must be"),
         ({"verifier": "sdd"}, "did you mean 'ssd'"),
         ({"verifier": "ssd:draft_length=-1"}, "draft_length=-1 must be at least 0"),
         ({"verifier": "freedave:0"}, "draft_steps=0 must be at least 1"),
@@ -479,3 +500,37 @@ def test_the_command(style: str) -> None:
         assert (record["same_rows"], record["divergences"]) == (2, [])
     else:
         assert "rows without any difference: 2 of 2" in done.stdout
+
+
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual", "block_causal"])
+def test_one_canvas_after_the_other_rounds_as_the_base_does(cache: str) -> None:
+    """Each pass has the base's shapes, so that even the last bit of a float32 is the same.
+
+    Of one row: those of a batch end at other passes than in the base, which changes the shapes.
+    """
+    model = model_of("sdar" if cache == "block_causal" else "llada_gqa")
+    model = dllm.HostedModel(model.name, copy.deepcopy(model.network).float(), model.spec)
+    options = {**SLOTS, "scheduler": "fixed_quota", "cache": cache, "block_length": 8}
+    options |= {"statistics_dtype": torch.float32}
+    prompts = random_prompts(1)
+    base = dllm.generate(model, prompts, **options)
+    fast = dllm.generate(model, prompts, verifier="ssd:3,execution=sequential", **options)
+    assert fast.sequences == base.sequences
+    assert fast.metrics.num_forwards < base.metrics.num_forwards
+    assert torch.equal(fast.trace.confidence.nan_to_num(-1), base.trace.confidence.nan_to_num(-1))
+
+
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual", "block_causal"])
+def test_ways_to_run_canvases_differ_in_what_they_store_alone(cache: str) -> None:
+    model = model_of("sdar" if cache == "block_causal" else "llada_gqa")
+    options = {**SLOTS, "scheduler": "fixed_quota", "cache": cache, "block_length": 16}
+    found = {
+        way: dllm.generate(model, [[1, 2, 3]], verifier=f"ssd:3,execution={way}", **options).metrics
+        for way in ("batch", "tree", "sequential")
+    }
+    assert found["tree"].rows == found["sequential"].rows == found["batch"].rows
+    assert found["tree"].num_forwards == found["sequential"].num_forwards
+    assert found["tree"].fed == found["sequential"].fed == found["batch"].fed
+    assert found["tree"].tokens_fed == found["sequential"].tokens_fed
+    assert found["batch"].store_bytes >= 3.9 * found["tree"].store_bytes
+    assert (found["tree"].store_bytes > 0) == (cache != "none")

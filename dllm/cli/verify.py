@@ -76,7 +76,7 @@ def verify(
     problems = find_task(task).take(limit)
     loaded = load(model, dtype=dtype, device=device)
     resolved = resolve(loaded.defaults, None, options)
-    trial = Trial(loaded, [problem.prompt for problem in problems], resolved, batch_size)
+    trial = Trial(loaded, [problem.given for problem in problems], resolved, batch_size)
     errors, count = Console(stderr=True), -(-len(problems) // batch_size)
     result = summed(list(track(trial.parts(), "twice each", count, console=errors)))
     if as_json:

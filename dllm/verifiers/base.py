@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
+
+# How the canvases of a row share a pass: as rows of the batch, each with keys of its own; end to
+# end in one row under a mask, with shared keys; or, as a reference, in a pass of its own each.
+Execution = Literal["batch", "tree", "sequential"]
 
 
-@dataclass(frozen=True)
 class Verifier(ABC):
     """Runs a scheduler's next steps in one pass and keeps those that it would have taken itself.
 
@@ -15,16 +17,18 @@ class Verifier(ABC):
     """
 
     source: ClassVar[str]  # paper and code that the method is from
+    adaptive: bool  # each verifier's own fields: their place among its options differs
+    execution: Execution
+    margin_guard: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.margin_guard < 1:
+            raise ValueError(f"margin_guard={self.margin_guard} must be in [0, 1)")
 
     @property
     @abstractmethod
     def num_variants(self) -> int:
         """The most canvases of a row in one pass; 1 is decoding without a verifier."""
-
-    @property
-    @abstractmethod
-    def adapts(self) -> bool:
-        """Whether each row's draft length follows how much of its drafts was right."""
 
     def summary(self) -> dict[str, Any]:
         """Returns the name and options as a mapping that builds the same verifier again."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from dllm.verifiers.base import Verifier
+from dllm.verifiers.base import Execution, Verifier
 
 
 @dataclass(frozen=True)
@@ -18,17 +19,21 @@ class FreeDave(Verifier):
 
     draft_steps: int = 4  # canvases in the pass that verifies
     adaptive: bool = False  # rows whose drafts fail draft fewer steps, up to `draft_steps` again
+    execution: Execution = "batch"
+    margin_guard: float = 0.0  # probability below which a decision waits for a pass without drafts
 
+    # The authors' settings, with blocks of 32; FreeDave++ is the same on "threshold:0.95".
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "llada": {"draft_steps": 4, "execution": "tree"},
+        "dream": {"draft_steps": 8, "execution": "tree"},
+    }
     source: ClassVar[str] = "arXiv 2510.00294; cychomatica/FreeDave generation/core.py"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.draft_steps < 1:
             raise ValueError(f"draft_steps={self.draft_steps} must be at least 1 (no drafts)")
 
     @property
     def num_variants(self) -> int:
         return self.draft_steps
-
-    @property
-    def adapts(self) -> bool:
-        return self.adaptive

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dllm.verifiers.base import Verifier
+from dllm.verifiers.base import Execution, Verifier
 
 
 @dataclass(frozen=True)
@@ -14,17 +14,16 @@ class SelfSpeculative(Verifier):
 
     draft_length: int = 4  # steps; each is one more canvas in the pass that verifies
     adaptive: bool = False  # rows whose drafts fail draft fewer steps, up to `draft_length` again
+    execution: Execution = "batch"
+    margin_guard: float = 0.0  # probability below which a decision waits for a pass without drafts
 
     source: ClassVar[str] = "arXiv 2510.04147"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.draft_length < 0:
             raise ValueError(f"draft_length={self.draft_length} must be at least 0 (no drafts)")
 
     @property
     def num_variants(self) -> int:
         return self.draft_length + 1
-
-    @property
-    def adapts(self) -> bool:
-        return self.adaptive

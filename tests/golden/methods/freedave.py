@@ -20,8 +20,10 @@ def static(case: Case) -> dict[str, Any]:
 
 
 def freedave(case: Case) -> dict[str, Any]:
-    # How drafts share a pass (draft_mode) changes neither tokens nor forwards.
-    return {**static(case), "verifier": f"freedave:{case['args']['draft_steps']}"}
+    args = case["args"]
+    execution = {"tree_attention": "tree", "batch_expanding": "batch", "debug": "sequential"}
+    verifier = {"name": "freedave", "draft_steps": args["draft_steps"]}
+    return {**static(case), "verifier": {**verifier, "execution": execution[args["draft_mode"]]}}
 
 
 METHODS = {"freedave_static": static, "freedave": freedave}

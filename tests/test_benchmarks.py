@@ -1,0 +1,59 @@
+"""Benchmarks run and write what they say; figures are not tested, machines are too noisy."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.machine import machine, ratio, rounds
+from benchmarks.shapes import SHAPES, random_model
+
+
+def run(name: str, *arguments: str) -> None:
+    command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=110)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_a_draft_costs(tmp_path: Path) -> None:
+    file = tmp_path / "cost.json"
+    run("break_even", "--shape", "tiny", "--repeats", "1", "--output", str(file))
+    record = json.loads(file.read_text())
+    assert record["cost"]["batch"]["1"] == 1
+    assert set(record["cost"]["tree"]) == {"1", "2", "3", "5", "9"}
+    assert record["machine"]["command"].startswith("python -m benchmarks.break_even --shape tiny")
+
+
+def test_rounds_do_all_works_in_turn() -> None:
+    done: list[int] = []
+    taken = rounds([lambda: done.append(0), lambda: done.append(1)], 3, "cpu")
+    assert done == [0, 1] * 4
+    assert [len(seconds) for seconds in taken] == [3, 3]
+
+
+def test_ratios_are_of_one_round() -> None:
+    assert ratio([2, 20, 30], [1, 10, 10]) == 2
+
+
+def test_the_machine_is_named() -> None:
+    record = machine("cpu")
+    assert record["torch"] == torch.__version__
+    assert record["device"].endswith("cores")
+
+
+@pytest.mark.parametrize("name", ["tiny", "50m"])
+def test_random_models_tell_columns_apart(name: str) -> None:
+    model = random_model(name, torch.float32)
+    assert sum(p.numel() for p in model.network.parameters()) > 1e6
+    logits = model.network(torch.randint(0, 100, (1, 12)))
+    assert logits.argmax(-1).unique().numel() > 3
+
+
+def test_an_unknown_shape_is_refused() -> None:
+    with pytest.raises(ValueError, match=f"known are {', '.join(SHAPES)}"):
+        random_model("huge", torch.float32)
