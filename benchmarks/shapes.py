@@ -37,6 +37,7 @@ class Shape:
             head_dim=self.hidden_size // self.num_heads,
             rope_theta=500000.0,
             rms_norm_eps=1e-5,
+            rope_in_float32=True,  # as LLaDA has it
             qkv_bias=self.qkv_bias,
         )
 

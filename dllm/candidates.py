@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
+
+_IMPOSSIBLE = -1e4  # nats; finite, so that it times 0 is 0
 
 
 @dataclass(frozen=True)
@@ -14,58 +17,83 @@ class Candidates:
     """The proposed tokens of a window and the statistics of their distribution, made on demand.
 
     The only place that looks at logits. Statistics have the dtype of `logits`: float32, or
-    float64 where parity asks for it.
+    float64 where parity asks for it. Columns without logits have those of a token that nobody
+    would commit; no one may read them.
     """
 
-    logits: Tensor  # (B, W, V) float, those that statistics are read from
+    logits: Tensor  # (B, w, V) float, those that statistics are read from
     token: Tensor  # (B, W) int64 proposed tokens; never the mask token
-    raw: Tensor | None = None  # (B, W, V) float before temperature and filters; None: `logits`
-
-    @cached_property
-    def log_normaliser(self) -> Tensor:
-        """The log of the summed exponentials, (B, W)."""
-        return self.logits.logsumexp(-1)
+    raw: Tensor | None = None  # (B, w, V) float before temperature and filters; None: `logits`
+    places: Tensor | None = None  # (B, w) int64 columns that have logits; None: all W
 
     @cached_property
     def confidence(self) -> Tensor:
         """The probability of the proposed token, (B, W)."""
-        return self.log_prob(self.token).exp()
+        return self._spread((self._logit_of(self.token) - self._log_normaliser).exp(), 0)
 
     @cached_property
     def entropy(self) -> Tensor:
         """The entropy of the distribution in nats, (B, W)."""
-        return torch.special.entr(self.logits.softmax(-1)).sum(-1)
+        entropy = torch.special.entr(self.logits.softmax(-1)).sum(-1)
+        return self._spread(entropy, math.log(self.logits.shape[-1]))
 
     @cached_property
     def margin(self) -> Tensor:
         """The difference of the two largest probabilities, (B, W)."""
-        first, second = (self._top2 - self.log_normaliser[..., None]).exp().unbind(-1)
-        return first - second
+        first, second = (self._top2 - self._log_normaliser[..., None]).exp().unbind(-1)
+        return self._spread(first - second, 0)
 
     @cached_property
     def gap(self) -> Tensor:
         """The difference of the two largest logits, (B, W); raw ones, whatever is sampled from."""
         top2 = self._top2 if self.raw is None else self.raw.topk(2, dim=-1).values
-        return top2[..., 0] - top2[..., 1]
+        return self._spread(top2[..., 0] - top2[..., 1], 0)
 
     def log_prob(self, tokens: Tensor) -> Tensor:
         """Returns the log probability (B, W) in nats of tokens (B, W)."""
-        return self.logits.gather(-1, tokens[..., None]).squeeze(-1) - self.log_normaliser
+        return self._spread(self._logit_of(tokens) - self._log_normaliser, _IMPOSSIBLE)
 
     def at(self, index: Tensor) -> Candidates:
         """Returns the candidates of the window's columns `index` (B, n) alone."""
-        wide = index[..., None].expand(-1, -1, self.logits.shape[-1])
+        row = index
+        if self.places is not None:  # of the logits; of a column that has none, any
+            every = torch.arange(self.places.shape[1], device=index.device)
+            empty = torch.zeros_like(self.token)
+            row = empty.scatter(1, self.places, every.expand_as(self.places)).gather(1, index)
+        wide = row[..., None].expand(-1, -1, self.logits.shape[-1])
         raw = None if self.raw is None else self.raw.gather(1, wide)
         return Candidates(self.logits.gather(1, wide), self.token.gather(1, index), raw)
 
     def of_rows(self, rows: Tensor) -> Candidates:
         """Returns the candidates of some rows (n,) int64 alone."""
         raw = None if self.raw is None else self.raw[rows]
-        return Candidates(self.logits[rows], self.token[rows], raw)
+        places = None if self.places is None else self.places[rows]
+        return Candidates(self.logits[rows], self.token[rows], raw, places)
+
+    @cached_property
+    def log_normaliser(self) -> Tensor:
+        """The log of the summed exponentials, (B, W)."""
+        return self._spread(self._log_normaliser, 0)
+
+    @cached_property
+    def _log_normaliser(self) -> Tensor:
+        return self.logits.logsumexp(-1)
 
     @cached_property
     def _top2(self) -> Tensor:
         return self.logits.topk(2, dim=-1).values
+
+    def _logit_of(self, tokens: Tensor) -> Tensor:
+        """Returns the logits (B, w) of tokens (B, W)."""
+        if self.places is not None:
+            tokens = tokens.gather(1, self.places)
+        return self.logits.gather(-1, tokens[..., None]).squeeze(-1)
+
+    def _spread(self, statistic: Tensor, otherwise: float) -> Tensor:
+        """Returns a statistic (B, w) over the whole window, (B, W)."""
+        if self.places is None:
+            return statistic
+        return statistic.new_full(self.token.shape, otherwise).scatter(1, self.places, statistic)
 
 
 def rank(score: Tensor, masked: Tensor) -> Tensor:

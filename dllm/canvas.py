@@ -106,6 +106,7 @@ class Status:
     block_forwards: int  # the most forwards that any unfinished row took at its block
     num_variants: int = 1  # the most canvases that any unfinished row has drafted, itself included
     num_forwards: int = 0  # the most forwards that any unfinished row took
+    num_open: int = 0  # the most masked columns that the window of any unfinished row has
 
 
 class Canvas:
@@ -117,11 +118,14 @@ class Canvas:
     """
 
     seen: Seen | None = None  # by earlier passes, if plans ask for attention maps
+    skip_after_end = False  # what follows an end token is not committed
+    keep_history = False  # a scheduler revises: `commit_step` alone cannot tell the story
 
     def __init__(self, layout: Layout, tokens: Tensor, fixed: Tensor, prompt_length: Tensor):
         self.layout = layout
         self.tokens = tokens  # (B, C) int64, C = layout.num_stored
         self.fixed = fixed  # (B, C) bool: prompt, padding and infill text, never changed
+        self.given = fixed  # (B, C) bool: the same before anything was cut off
         self.prompt_length = prompt_length  # (B,) int64
         self.length = torch.tensor(layout.lengths, device=tokens.device)  # (B,) int64
         self.full_length = self.length  # (B,) before anything was cut off
@@ -144,11 +148,11 @@ class Canvas:
         self.held = torch.zeros_like(self.finished)  # (B,) stays at its block though it is full
         self.commit_step = torch.full_like(tokens, NEVER, dtype=torch.int32)  # (B, C)
         self.commit_confidence = torch.full_like(tokens, float("nan"), dtype=torch.float32)
+        # (B, C) int32: forwards before a block that begins at the column; NEVER: none was entered
+        self.block_entry = torch.full_like(self.commit_step, NEVER)
         self.branches: Branches | None = None
         self.drafts: Drafts | None = None  # of a verifier, with its count of forwards
         self.announced: Tensor | None = None  # (B, n) int64 columns that the next step commits
-        self.skip_after_end = False  # what follows an end token is not committed
-        self.keep_history = False  # a scheduler revises: `commit_step` alone cannot tell the story
         self.history: list[Written] = []
 
     def count_blocks_from_zero(self) -> None:
@@ -194,10 +198,7 @@ class Canvas:
         `active` (B,) bool are the rows that take part; None: those whose block has masks.
         """
         columns = self.columns()
-        masked = self.masked
-        if self.skip_after_end:
-            masked = masked & (self.ended.int().cumsum(1) == 0)
-        masked = masked.gather(1, columns)
+        masked = self.open_columns()
         block = (columns >= self.block_start[:, None]) & (columns < self.block_end[:, None])
         if active is None:
             active = (masked & block).any(1) | self.held
@@ -207,6 +208,13 @@ class Canvas:
         if plan is not None and plan.eligible is not None:
             masked = masked & plan.eligible
         return Window(columns, self.tokens.gather(1, columns), masked, block, known, active)
+
+    def open_columns(self) -> Tensor:
+        """Returns which columns of the window may be committed, (B, W) bool."""
+        masked = self.masked
+        if self.skip_after_end:
+            masked = masked & (self.ended.int().cumsum(1) == 0)
+        return masked.gather(1, self.columns())
 
     def apply(self, window: Window, change: Change) -> None:
         """Writes what a step decided, and records when and how surely.
@@ -307,6 +315,7 @@ class Canvas:
             "block_forwards": torch.where(running, self.step - self.entry_step, 0),
             "num_variants": torch.where(running, drafted, 1),
             "num_forwards": torch.where(running, self.step, 0),
+            "num_open": torch.where(running, self.open_columns().sum(1), 0),
         }
         rows = torch.stack([value.long() for value in (*flags.values(), *counts.values())])
         told: dict[str, Any] = dict(zip((*flags, *counts), rows.amax(1).tolist(), strict=True))
@@ -322,6 +331,8 @@ class Canvas:
         self.fresh = self.fresh | moving
         self.entry_length = torch.where(moving, self.length, self.entry_length)
         self.entry_step = torch.where(moving, self.step, self.entry_step)
+        entry = self.step.to(torch.int32)[:, None]
+        self._record(self.block_entry, self.block_start[:, None], moving[:, None], entry)
         offsets = torch.arange(block, device=masked.device)
         count = masked.gather(1, self.block_start[:, None] + offsets).sum(1)
         self.block_masks = torch.where(moving, count, self.block_masks)

@@ -92,9 +92,7 @@ class Stream:
             memory.check(model, cache, settings.guidance_scale)
         num_slots = max(len(row.slots) for row in rows)
         block = _block_length(model, settings, num_slots, rows)
-        needs = scheduler.needs(num_slots, block)
-        if scheduler.can_revise:
-            needs = needs.union(Needs(whole_block=True))
+        needs = _needs(scheduler, num_slots, block)
         self.model = model
         self.canvas = _canvas(model, rows, settings, block, needs)
         self.meter = Meter(model.device)
@@ -119,6 +117,11 @@ class Stream:
         if self.model.tokenizer is None:
             raise ValueError("the model has no tokenizer: read canvas.tokens instead")
         return str(self.model.tokenizer.decode(ids))
+
+
+def _needs(scheduler: Scheduler, num_slots: int, block: int) -> Needs:
+    needs = scheduler.needs(num_slots, block)
+    return needs.union(Needs(whole_block=True)) if scheduler.can_revise else needs
 
 
 def _block_length(
@@ -247,7 +250,7 @@ def _loop(
         cache=cache,
         sampling=_sampling(scheduler, layout, settings),
         noise=settings.noise or _noise(layout.num_rows, settings, model.device),
-        needs=scheduler.needs(layout.num_slots, layout.block_length),
+        needs=_needs(scheduler, layout.num_slots, layout.block_length),
         at_eos=settings.at_eos or ("ignore" if infilled else "stop"),
     )
     if settings.verifier is None:

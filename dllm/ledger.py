@@ -12,6 +12,7 @@ from torch import Tensor
 from dllm.agreement import divergence, logit_error, rank_correlation, same_first
 from dllm.cache.base import every_column
 from dllm.generate import Stream
+from dllm.head_rows import in_window
 from dllm.loop import Forward
 from dllm.metrics import Meter
 from dllm.models.model import DenoisingModel
@@ -126,8 +127,11 @@ def exact_logits(seen: Pass) -> Tensor:
     plan = every_column(seen.canvas, seen.model.spec, store=False, width=seen.status.length)
     if seen.plan.num_shadows:  # alike in shape, or else rounding would differ
         plan = with_shadows(plan, seen.canvas)
+    places, width = seen.plan.places, seen.window.columns.shape[1]
+    if places is not None:
+        plan = replace(plan, head=plan.head.gather(1, places), places=places)
     forward = Forward(seen.model, None, Meter(seen.canvas.tokens.device))
-    return forward(seen.canvas.tokens, plan)[:, : seen.window.columns.shape[1]]
+    return in_window(forward(seen.canvas.tokens, plan)[:, :width], plan, width)
 
 
 def ages(seen: Pass) -> tuple[Tensor, Tensor]:

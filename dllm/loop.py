@@ -14,6 +14,7 @@ from dllm.cache import Cache
 from dllm.candidates import Candidates
 from dllm.canvas import AtEnd, Canvas, Change, Status, Window
 from dllm.cost import cost_of
+from dllm.head_rows import can_narrow, in_window, narrow_head
 from dllm.metrics import Meter
 from dllm.models.model import DenoisingModel
 from dllm.noise import Noise
@@ -57,7 +58,7 @@ class Forward:
     meter: Meter
 
     def __call__(self, tokens: Tensor, plan: StepPlan) -> Tensor:
-        """Returns the logits (B, W, V) of a pass over canvas tokens (B, C)."""
+        """Returns the logits (B, w, V) of a pass over canvas tokens (B, C)."""
         self.meter.count(plan)
         return self.feed(tokens.gather(1, plan.columns), plan)
 
@@ -103,14 +104,18 @@ class DenoisingLoop:
             forward(canvas.tokens, plan)
             canvas.read_prompt(plan.columns[:, -1] + 1)
         feeds = partial(self.cache.feeds, spec=self.model.spec) if self.cache.scattered else None
+        narrows = can_narrow(self.needs)
         status = canvas.settle(lockstep=False, at_eos="ignore", feeds=feeds)
         while status.unfinished:
             plan = self.cache.plan(canvas, status, self.model.spec)
             if self.needs.shadow:
                 plan = with_shadows(plan, canvas)
+            elif narrows:
+                plan = narrow_head(plan, canvas, status)
             window, logits = self._pass(canvas, status, plan, forward, state)
             if self.observer is not None:
-                ran = (plan, logits, forward.store, self.needs.branches)
+                shown = in_window(logits, plan, window.columns.shape[1])
+                ran = (plan, shown, forward.store, self.needs.branches)
                 self.observer(Pass(self.model, self.sampling, canvas, status, window, *ran))
             state = state or self._start(canvas, logits)
             event, state = self._step(canvas, window, plan, logits, state)
@@ -159,9 +164,9 @@ class DenoisingLoop:
     def _step(
         self, canvas: Canvas, window: Window, plan: StepPlan, logits: Tensor, state: State
     ) -> tuple[StepEvent, State]:
-        """Decides on logits (B, W, V), or (B, 2 W, V) with shadows, and writes the decision."""
+        """Decides on logits (B, w, V), or (B, 2 W, V) with shadows, and writes the decision."""
         own = logits[:, : window.columns.shape[1]]
-        candidates = self.sampling.propose(own, self.noise, window.columns, canvas.step)
+        candidates = self._propose(canvas, plan, own)
         if canvas.seen is not None:
             canvas.seen = canvas.seen.judged(window.columns, candidates.confidence, window.known)
             self._judge_extra(canvas, plan, logits[:, own.shape[1] :])
@@ -180,6 +185,11 @@ class DenoisingLoop:
         if decision.state is not None:
             state = freeze(state, decision.state, asked)
         return _event(plan, canvas, window, candidates), state
+
+    def _propose(self, canvas: Canvas, plan: StepPlan, logits: Tensor) -> Candidates:
+        """Returns the window's candidates from the logits (B, w, V) of a pass."""
+        columns = canvas.columns()
+        return self.sampling.propose(logits, self.noise, columns, canvas.step, plan.places)
 
     def _judge_extra(self, canvas: Canvas, plan: StepPlan, logits: Tensor) -> None:
         """Notes the confidence of columns that the plan asks for beside those of the window."""

@@ -24,7 +24,7 @@ class Pass:
     status: Status  # from which the pass was planned
     window: Window
     plan: StepPlan  # for one variant of each row
-    logits: Tensor  # (B, W, V), or (B, 2 W, V) with shadows
+    logits: Tensor  # (B, W, V), 0 where a pass gives none, or (B, 2 W, V) with shadows
     store: KVStore | None  # keeps stamps
     num_variants: int  # rows of the store for each row of the batch
 

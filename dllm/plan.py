@@ -22,12 +22,14 @@ class StepPlan:
 
     kind: PassKind  # for accounting: refresh rewrites every slot
     columns: Tensor  # (B, Q) int64 canvas columns to feed, also their RoPE positions
-    head: Tensor  # (B, W) int64 index into the Q fed columns of the rows whose logits are wanted
+    head: Tensor  # (B, w) int64 index into the Q fed columns of the rows whose logits are wanted
     num_keys: int  # K: attention reads store slots [0, K) of each row
     attend: Tensor | None = None  # (B, 1 or Q, seen keys) bool, True = visible; None: all
     # (B, q <= Q) int64 flat slots of the first fed columns; the others' keys are seen in this pass
     # alone, behind the K of the store. None: nothing is stored, K = Q.
     slots: Tensor | None = None
+    # (B, w <= W) int64 columns of the window, by place, that the head's rows are of; None: all
+    places: Tensor | None = None
     known: Tensor | None = None  # (B, W) bool: columns whose logits the pass gives; None: all
     eligible: Tensor | None = None  # (B, W) bool: only these may be committed; None: all known
     forced: Tensor | None = None  # (B,) bool: rows that commit what is eligible, unasked

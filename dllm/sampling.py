@@ -31,23 +31,35 @@ class Sampling:
     deferred_token_ids: tuple[int, ...] = ()  # confidence 0 (LLaDA's confidence_eos_eot_inf)
     dtype: torch.dtype = torch.float32  # of all statistics
 
-    def propose(self, logits: Tensor, noise: Noise, columns: Tensor, step: Tensor) -> Candidates:
-        """Returns the candidates of a window from its logits (B, W, V).
+    def propose(
+        self,
+        logits: Tensor,
+        noise: Noise,
+        columns: Tensor,
+        step: Tensor,
+        places: Tensor | None = None,
+    ) -> Candidates:
+        """Returns the candidates of a window from its logits (B, w, V).
 
-        `columns` (B, W) and each row's `step` (B,) choose the noise.
+        `columns` (B, W) and each row's `step` (B,) choose the noise. `places` (B, w) int64 are the
+        columns that the logits are of, by place in the window; None: all.
         """
         wide = _without(logits.to(self.dtype), self.forbidden_token_ids)
         shaped = self._shape(wide)
-        drawn = _without(shaped, (self.mask_token_id,))
         if self.temperature > 0:
-            uniform = noise.tokens(columns, step, drawn.shape[-1])
+            at = columns if places is None else columns.gather(1, places)
+            uniform = noise.tokens(at, step, shaped.shape[-1])
             # float64: in a lower precision the tail of the Gumbel distribution is cut off, which
             # lowers the effective temperature (arXiv 2409.02908).
-            drawn = drawn.double() - torch.log(-torch.log(uniform))
-        token = drawn.argmax(-1)
+            drawn = shaped.double() - torch.log(-torch.log(uniform))
+            token = _best(drawn, self.mask_token_id)
+        else:
+            token = _best(shaped, self.mask_token_id)
         scored = shaped if self.confidence == "tempered" else wide
         scored = _without(scored, self.deferred_token_ids)
-        return Candidates(scored, token, raw=None if scored is wide else wide)
+        if places is not None:
+            token = torch.zeros_like(columns).scatter(1, places, token)
+        return Candidates(scored, token, None if scored is wide else wide, places)
 
     def _shape(self, logits: Tensor) -> Tensor:
         """Returns logits after temperature, top-p and top-k, in this order (Dream)."""
@@ -60,6 +72,21 @@ class Sampling:
             smallest = logits.topk(kept, dim=-1).values[..., -1:]
             logits = logits.masked_fill(logits < smallest, -torch.inf)
         return logits
+
+
+def _best(logits: Tensor, but: int) -> Tensor:
+    """Returns the most probable token but one, (...) int64; of equal ones the lowest.
+
+    In two parts, as a copy of the logits would cost more than all other statistics.
+    """
+    if but == logits.shape[-1] - 1:
+        return logits[..., :but].max(-1).indices
+    if but == 0:
+        return logits[..., 1:].max(-1).indices + 1
+    low, high = logits[..., :but].max(-1), logits[..., but + 1 :].max(-1)
+    # A number that is none is kept, as it is in a maximum over all.
+    later = (high.values > low.values) | (high.values.isnan() & ~low.values.isnan())
+    return torch.where(later, high.indices + but + 1, low.indices)
 
 
 def _nucleus(logits: Tensor, top_p: float) -> Tensor:

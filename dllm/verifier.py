@@ -66,7 +66,7 @@ class VerifiedLoop(DenoisingLoop):
         variants, place = drafts.variants(canvas.tokens, count), torch.zeros_like(rows)
         steps, spent = canvas.step.clone(), canvas.row_forwards.clone()
         begun, guarded = _Bounds.of(canvas), count > 1 and self.verifier.margin_guard > 0
-        now = self._steady(canvas, window, logits[:, 0], state) if guarded else window
+        now = self._steady(canvas, window, plan, logits[:, 0], state) if guarded else window
         event, state = super()._step(canvas, now, plan, logits[:, 0], state)
         going, doubted = now.active, window.active & ~now.active
         ready = self._ready(canvas, plan, begun)
@@ -75,7 +75,7 @@ class VerifiedLoop(DenoisingLoop):
             going = ready & going & found
             place = torch.where(going, match, place)
             now, held = canvas.window(plan, going), logits[rows, place]
-            now = self._steady(canvas, now, held, state) if guarded else now
+            now = self._steady(canvas, now, plan, held, state) if guarded else now
             later, state = super()._step(canvas, now, plan, held, state)
             event = _joined(event, later, canvas, window, now.active)
             going, doubted = now.active, doubted | (going & ~now.active)
@@ -87,9 +87,11 @@ class VerifiedLoop(DenoisingLoop):
             drafts.count = torch.where(doubted.any(), 1, drafts.count)
         return event, state
 
-    def _steady(self, canvas: Canvas, window: Window, logits: Tensor, state: State) -> Window:
+    def _steady(
+        self, canvas: Canvas, window: Window, plan: StepPlan, logits: Tensor, state: State
+    ) -> Window:
         """Returns the window without the rows that would decide otherwise on similar logits."""
-        candidates = self.sampling.propose(logits, self.noise, window.columns, canvas.step)
+        candidates = self._propose(canvas, plan, logits)
         view, guard = self._view(canvas, window, state), self.verifier.margin_guard
         active = window.active & is_steady(self.scheduler, candidates, view, guard)
         return replace(window, active=active, masked=window.masked & active[:, None])
@@ -100,7 +102,7 @@ class VerifiedLoop(DenoisingLoop):
         assert drafts is not None
         steps = {own.name: getattr(self, own.name) for own in fields(DenoisingLoop)}
         if self.sampling.temperature == 0:  # with noise, each step draws anew
-            proposed = self.sampling.propose(logits, self.noise, canvas.columns(), canvas.step)
+            proposed = self._propose(canvas, plan, logits)
             steps["sampling"] = Known(**vars(self.sampling), candidates=proposed)
         base, begun = DenoisingLoop(**steps), _Bounds.of(canvas)
         plan = replace(plan, forced=None, eligible=None)  # they are about the pass that was run

@@ -33,6 +33,11 @@ def check_verifier(settings: Settings, scheduler: Scheduler, cache: Cache) -> Ve
             f"margin_guard={verifier.margin_guard} compares probabilities, which do not decide at "
             f"temperature={settings.temperature}: leave one of them out"
         )
+    if verifier.margin_guard and settings.at_eos == "truncate" and cache.stores:
+        raise ValueError(
+            f"margin_guard={verifier.margin_guard} adds passes that take no step, and with a cache "
+            "at_eos='truncate' goes by passes: take at_eos='stop' or leave the guard out"
+        )
     if settings.noise is not None and not isinstance(settings.noise, CounterNoise):
         raise ValueError(
             f"{name} looks several steps ahead, and noise={type(settings.noise).__name__} may "

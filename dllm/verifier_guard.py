@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -32,6 +34,6 @@ def _same(
     same = torch.ones_like(commit[:, 0])
     for factor in (1 - guard, 1 + guard):
         raw = None if candidates.raw is None else candidates.raw * factor
-        moved = Candidates(candidates.logits * factor, candidates.token, raw)
+        moved = replace(candidates, logits=candidates.logits * factor, raw=raw)
         same = same & (scheduler.decide(moved, view).commit == commit).all(1)
     return same

@@ -17,6 +17,13 @@ class Known(Sampling):
 
     candidates: Candidates | None = None
 
-    def propose(self, logits: Tensor, noise: Noise, columns: Tensor, step: Tensor) -> Candidates:
+    def propose(
+        self,
+        logits: Tensor,
+        noise: Noise,
+        columns: Tensor,
+        step: Tensor,
+        places: Tensor | None = None,
+    ) -> Candidates:
         assert self.candidates is not None
         return self.candidates

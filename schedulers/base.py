@@ -56,6 +56,7 @@ class Needs:
     branches: int = 1  # rows of a forward pass for each row of the batch
     shortens: bool = False  # cuts rows off
     whole_block: bool = False  # logits of the block's committed columns too
+    distributions: bool = False  # reads `Candidates.logits`, not only what is made of them
 
     def width(self, num_slots: int, block_length: int) -> int:
         """Returns the columns of the window that the scheduler sees.
@@ -75,6 +76,7 @@ class Needs:
             max(self.branches, other.branches),
             self.shortens or other.shortens,
             self.whole_block or other.whole_block,
+            self.distributions or other.distributions,
         )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dllm.candidates import Candidates, rank
-from dllm.schedulers.base import Decision, Scheduler, Setup
+from dllm.schedulers.base import Decision, Needs, Scheduler, Setup
 from dllm.schedulers.view import State, View
 
 
@@ -37,6 +37,9 @@ class Credit(Scheduler):
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1:
             raise ValueError(f"decay={self.decay} must be in [0, 1): credits would grow forever")
+
+    def needs(self, num_slots: int, block_length: int) -> Needs:
+        return Needs(distributions=True)
 
     def start(self, setup: Setup) -> State:
         size = (setup.num_rows, setup.width, setup.vocab_size)

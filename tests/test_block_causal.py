@@ -18,6 +18,7 @@ from torch import Tensor
 
 import dllm
 from dllm.cli.main import main
+from dllm.head_rows import in_window
 from dllm.models.families import FAMILIES
 from dllm.models.transformer import Transformer
 from dllm.plan import StepPlan
@@ -100,7 +101,8 @@ class Recorded:
 
     def forward(self, tokens: Tensor, plan: StepPlan, store: KVStore | None) -> Tensor:
         logits = self.model.forward(tokens, plan, store)
-        self.logits.append(logits)
+        width = logits.shape[1] if plan.known is None else plan.known.shape[1]
+        self.logits.append(in_window(logits, plan, width))
         self.plans.append(plan)
         self.stores.append(store)
         return logits

@@ -356,14 +356,16 @@ def test_the_shapes_are_those_of_a_run(tiny: dllm.HostedModel) -> None:
     SEEN.clear()
     dllm.generate(tiny, QUESTIONS, scheduler=Observer(), max_new_tokens=32, block_length=16)
     candidates, view = SEEN[1]
-    letters = {"B": 3, "W": 16, "V": tiny.spec.vocab_size}
+    assert candidates.places is not None
+    given_rows = candidates.places.shape[1]
+    letters = {"B": 3, "W": 16, "w": given_rows, "V": tiny.spec.vocab_size}
     for heading, given in (("Candidates", candidates), ("View", view)):
         for name, said in tables_of(ADDING)[heading].items():
             log_prob = name == "log_prob"
             value = candidates.log_prob(view.tokens) if log_prob else getattr(given, name)
             if isinstance(value, Tensor):
                 shape, _, kind = said.partition(") ")
-                assert [letters[axis] for axis in re.findall(r"[A-Z]", shape)] == list(value.shape)
+                assert [letters[axis] for axis in re.findall(r"[A-Zw]", shape)] == list(value.shape)
                 assert kind in str(value.dtype), name
 
 

@@ -168,9 +168,10 @@ class Misleading:
         logits = self.model.forward(tokens, plan, store)
         if plan.known is None:
             return logits
-        window = plan.known.shape[1]  # shadows follow
+        known = plan.known if plan.places is None else plan.known.gather(1, plan.places)
+        window = known.shape[1]  # shadows follow
         drawn = torch.randn(logits[:, :window].shape, generator=self.random(), dtype=logits.dtype)
-        logits[:, :window] = torch.where(plan.known[..., None], logits[:, :window], 9 * drawn)
+        logits[:, :window] = torch.where(known[..., None], logits[:, :window], 9 * drawn)
         return logits
 
     def random(self) -> torch.Generator:

@@ -63,6 +63,7 @@ SCHEDULERS: tuple[Any, ...] = (
 FULL: tuple[str, ...] = ("none", "none:beyond_block=false", "prefix", "dual")
 FULL += ("dual:vicinity_before=3,vicinity_after=5",)
 STORED = ("none", "block_causal", "block_causal:prefill_chunk=8")
+AT_EOS = ("ignore", "stop", "skip", "block", "truncate")
 ENDS = [6, 9, 13, 29, 72, 113]  # common enough that some row of a few ends early
 SLOTS: dict[str, Any] = {"max_new_tokens": 16, "statistics_dtype": torch.float64, "seed": 5}
 
@@ -94,13 +95,16 @@ def runs(draw: st.DrawFn) -> tuple[str, list[list[int]], dict[str, Any]]:
     scheduler = draw(st.sampled_from(schedulers))
     if "end_of_text" in scheduler:
         caches = ("none",)
+    cache, at_eos = draw(st.sampled_from(caches)), draw(st.sampled_from(AT_EOS))
+    if cache != "none" and at_eos == "truncate":
+        named["margin_guard"] = 0.0
     options: dict[str, Any] = {
         **SLOTS,
         "scheduler": scheduler,
-        "cache": draw(st.sampled_from(caches)),
+        "cache": cache,
         "block_length": draw(st.sampled_from((4, 8, 16) if name in MODELS else (8, 16))),
         "temperature": temperature,
-        "at_eos": draw(st.sampled_from(("ignore", "stop", "skip", "block", "truncate"))),
+        "at_eos": at_eos,
         "eos_token_id": ENDS,
         "guidance_scale": draw(st.sampled_from((0.0, 0.0, 1.0))) if name in MODELS else 0.0,
         "fixed": draw(st.sampled_from((None, {3: 5, 9: 7}))),
@@ -442,6 +446,10 @@ def test_one_host_transfer_a_step(
         ({"cache": "window_diffusion"}, "refuses cache 'window_diffusion'"),
         ({"cache": "dual:refresh_every=3"}, "refuses refresh_every=3 of cache 'dual'"),
         ({"noise": object()}, "noise=object"),
+        (
+            {"verifier": "ssd:2,margin_guard=0.1", "at_eos": "truncate", "cache": "dual"},
+            "at_eos='truncate' goes by passes",
+        ),
         ({"verifier": "ssd:2,margin_guard=1"}, "margin_guard=1 must be in"),
         ({"verifier": "ssd:2,margin_guard=0.1", "temperature": 1.0}, "margin_guard=0.1 compares"),
         ({"verifier": "ssd:2,execution=trees"}, "execution='trees' must be"),

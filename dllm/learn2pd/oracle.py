@@ -14,7 +14,7 @@ from dllm.generate import Stream, generate, stream
 from dllm.loop import StepEvent
 from dllm.models.model import DenoisingModel
 from dllm.prompts import Prompts
-from dllm.schedulers import Decision, Scheduler, Setup, View
+from dllm.schedulers import Decision, Needs, Scheduler, Setup, View
 from dllm.schedulers.view import State
 from dllm.settings import Settings
 
@@ -58,6 +58,9 @@ class Oracle(Scheduler):
     @property
     def may_skip(self) -> bool:
         return True
+
+    def needs(self, num_slots: int, block_length: int) -> Needs:
+        return Needs(whole_block=True)  # the filter sees committed columns, too
 
     def start(self, setup: Setup) -> State:
         shape = (setup.num_rows, setup.width)

@@ -1,0 +1,85 @@
+"""A model that notes the passes it runs, and the least work that they could have been."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import dllm
+from dllm.models.transformer import Block, SwiGLU
+from dllm.plan import StepPlan
+from dllm.store import KVStore
+
+
+@dataclass(frozen=True)
+class PassShape:
+    """What decides the matrix products of a pass."""
+
+    kind: str
+    num_rows: int  # B
+    num_fed: int  # Q
+    num_head_rows: int  # w
+    num_keys: int
+
+
+class Watched:
+    """A model that notes each pass, and the seconds it takes."""
+
+    def __init__(self, model: dllm.HostedModel) -> None:
+        self.model = model
+        self.shapes: list[PassShape] = []
+        self.seconds: list[float] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def forward(self, tokens: Tensor, plan: StepPlan, store: KVStore | None) -> Tensor:
+        """Returns the model's logits."""
+        fed, head = plan.columns.shape, plan.head.shape[1]
+        self.shapes.append(PassShape(plan.kind, fed[0], fed[1], head, plan.num_seen))
+        self._wait()
+        start = perf_counter()
+        logits = self.model.forward(tokens, plan, store)
+        self._wait()
+        self.seconds.append(perf_counter() - start)
+        return logits
+
+    def _wait(self) -> None:
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The matrix products of passes with a network's own weights, and nothing else."""
+
+    model: dllm.HostedModel
+    shapes: Sequence[PassShape]
+
+    @torch.inference_mode()
+    def run(self) -> None:
+        """Does the products of all passes."""
+        network, device, dtype = self.model.network, self.model.device, self.model.dtype
+        config = network.config
+        blocks = [cast("Block", block) for block in network.blocks]
+        inner = torch.randn(1, config.intermediate_size, dtype=dtype, device=device)
+        wide = torch.randn(1, config.hidden_size, dtype=dtype, device=device)
+        mixed = torch.randn(1, config.num_heads * config.head_dim, dtype=dtype, device=device)
+        for shape in self.shapes:
+            rows = shape.num_rows * shape.num_fed
+            x, y, z = (t.expand(rows, -1).contiguous() for t in (wide, inner, mixed))
+            for block in blocks:
+                layer, feed = block.attention, cast("SwiGLU", block.feed_forward)
+                for part in (layer.q, layer.k, layer.v):
+                    F.linear(x, part.weight)
+                F.linear(z, layer.out.weight)
+                F.linear(x, feed.gate.weight)
+                F.linear(x, feed.up.weight)
+                F.linear(y, feed.down.weight)
+            F.linear(x[: shape.num_rows * shape.num_head_rows], network.head.weight)
