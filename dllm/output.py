@@ -93,6 +93,9 @@ def _trace(canvas: Canvas) -> Trace:
         commit_step=canvas.commit_step[:, :width].cpu(),
         confidence=canvas.commit_confidence[:, :width].cpu(),
         prompt_length=canvas.prompt_length.cpu(),
+        length=canvas.full_length.cpu(),
+        given=canvas.given[:, :width].cpu(),
+        block_entry=canvas.block_entry[:, :width].cpu(),
         mask_token_id=canvas.layout.mask_token_id,
         changes=_changes(canvas) if canvas.keep_history else None,
     )

@@ -19,6 +19,9 @@ class Trace:
     commit_step: Tensor  # (B, L) int32 forward of the row that committed it, -1: none did
     confidence: Tensor  # (B, L) float32 at that moment, NaN where none did
     prompt_length: Tensor  # (B,) int64
+    length: Tensor  # (B,) int64 columns of each row, those included that a method cut off
+    given: Tensor  # (B, L) bool: prompt, padding and infill text, there before the first forward
+    block_entry: Tensor  # (B, L) int32 forwards before a block that begins there, -1: none does
     mask_token_id: int
     # Of a method that revises: each row's writes in order, (forward, column, token).
     changes: tuple[tuple[tuple[int, int, int], ...], ...] | None = None
@@ -47,11 +50,9 @@ class Trace:
     def replay(self, row: int) -> Iterator[list[int]]:
         """Yields a row's canvas (L token ids) before the first forward and after each.
 
-        Of a method that revises, what an end token overwrote or filled shows in the last one only.
+        What an end token overwrote or filled shows in the last one only.
         """
-        canvas = self.tokens[row].tolist()
-        for _, column, _ in self._writes(row):
-            canvas[column] = self.mask_token_id
+        canvas = self.tokens[row].where(self.given[row], self.mask_token_id).tolist()
         commits = self.commits(row)
         yield list(canvas)
         for written in commits[:-1]:

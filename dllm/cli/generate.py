@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
+from textwrap import shorten
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from dllm import load
+from dllm import cache as caches
+from dllm import load, schedulers
 from dllm.capacity import NotEnoughMemoryError
 from dllm.cli.options import (
     BlockOption,
@@ -27,12 +30,16 @@ from dllm.cli.options import (
     given,
 )
 from dllm.cli.watch import watch as draw
+from dllm.eval.summary import short
 from dllm.generate import Stream, stream
 from dllm.loop import BrokenLogitsError
 from dllm.models.model import DenoisingModel
 from dllm.output import GenerationOutput
+from dllm.trace_file import check_free, write_records
+from dllm.trace_record import TraceRecord, record_of
 
 INTERRUPTED = 130
+_LABEL = 60  # characters of a prompt
 
 
 def generate(
@@ -48,6 +55,9 @@ def generate(
     settings: SetOption = None,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="Write each row's steps here, for `dllm trace`.")
+    ] = None,
     watch: Annotated[bool, typer.Option(help="Draw the canvas while it fills.")] = False,
     chat_template: Annotated[
         bool, typer.Option("--chat", help="Put each prompt into the chat template.")
@@ -58,6 +68,8 @@ def generate(
 
     dllm generate "tom has 53 pens. tom loses 3. how many pens does tom have?" --watch
     """
+    if trace is not None:
+        check_free(trace)
     loaded = load(model, dtype=dtype, device=device)
     texts = [sys.stdin.read().rstrip("\n") if text == "-" else text for text in prompts]
     inputs: Any = [[{"role": "user", "content": t}] for t in texts] if chat_template else texts
@@ -74,9 +86,20 @@ def generate(
     warn_unknown_words(loaded, texts)
     running = stream(loaded, inputs, **options)
     interrupted = _run(running, watch and not as_json)
+    if trace is not None:
+        write_records(trace, _records(running, texts))
     report(running.output, as_json)
     if interrupted:
         raise typer.Exit(INTERRUPTED)
+
+
+def _records(running: Stream, texts: list[str]) -> list[TraceRecord]:
+    """Returns the record of each row, labelled with its method and the beginning of its text."""
+    scheduler = short(running.scheduler.summary(), schedulers.registry)
+    method = f"{scheduler} / {short(running.cache.summary(), caches.registry)}"
+    out, tokenizer = running.output, running.model.tokenizer
+    labels = [f"{method}: {shorten(text, _LABEL, placeholder=' ...')}" for text in texts]
+    return [record_of(out, row, tokenizer, label) for row, label in enumerate(labels)]
 
 
 def warn_unknown_words(model: DenoisingModel, texts: list[str]) -> None:
