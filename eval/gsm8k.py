@@ -133,7 +133,7 @@ def judge(style: Style, problem: Problem, text: str) -> Judgement:
         "strict_answer": strict,
         "flexible_answer": flexible,
     }
-    return Judgement(right, details)
+    return Judgement(right, details, extracted=flexible is not None)
 
 
 def _solution(style: Style, answer: str) -> str:

@@ -87,11 +87,13 @@ class Judge:
         record = self.data[problem.id]
         found = self.style.completion(record, text)
         details = {"rung": found.rung, "code": found.code}
+        # A continuation is code as it stands; in a chat the last rung takes text for code.
+        extracted = None if self.style.completion is cut else found.rung != "text"
         if self.sandbox is None:
-            return Judgement(None, details)
+            return Judgement(None, details, extracted)
         whole = program(record, found.code)
         verdict = self.sandbox.run(whole)
         if verdict.kind == "timeout":
             verdict = self.sandbox.run(whole)
         ending = {"ending": verdict.kind, "error": verdict.detail, "sandbox": verdict.level}
-        return Judgement(verdict.passed, {**details, **ending})
+        return Judgement(verdict.passed, {**details, **ending}, extracted)

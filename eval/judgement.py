@@ -13,3 +13,4 @@ class Judgement:
 
     correct: bool | None  # None: not scored
     details: Mapping[str, Any] = field(default_factory=dict)  # JSON-ready; bools are scores
+    extracted: bool | None = None  # whether the text states an answer; None: not looked for

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from dllm import cache as caches
-from dllm import schedulers
+from dllm import schedulers, verifiers
 from dllm.eval.compare import Standing
 from dllm.eval.runner import Run
 from dllm.eval.summary import Summary, short
+from dllm.registry import Registry
 
 NUMBERS = (
     *("problems", "correct", "accuracy", "accuracy_low", "accuracy_high", "tokens_per_forward"),
     *("raw_tokens_per_forward", "tokens_per_row_forward", "forwards", "row_forwards"),
     *("tokens_fed", "tokens_per_second"),
 )
+_PARTS: dict[str, Registry[Any]] = {
+    "scheduler": schedulers.registry,
+    "cache": caches.registry,
+    "verifier": verifiers.registry,
+}
 HEADS = (
     *("scheduler", "accuracy (95 %)", "tokens/forward", "forwards", "row forwards"),
     "beside threshold",
@@ -32,19 +38,27 @@ LEGEND = (
 
 
 def heading(run: Run, num_problems: int) -> str:
-    """Returns what was measured: task, problems, model, lengths."""
+    """Returns what was measured: task, problems, model, lengths, the verifier if there is one."""
+    verifier = run.describe().get("verifier")
+    verified = f", verifier {short(verifier, verifiers.registry)}" if verifier else ""
     return (
         f"{run.task.name}: {num_problems} held-out problems, {run.model.name}, "
         f"{run.settings.max_new_tokens} new tokens, blocks of {run.block_length}, "
-        f"batch {run.batch_size}"
+        f"batch {run.batch_size}{verified}"
     )
 
 
 def label(run: Run) -> str:
-    """Returns the scheduler and cache of a run."""
-    described = run.describe()
-    scheduler = short(described["scheduler"], schedulers.registry)
-    return f"{scheduler} / {short(described['cache'], caches.registry)}"
+    """Returns the scheduler and cache of a run, and the verifier if it has one."""
+    return label_of(run.describe())
+
+
+def label_of(described: Mapping[str, Any]) -> str:
+    """Returns the same of a run's description, such as the results in a file have."""
+    names = [
+        short(described[part], registry) for part, registry in _PARTS.items() if part in described
+    ]
+    return " / ".join(names)
 
 
 def record(standing: Standing) -> dict[str, Any]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+_BEGINNING = '{"run": "'  # of every line
+_BLOCK = 1 << 16  # bytes read at a time from the end
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,15 @@ class Result:
     settings: dict[str, Any]
     flops: float | None = None  # the batch's divided by its rows; None: not known
     details: dict[str, Any] = field(default_factory=dict)  # how the judge came to it
+    trace: dict[str, Any] | None = None  # a `TraceRecord` as JSON, if the run keeps traces
+    # Lines of before these were written have None.
+    prefill_seconds: float | None = None  # the part of `seconds` up to the first pass's end
+    latency: float | None = None  # seconds from the batch's start to its end
+    rows_fed: float | None = None  # rows over all passes, the batch's divided by its rows
+    peak_memory: int | None = None  # bytes of device memory; None on a CPU
+    extracted: bool | None = None  # whether an answer was found; None: the judge does not say
+    start: str | None = None  # names the `Start` in the record beside the file
+    finished: str | None = None  # UTC, ISO 8601
 
 
 def read_results(path: Path, run: str | None = None) -> dict[str, Result]:
@@ -38,24 +50,28 @@ def read_results(path: Path, run: str | None = None) -> dict[str, Result]:
 
     A last line that was cut off by a kill is ignored; any other damage is a ValueError.
     """
+    return {result.id: result for result in read_lines(path) if run in (None, result.run)}
+
+
+def read_lines(path: Path) -> Iterator[Result]:
+    """Yields the results of all lines; of two with one run and id the later one counts."""
     if not path.exists():
-        return {}
-    results: dict[str, Result] = {}
-    lines = path.read_text(encoding="utf-8").split("\n")
+        return
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a file of results ({error})") from None
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            result = Result(**json.loads(line))
+            yield Result(**json.loads(line))
         except (json.JSONDecodeError, TypeError) as error:
-            if number == len(lines):
+            if number == len(lines) and _is_cut(line):
                 continue
             raise ValueError(
                 f"{path} line {number} is not a result ({error}): choose another --output"
             ) from None
-        if run is None or result.run == run:
-            results[result.id] = result
-    return results
 
 
 def append(path: Path, results: Sequence[Result]) -> None:
@@ -71,7 +87,18 @@ def mend(path: Path) -> None:
     """Drops a last line that a kill cut off, so that the next one starts on a line of its own."""
     if not path.exists():
         return
-    content = path.read_bytes()
-    if content and not content.endswith(b"\n"):
-        with path.open("r+b") as file:
-            file.truncate(content.rfind(b"\n") + 1)
+    with path.open("r+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        tail, block = b"", end
+        while block and b"\n" not in tail:
+            block = max(block - _BLOCK, 0)
+            file.seek(block)
+            tail = file.read(end - block - len(tail)) + tail
+        last = tail.rpartition(b"\n")[2]
+        if last and _is_cut(last.decode("utf-8", "replace")):
+            file.truncate(end - len(last))
+
+
+def _is_cut(line: str) -> bool:
+    """Whether it is the beginning of a result, not something else that must not be lost."""
+    return line[: len(_BEGINNING)] == _BEGINNING[: len(line)]

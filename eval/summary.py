@@ -8,8 +8,9 @@ from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from typing import Any
 
 from dllm import cache as caches
-from dllm import schedulers
+from dllm import schedulers, verifiers
 from dllm.eval.results import Result
+from dllm.eval.samples import passes, problem_id
 from dllm.registry import Registry
 
 _NORMAL_95 = 1.959963984540054
@@ -34,8 +35,10 @@ class Summary:
     raw_tokens_per_forward: float  # all committed tokens
     tokens_per_second: float  # valid tokens
     flops: float | None = None  # a problem; None: not known of all of them
-    scored: int = 0  # problems whose answer was judged; without any, accuracy says nothing
+    scored: int = 0  # answers that were judged; without any, accuracy says nothing
     scores: Mapping[str, float] = field(default_factory=dict)  # further ones, parts of the scored
+    verifier: str = ""
+    pass_at: Mapping[int, float] = field(default_factory=dict)  # k to pass@k, of several samples
 
 
 def record(summary: Summary) -> dict[str, Any]:
@@ -56,13 +59,14 @@ def summarise(results: Sequence[Result]) -> Summary:
     row_forwards = sum(result.row_forwards for result in results)
     seconds = sum(result.seconds for result in results)
     valid = sum(result.valid_tokens for result in results)
-    low, high = wilson(correct, scored) if scored else (0.0, 1.0)
+    problems = len({problem_id(result.id) for result in results})
+    low, high = _interval(results) if scored else (0.0, 1.0)
     settings = results[0].settings
     flops = [result.flops for result in results if result.flops is not None]
     return Summary(
         scheduler=short(settings["scheduler"], schedulers.registry),
         cache=short(settings["cache"], caches.registry),
-        problems=count,
+        problems=problems,
         correct=correct,
         accuracy=correct / scored if scored else 0.0,
         accuracy_low=low,
@@ -79,10 +83,23 @@ def summarise(results: Sequence[Result]) -> Summary:
         flops=sum(flops) / count if len(flops) == count else None,
         scored=scored,
         scores=_further(results),
+        verifier=short(settings["verifier"], verifiers.registry) if "verifier" in settings else "",
+        pass_at=passes(results),
     )
 
 
-def wilson(successes: int, trials: int) -> tuple[float, float]:
+def _interval(results: Sequence[Result]) -> tuple[float, float]:
+    """Returns the interval of the accuracy.
+
+    Samples of one problem are alike: the problems are the trials, whatever number each was tried.
+    """
+    judged = [result for result in results if result.correct is not None]
+    correct = sum(bool(result.correct) for result in judged)
+    problems = len({problem_id(result.id) for result in judged})
+    return wilson(correct * problems / len(judged), problems)
+
+
+def wilson(successes: float, trials: int) -> tuple[float, float]:
     """Returns the 95 % Wilson score interval of a proportion."""
     z2 = _NORMAL_95**2
     centre = (successes + z2 / 2) / (trials + z2)
@@ -93,10 +110,13 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
 
 
 def _further(results: Sequence[Result]) -> dict[str, float]:
-    """Returns the mean of each score that judges keep in a result's details."""
-    names = [name for name, value in results[0].details.items() if isinstance(value, bool)]
-    judged = [result.details for result in results if result.correct is not None]
-    return {n: sum(details[n] for details in judged) / len(judged) for n in names if judged}
+    """Returns the mean of each score in the details, over the results whose judge keeps it."""
+    kept: dict[str, list[bool]] = {}
+    for result in results:
+        for name, value in result.details.items():
+            if isinstance(value, bool) and result.correct is not None:
+                kept.setdefault(name, []).append(value)
+    return {name: sum(values) / len(values) for name, values in kept.items()}
 
 
 def short(part: Mapping[str, Any], registry: Registry[Any]) -> str:

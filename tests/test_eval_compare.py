@@ -298,7 +298,7 @@ def test_ctrl_c_prints_what_is_done(
     assert "baseline" in printed.out
     assert "factor" not in printed.out
     assert "the same command goes on" in printed.err
-    assert [file.name for file in (tmp_path / "runs").iterdir()] == ["threshold-0.jsonl"]
+    assert [file.name for file in (tmp_path / "runs").glob("*.jsonl")] == ["threshold-0.jsonl"]
     assert not (tmp_path / "pareto.png").exists()
 
 

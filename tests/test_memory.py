@@ -16,8 +16,8 @@ from torch import Tensor
 import dllm
 from dllm import capacity
 from dllm.capacity import available, ran_out, readable
-from dllm.cli.evaluate import compare
 from dllm.cli.main import main
+from dllm.cli.measure import compare
 from dllm.cost import Cost
 from dllm.eval.results import Result, read_results
 from dllm.eval.runner import Run

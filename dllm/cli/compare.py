@@ -60,6 +60,11 @@ class Comparison:
             seen[contender.run.name] = contender.text
 
     @property
+    def is_main(self) -> bool:
+        """Whether this process reports; of several ones, only one does."""
+        return self.contenders[0].run.processes.is_main
+
+    @property
     def title(self) -> str:
         """What is measured."""
         names = ", ".join(dict.fromkeys(contender.cache for contender in self.contenders))
@@ -69,6 +74,8 @@ class Comparison:
         """Measures all and reports; on Ctrl-C prints what is done and leaves the files alone."""
         outcomes, stopped = self._measure()
         standings = judge(outcomes)
+        if not self.is_main:
+            return
         if standings:
             self._print(standings)
         if stopped:
@@ -84,7 +91,7 @@ class Comparison:
     def _measure(self) -> tuple[list[Outcome], bool]:
         """Returns the outcomes in the order of the contenders, and whether Ctrl-C came."""
         outcomes: list[Outcome] = []
-        with bars() as progress:
+        with bars(quiet=not self.is_main) as progress:
             for number, contender in enumerate(self.contenders, start=1):
                 label = f"{number}/{len(self.contenders)} {contender.text}"
                 outcome, stopped = self._outcome(progress, label, contender)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from dllm import load
-from dllm.cli.evaluate import compare
+from dllm.cli.measure import compare
 from dllm.cli.options import JsonOption
 from dllm.eval.runner import Run
 from dllm.eval.tasks import find_task

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from dllm import load
-from dllm.capacity import NotEnoughMemoryError
 from dllm.cli.compare import Comparison, Destination
+from dllm.cli.measure import compare
 from dllm.cli.options import (
     BlockOption,
     CachesOption,
@@ -28,26 +25,24 @@ from dllm.cli.options import (
     VerifierOption,
     given,
 )
-from dllm.cli.progress import bars, shown
-from dllm.cli.table import comparison
 from dllm.eval.contender import contender
 from dllm.eval.lineup import gather
-from dllm.eval.problem import Problem
-from dllm.eval.report import heading, label
-from dllm.eval.results import Result
+from dllm.eval.processes import find_processes
 from dllm.eval.runner import Run
-from dllm.eval.summary import Summary, record, summarise
+from dllm.eval.samples import sampled
 from dllm.eval.task_options import TaskOptions
 from dllm.eval.tasks import find_task
 from dllm.generate import check
 from dllm.settings import resolve
 
-INTERRUPTED = 130
-
 
 def evaluate(
     task: Annotated[
-        str, typer.Option(help="arithmetic, lists, functions, gsm8k or humaneval.")
+        str,
+        typer.Option(
+            help="arithmetic, lists, functions, gsm8k, humaneval or parallel_bench; of this one "
+            "also a part, as in parallel_bench:shuffle,names=3-6."
+        ),
     ] = "arithmetic",
     data: Annotated[
         Path | None,
@@ -55,7 +50,10 @@ def evaluate(
     ] = None,
     style: Annotated[
         str | None,
-        typer.Option(help="gsm8k: fewshot, cot, zeroshot, chat, ...; humaneval: base, instruct."),
+        typer.Option(
+            help="gsm8k: fewshot, cot, zeroshot, chat, ...; humaneval: base, instruct; "
+            "parallel_bench: plain, chat."
+        ),
     ] = None,
     examples: Annotated[
         Path | None, typer.Option(help="JSON lines with solved problems for gsm8k's prompts.")
@@ -76,6 +74,9 @@ def evaluate(
     cache: CachesOption = None,
     verifier: VerifierOption = None,
     limit: Annotated[int, typer.Option(help="Problems of the held-out split.")] = 100,
+    samples: Annotated[
+        int, typer.Option(help="Answers to each problem, for pass@k; above 1 with --temperature.")
+    ] = 1,
     batch_size: Annotated[int, typer.Option(help="Prompts decoded together.")] = 50,
     output: Annotated[
         Path | None,
@@ -84,6 +85,9 @@ def evaluate(
             "a folder, which also gets the table as CSV and Markdown."
         ),
     ] = None,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Keep each row's steps in --output, for `dllm trace`.")
+    ] = False,
     plot: Annotated[
         Path | None, typer.Option(help="PNG: accuracy over tokens per forward.")
     ] = None,
@@ -94,6 +98,10 @@ def evaluate(
     settings: SetOption = None,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
+    with_record: Annotated[
+        bool,
+        typer.Option("--record", help="Print below the table all that belongs to its figures."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measures every scheduler with every cache on the same problems.
@@ -102,14 +110,19 @@ def evaluate(
 
     dllm eval --schedulers all --limit 500 --output runs --plot pareto.png
     """
+    if trace and output is None:
+        raise ValueError("--trace keeps the steps in the results file: name it with --output")
     chosen = find_task(task, TaskOptions(data, style, examples, shots, run_code))
     problems = chosen.take(limit)
     compared = lineup is not None or plot is not None
+    if compared and (samples > 1 or with_record):
+        raise ValueError("--samples and --record do not go with --schedulers and --plot")
     if compared and not chosen.scored:
         raise ValueError(f"a comparison needs scores, and {task} has none without --run-code")
     entries = gather(lineup, scheduler or ()) if compared else []
     to = Destination(output, plot, as_json) if compared else None
-    loaded = load(model, dtype=dtype, device=device)
+    processes = find_processes()
+    loaded = load(model, dtype=dtype, device=processes.device(device))
     shared = given(
         settings,
         verifier=verifier,
@@ -122,7 +135,7 @@ def evaluate(
     def run_of(one_scheduler: Any, one_cache: str | None) -> Run:
         options = given(None, scheduler=one_scheduler, cache=one_cache)
         resolved = resolve(loaded.defaults, None, {**shared, **options})
-        return Run(loaded, chosen, resolved, batch_size)
+        return Run(loaded, chosen, resolved, batch_size, processes, trace)
 
     caches_given: list[str | None] = [*cache] if cache else [None]
     named: list[str | None] = [*scheduler] if scheduler else [None]
@@ -137,49 +150,5 @@ def evaluate(
     runs = [run_of(s, c) for s in named for c in caches_given]
     for run in runs:
         check(loaded, run.settings)
-    compare(runs, problems, output, as_json)
-
-
-def compare(
-    runs: Sequence[Run], problems: Sequence[Problem], output: Path | None, as_json: bool
-) -> None:
-    """Runs all and prints the table, or JSON; on Ctrl-C, or without memory, what is done so far."""
-    summaries: list[Summary] = []
-    stopped, failed = False, None
-    with bars() as progress:
-        for run in runs:
-            results: list[Result] = []
-            try:
-                found = run.results(problems, output)
-                for result in shown(progress, label(run), found, len(problems)):
-                    results.append(result)
-            except KeyboardInterrupt:
-                stopped = True
-            except NotEnoughMemoryError as error:
-                failed = error
-            if results:
-                summaries.append(summarise(results))
-            if stopped or failed is not None:
-                break
-    _report(runs, summaries, as_json)
-    if failed is not None:
-        raise failed
-    if stopped:
-        kept = f"; {output} is kept and the same command goes on" if output else ""
-        Console(stderr=True).print(f"interrupted{kept}")
-        raise typer.Exit(INTERRUPTED)
-
-
-def _report(runs: Sequence[Run], summaries: Sequence[Summary], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps({"rows": [record(summary) for summary in summaries]}))
-        return
-    title = heading(runs[0], max((s.problems for s in summaries), default=0))
-    Console(highlight=False).print(comparison(title, summaries))
-    for run, summary in zip(runs, summaries, strict=False):
-        if summary.scores:
-            shares = ", ".join(f"{name} {part:.1%}" for name, part in summary.scores.items())
-            Console(highlight=False).print(f"{label(run)}: {shares}", markup=False)
-    if not runs[0].task.scored:
-        note = "Not scored: --run-code runs the code in a sandbox; the same command goes on."
-        Console(stderr=True).print(note)
+    problems = sampled(problems, samples, runs[0].settings)
+    compare(runs, problems, output, as_json, with_record)

@@ -10,11 +10,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dllm.eval.results import Result
 
 
-def bars() -> Progress:
-    """Returns the display on stderr, which `shown` adds its bars to."""
+def bars(*, quiet: bool = False) -> Progress:
+    """Returns the display on stderr, which `shown` adds its bars to; a quiet one shows nothing."""
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn())
     right = TextColumn("{task.fields[right]:.0%} right")
-    return Progress(*columns, right, TimeRemainingColumn(), console=Console(stderr=True))
+    shown = (*columns, right, TimeRemainingColumn())
+    return Progress(*shown, disable=quiet, console=Console(stderr=True, quiet=quiet))
 
 
 def shown(

@@ -54,7 +54,9 @@ def load(
     weights.fill(network, chosen, devices)
     dispatch(network, devices)
     name = os.fspath(name_or_path)
-    return HostedModel(name, network, spec, settings.tokenizer, generation, config)
+    # The hub's cache keeps each commit in a folder of its name.
+    commit = folder.name if folder.parent.name == "snapshots" else None
+    return HostedModel(name, network, spec, settings.tokenizer, generation, config, revision=commit)
 
 
 def own_dtype(config: Mapping[str, Any]) -> torch.dtype | None:

@@ -72,6 +72,7 @@ class HostedModel:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)  # config.json
     supports_cache: bool = True
+    revision: str | None = None  # commit of the hub's repository; None for a folder
 
     @property
     def device(self) -> torch.device:
