@@ -11,6 +11,8 @@ from typing import Any
 
 from dllm.eval import arithmetic, functions, gsm8k, humaneval, lists
 from dllm.eval.judgement import Judgement
+from dllm.eval.parallel_bench import questions
+from dllm.eval.parallel_bench.selection import Selection, select
 from dllm.eval.problem import Problem, Split
 from dllm.eval.sandbox import open_sandbox
 from dllm.eval.task_options import TaskOptions
@@ -28,6 +30,7 @@ class Task:
     judge: Callable[[Problem, str], Judgement] | None = None  # who says more than right or wrong
     options: Mapping[str, Any] = field(default_factory=dict)  # what decides the problems
     scored: bool = True
+    notes: Mapping[str, Any] = field(default_factory=dict)  # for the record: shots, sandbox, ...
 
     def judgement(self, problem: Problem, text: str) -> Judgement:
         """Returns what the judge says of an answer."""
@@ -47,12 +50,25 @@ class Task:
         return list(islice(different.values(), count))
 
 
+def _parallel_bench(selection: Selection) -> Task:
+    return Task(
+        name="parallel_bench",
+        description="lists and grids whose tokens depend on each other (arXiv 2510.04767)",
+        problems=partial(questions.problems, selection),
+        is_correct=lambda problem, text: questions.judge(problem, text).correct is True,
+        judge=questions.judge,
+        options=selection.describe(),
+        notes={"shots": selection.shots},
+    )
+
+
 TASKS = {
     task.name: task
     for task in (
         Task("arithmetic", "word problems", arithmetic.problems, arithmetic.is_correct),
         Task("lists", "list operations", lists.problems, lists.is_correct),
         Task("functions", "tiny Python functions", functions.problems, functions.is_correct),
+        _parallel_bench(Selection()),
     )
 }
 
@@ -61,7 +77,9 @@ def _read_gsm8k(options: TaskOptions) -> Task:
     style = gsm8k.find_style(options.style)
     judge = partial(gsm8k.judge, style)
     decides = {"style": options.style or gsm8k.DEFAULT_STYLE}
-    return _read("gsm8k", gsm8k.problems(options), judge, decides)
+    shots = style.shots if options.shots is None else options.shots
+    task = _read("gsm8k", gsm8k.problems(options), judge, decides)
+    return replace(task, notes={"shots": shots})
 
 
 def _read_humaneval(options: TaskOptions) -> Task:
@@ -69,7 +87,8 @@ def _read_humaneval(options: TaskOptions) -> Task:
     judge = humaneval.Judge(style, data, open_sandbox() if options.run_code else None)
     decides = {"style": options.style or humaneval.DEFAULT_STYLE}
     task = _read("humaneval", humaneval.problems(style, data), judge, decides)
-    return replace(task, scored=options.run_code)
+    level = None if judge.sandbox is None else judge.sandbox.level
+    return replace(task, scored=options.run_code, notes={"shots": 0, "sandbox": level})
 
 
 def _read(
@@ -116,11 +135,14 @@ def find_task(name: str, options: TaskOptions | None = None) -> Task:
     options = options or TaskOptions()
     if name in READ:
         return READ[name].read(options)
+    base, _, chosen = name.partition(":")
+    if base == "parallel_bench":
+        return _parallel_bench(select(chosen, options))
     if name not in TASKS:
         raise ValueError(f"unknown task {name!r}: {nearest(name, [*TASKS, *READ])}")
     if options.given:
         raise ValueError(
             f"{', '.join(options.given)}: the task {name!r} makes its own problems; only "
-            f"{', '.join(READ)} have these options"
+            f"{', '.join(READ)} and, for two of them, parallel_bench have these options"
         )
     return TASKS[name]

@@ -1,0 +1,89 @@
+"""Grids of four by four in which no row, column or box has a symbol twice."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import chain
+
+from dllm.eval.parallel_bench.instance import Answer, Instance
+
+SIZE = 4
+BOX = 2
+EMPTY = "_"
+_BETWEEN = re.compile(r"[\s|,\[\]\"'`]+")  # cells, in whatever way a model writes a grid
+
+
+@dataclass(frozen=True)
+class Grid(Instance):
+    """A grid with empty cells; one way to fill them is the solution to show."""
+
+    cells: Answer  # row by row, EMPTY where nothing is given
+    symbols: Answer
+    boxes: bool  # whether boxes of two by two count as well
+    rule: str  # what has to hold, in words
+    filled: Answer
+
+    @property
+    def question(self) -> str:
+        start = f"A grid, {EMPTY} is an empty cell:\n{self.write(self.cells)}\n"
+        return f"{start}Fill it: {self.rule} Answer with the whole grid, in this form."
+
+    @property
+    def solution(self) -> Answer:
+        return self.filled
+
+    def outputs(self) -> Iterator[Answer]:
+        return completions(self.cells, self.symbols, self.boxes)
+
+    def is_right(self, answer: Answer) -> bool:
+        kept = len(answer) == len(self.cells) and all(
+            given in (EMPTY, cell) for given, cell in zip(self.cells, answer, strict=True)
+        )
+        return kept and all(
+            {answer[cell] for cell in unit} == set(self.symbols) for unit in units(self.boxes)
+        )
+
+    def write(self, answer: Answer) -> str:
+        rows = [answer[start : start + SIZE] for start in range(0, len(answer), SIZE)]
+        return "\n".join(" ".join(row) for row in rows)
+
+    def read(self, text: str) -> Answer | None:
+        """Returns the last four lines that hold four symbols each, and nothing else but marks."""
+        lines = [[cell for cell in _BETWEEN.split(line) if cell] for line in text.splitlines()]
+        rows = [row for row in lines if len(row) == SIZE and set(row) <= set(self.symbols)]
+        return tuple(chain.from_iterable(rows[-SIZE:])) if len(rows) >= SIZE else None
+
+
+@cache
+def units(boxes: bool) -> tuple[frozenset[int], ...]:
+    """Returns the cells of each row and column, and of each box if boxes count."""
+    places = [divmod(cell, SIZE) for cell in range(SIZE**2)]
+    names = [[("row", row), ("column", column)] for row, column in places]
+    if boxes:
+        for (row, column), of_cell in zip(places, names, strict=True):
+            of_cell.append(("box", row // BOX * BOX + column // BOX))
+    every = sorted(set(chain.from_iterable(names)))
+    return tuple(frozenset(c for c in range(SIZE**2) if unit in names[c]) for unit in every)
+
+
+def completions(cells: Answer, symbols: Answer, boxes: bool) -> Iterator[Answer]:
+    """Yields every way to fill the empty cells, in the order of the symbols."""
+    if EMPTY not in cells:
+        yield cells
+        return
+    place = cells.index(EMPTY)
+    taken = {cells[cell] for unit in units(boxes) if place in unit for cell in unit}
+    for symbol in symbols:
+        if symbol not in taken:
+            yield from completions((*cells[:place], symbol, *cells[place + 1 :]), symbols, boxes)
+
+
+@cache
+def full_grids(boxes: bool) -> tuple[tuple[int, ...], ...]:
+    """Returns all full grids of 0 to 3: 576 Latin squares, 288 of which keep the boxes too."""
+    digits = tuple(map(str, range(SIZE)))
+    found = completions((EMPTY,) * SIZE**2, digits, boxes)
+    return tuple(tuple(map(int, grid)) for grid in found)
