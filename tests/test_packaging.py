@@ -155,7 +155,8 @@ def test_gitignore_keeps_the_parts() -> None:
 
 def test_imports_are_declared() -> None:
     core = distribution_names(PROJECT["project"]["dependencies"])
-    evaluation = core | distribution_names(PROJECT["project"]["optional-dependencies"]["eval"])
+    extras = PROJECT["project"]["optional-dependencies"]
+    evaluation = core | distribution_names(extras["eval"] + extras["lm-eval"])
     providers = packages_distributions()
     for name, path in source_files().items():
         if not name.endswith(".py"):

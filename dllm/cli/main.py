@@ -8,12 +8,16 @@ import typer
 from rich.console import Console
 
 from dllm.capacity import NotEnoughMemoryError
+from dllm.cli.ablate import ablate
 from dllm.cli.cache_error import cache_error
 from dllm.cli.chat import chat
 from dllm.cli.demo import demo
+from dllm.cli.doctor import doctor
 from dllm.cli.evaluate import evaluate
 from dllm.cli.generate import generate
 from dllm.cli.methods import methods
+from dllm.cli.paired import compare_runs
+from dllm.cli.trace import trace
 from dllm.cli.train_filter import train_filter
 from dllm.cli.verify import verify
 from dllm.loop import BrokenLogitsError
@@ -29,11 +33,15 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(chat)
 app.command(name="eval")(evaluate)
+app.command(name="compare")(compare_runs)
 app.command()(demo)
 app.command()(methods)
 app.command()(train_filter)
 app.command()(cache_error)
 app.command()(verify)
+app.command()(doctor)
+app.command()(trace)
+app.command()(ablate)
 
 
 def main() -> None:

@@ -1,0 +1,58 @@
+"""`dllm doctor`: what of this machine, or of a checkpoint, would be slow or fail."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from dllm.cli.options import DeviceOption, JsonOption
+from dllm.doctor import examine
+from dllm.doctor_finding import Finding
+
+FAILED = 1  # exit code
+STYLES = {"ok": "green", "warning": "yellow", "failure": "bold red"}
+
+
+def doctor(
+    model: Annotated[
+        str | None, typer.Argument(help='"tiny", a checkpoint folder or a downloaded hub id.')
+    ] = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Looks at the machine, and at a checkpoint without loading it.
+
+    dllm doctor tiny
+    """
+    found = []
+    console = Console(highlight=False)
+    for finding in examine(model, device):
+        found.append(finding)
+        if not as_json:
+            show(console, finding)
+    levels = Counter(finding.level for finding in found)
+    if as_json:
+        record = [asdict(finding) for finding in found]
+        print(json.dumps({"ok": not levels["failure"], "findings": record}))
+    else:
+        console.print(f"{levels['failure']} failure(s), {levels['warning']} warning(s)")
+    if levels["failure"]:
+        raise typer.Exit(FAILED)
+
+
+def show(console: Console, finding: Finding) -> None:
+    """Prints a finding, and below it what to do."""
+    line = Text.assemble(
+        (f"{finding.level:<8}", STYLES[finding.level]),
+        (f"{finding.subject}: ", "bold"),
+        finding.text,
+    )
+    console.print(line, soft_wrap=True)
+    if finding.way_out:
+        console.print(Text(f"{'':<8}-> {finding.way_out}"), soft_wrap=True)

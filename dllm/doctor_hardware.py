@@ -1,0 +1,120 @@
+"""Looks at processors, memory and the attention kernels that run on them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from dllm.capacity import available, readable
+from dllm.doctor_finding import Finding, failure, ok, warning
+
+KERNELS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+# Of the processor: what makes bfloat16 fast, and what else is worth telling.
+BF16 = ("amx_bf16", "avx512_bf16")
+TOLD = ("avx2", "avx512_f", *BF16)
+
+
+def device(found: torch.device) -> Iterator[Finding]:
+    """Yields the device that is asked about."""
+    name = torch.cuda.get_device_name(found) if found.type == "cuda" else ""
+    yield ok("device", f"{found} {name}".strip())
+    if found.type == "cpu" and torch.version.cuda and not torch.cuda.is_available():
+        text = f"torch is built for CUDA {torch.version.cuda} but finds no device"
+        yield warning("cuda", text, "see whether `nvidia-smi` runs and fits the driver's version")
+
+
+def chosen(given: str | None) -> torch.device:
+    """Returns a device by its name, or torch's default one; ValueError if it is not there."""
+    try:
+        found = torch.get_default_device() if given is None else torch.device(given)
+    except RuntimeError as error:
+        raise ValueError(
+            f"device={given!r} is not known to torch: cpu, cuda, cuda:1, ..."
+        ) from error
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device={given!r}: torch finds {torch.cuda.device_count()} CUDA devices")
+    return found
+
+
+def cuda() -> Iterator[Finding]:
+    """Yields each GPU with its memory."""
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        major, minor = torch.cuda.get_device_capability(index)
+        text = f"{torch.cuda.get_device_name(index)}, compute capability {major}.{minor}"
+        yield ok(f"cuda:{index}", f"{text}, {readable(free)} of {readable(total)} free")
+        if not torch.cuda.is_bf16_supported(including_emulation=False):
+            yield warning(f"cuda:{index}", "no bfloat16", "give --dtype float16 or float32")
+
+
+def processor(where: torch.device) -> Iterator[Finding]:
+    """Yields what the CPU has for matrix products."""
+    has = capabilities()
+    known = [name for name in TOLD if has.get(name)]
+    told = f" ({', '.join(known)})" if known else ""
+    level = torch.backends.cpu.get_cpu_capability()
+    text = f"{has.get('cpu_name', 'CPU')}, torch uses {level}{told}"
+    if where.type == "cpu" and level == "DEFAULT":
+        yield warning("processor", f"{text}: no vector units that torch knows, so slow")
+    else:
+        yield ok("processor", text)
+
+
+def fast_bfloat16(where: torch.device) -> bool | None:
+    """Returns whether a device multiplies bfloat16 natively; None where torch does not say."""
+    if where.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    has = capabilities()
+    return any(has.get(name) for name in BF16) if where.type == "cpu" and has else None
+
+
+def capabilities() -> Mapping[str, Any]:
+    """Returns torch's list of the CPU's features; empty before the version that has it."""
+    listed = getattr(torch.cpu, "get_capabilities", None)
+    return {} if listed is None else listed()
+
+
+def memory(where: torch.device) -> Iterator[Finding]:
+    """Yields what can still be had on the device."""
+    free = available(where)
+    text = "not known" if free is None else f"{readable(free)} free on {where}"
+    yield ok("memory", text)
+
+
+def attention(where: torch.device) -> Iterator[Finding]:
+    """Yields which kernels of attention run here, by running each on a few tokens."""
+    running = {masked: _kernels(where, masked) for masked in (False, True)}
+    plain, masked = (", ".join(running[kind]) or "none" for kind in (False, True))
+    text = f"{plain}; with a mask, as in batches of mixed lengths: {masked}"
+    if not running[True]:
+        yield failure("attention", text, "install a build of torch for this device")
+    elif where.type == "cuda" and running[True] == ["math"]:
+        yield warning("attention", text, "masked passes are slow: batch prompts of equal length")
+    else:
+        yield ok("attention", text)
+
+
+def _kernels(where: torch.device, masked: bool) -> list[str]:
+    dtype = torch.float32 if where.type == "cpu" else torch.float16
+    query = torch.ones(2, 4, 16, 64, device=where, dtype=dtype)
+    mask = torch.ones(2, 1, 1, 16, dtype=torch.bool, device=where) if masked else None
+    found = []
+    for name, kernel in KERNELS.items():
+        with warnings.catch_warnings(), sdpa_kernel(kernel):
+            warnings.simplefilter("ignore")  # each says at length why it does not run
+            try:
+                F.scaled_dot_product_attention(query, query, query, attn_mask=mask)
+            except RuntimeError:
+                continue
+        found.append(name)
+    return found

@@ -1,0 +1,144 @@
+"""The requests of the lm-evaluation-harness, in token ids and settings."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
+
+from dllm.eval.harness_arguments import ArgumentError, TooLong
+from dllm.eval.harness_encoder import Encoder
+from dllm.eval.harness_wishes import Wishes, seed_of, stops
+from dllm.eval.likelihood import Continuation
+from dllm.models.model import DenoisingModel
+from dllm.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request to generate, ready to be decoded."""
+
+    prompt: list[int]
+    settings: Settings  # without the request's seed
+    seed: int
+    until: tuple[str, ...]
+    about: Mapping[str, Any]  # which request it is
+    num_cut: int = 0  # tokens that were dropped from the prompt's beginning
+
+    def cut(self, text: str) -> str:
+        """Returns the text up to the earliest stop."""
+        ends = [at for at in (text.find(stop) for stop in self.until) if at >= 0]
+        return text[: min(ends)] if ends else text
+
+
+@dataclass
+class Reader:
+    """Makes prompts, settings and seeds of the harness's requests."""
+
+    encoder: Encoder
+    wishes: Wishes
+
+    def asked(self, requests: Sequence[Any]) -> list[Asked]:
+        """Returns what `generate_until` is asked."""
+        seed = self.wishes.seed
+        return [
+            Asked(
+                prompt=self.encoder.encode(context),
+                settings=self.wishes.settings(arguments),
+                seed=seed_of(seed, "generate_until", context, arguments, time),
+                until=stops(arguments.get("until")),
+                about=about(request),
+            )
+            for request, time in _times(requests)
+            for context, arguments in [request.args[:2]]
+        ]
+
+    def pairs(self, requests: Sequence[Any], model: DenoisingModel) -> list[Continuation]:
+        """Returns what `loglikelihood` is asked."""
+        seed = self.wishes.seed
+        return [
+            replace(
+                self.encoder.pair(context, continuation, model.spec),
+                seed=seed_of(seed, "loglikelihood", context, continuation, time),
+            )
+            for request, time in _times(requests)
+            for context, continuation in [request.args[:2]]
+        ]
+
+
+def about(request: Any) -> dict[str, Any]:
+    """Returns which request it is, for the file of costs."""
+    return {"task": request.task_name, "doc_id": request.doc_id, "choice": request.idx}
+
+
+def _times(requests: Iterable[Any]) -> Iterator[tuple[Any, int]]:
+    """Yields requests with how often they came before, so that repeats draw anew."""
+    seen: Counter[str] = Counter()
+    for request in requests:
+        key = repr(request.args)
+        yield request, seen[key]
+        seen[key] += 1
+
+
+def batches(asked: Sequence[Asked], size: int) -> Iterator[list[int]]:
+    """Yields the places of requests that are decoded together, long prompts first.
+
+    They have the same settings. The longest come first, so that memory runs out at once or never.
+    """
+    keys = [(repr(item.settings), -len(item.prompt)) for item in asked]
+    order = sorted(range(len(asked)), key=keys.__getitem__)
+    for _, group in groupby(order, key=lambda i: keys[i][0]):
+        alike = list(group)
+        yield from (alike[begin : begin + size] for begin in range(0, len(alike), size))
+
+
+def fitted(asked: Sequence[Asked], model: DenoisingModel, too_long: TooLong) -> list[Asked]:
+    """Returns requests that fit the model; raises ArgumentError unless prompts may be cut."""
+    over = _over(
+        [(len(item.prompt), item.settings.max_new_tokens) for item in asked], model, too_long
+    )
+    return [
+        replace(item, prompt=item.prompt[cut:], num_cut=cut)
+        for item, cut in zip(asked, over, strict=True)
+    ]
+
+
+def scorable(
+    given: Sequence[Continuation], model: DenoisingModel, too_long: TooLong
+) -> list[Continuation]:
+    """Returns continuations that fit the model, likewise."""
+    over = _over([(item.start, len(item.tokens) - item.start) for item in given], model, too_long)
+    return [
+        replace(item, tokens=item.tokens[cut:], start=item.start - cut)
+        for item, cut in zip(given, over, strict=True)
+    ]
+
+
+def _over(
+    lengths: Sequence[tuple[int, int]], model: DenoisingModel, too_long: TooLong
+) -> list[int]:
+    """Returns how many tokens to drop from the beginning of each (context, rest)."""
+    limit, least = model.spec.max_length, model.spec.logit_shift
+    over = [max(context + rest - limit, 0) for context, rest in lengths]
+    if not any(over):
+        return over
+    worst = over.index(max(over))
+    context, rest = lengths[worst]
+    said = (
+        f"{sum(map(bool, over))} of {len(over)} requests are too long for the model's limit of "
+        f"{limit} tokens: one has {context} of context and {rest} to write or score"
+    )
+    if any(rest + least > limit for _, rest in lengths):
+        raise ArgumentError(f"{said}; give a smaller gen_length in --model_args")
+    if too_long == "error":
+        raise ArgumentError(
+            f"{said}; give a smaller gen_length or too_long=cut, which drops the beginning of the "
+            "context, in --model_args, or fewer shots"
+        )
+    logger.warning("%s; the beginning of such contexts is dropped (too_long=cut)", said)
+    return over
