@@ -40,6 +40,10 @@ class Cache(ABC):
         """Yields passes over the prompts before the first step, without logits; normally none."""
         return iter(())
 
+    def admits(self, status: Status) -> bool:
+        """Whether further rows may enter the canvas now, and what it holds stays right."""
+        return not self.lockstep or status.entered or not status.unfinished
+
     def check(self, spec: ModelSpec) -> None:
         """Raises ValueError when the policy cannot serve a model."""
 

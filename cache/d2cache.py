@@ -74,6 +74,9 @@ class D2Cache(Cache):
         fed = fed & real
         return real & self._closed(fed | self._important(canvas.seen.importance, real & ~fed))
 
+    def admits(self, status: Status) -> bool:
+        return not status.unfinished  # the first pass of all rows is one of its own
+
     def plan(self, canvas: Canvas, status: Status, spec: ModelSpec) -> StepPlan:
         if canvas.seen is None:
             plan = every_column(canvas, spec, store=True, width=status.length)

@@ -64,7 +64,9 @@ class DelayedCache(Cache):
         return real & fed
 
     def plan(self, canvas: Canvas, status: Status, spec: ModelSpec) -> StepPlan:
-        if status.num_fed == status.length:
+        # With `once` a row reads its prompt in its own first pass, whatever the others are at.
+        together = self.prompt != "once" or not status.num_forwards
+        if together and status.num_fed == status.length:
             return every_column(canvas, spec, store=True, width=status.length)
         return chosen_columns(self.feeds(canvas, spec), canvas, status, spec)
 

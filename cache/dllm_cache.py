@@ -44,6 +44,9 @@ class FeatureCache(Cache):
         if not 0 <= self.adaptive <= 1:
             raise ValueError(f"adaptive={self.adaptive} must be a share between 0 and 1")
 
+    def admits(self, status: Status) -> bool:
+        return not status.unfinished  # the intervals of all rows are counted together
+
     def plan(self, canvas: Canvas, status: Status, spec: ModelSpec) -> StepPlan:
         plan = every_column(canvas, spec, store=True, width=status.length)
         columns, start = plan.columns, canvas.prompt_length[:, None]

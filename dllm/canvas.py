@@ -32,7 +32,8 @@ class Layout:
     mask_token_id: int
     fill_token_id: int  # ends a finished row
     eos_token_ids: tuple[int, ...]
-    lengths: tuple[int, ...]  # tokens of each row, prompt and slots together
+    # Tokens of each prompt with its slots, those included that enter the canvas later.
+    lengths: tuple[int, ...]
     num_slots: int  # the most of any row
     window_length: int  # columns from a block's start that a step may commit
     region_length: int = 0  # columns of the whole generated region, if a scheduler sees it all
@@ -89,6 +90,7 @@ class Written:
     before: Tensor  # (B, W) int64 tokens
     after: Tensor  # (B, W) int64
     step: Tensor  # (B,) int64 forwards of each row before this one
+    prompts: Tensor  # (B,) int64 whose windows they are
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,13 @@ class Status:
     num_variants: int = 1  # the most canvases that any unfinished row has drafted, itself included
     num_forwards: int = 0  # the most forwards that any unfinished row took
     num_open: int = 0  # the most masked columns that the window of any unfinished row has
+    finished: tuple[bool, ...] = ()  # which rows are
+
+    def joined(self, rows: Sequence[Status]) -> Status:
+        """Returns the status of this canvas once other rows are in it; who is finished stays."""
+        every = [self, *rows]
+        told = {name: max(vars(one)[name] for one in every) for name in vars(self)}
+        return Status(**{**told, "finished": self.finished})
 
 
 class Canvas:
@@ -117,6 +126,7 @@ class Canvas:
     distinct columns; they are never attended to. Tensors keep their shape and place.
     """
 
+    announced: Tensor | None = None  # (B, n) int64 columns that the next step commits
     seen: Seen | None = None  # by earlier passes, if plans ask for attention maps
     skip_after_end = False  # what follows an end token is not committed
     keep_history = False  # a scheduler revises: `commit_step` alone cannot tell the story
@@ -127,6 +137,7 @@ class Canvas:
         self.fixed = fixed  # (B, C) bool: prompt, padding and infill text, never changed
         self.given = fixed  # (B, C) bool: the same before anything was cut off
         self.prompt_length = prompt_length  # (B,) int64
+        self.prompts = torch.arange(len(tokens), device=tokens.device)  # (B,) int64 whose rows
         self.length = torch.tensor(layout.lengths, device=tokens.device)  # (B,) int64
         self.full_length = self.length  # (B,) before anything was cut off
         self.ends = torch.tensor(layout.eos_token_ids, dtype=torch.int64, device=tokens.device)
@@ -152,7 +163,6 @@ class Canvas:
         self.block_entry = torch.full_like(self.commit_step, NEVER)
         self.branches: Branches | None = None
         self.drafts: Drafts | None = None  # of a verifier, with its count of forwards
-        self.announced: Tensor | None = None  # (B, n) int64 columns that the next step commits
         self.history: list[Written] = []
 
     def count_blocks_from_zero(self) -> None:
@@ -228,7 +238,8 @@ class Canvas:
         tokens = torch.where(chosen, change.tokens, window.tokens)
         self.tokens.scatter_(1, columns, tokens)
         if self.keep_history:
-            self.history.append(Written(columns, window.tokens, tokens, self.step.clone()))
+            written = Written(columns, window.tokens, tokens, self.step.clone(), self.prompts)
+            self.history.append(written)
         step = self.step.to(torch.int32)[:, None].expand_as(chosen)
         step = step.masked_fill(change.tokens == self.layout.mask_token_id, NEVER)
         self._record(self.commit_step, columns, chosen, step)
@@ -264,7 +275,8 @@ class Canvas:
         tokens = torch.where(chosen, branches.tokens.gather(1, at), held)
         self.tokens.scatter_(1, column, tokens)
         if self.keep_history:
-            self.history.append(Written(column, held, tokens, self.step.clone()))
+            written = Written(column, held, tokens, self.step.clone(), self.prompts)
+            self.history.append(written)
         self._record(self.commit_step, column, chosen, self.step.to(torch.int32)[:, None])
         self._record(self.commit_confidence, column, chosen, confidence.float())
         self.row_forwards += torch.where(compared, branches.count - 1, 0)
@@ -292,22 +304,34 @@ class Canvas:
         if lockstep:
             moving = moving & (moving | self.finished).all()
         self._enter(moving, first, masked)
-        return self._status(feeds)
+        return self.status(feeds)
 
-    def _status(self, feeds: Feeds | None) -> Status:
+    def status(self, feeds: Feeds | None) -> Status:
         """Returns what the host must know of the canvas: the one transfer of a step."""
+        figures = self._figures(feeds)
+        most = torch.stack(list(figures.values())).amax(1)
+        told = torch.cat([most, self.finished.long()]).tolist()
+        count = len(figures)
+        return _status(dict(zip(figures, told[:count], strict=True)), told[count:])
+
+    def statuses(self, feeds: Feeds | None) -> list[Status]:
+        """Returns what the host must know of each row by itself, in one transfer."""
+        figures = self._figures(feeds)
+        told = torch.stack([*figures.values(), self.finished.long()], 1).tolist()
+        return [_status(dict(zip(figures, row, strict=False)), row[-1:]) for row in told]
+
+    def _figures(self, feeds: Feeds | None) -> dict[str, Tensor]:
+        """Returns by name the figures of a status, of each row, (B,) int64."""
         running = ~self.finished
         length = torch.where(running, self.length, 0)
         none = torch.zeros_like(length)
         needed = none if self.branches is None else self.branches.needed & running
         drafted = none + 1 if self.drafts is None else self.drafts.count
-        flags = {
+        figures = {
             "unfinished": running,
             "entered": (self.block_step == 0) & running,
             "broken": self.broken,
             "branching": needed,
-        }
-        counts = {
             "remaining": torch.where(running, self.length - self.block_start, 0),
             "length": length,
             "reach": torch.minimum(length, self.block_end),
@@ -317,9 +341,7 @@ class Canvas:
             "num_forwards": torch.where(running, self.step, 0),
             "num_open": torch.where(running, self.open_columns().sum(1), 0),
         }
-        rows = torch.stack([value.long() for value in (*flags.values(), *counts.values())])
-        told: dict[str, Any] = dict(zip((*flags, *counts), rows.amax(1).tolist(), strict=True))
-        return Status(**{**told, **{name: bool(told[name]) for name in flags}})
+        return {name: figure.long() for name, figure in figures.items()}
 
     def _enter(self, moving: Tensor, first: Tensor, masked: Tensor) -> None:
         """Moves rows to the block of their first mask, counted in whole blocks from the last."""
@@ -379,6 +401,14 @@ class Canvas:
     @staticmethod
     def _record(history: Tensor, columns: Tensor, commit: Tensor, value: Tensor) -> None:
         history.scatter_(1, columns, torch.where(commit, value, history.gather(1, columns)))
+
+
+_FLAGS = ("unfinished", "entered", "broken", "branching")
+
+
+def _status(told: dict[str, Any], finished: Sequence[int]) -> Status:
+    flags = {name: bool(told[name]) for name in _FLAGS}
+    return Status(**{**told, **flags}, finished=tuple(map(bool, finished)))
 
 
 Feeds = Callable[[Canvas], Tensor]  # which columns (B, C) bool a pass feeds

@@ -10,6 +10,7 @@ import torch
 
 from dllm import cache as caches
 from dllm import schedulers
+from dllm.admission import Admission, admission_of
 from dllm.cache import Cache
 from dllm.canvas import Canvas, Layout, new_canvas
 from dllm.capacity import NotEnoughMemoryError, Request
@@ -98,6 +99,10 @@ class Stream:
         self.meter = Meter(model.device)
         loop = _loop(model, self.canvas, settings, infilled)
         loop = replace(loop, memory=memory, observer=observer)
+        self.admission: Admission | None = None  # of those prompts that wait
+        if settings.batch_size is not None and settings.batch_size < len(rows):
+            loop, self.admission = _admitting(loop, self.canvas, settings.batch_size)
+            self.canvas = self.admission.canvas
         self.scheduler, self.cache = loop.scheduler, loop.cache
         asked = Request(loop, self.canvas.layout, self.meter)
         self._events = asked.run(loop.run(self.canvas, self.meter))
@@ -108,15 +113,23 @@ class Stream:
     @property
     def output(self) -> GenerationOutput:
         """The rows as they stand, finished or not."""
-        return collect(self.canvas, self.meter, self.model.tokenizer)
+        return collect(self._everyone(), self.meter, self.model.tokenizer)
 
     def text(self, row: int = 0) -> str:
-        """Returns the answer of a row as it stands, open slots shown as the mask token."""
-        start, end = int(self.canvas.prompt_length[row]), self.canvas.layout.lengths[row]
-        ids = self.canvas.tokens[row, start:end].tolist()
+        """Returns the answer to a prompt as it stands, open slots shown as the mask token."""
+        canvas = self._everyone()
+        start, end = int(canvas.prompt_length[row]), canvas.layout.lengths[row]
+        ids = canvas.tokens[row, start:end].tolist()
         if self.model.tokenizer is None:
             raise ValueError("the model has no tokenizer: read canvas.tokens instead")
         return str(self.model.tokenizer.decode(ids))
+
+    def _everyone(self) -> Canvas:
+        """Returns the canvas with a row for each prompt."""
+        if self.admission is None:
+            return self.canvas
+        self.admission.save()
+        return self.admission.everyone
 
 
 def _needs(scheduler: Scheduler, num_slots: int, block: int) -> Needs:
@@ -258,8 +271,33 @@ def _loop(
     return verified(loop, check_verifier(settings, scheduler, cache))
 
 
+def _admitting(
+    loop: DenoisingLoop, everyone: Canvas, batch_size: int
+) -> tuple[DenoisingLoop, Admission]:
+    """Returns the loop that decodes so many rows at a time, and who lets the others in."""
+    where = f"batch_size={batch_size} has {len(everyone.tokens) - batch_size} prompt(s) wait"
+    if loop.memory is not None:
+        raise ValueError(
+            f"{where}, and memory is of rows that are there from the start: leave one of them out, "
+            "or give as many prompts as the batch has rows"
+        )
+    if loop.observer is not None:
+        raise ValueError(f"{where}, and passes are observed of one batch: leave batch_size out")
+    if not isinstance(loop.noise, CounterNoise):
+        raise ValueError(
+            f"{where}, and noise={type(loop.noise).__name__} does not tell prompts apart: give "
+            "seed instead, or leave batch_size out"
+        )
+    admission = admission_of(everyone, batch_size, loop.noise)
+    model = loop.model
+    if isinstance(model, GuidedModel):
+        model = replace(model, given=admission.canvas.given)
+    return replace(loop, model=model, noise=admission.seated, admission=admission), admission
+
+
 def _sampling(scheduler: Scheduler, layout: Layout, settings: Settings) -> Sampling:
     ends = layout.eos_token_ids
+    needs = scheduler.needs(layout.num_slots, layout.block_length)
     return Sampling(
         mask_token_id=layout.mask_token_id,
         temperature=settings.temperature,
@@ -269,6 +307,7 @@ def _sampling(scheduler: Scheduler, layout: Layout, settings: Settings) -> Sampl
         forbidden_token_ids=settings.forbidden_token_ids + (ends if settings.forbid_eos else ()),
         deferred_token_ids=settings.deferred_token_ids + (ends if settings.defer_eos else ()),
         dtype=settings.statistics_dtype,
+        lean=settings.verifier is None and not needs.reads_logits,
     )
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from dllm.admission import Admission, kept_for
 from dllm.branches import fan_out
 from dllm.cache import Cache
 from dllm.candidates import Candidates
-from dllm.canvas import AtEnd, Canvas, Change, Status, Window
+from dllm.canvas import AtEnd, Canvas, Change, Feeds, Status, Window
 from dllm.cost import cost_of
 from dllm.head_rows import can_narrow, in_window, narrow_head
 from dllm.metrics import Meter
@@ -47,6 +48,8 @@ class StepEvent:
     remasked: Tensor  # (B, W) bool: masked again by this step
     drafts: Tensor  # (B, W) int64 what the model would put where a mask is left
     confidence: Tensor  # (B, W) float of the drafts
+    prompts: tuple[int, ...] = ()  # whose row each place of the batch holds
+    finished: tuple[int, ...] = ()  # the prompts of rows that this step ended
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ class DenoisingLoop:
     at_eos: AtEnd = "stop"
     memory: PromptMemory | None = None
     observer: Observer | None = None  # shown each pass before the step decides
+    admission: Admission | None = None  # lets further prompts in; None: all are in the canvas
 
     @property
     def num_variants(self) -> int:
@@ -94,18 +98,11 @@ class DenoisingLoop:
     @torch.inference_mode()
     def run(self, canvas: Canvas, meter: Meter) -> Iterator[StepEvent]:
         """Denoises the canvas in place and yields what each step did."""
-        forward = Forward(self.model, self._new_store(canvas), meter)
-        meter.start(cost_of(self.model), 0 if forward.store is None else forward.store.num_bytes)
-        canvas.skip_after_end = self.at_eos == "skip"
         state: State = {}
-        if self.memory is not None and forward.store is not None:
-            self.memory.recall(self.model, canvas, forward.store)
-        for plan in self.cache.prefill(canvas, self.model.spec):
-            forward(canvas.tokens, plan)
-            canvas.read_prompt(plan.columns[:, -1] + 1)
-        feeds = partial(self.cache.feeds, spec=self.model.spec) if self.cache.scattered else None
-        narrows = can_narrow(self.needs)
+        forward = self._begin(canvas, meter)
+        feeds, narrows = self._feeds, can_narrow(self.needs)
         status = canvas.settle(lockstep=False, at_eos="ignore", feeds=feeds)
+        status, state = self._admit(canvas, status, forward, state)
         while status.unfinished:
             plan = self.cache.plan(canvas, status, self.model.spec)
             if self.needs.shadow:
@@ -119,10 +116,61 @@ class DenoisingLoop:
                 self.observer(Pass(self.model, self.sampling, canvas, status, window, *ran))
             state = state or self._start(canvas, logits)
             event, state = self._step(canvas, window, plan, logits, state)
+            running = [not done for done in status.finished]
             status = canvas.settle(self.cache.lockstep, self._at_eos(plan), feeds)
             meter.end_of_step()
-            yield event
+            yield self._named(event, running, status)
             self._check(canvas, status)
+            status, state = self._admit(canvas, status, forward, state)
+
+    def _begin(self, canvas: Canvas, meter: Meter) -> Forward:
+        """Makes the store and fills it with what is known or read before the first step."""
+        forward = Forward(self.model, self._new_store(canvas), meter)
+        meter.start(cost_of(self.model), 0 if forward.store is None else forward.store.num_bytes)
+        canvas.skip_after_end = self.at_eos == "skip"
+        if self.memory is not None and forward.store is not None:
+            self.memory.recall(self.model, canvas, forward.store)
+        for plan in self.cache.prefill(canvas, self.model.spec):
+            forward(canvas.tokens, plan)
+            canvas.read_prompt(plan.columns[:, -1] + 1)
+        if self.admission is not None:
+            self.admission.begin(self._feeds)
+        return forward
+
+    def _admit(
+        self, canvas: Canvas, status: Status, forward: Forward, state: State
+    ) -> tuple[Status, State]:
+        """Lets waiting prompts into the places of finished rows, where the cache allows it."""
+        if self.admission is None or not self.cache.admits(status):
+            return status, state
+        status, places = self.admission.enter(status)
+        if places is None:
+            return status, state
+        self._restart(canvas, places)
+        read = False
+        for plan in kept_for(places, self.cache.prefill(canvas, self.model.spec), canvas):
+            forward(canvas.tokens, plan)
+            canvas.read_prompt(plan.columns[:, -1] + 1)
+            read = True
+        if read:  # less is left to feed
+            status = canvas.status(self._feeds)
+        return status, self.admission.restarted(state, places)
+
+    def _restart(self, canvas: Canvas, places: Tensor) -> None:
+        """Forgets what else was known of the rows at some places (n,)."""
+
+    @property
+    def _feeds(self) -> Feeds | None:
+        """What counts the columns of the next pass, for caches that feed any."""
+        return partial(self.cache.feeds, spec=self.model.spec) if self.cache.scattered else None
+
+    def _named(self, event: StepEvent, running: list[bool], status: Status) -> StepEvent:
+        """Returns the event with the prompts that it is about; `running` were not finished."""
+        admission = self.admission
+        prompts = range(len(running)) if admission is None else admission.occupants
+        ended = zip(prompts, running, status.finished, strict=True)
+        finished = tuple(prompt for prompt, ran, done in ended if ran and done)
+        return replace(event, prompts=tuple(prompts), finished=finished)
 
     def _pass(
         self, canvas: Canvas, status: Status, plan: StepPlan, forward: Forward, state: State
@@ -248,7 +296,10 @@ class DenoisingLoop:
             dtype=self.sampling.dtype,
             device=logits.device,
         )
-        return self.scheduler.start(setup)
+        state = self.scheduler.start(setup)
+        if self.admission is not None:
+            self.admission.remember(state)
+        return state
 
     def _at_eos(self, plan: StepPlan) -> AtEnd:
         """Returns what an end token does after a pass.
@@ -261,7 +312,7 @@ class DenoisingLoop:
 
     def _check(self, canvas: Canvas, status: Status) -> None:
         if status.broken:
-            rows = canvas.broken.nonzero().flatten().tolist()
+            rows = canvas.prompts[canvas.broken].tolist()
             raise BrokenLogitsError(
                 f"the model's logits hold NaN or infinity in row(s) {rows}; the weights or the "
                 "dtype are the usual cause (try dtype='float32'); finished tokens were kept"

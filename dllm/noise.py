@@ -42,6 +42,10 @@ class CounterNoise:
     def columns(self, columns: Tensor, step: Tensor, masked: Tensor) -> Tensor:
         return _uniform(self._state(columns, step)).float().clamp_(max=1 - 2**-24)
 
+    def of_rows(self, rows: Tensor) -> CounterNoise:
+        """Returns the noise of some rows (n,) int64."""
+        return CounterNoise(self.seeds[rows])
+
     def _state(self, columns: Tensor, step: Tensor) -> Tensor:
         row = _mix(_mix(self.seeds) + (step + 1) * _GOLDEN_GAMMA)
         return _mix(row[:, None] + (columns + 1) * _GOLDEN_GAMMA)

@@ -107,9 +107,10 @@ def _changes(canvas: Canvas) -> tuple[tuple[tuple[int, int, int], ...], ...]:
     for written in canvas.history:
         rows, places = (written.before != written.after).cpu().nonzero(as_tuple=True)
         columns, tokens = written.columns[rows, places], written.after[rows, places]
-        values = torch.stack([rows, written.step[rows], columns, tokens], 1).tolist()
-        for row, step, column, token in values:
-            found[row].append((step, column, token))
+        whose = written.prompts[rows]
+        values = torch.stack([whose, written.step[rows], columns, tokens], 1).tolist()
+        for prompt, step, column, token in values:
+            found[prompt].append((step, column, token))
     return tuple(map(tuple, found))
 
 

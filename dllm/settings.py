@@ -36,6 +36,7 @@ class Settings:
     top_p: float | None = None
     top_k: int | None = None
     confidence: ConfidenceSource | None = None  # None: what the scheduler's authors read
+    batch_size: int | None = None  # rows decoded at a time, of any number of prompts; None: all
     seed: int | list[int] | None = None  # an int: row b draws from seed + b; a list: one a row
     generator: torch.Generator | list[torch.Generator] | None = None  # draws the seeds
     noise: Noise | None = None  # replaces the seeded noise altogether
@@ -58,6 +59,11 @@ class Settings:
                 "at least 1",
             ),
             ("block_length", self.block_length is None or self.block_length >= 1, "at least 1"),
+            (
+                "batch_size",
+                self.batch_size is None or (_whole(self.batch_size) and self.batch_size >= 1),
+                "a whole number of at least 1",
+            ),
             ("temperature", self.temperature >= 0, "0 or more"),
             ("top_p", self.top_p is None or 0 < self.top_p <= 1, "in (0, 1]"),
             ("top_k", self.top_k is None or self.top_k >= 1, "at least 1"),
@@ -100,6 +106,8 @@ ALIASES: dict[str, str | Callable[[Any], dict[str, Any]]] = {
     "max_gen_length": "max_new_tokens",
     "block_size": "block_length",
     "canvas_length": "block_length",
+    "max_num_seqs": "batch_size",
+    "max_running_requests": "batch_size",
     "cfg_scale": "guidance_scale",
     "cfg": "guidance_scale",
     "eos_id": "eos_token_id",

@@ -55,6 +55,11 @@ class VerifiedLoop(DenoisingLoop):
         run = EXECUTIONS[self.verifier.execution]
         return canvas.window(plan), run(drafts.variants(canvas.tokens, count), plan, forward)
 
+    def _restart(self, canvas: Canvas, places: Tensor) -> None:
+        if canvas.drafts is not None:
+            fresh = no_drafts(canvas.tokens, self.verifier)
+            canvas.drafts = canvas.drafts.restarted(fresh, places)
+
     def _step(
         self, canvas: Canvas, window: Window, plan: StepPlan, logits: Tensor, state: State
     ) -> tuple[StepEvent, State]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -41,6 +41,26 @@ class Drafts:
         """Gives all store rows of each row the content of its first."""
         first = torch.arange(self.tokens.shape[0], device=self.tokens.device) * self.most
         store.copy_rows(first.repeat_interleave(self.most))
+
+    def restarted(self, fresh: Drafts, places: Tensor) -> Drafts:
+        """Returns the same with the rows at some places (n,) at their beginning."""
+        at = torch.zeros_like(self.count, dtype=torch.bool).index_fill(0, places, True)
+        return replace(
+            self,
+            count=torch.where(at, fresh.count, self.count),
+            limit=torch.where(at, fresh.limit, self.limit),
+            passes=torch.where(at, fresh.passes, self.passes),
+            taken=torch.where(at[:, None], fresh.taken, self.taken),
+        )
+
+    def filed(self, among: Drafts | None, rows: Tensor, num_rows: int) -> Drafts:
+        """Returns the counts of these rows at the places `rows` (B,) of others, `num_rows`."""
+        if among is None:
+            zeros = torch.zeros(num_rows, dtype=torch.int64, device=rows.device)
+            taken = zeros[:, None].expand(-1, self.most)
+            among = Drafts(self.tokens, zeros, zeros, passes=zeros, taken=taken)
+        passes = among.passes.index_copy(0, rows, self.passes)
+        return replace(among, passes=passes, taken=among.taken.index_copy(0, rows, self.taken))
 
     def note(self, active: Tensor, steps: Tensor, adaptive: bool) -> None:
         """Counts a pass in rows `active` (B,) that took `steps` (B,); adapts what comes next."""

@@ -18,7 +18,7 @@ from dllm.settings import Settings
 # Named one by one in a run's description, or, as the noise, not a part of it.
 _DESCRIBED = (
     *("scheduler", "cache", "max_new_tokens", "block_length", "temperature", "top_p", "top_k"),
-    *("guidance_scale", "seed", "generator", "noise", "verifier"),
+    *("guidance_scale", "seed", "generator", "noise", "verifier", "batch_size"),
 )
 
 _EMBEDDED = "tiny"  # comes with the package, whatever lies in the folder

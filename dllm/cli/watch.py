@@ -30,12 +30,14 @@ def _row(running: Stream, event: StepEvent, row: int) -> Text:
     canvas, tokenizer = running.canvas, running.model.tokenizer
     if tokenizer is None:
         raise ValueError("the model has no tokenizer, so there is no text to watch")
-    start, end = int(canvas.prompt_length[row]), canvas.layout.lengths[row]
+    start, end = int(canvas.prompt_length[row]), int(canvas.full_length[row])
     columns = event.columns[row].tolist()
     drafts = dict(zip(columns, event.drafts[row].tolist(), strict=True))
     new = _where(columns, event.committed[row])
     again = _where(columns, event.remasked[row])
     text = Text()
+    if running.admission is not None:  # a place holds one prompt after the other
+        text.append(f"{event.prompts[row]}: ", style=OPEN)
     for column, token in enumerate(canvas.tokens[row, start:end].tolist(), start=start):
         if token != canvas.layout.mask_token_id:
             if token not in canvas.layout.eos_token_ids:
