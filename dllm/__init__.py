@@ -12,6 +12,7 @@ from dllm.output import GenerationInterrupted, GenerationOutput
 from dllm.prompt_memory import PromptMemory
 from dllm.prompts import Infill
 from dllm.settings import Settings
+from dllm.speed.speed_up import speed_up
 from dllm.trace import Trace
 
 __version__ = "0.1.0"
@@ -36,6 +37,7 @@ __all__ = [
     "load",
     "save",
     "schedulers",
+    "speed_up",
     "stream",
     "wrap",
 ]

@@ -9,6 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from dllm.kernels.statistics import Statistics
+
 _IMPOSSIBLE = -1e4  # nats; finite, so that it times 0 is 0
 
 
@@ -25,16 +27,21 @@ class Candidates:
     token: Tensor  # (B, W) int64 proposed tokens; never the mask token
     raw: Tensor | None = None  # (B, w, V) float before temperature and filters; None: `logits`
     places: Tensor | None = None  # (B, w) int64 columns that have logits; None: all W
+    measured: Statistics | None = None  # of `logits`, which may then be narrower; None: not yet
 
     @cached_property
     def confidence(self) -> Tensor:
         """The probability of the proposed token, (B, W)."""
-        return self._spread((self._logit_of(self.token) - self._log_normaliser).exp(), 0)
+        logit = self._logit_of(self.token) if self.measured is None else self.measured.logit
+        return self._spread((logit - self._log_normaliser).exp(), 0)
 
     @cached_property
     def entropy(self) -> Tensor:
         """The entropy of the distribution in nats, (B, W)."""
-        entropy = torch.special.entr(self.logits.softmax(-1)).sum(-1)
+        if self.measured is None:
+            entropy = torch.special.entr(self.logits.softmax(-1)).sum(-1)
+        else:
+            entropy = self.measured.entropy
         return self._spread(entropy, math.log(self.logits.shape[-1]))
 
     @cached_property
@@ -62,13 +69,16 @@ class Candidates:
             row = empty.scatter(1, self.places, every.expand_as(self.places)).gather(1, index)
         wide = row[..., None].expand(-1, -1, self.logits.shape[-1])
         raw = None if self.raw is None else self.raw.gather(1, wide)
-        return Candidates(self.logits.gather(1, wide), self.token.gather(1, index), raw)
+        measured = None if self.measured is None else self.measured.at(row)
+        token = self.token.gather(1, index)
+        return Candidates(self.logits.gather(1, wide), token, raw, measured=measured)
 
     def of_rows(self, rows: Tensor) -> Candidates:
         """Returns the candidates of some rows (n,) int64 alone."""
         raw = None if self.raw is None else self.raw[rows]
         places = None if self.places is None else self.places[rows]
-        return Candidates(self.logits[rows], self.token[rows], raw, places)
+        measured = None if self.measured is None else self.measured.of_rows(rows)
+        return Candidates(self.logits[rows], self.token[rows], raw, places, measured)
 
     @cached_property
     def log_normaliser(self) -> Tensor:
@@ -77,10 +87,12 @@ class Candidates:
 
     @cached_property
     def _log_normaliser(self) -> Tensor:
-        return self.logits.logsumexp(-1)
+        return self.logits.logsumexp(-1) if self.measured is None else self.measured.normaliser
 
     @cached_property
     def _top2(self) -> Tensor:
+        if self.measured is not None:
+            return torch.stack([self.measured.first, self.measured.second], -1)
         return self.logits.topk(2, dim=-1).values
 
     def _logit_of(self, tokens: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dllm.candidates import Candidates
+from dllm.kernels.statistics import has_kernel, statistics
 from dllm.noise import Noise
 
 ConfidenceSource = Literal["raw", "tempered"]
@@ -30,6 +31,7 @@ class Sampling:
     forbidden_token_ids: tuple[int, ...] = ()  # never proposed (LLaDA's logits_eos_inf)
     deferred_token_ids: tuple[int, ...] = ()  # confidence 0 (LLaDA's confidence_eos_eot_inf)
     dtype: torch.dtype = torch.float32  # of all statistics
+    lean: bool = False  # nobody reads `Candidates.logits`, only what is made of them
 
     def propose(
         self,
@@ -44,6 +46,10 @@ class Sampling:
         `columns` (B, W) and each row's `step` (B,) choose the noise. `places` (B, w) int64 are the
         columns that the logits are of, by place in the window; None: all.
         """
+        if self._is_plain and has_kernel(logits.device):
+            measured = statistics(logits, self.mask_token_id)
+            token = _at(measured.token, columns, places)
+            return Candidates(logits, token, places=places, measured=measured)
         wide = _without(logits.to(self.dtype), self.forbidden_token_ids)
         shaped = self._shape(wide)
         if self.temperature > 0:
@@ -57,9 +63,15 @@ class Sampling:
             token = _best(shaped, self.mask_token_id)
         scored = shaped if self.confidence == "tempered" else wide
         scored = _without(scored, self.deferred_token_ids)
-        if places is not None:
-            token = torch.zeros_like(columns).scatter(1, places, token)
+        token = _at(token, columns, places)
         return Candidates(scored, token, None if scored is wide else wide, places)
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether statistics are those of the model's own logits, in float32, and suffice."""
+        shaped = self.temperature > 0 or self.top_p is not None or self.top_k is not None
+        marked = self.forbidden_token_ids or self.deferred_token_ids
+        return self.lean and self.dtype == torch.float32 and not (shaped or marked)
 
     def _shape(self, logits: Tensor) -> Tensor:
         """Returns logits after temperature, top-p and top-k, in this order (Dream)."""
@@ -72,6 +84,13 @@ class Sampling:
             smallest = logits.topk(kept, dim=-1).values[..., -1:]
             logits = logits.masked_fill(logits < smallest, -torch.inf)
         return logits
+
+
+def _at(token: Tensor, columns: Tensor, places: Tensor | None) -> Tensor:
+    """Returns tokens (B, w) at their places in the window, (B, W)."""
+    if places is None:
+        return token
+    return torch.zeros_like(columns).scatter(1, places, token)
 
 
 def _best(logits: Tensor, but: int) -> Tensor:

@@ -41,6 +41,15 @@ class KVStore:
         self.features: dict[int, Tensor] = {}  # (rows, columns, hidden_size) outputs, if reused
         self.kept: list[Tensor | None] = [None] * len(self.keys)  # (rows, columns) bool, if chosen
 
+    @classmethod
+    def over(cls, shape: StoreShape, keys: Sequence[Tensor], values: Sequence[Tensor]) -> KVStore:
+        """Returns an empty store in the first slots of tensors (n, H, D), one for each layer."""
+        store, slots = cls(shape, keys[0].dtype, ()), shape.num_rows * shape.num_columns + 1
+        store.keys = [held[:slots].zero_() for held in keys]
+        store.values = [held[:slots].zero_() for held in values]
+        store.kept = [None] * len(keys)
+        return store
+
     @property
     def scratch(self) -> int:
         """The slot whose content is never read."""

@@ -18,6 +18,9 @@ from torch import Tensor, nn
 
 import dllm
 from dllm.models.model import DenoisingModel
+from dllm.models.transformer import Transformer
+from dllm.speed.fused import parts_of
+from dllm.speed.narrow import is_narrow
 
 _SAMPLED = 4096  # elements of a tensor that enter the digest of the weights
 
@@ -67,13 +70,18 @@ def weights_digest(model: DenoisingModel) -> str | None:
     if not isinstance(module, nn.Module):
         return None
     parts: list[bytes] = []
-    for name, tensor in module.state_dict().items():
+    weights: Iterable[tuple[str, Tensor]] = module.state_dict().items()
+    if isinstance(module, Transformer) and not is_narrow(module):
+        weights = parts_of(module, weights)  # joined projections are the same weights
+    for name, tensor in sorted(weights, key=lambda pair: pair[0]):
         parts.append(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         parts.append(_bytes(tensor))
     return _digest(parts)
 
 
 def _bytes(tensor: Tensor) -> bytes:
+    if type(tensor) is not Tensor:  # of torchao, which has few of a tensor's operations
+        tensor = tensor.dequantize()
     flat = tensor.detach().flatten()
     count, last = min(flat.numel(), _SAMPLED), max(flat.numel() - 1, 0)
     places = torch.linspace(0, last, count, dtype=torch.float64).long()

@@ -58,6 +58,11 @@ class Needs:
     whole_block: bool = False  # logits of the block's committed columns too
     distributions: bool = False  # reads `Candidates.logits`, not only what is made of them
 
+    @property
+    def reads_logits(self) -> bool:
+        """Whether logits themselves are read, not only the statistics of candidates."""
+        return self.distributions or self.shadow or self.branches > 1
+
     def width(self, num_slots: int, block_length: int) -> int:
         """Returns the columns of the window that the scheduler sees.
 

@@ -51,7 +51,7 @@ class Klass(Scheduler):
             raise ValueError(f"history={self.history} must be at least 1 step")
 
     def needs(self, num_slots: int, block_length: int) -> Needs:
-        return Needs(whole_row=True)
+        return Needs(whole_row=True, distributions=True)
 
     def start(self, setup: Setup) -> State:
         size = (setup.num_rows, setup.width)

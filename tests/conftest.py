@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ from dllm.store import KVStore
 
 # One thread: the models are so small that more only wait for each other.
 torch.set_num_threads(1)
+
+# Where no GPU is, Triton's kernels are interpreted; it must know before its first import.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 GOLDEN = Path(__file__).parent / "golden"
 MODELS = ("llada_mha", "llada_gqa", "dream_gqa")

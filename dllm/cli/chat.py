@@ -22,6 +22,7 @@ from dllm.cli.options import (
     NewTokensOption,
     SchedulerOption,
     SetOption,
+    SpeedOption,
     TemperatureOption,
     given,
 )
@@ -40,13 +41,14 @@ def chat(
     settings: SetOption = None,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
+    speed: SpeedOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Answers one message after the other; an empty line or Ctrl-D ends it.
 
     dllm chat --scheduler threshold:0.9 --cache dual
     """
-    loaded = load(model, dtype=dtype, device=device)
+    loaded = load(model, dtype=dtype, device=device, speed=speed)
     options = given(
         settings,
         scheduler=scheduler,

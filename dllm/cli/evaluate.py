@@ -21,6 +21,7 @@ from dllm.cli.options import (
     SchedulersOption,
     SeedOption,
     SetOption,
+    SpeedOption,
     TemperatureOption,
     VerifierOption,
     given,
@@ -98,6 +99,7 @@ def evaluate(
     settings: SetOption = None,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
+    speed: SpeedOption = None,
     with_record: Annotated[
         bool,
         typer.Option("--record", help="Print below the table all that belongs to its figures."),
@@ -122,7 +124,7 @@ def evaluate(
     entries = gather(lineup, scheduler or ()) if compared else []
     to = Destination(output, plot, as_json) if compared else None
     processes = find_processes()
-    loaded = load(model, dtype=dtype, device=processes.device(device))
+    loaded = load(model, dtype=dtype, device=processes.device(device), speed=speed)
     shared = given(
         settings,
         verifier=verifier,

@@ -15,6 +15,7 @@ from dllm import cache as caches
 from dllm import load, schedulers
 from dllm.capacity import NotEnoughMemoryError
 from dllm.cli.options import (
+    BatchOption,
     BlockOption,
     CacheOption,
     DeviceOption,
@@ -25,6 +26,7 @@ from dllm.cli.options import (
     SchedulerOption,
     SeedOption,
     SetOption,
+    SpeedOption,
     TemperatureOption,
     VerifierOption,
     given,
@@ -48,6 +50,7 @@ def generate(
     scheduler: SchedulerOption = None,
     cache: CacheOption = None,
     verifier: VerifierOption = None,
+    batch_size: BatchOption = None,
     max_new_tokens: NewTokensOption = None,
     block_length: BlockOption = None,
     temperature: TemperatureOption = None,
@@ -55,6 +58,7 @@ def generate(
     settings: SetOption = None,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
+    speed: SpeedOption = None,
     trace: Annotated[
         Path | None, typer.Option(help="Write each row's steps here, for `dllm trace`.")
     ] = None,
@@ -70,7 +74,7 @@ def generate(
     """
     if trace is not None:
         check_free(trace)
-    loaded = load(model, dtype=dtype, device=device)
+    loaded = load(model, dtype=dtype, device=device, speed=speed)
     texts = [sys.stdin.read().rstrip("\n") if text == "-" else text for text in prompts]
     inputs: Any = [[{"role": "user", "content": t}] for t in texts] if chat_template else texts
     options = given(
@@ -78,6 +82,7 @@ def generate(
         scheduler=scheduler,
         cache=cache,
         verifier=verifier,
+        batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         block_length=block_length,
         temperature=temperature,

@@ -29,6 +29,9 @@ CachesOption = Annotated[
 VerifierOption = Annotated[
     str | None, typer.Option("--verifier", "-v", help='"ssd:draft_length=4", "freedave:4", ...')
 ]
+BatchOption = Annotated[
+    int | None, typer.Option("--batch-size", help="Rows decoded at a time; other prompts wait.")
+]
 NewTokensOption = Annotated[
     int | None, typer.Option("--max-new-tokens", "-n", help="Slots after each prompt.")
 ]
@@ -43,6 +46,10 @@ DtypeOption = Annotated[
     str | None, typer.Option(help="float32, bfloat16, ...; the checkpoint's own unless given.")
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")]
+SpeedOption = Annotated[
+    str | None,
+    typer.Option(help='Faster passes: fused, compiled, captured, int8, or "fused+captured".'),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="Any other setting as name=value, such as top_p=0.95; repeatable."),

@@ -30,7 +30,8 @@ class NetworkConfig:
     rotary_dim: int | None = None  # the first `rotary_dim` elements of a head rotate; None: all
     qkv_bias: bool = False
     qk_norm: bool = False  # RMSNorm over each head of q and k, before RoPE
-    fused_qkv: bool = False
+    fused_qkv: bool = False  # one product gives queries, keys and values
+    fused_gate_up: bool = False  # one product gives both halves of the gated layer
     tie_embeddings: bool = False
     logits_in_float32: bool = False
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,25 +17,28 @@ from dllm.models.placement import DeviceMap, dispatch, parse_dtype, place
 from dllm.models.spec import Settings, read_spec
 from dllm.models.tokenizer import load_tokenizer
 from dllm.models.weights import Weights, empty_network
+from dllm.speed.speed_up import parse_ways, speed_up
 
 
-def load(
+def load(  # noqa: PLR0913 one argument for each choice that loading leaves open
     name_or_path: str | os.PathLike[str],
     *,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     device_map: DeviceMap | None = None,
     revision: str | None = None,
+    speed: str | Sequence[str] | None = None,
 ) -> HostedModel:
     """Returns a model from the embedded checkpoint ("tiny"), a folder or a hub id.
 
     `dtype` is a torch.dtype or its name; None and "auto" take the checkpoint's. `device` defaults
     to torch's default device; `device_map` ("auto", or module -> device) spreads the layers through
-    accelerate instead. Raises CheckpointError, a ValueError, for anything that is missing, unknown,
-    mis-shaped or damaged.
+    accelerate instead. `speed` names ways of `dllm.speed_up`, such as "fused+captured". Raises
+    CheckpointError, a ValueError, for anything that is missing, unknown, mis-shaped or damaged.
     """
     if device is not None and device_map is not None:
         raise ValueError(f"give device={device!r} or device_map={device_map!r}, not both")
+    ways = parse_ways(speed)
     asked = None if dtype is None or dtype == "auto" else parse_dtype(dtype)
     folder = find_folder(name_or_path, revision)
     config = read_config(folder)
@@ -56,7 +59,8 @@ def load(
     name = os.fspath(name_or_path)
     # The hub's cache keeps each commit in a folder of its name.
     commit = folder.name if folder.parent.name == "snapshots" else None
-    return HostedModel(name, network, spec, settings.tokenizer, generation, config, revision=commit)
+    held = (settings.tokenizer, generation, config)
+    return speed_up(HostedModel(name, network, spec, *held, revision=commit), *ways)
 
 
 def own_dtype(config: Mapping[str, Any]) -> torch.dtype | None:

@@ -16,6 +16,7 @@ from dllm.models.feature_reuse import partly_computed
 from dllm.models.placement import execution_device
 from dllm.models.transformer import Transformer
 from dllm.plan import StepPlan
+from dllm.speed.runner import Runner
 from dllm.store import KVStore, StoreShape
 
 
@@ -73,6 +74,7 @@ class HostedModel:
     config: Mapping[str, Any] = field(default_factory=dict)  # config.json
     supports_cache: bool = True
     revision: str | None = None  # commit of the hub's repository; None for a folder
+    runner: Runner | None = None  # runs the network's passes (`dllm.speed_up`); None: itself
 
     @property
     def device(self) -> torch.device:
@@ -92,10 +94,12 @@ class HostedModel:
         config = self.network.config
         shape = StoreShape(num_rows, num_columns, config.num_kv_heads, config.head_dim)
         devices = [execution_device(block) for block in self.network.blocks]
-        return KVStore(shape, self.dtype, devices)
+        new = KVStore if self.runner is None else self.runner.new_store
+        return new(shape, self.dtype, devices)
 
     def forward(self, tokens: Tensor, plan: StepPlan, store: KVStore | None) -> Tensor:
         if plan.reuse is not None and store is not None:
             return partly_computed(self.network, tokens, plan, store)
-        logits: Tensor = self.network(tokens, plan, store)
+        run = self.network if self.runner is None else self.runner
+        logits: Tensor = run(tokens, plan, store)
         return logits

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import save_torch_state_dict
+from torch import Tensor
 
 from dllm.models.families import find_family
 from dllm.models.model import HostedModel
+from dllm.speed.fused import parts_of
+from dllm.speed.narrow import is_narrow
 
 
 def save(model: HostedModel, folder: str | Path, *, max_shard_size: str = "5GB") -> None:
@@ -23,8 +26,11 @@ def save(model: HostedModel, folder: str | Path, *, max_shard_size: str = "5GB")
             f"{model.name!r} has no config, so its family is unknown; give HostedModel the "
             "config.json that describes it"
         )
+    if is_narrow(model.network):
+        raise ValueError(f"{model.name!r} has weights rounded to 8 bits; load it again to save it")
     names = find_family(model.config).names
-    weights = {names.of(name): w.detach() for name, w in model.network.named_parameters()}
+    parts = parts_of(model.network, model.network.named_parameters())
+    weights = {names.of(name): _own(weight.detach()) for name, weight in parts}
     if any(weight.is_meta for weight in weights.values()):
         raise ValueError(f"{model.name!r} is offloaded; load it on one device to save it")
     folder = Path(folder)
@@ -36,6 +42,12 @@ def save(model: HostedModel, folder: str | Path, *, max_shard_size: str = "5GB")
         _write(folder / "generation_config.json", model.defaults)
     if model.tokenizer is not None:
         model.tokenizer.save_pretrained(folder)
+
+
+def _own(weight: Tensor) -> Tensor:
+    """Returns a weight in memory of its own: of several in one only the first is written."""
+    shares = weight.untyped_storage().nbytes() > weight.nbytes
+    return weight.clone() if shares and not weight.is_meta else weight
 
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ class Rotation:
     """The RoPE tables of the fed positions."""
 
     cos: Tensor  # (B, Q, 1, R) float32, R = rotary_dim
-    sin: Tensor  # (B, Q, 1, R) float32
+    sin: Tensor  # (B, Q, 1, R) float32, the first half of R negated
 
     def to(self, *args: Any, **kwargs: Any) -> Rotation:
         """Returns the tables moved as `Tensor.to` does; accelerate calls it between devices."""
@@ -115,7 +115,7 @@ class Attention(nn.Module):
         if memory is not None:
             k, v = memory.write(k, v)
             attend = memory.seen(q, k, attend)
-        q, k, v = (rearrange(t, "b q h d -> b h q d") for t in (q, k, v))
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         mask = None if attend is None else attend[:, None]
         if memory is not None and memory.plan.maps:
             mixed, weights = explicit_attention(q, k, v, mask)
@@ -123,17 +123,16 @@ class Attention(nn.Module):
         else:
             shared = self.config.num_kv_heads != self.config.num_heads
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=shared)
-        return self.out(rearrange(mixed, "b h q d -> b q (h d)"))
+        return self.out(mixed.transpose(1, 2).flatten(2))
 
     def rotate(self, x: Tensor, rotation: Rotation) -> Tensor:
         """Returns x (B, Q, H, D) with its first `rotary_dim` elements rotated by position."""
         dtype = torch.float32 if self.config.rope_in_float32 else x.dtype
         cos, sin = rotation.cos.to(dtype), rotation.sin.to(dtype)
-        turned, passed = x.split([cos.shape[-1], x.shape[-1] - cos.shape[-1]], dim=-1)
-        first, second = turned.to(dtype).chunk(2, dim=-1)
-        crossed = torch.cat([-second, first], dim=-1)
-        turned = (torch.cat([first, second], dim=-1) * cos + crossed * sin).to(x.dtype)
-        return torch.cat([turned, passed], dim=-1) if passed.shape[-1] else turned
+        width = cos.shape[-1]
+        given = x[..., :width].to(dtype)
+        turned = (given * cos + given.roll(width // 2, -1) * sin).to(x.dtype)
+        return turned if width == x.shape[-1] else torch.cat([turned, x[..., width:]], dim=-1)
 
 
 def explicit_attention(
@@ -153,12 +152,18 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        self.gate = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        width, inner = config.hidden_size, config.intermediate_size
+        self.fused = config.fused_gate_up
+        if self.fused:
+            self.gate_up = nn.Linear(width, 2 * inner, bias=False)
+        else:
+            self.gate = nn.Linear(width, inner, bias=False)
+            self.up = nn.Linear(width, inner, bias=False)
+        self.down = nn.Linear(inner, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        gate, up = self.gate_up(x).chunk(2, -1) if self.fused else (self.gate(x), self.up(x))
+        return self.down(F.silu(gate) * up)
 
 
 def feed_forward(config: NetworkConfig, layer: int) -> nn.Module:
@@ -247,5 +252,5 @@ class Transformer(nn.Module):
         width = self.config.rotary_dim or self.config.head_dim
         exponents = torch.arange(0, width, 2, device=columns.device, dtype=torch.float32) / width
         angles = columns[..., None].float() * (1.0 / self.config.rope_theta**exponents)
-        angles = torch.cat([angles, angles], dim=-1)[:, :, None]
-        return Rotation(angles.cos(), angles.sin())
+        cos, sin = angles.cos()[:, :, None], angles.sin()[:, :, None]
+        return Rotation(torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1))

@@ -1,0 +1,61 @@
+"""What a device can do at most: bytes it moves, products it forms, and the floor of a pass."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+import dllm
+from benchmarks.machine import rounds
+from dllm.plan import StepPlan
+
+
+@dataclass(frozen=True)
+class Roofs:
+    """Measured limits of a device."""
+
+    bytes_per_second: float  # copying: what is read and what is written
+    flops_per_second: float  # a large square product, two a multiply-add
+
+    def floor(self, model: dllm.HostedModel, plan: StepPlan) -> dict[str, Any]:
+        """Returns the least seconds of a pass: its weights and keys read once, its products."""
+        num_bytes = pass_bytes(model, plan)
+        flops = model.cost.flops(plan)
+        seconds = {
+            "bytes": num_bytes / self.bytes_per_second,
+            "flops": flops / self.flops_per_second,
+        }
+        bound = max(seconds, key=lambda name: seconds[name])
+        return {"ms": 1e3 * seconds[bound], "bound": bound, "bytes": num_bytes, "flops": flops}
+
+    def record(self) -> dict[str, float]:
+        """Returns the limits by name."""
+        return asdict(self)
+
+
+def measure_roofs(device: torch.device, dtype: torch.dtype, repeats: int) -> Roofs:
+    """Returns what a large copy and a large product reach."""
+    large = device.type == "cuda"
+    source = torch.zeros(2**30 if large else 2**25, dtype=torch.uint8, device=device)
+    target, side = torch.empty_like(source), 8192 if large else 512
+    square = torch.randn(side, side, device=device).to(dtype)
+    out = torch.empty_like(square)
+    works = [lambda: target.copy_(source), lambda: torch.matmul(square, square, out=out)]
+    copying, product = (min(taken) for taken in rounds(works, repeats, device))
+    return Roofs(2 * source.numel() / copying, 2 * side**3 / product)
+
+
+def pass_bytes(model: dllm.HostedModel, plan: StepPlan) -> int:
+    """Returns the bytes that a pass must read: every weight of layers and head, keys and values."""
+    network = model.network
+    parts = (*network.blocks.parameters(), *network.norm.parameters(), network.head.weight)
+    weights = sum(weight.numel() * weight.element_size() for weight in parts)
+    return weights + plan.columns.shape[0] * plan.num_seen * model.cost.slot_bytes
+
+
+def median_ms(taken: list[float]) -> float:
+    """Returns the median of seconds, in milliseconds."""
+    return 1e3 * statistics.median(taken)

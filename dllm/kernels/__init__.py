@@ -1,0 +1,1 @@
+"""Kernels for one device, each with what it computes written in plain PyTorch beside it."""

@@ -1,0 +1,108 @@
+"""The Triton kernel of `statistics`: one pass over the vocabulary, one program a row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK = 2048  # tokens that a program looks at together
+_WARPS = 8
+
+
+@triton.jit
+def _kernel(  # noqa: PLR0913, PLR0915 a kernel takes its tensors one by one, and calls are inlined
+    logits: Any,
+    token_out: Any,
+    numbers_out: Any,
+    width: Any,
+    batch_stride: Any,
+    row_stride: Any,
+    num_tokens: Any,
+    mask_token: Any,
+    num_rows: Any,
+    block: tl.constexpr,
+) -> None:
+    """Writes the token and five numbers of a row.
+
+    Every lane keeps the statistics of its own tokens, and they are joined once, at the end: its
+    largest and second largest logit, the sum s of exp(x - largest) and the sum t of the same times
+    (x - largest), its best token. Entropy is log s - t / s.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    start_of_row = logits + (row // width) * batch_stride + (row % width) * row_stride
+    lane = tl.arange(0, block)
+    low = float("-inf")
+    first = tl.full((block,), low, tl.float32)
+    second = tl.full((block,), low, tl.float32)
+    best = tl.full((block,), low, tl.float32)
+    s = tl.zeros((block,), tl.float32)
+    t = tl.zeros((block,), tl.float32)
+    # Where every logit is -inf, the lowest token that may be proposed stands here.
+    token = tl.where((lane < num_tokens) & (lane != mask_token), lane, num_tokens)
+    broken = tl.zeros((block,), tl.int32)
+    for start in range(0, num_tokens, block):
+        at = start + lane
+        x = tl.load(start_of_row + at, mask=at < num_tokens, other=low).to(tl.float32)
+        broken = tl.where(x != x, 1, broken)  # only NaN differs from itself
+        second = tl.maximum(second, tl.minimum(first, x))
+        largest = tl.maximum(first, x)
+        # exp(-inf - -inf) is not a number; with 0 in the place of the largest it is 0.
+        shift = tl.where(largest == low, 0.0, largest)
+        decay = tl.exp(first - shift)
+        part = tl.exp(x - shift)
+        t = tl.where(first == low, 0.0, decay * (t + (first - shift) * s))
+        t += tl.where(x == low, 0.0, part * (x - shift))
+        s = s * decay + part
+        first = largest
+        better = (x > best) & (at != mask_token)
+        best = tl.where(better, x, best)
+        token = tl.where(better, at, token)
+    top = tl.max(first, 0)
+    leader = tl.min(tl.where(first == top, lane, block), 0)
+    others = tl.max(tl.where(lane == leader, low, first), 0)
+    runner_up = tl.maximum(others, tl.max(second, 0))
+    shift = tl.where(top == low, 0.0, top)
+    decay = tl.exp(first - shift)
+    total = tl.sum(s * decay, 0)
+    moment = tl.sum(tl.where(first == low, 0.0, decay * (t + (first - shift) * s)), 0)
+    normaliser = tl.where(top == float("inf"), top, top + tl.log(total))
+    logit = tl.max(best, 0)
+    tl.store(token_out + row, tl.min(tl.where(best == logit, token, num_tokens), 0).to(tl.int64))
+    nan = tl.where(tl.max(broken, 0) > 0, float("nan"), 0.0)
+    tl.store(numbers_out + row, logit + nan)
+    tl.store(numbers_out + num_rows + row, top + nan)
+    tl.store(numbers_out + 2 * num_rows + row, runner_up + nan)
+    tl.store(numbers_out + 3 * num_rows + row, normaliser + nan)
+    tl.store(numbers_out + 4 * num_rows + row, tl.log(total) - moment / total + nan)
+
+
+def measure(logits: Tensor, mask_token_id: int) -> tuple[Tensor, Tensor]:
+    """Returns tokens (B, w) int64 and five numbers (5, B, w) float32 of logits (B, w, V).
+
+    The numbers are the token's logit, the largest and the second largest logit, the log of the
+    summed exponentials, and the entropy.
+    """
+    if logits.stride(-1) != 1:
+        logits = logits.contiguous()
+    batch, width, num_tokens = logits.shape
+    token = torch.empty(batch, width, dtype=torch.int64, device=logits.device)
+    numbers = torch.empty(5, batch, width, dtype=torch.float32, device=logits.device)
+    if token.numel():
+        _kernel[(batch * width,)](
+            logits,
+            token,
+            numbers,
+            width,
+            logits.stride(0),
+            logits.stride(1),
+            num_tokens,
+            mask_token_id,
+            batch * width,
+            block=BLOCK,
+            num_warps=_WARPS,
+        )
+    return token, numbers

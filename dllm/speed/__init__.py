@@ -1,0 +1,1 @@
+"""The same passes, faster: joined weights, compiled layers, captured graphs, narrow weights."""

@@ -1,0 +1,194 @@
+"""Passes captured once and replayed: a step costs one launch instead of hundreds."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from threading import Lock
+
+import torch
+from torch import Tensor
+
+from dllm.plan import StepPlan
+from dllm.speed.recorder import CaptureError, Recorder, Work
+from dllm.speed.runner import Pass, is_plain
+from dllm.speed.stores import StorePool
+from dllm.store import KVStore, StoreShape
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PassKey:
+    """All that decides what a captured pass does, besides what is in its inputs."""
+
+    num_keys: int  # K
+    inputs: tuple[tuple[int, ...] | None, ...]  # shapes, None where a pass has no such input
+    memory: int | None  # of the store; None without one
+    store: tuple[int, int] | None  # its rows and columns, which decide strides
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The tensors of a pass."""
+
+    tokens: Tensor  # (B, Q) int64
+    columns: Tensor  # (B, Q) int64
+    head: Tensor  # (B, w) int64
+    attend: Tensor | None  # (B, 1 or Q, K) bool
+    slots: Tensor | None  # (B, q) int64
+
+    @staticmethod
+    def of(tokens: Tensor, plan: StepPlan) -> Inputs:
+        """Returns what a pass gets."""
+        return Inputs(tokens, plan.columns, plan.head, plan.attend, plan.slots)
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """All of them, in one order."""
+        return (self.tokens, self.columns, self.head, self.attend, self.slots)
+
+    def kept(self) -> Inputs:
+        """Returns copies, into which other inputs of the same shapes can be written."""
+        # Contiguous, as a copy of a plan's expanded tensors would not be.
+        copies = [
+            None if t is None else t.clone(memory_format=torch.contiguous_format)
+            for t in self.tensors
+        ]
+        return Inputs(*copies)  # type: ignore[arg-type]
+
+    def write(self, given: Inputs) -> None:
+        """Takes over the content of other inputs."""
+        for own, other in zip(self.tensors, given.tensors, strict=True):
+            if own is not None and other is not None:
+                own.copy_(other)
+
+    def plan(self, like: StepPlan) -> StepPlan:
+        """Returns a plan of a pass over these tensors."""
+        return replace(
+            like, columns=self.columns, head=self.head, attend=self.attend, slots=self.slots
+        )
+
+
+@dataclass(frozen=True)
+class _Captured:
+    inputs: Inputs
+    logits: Tensor  # (B, w, V)
+    replay: Work
+
+
+class Captured:
+    """Runs passes of shapes that it has met before by replaying them.
+
+    A shape's first pass runs as it is, its second is captured. The `most` shapes used last are
+    kept, and the K/V memory is that of the generation before (`StorePool`), because a captured pass
+    writes and reads at fixed addresses. Stores from elsewhere and passes that do more than K/V
+    (`is_plain`) run as they are.
+    """
+
+    def __init__(self, run: Pass, recorder: Recorder, most: int = 64) -> None:
+        if most < 1:
+            raise ValueError(f"most={most} captured passes must be at least 1")
+        self.run, self.recorder, self.most = run, recorder, most
+        self.stores = StorePool(self._forget)
+        self.failed: str | None = None  # why nothing is captured any more
+        self._captured: OrderedDict[PassKey, _Captured] = OrderedDict()
+        self._met: OrderedDict[PassKey, None] = OrderedDict()
+        self._logits: Tensor | None = None  # (n,) what all captured passes write into
+        self._lock = Lock()
+
+    @property
+    def num_captured(self) -> int:
+        """How many passes are kept."""
+        return len(self._captured)
+
+    def new_store(
+        self, shape: StoreShape, dtype: torch.dtype, devices: Sequence[torch.device]
+    ) -> KVStore:
+        """Returns an empty store, in memory of a generation that is over if there is any."""
+        return self.stores.take(shape, dtype, devices)
+
+    @torch.inference_mode()
+    def __call__(self, tokens: Tensor, plan: StepPlan, store: KVStore | None) -> Tensor:
+        """Returns logits (B, w, V), which no later pass overwrites."""
+        key = None if self.failed is not None else self._key(tokens, plan, store)
+        if key is None:
+            return self.run(tokens, plan, store)
+        with self._lock:
+            found = self._captured.get(key)
+            if found is None:
+                return self._first(key, Inputs.of(tokens, plan), plan, store)
+            self._captured.move_to_end(key)
+            found.inputs.write(Inputs.of(tokens, plan))
+            found.replay()
+            return found.logits.clone()
+
+    def _key(self, tokens: Tensor, plan: StepPlan, store: KVStore | None) -> PassKey | None:
+        """Returns what a pass is kept by; None where it must run as it is."""
+        if not is_plain(plan, store):
+            return None
+        given = Inputs.of(tokens, plan)
+        shapes = tuple(None if t is None else tuple(t.shape) for t in given.tensors)
+        if store is None or plan.slots is None:
+            return PassKey(plan.num_keys, shapes, None, None)
+        memory = self.stores.number_of(store)
+        if memory is None:
+            return None
+        extent = (store.shape.num_rows, store.shape.num_columns)
+        return PassKey(plan.num_keys, shapes, memory, extent)
+
+    def _first(self, key: PassKey, given: Inputs, plan: StepPlan, store: KVStore | None) -> Tensor:
+        """Runs a pass that is not captured yet; the second of its kind is then."""
+        if key not in self._met:
+            self._met[key] = None
+            while len(self._met) > 4 * self.most:
+                self._met.popitem(last=False)
+            return self.run(given.tokens, plan, store)
+        try:
+            found = self._record(given.kept(), plan, store)
+        except CaptureError as error:
+            self._give_up(str(error))
+            return self.run(given.tokens, plan, store)
+        del self._met[key]
+        self._captured[key] = found
+        while len(self._captured) > self.most:
+            self._captured.popitem(last=False)
+        return found.logits.clone()
+
+    def _record(self, inputs: Inputs, plan: StepPlan, store: KVStore | None) -> _Captured:
+        rows, width = inputs.head.shape
+        own_plan = inputs.plan(plan)
+        # A store of its own over the same memory: who keeps the work must not keep the store.
+        own_store = copy.copy(store)
+        out: list[Tensor] = []
+
+        def work() -> None:
+            logits = self.run(inputs.tokens, own_plan, own_store)
+            if not out:
+                out.append(self._room(rows * width * logits.shape[-1], logits).view_as(logits))
+            out[0].copy_(logits)
+
+        return _Captured(inputs, replay=self.recorder.record(work), logits=out[0])
+
+    def _room(self, size: int, like: Tensor) -> Tensor:
+        """Returns the first `size` elements of the output that all captured passes share.
+
+        One for all, as each would hold as much memory as all others together need.
+        """
+        if self._logits is None or self._logits.numel() < size:
+            self._logits = like.new_empty(size)
+        return self._logits[:size]
+
+    def _forget(self, memory: int) -> None:
+        """Drops what was captured over memory that is given up."""
+        for kept in (self._captured, self._met):
+            for key in [key for key in kept if key.memory == memory]:
+                del kept[key]
+
+    def _give_up(self, why: str) -> None:
+        self.failed = why
+        self._captured.clear()
+        _LOG.warning("passes are not captured, and run one by one from now on: %s", why)

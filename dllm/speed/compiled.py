@@ -1,0 +1,150 @@
+"""Layers compiled once: fewer, larger kernels between the matrix products."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+from types import FunctionType
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from dllm.models.transformer import Block, Rotation, Transformer
+from dllm.plan import StepPlan
+from dllm.speed.runner import is_plain
+from dllm.store import KVStore, StoreShape
+
+_LOG = logging.getLogger(__name__)
+
+
+class _NoMaps:
+    """All that a layer asks of the plan of a plain pass."""
+
+    maps = False
+
+
+@dataclass(frozen=True)
+class _LayerMemory:
+    """`Memory` with the layer's own tensors, so that one compiled layer serves all of them.
+
+    With the number of the layer in their hands, compilers make a variant of each.
+    """
+
+    keys: Tensor  # (slots, H, D)
+    values: Tensor
+    flat: Tensor  # (B * q,) int64
+    extent: tuple[int, int, int, int]  # rows and columns of the store, its rows for one fed, K
+    plan: ClassVar[_NoMaps] = _NoMaps()
+
+    def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores what was fed; returns all keys and values (B, K, Hkv, D) that it joins."""
+        return self._write(self.keys, keys), self._write(self.values, values)
+
+    def seen(self, queries: Tensor, keys: Tensor, attend: Tensor | None) -> Tensor | None:
+        """Returns which keys the layer sees: all that the pass does."""
+        del queries, keys
+        return attend
+
+    def _write(self, held: Tensor, given: Tensor) -> Tensor:
+        rows, columns, stride, num_keys = self.extent
+        kept = self.flat.shape[0] // given.shape[0]
+        held.index_copy_(0, self.flat, given[:, :kept].flatten(0, 1))
+        view = held[:-1].unflatten(0, (rows, columns))[::stride, :num_keys]
+        return view if kept == given.shape[1] else torch.cat([view, given[:, kept:]], 1)
+
+
+def _layer(
+    block: Block, x: Tensor, rotation: Rotation, attend: Tensor | None, memory: Any
+) -> Tensor:
+    out: Tensor = block(x, rotation, attend, memory)
+    return out
+
+
+class Compiled:
+    """Runs a network's passes with compiled layers; one compilation serves all layers and sizes.
+
+    Sizes are dynamic, so only what is there at all makes a variant: one row or several, a mask or
+    none, stored keys or none. After the first `most` variants others run as they are, and so does
+    everything after a compilation has failed.
+    """
+
+    def __init__(self, network: Transformer, most: int = 8) -> None:
+        if most < 1:
+            raise ValueError(f"most={most} compiled variants must be at least 1")
+        self.network, self.most = network, most
+        self.failed: str | None = None  # why nothing is compiled any more
+        self._variants: set[tuple[object, ...]] = set()
+        # Compilers count variants by code object, and two networks would share the count.
+        own = FunctionType(_layer.__code__.replace(), globals(), "_layer")
+        self._layer: Callable[..., Tensor] = torch.compile(own, dynamic=True)
+
+    @property
+    def num_variants(self) -> int:
+        """How many variants were compiled."""
+        return len(self._variants)
+
+    def new_store(
+        self, shape: StoreShape, dtype: torch.dtype, devices: Sequence[torch.device]
+    ) -> KVStore:
+        """Returns an empty store."""
+        return KVStore(shape, dtype, devices)
+
+    @torch.inference_mode()
+    def __call__(self, tokens: Tensor, plan: StepPlan, store: KVStore | None) -> Tensor:
+        """Returns logits (B, w, V)."""
+        variant = _variant(tokens, plan, store)
+        new = variant not in self._variants
+        full = new and len(self._variants) >= self.most
+        if self.failed is not None or full or not is_plain(plan, store):
+            return self._eager(tokens, plan, store)
+        if not new:
+            return self._run(tokens, plan, store)
+        try:
+            logits = self._run(tokens, plan, store)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, OSError, ImportError) as error:
+            self._give_up(error)
+            return self._eager(tokens, plan, store)
+        self._variants.add(variant)
+        return logits
+
+    def _run(self, tokens: Tensor, plan: StepPlan, store: KVStore | None) -> Tensor:
+        network = self.network
+        x, rotation = network.embedding(tokens), network.rotation(plan.columns)
+        for block, memory in zip(network.blocks, self._memories(plan, store), strict=True):
+            x = self._layer(block, x, rotation, plan.attend, memory)
+        x = network.norm(x)
+        return network.logits(x.gather(1, plan.head[..., None].expand(-1, -1, x.shape[-1])))
+
+    def _memories(self, plan: StepPlan, store: KVStore | None) -> Iterator[_LayerMemory | None]:
+        if store is None or plan.slots is None:
+            yield from repeat(None, len(self.network.blocks))
+            return
+        rows, columns = store.shape.num_rows, store.shape.num_columns
+        extent = (rows, columns, rows // plan.columns.shape[0], plan.num_keys)
+        flat = store.flat(plan.slots)
+        for keys, values in zip(store.keys, store.values, strict=True):
+            yield _LayerMemory(keys, values, flat, extent)
+
+    def _eager(self, tokens: Tensor, plan: StepPlan, store: KVStore | None) -> Tensor:
+        logits: Tensor = self.network(tokens, plan, store)
+        return logits
+
+    def _give_up(self, error: Exception) -> None:
+        self.failed = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        _LOG.warning("layers are not compiled, and run as they are from now on: %s", self.failed)
+
+
+def _variant(tokens: Tensor, plan: StepPlan, store: KVStore | None) -> tuple[object, ...]:
+    """Returns what makes a variant: compilers treat sizes of 1 apart."""
+    rows, width = tokens.shape
+    attend = None if plan.attend is None else plan.attend.shape[1] == 1
+    stored = store is not None and plan.slots is not None
+    beyond = plan.slots is not None and plan.slots.shape[1] < width
+    strided = store is not None and store.shape.num_rows != rows
+    small = (rows == 1, width == 1, plan.num_seen == 1)
+    return (small, attend, stored, beyond, strided)

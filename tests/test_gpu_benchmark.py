@@ -1,0 +1,94 @@
+"""The GPU's benchmark, tried out on a CPU: its command, its floors, its record."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from benchmarks import gpu
+from benchmarks.roofs import Roofs, pass_bytes
+from benchmarks.shapes import random_model
+
+SMALL = ["--device", "cpu", "--dtype", "float32", "--repeats", "1", "--num-keys", "48"]
+app = typer.Typer()
+app.command()(gpu.main)
+
+
+def run(*options: str) -> Any:
+    return CliRunner().invoke(app, list(options))
+
+
+def test_it_runs_and_writes_what_it_says(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "gpu.json"
+    ways = ("--way", "eager", "--way", "fused")
+    sizes = ("--shape", "tiny", "--batch", "1", "--batch", "3", "--width", "8")
+    done = run(*SMALL, *ways, *sizes, "--output", str(file))
+    assert done.exit_code == 0, done.output
+    record = json.loads(file.read_text())
+    assert record["roofs"]["bytes_per_second"] > 1e8
+    assert record["roofs"]["flops_per_second"] > 1e8
+    (shape,) = record["shapes"]
+    assert [line["batch"] for line in shape["steps"]] == [1, 3]
+    for line in shape["steps"]:
+        assert list(line["ways"]) == ["eager", "fused"]
+        for row in line["ways"].values():
+            assert row["ms"] > 0
+            assert row["tokens_per_second"] > 0
+            assert row["ran_eager"] is None
+        assert line["floor"]["ms"] > 0
+        assert set(line["statistics_ms"]) == {"pytorch"}
+    assert "over floor" in done.output
+
+
+def test_the_floor_is_of_the_weights_or_of_the_products() -> None:
+    model = random_model("tiny", torch.float32)
+    plan = gpu.Plan(48, 8, (1,), 1, ("eager",)).step(model, 2)
+    weights = sum(weight.numel() for weight in model.network.parameters())
+    weights -= model.network.embedding.weight.numel()
+    keys = 2 * 48 * 2 * 6 * 128
+    assert pass_bytes(model, plan) == 4 * (weights + keys)
+    slow_memory, slow_products = Roofs(1e9, 1e15), Roofs(1e15, 1e9)
+    assert slow_memory.floor(model, plan)["bound"] == "bytes"
+    floor = slow_products.floor(model, plan)
+    assert floor["bound"] == "flops"
+    assert floor["ms"] == pytest.approx(model.cost.flops(plan) / 1e6)
+
+
+def test_a_step_is_of_the_last_block_of_each_row() -> None:
+    model = random_model("tiny", torch.float32)
+    plan = gpu.Plan(48, 8, (1,), 1, ("eager",)).step(model, 2)
+    assert plan.columns.tolist() == [list(range(40, 48))] * 2
+    assert plan.slots is not None
+    assert plan.slots[1].tolist() == list(range(88, 96))
+    assert torch.equal(plan.slots, model.new_store(2, 48).slots(plan.columns))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--width", "48", *SMALL], "--width 48 must be from 1 to 47"),
+        (["--way", "quick", *SMALL], "--way quick: known are eager, compiled"),
+    ],
+)
+def test_wrong_options(options: list[str], message: str) -> None:
+    done = run(*options)
+    assert done.exit_code == 2
+    assert message in " ".join(done.output.replace("│", " ").split())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="runs on a GPU")
+def test_without_a_gpu_it_says_so() -> None:
+    done = run("--shape", "tiny")
+    assert done.exit_code == 2
+    assert "no GPU is here" in done.output
+
+
+def test_a_file_that_cannot_be_written_is_told_first(tmp_path: Path) -> None:
+    done = run(*SMALL, "--shape", "tiny", "--output", str(tmp_path))
+    assert isinstance(done.exception, OSError)
