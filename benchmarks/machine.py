@@ -26,7 +26,7 @@ def machine(device: torch.device | str) -> dict[str, Any]:
     return {
         "device": _device_name(device),
         "threads": torch.get_num_threads() if device.type == "cpu" else None,
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

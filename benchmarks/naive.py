@@ -94,7 +94,7 @@ class Naive:
         """Returns what attention mixes, and all keys, before rotation, and values."""
         q, k, v = (heads(linear(x), self.network.config.head_dim) for linear in _linears(attention))
         if past is not None:
-            keys, values = past[0].clone(), past[1].clone()
+            keys, values = past  # written in place, as the scripts do
             keys[:, :, start : start + k.shape[2]] = k
             values[:, :, start : start + v.shape[2]] = v
             k, v = keys, values

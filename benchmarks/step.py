@@ -25,6 +25,7 @@ from benchmarks.machine import machine, ratio, rounds, write
 from benchmarks.naive import Naive
 from benchmarks.passes import Floor, PassShape, Watched
 from benchmarks.shapes import random_model
+from dllm.speed.speed_up import parse_ways
 
 OVERHEAD = (
     *(("fixed_quota", cache) for cache in ("none", "prefix", "dual")),
@@ -38,7 +39,8 @@ OVERHEAD = (
 class Case:
     """A prompt and how it is decoded."""
 
-    model: dllm.HostedModel
+    model: dllm.HostedModel  # of the textbook loop and the floor
+    quick: dllm.HostedModel  # the same weights, sped up
     prompt: list[int]
     new_tokens: int
     block: int
@@ -49,7 +51,7 @@ class Case:
     ) -> None:
         """Decodes with this project and keeps the tokens."""
         out = dllm.generate(
-            self.model if model is None else model,
+            self.quick if model is None else model,
             [self.prompt],
             scheduler=scheduler,
             cache=cache,
@@ -66,7 +68,7 @@ class Case:
 
     def passes(self, cache: str) -> list[PassShape]:
         """Returns the shapes of the passes of a decoding."""
-        watched = Watched(self.model)
+        watched = Watched(self.quick)
         self.ours("watched", cache, watched)
         return watched.shapes
 
@@ -97,7 +99,7 @@ def of_steps(case: Case, repeats: int) -> dict[str, float]:
 def _steps_of(case: Case) -> float:
     """Returns the seconds that a generation spends in block steps."""
     running = dllm.stream(
-        case.model,
+        case.quick,
         [case.prompt],
         scheduler="fixed_quota",
         cache="dual",
@@ -119,7 +121,7 @@ def of_overhead(case: Case, repeats: int) -> list[dict[str, Any]]:
     for scheduler, cache in OVERHEAD:
         shares, milliseconds = [], []
         for number in range(repeats + 1):
-            watched = Watched(case.model)
+            watched = Watched(case.quick)
             start = perf_counter()
             case.ours("overhead", cache, watched, scheduler)
             whole = perf_counter() - start
@@ -168,6 +170,7 @@ def main(
     repeats: Annotated[int, typer.Option(help="Rounds.")] = 5,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda.")] = "cpu",
+    speed: Annotated[str, typer.Option(help='"packed", "fused+captured", ...; see speed_up.')] = "",
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
     overhead: Annotated[bool, typer.Option(help="Also by scheduler and cache.")] = True,
     output: Annotated[Path | None, typer.Option(help="JSON.")] = None,
@@ -177,13 +180,15 @@ def main(
     model = random_model(shape, getattr(torch, dtype), device)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, model.spec.vocab_size - 2, (prompt,), generator=generator).tolist()
-    case = Case(model, ids, new_tokens, block)
+    quick = random_model(shape, getattr(torch, dtype), device)
+    quick = dllm.speed_up(quick, *parse_ways(speed)) if speed else model
+    case = Case(model, quick, ids, new_tokens, block)
     with torch.inference_mode():
         found: dict[str, Any] = {"step": of_steps(case, repeats)}
         found["generation"] = of_generation(case, max(repeats // 2, 1))
         found["overhead"] = of_overhead(case, max(repeats // 2, 1)) if overhead else []
     _report(f"{shape}, {dtype}, {threads} threads", found)
-    sizes = {"prompt": prompt, "new_tokens": new_tokens, "block": block}
+    sizes = {"speed": speed, "prompt": prompt, "new_tokens": new_tokens, "block": block}
     write({"machine": machine(device), "shape": shape, "dtype": dtype, **sizes, **found}, output)
 
 

@@ -29,6 +29,26 @@ def test_what_a_draft_costs(tmp_path: Path) -> None:
     assert record["machine"]["command"].startswith("python -m benchmarks.break_even --shape tiny")
 
 
+def test_the_cost_curve(tmp_path: Path) -> None:
+    file, plot = tmp_path / "costs.json", tmp_path / "costs.png"
+    lengths = ("--batches", "1,2", "--prompts", "16,32", "--answers", "64,96", "--repeats", "1")
+    run("cost_curve", "--shape", "tiny", *lengths, "--output", str(file), "--plot", str(plot))
+    costs = json.loads(file.read_text())["costs"]
+    assert [cost["varied"] for cost in costs] == ["batch"] * 2 + ["prompt"] * 2 + ["new_tokens"] * 2
+    assert costs[1]["store_mib"] > costs[0]["store_mib"]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_steps_beside_floor_and_textbook_loop(tmp_path: Path) -> None:
+    file = tmp_path / "step.json"
+    sizes = ("--prompt", "16", "--new-tokens", "32", "--block", "16", "--repeats", "1")
+    run("step", "--shape", "tiny", *sizes, "--no-overhead", "--output", str(file))
+    record = json.loads(file.read_text())
+    assert record["step"]["steps"] == 30
+    assert record["generation"]["same_tokens_dual"]
+    assert record["generation"]["same_tokens_none"]
+
+
 def test_rounds_do_all_works_in_turn() -> None:
     done: list[int] = []
     taken = rounds([lambda: done.append(0), lambda: done.append(1)], 3, "cpu")

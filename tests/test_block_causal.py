@@ -52,6 +52,11 @@ CONFIG: dict[str, Any] = {
 @cache
 def family_model(name: str) -> dllm.HostedModel:
     """Returns a random model of a block-causal family, or of none with causal attention."""
+    with torch.inference_mode(False):  # whoever asks first: all tests share it
+        return _family_model(name)
+
+
+def _family_model(name: str) -> dllm.HostedModel:
     family = FAMILIES[FAMILY.get(name, "SDARForCausalLM")]
     network = Transformer(family.read_network(CONFIG))
     source = torch.Generator().manual_seed(4)
