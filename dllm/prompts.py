@@ -100,6 +100,9 @@ def _row(model: DenoisingModel, prompt: Any, settings: Settings) -> Row:
                 f"fixed={{{offset}: {kept!r}}} does not fit the {len(slots)} new tokens"
             )
         slots[offset : offset + len(ids_kept)] = ids_kept
+    room = model.spec.max_length - len(slots)
+    if settings.too_long == "cut" and 0 < room < len(ids):
+        ids = ids[-room:]  # as evaluation harnesses do: what is asked stands at the end
     return Row(ids, slots)
 
 
@@ -152,7 +155,7 @@ def _check(index: int, row: Row, spec: ModelSpec) -> None:
         raise ValueError(
             f"prompt {index} has {len(row.prompt)} tokens and with {len(row.slots)} new ones comes "
             f"to {length}, over the model's limit of {spec.max_length}: shorten the prompt or "
-            "lower max_new_tokens"
+            "lower max_new_tokens, or set too_long='cut' to leave out its beginning"
         )
     wrong = [token for token in (*row.prompt, *row.slots) if not 0 <= token < spec.vocab_size]
     if wrong:

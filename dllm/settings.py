@@ -49,6 +49,9 @@ class Settings:
     deferred_token_ids: tuple[int, ...] = ()
     fixed: Mapping[int, int | str] | None = None  # slot offset -> token id or text kept there
     infill: bool = False  # mask tokens in the prompt are the slots, none is added
+    too_long: Literal["error", "cut"] = (
+        "error"  # "cut": such prompts lose tokens at their beginning
+    )
     statistics_dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
@@ -70,6 +73,7 @@ class Settings:
             ("guidance_scale", self.guidance_scale >= 0, "0 or more"),
             ("at_eos", self.at_eos in (None, *get_args(AtEnd)), f"one of {get_args(AtEnd)}"),
             ("blocks_from", self.blocks_from in ("prompt", "zero"), "'prompt' or 'zero'"),
+            ("too_long", self.too_long in ("error", "cut"), "'error' or 'cut'"),
             ("confidence", self.confidence in (None, "raw", "tempered"), "'raw' or 'tempered'"),
             (
                 "statistics_dtype",

@@ -306,3 +306,19 @@ def test_block_causal_models_count_blocks_from_zero(logit_shift: int, cache: str
     assert starts == [4] * 3 + [8] * 4 + [12] * 4 + [16]
     with pytest.raises(ValueError, match="not a multiple of the 4"):
         dllm.generate(model, prompts, max_new_tokens=12, block_length=6)
+
+
+def test_prompts_that_are_too_long_are_cut_if_asked_to(tiny: dllm.HostedModel) -> None:
+    limit = tiny.spec.max_length
+    long = [3 + place % 50 for place in range(limit + 9)]
+    options: dict[str, Any] = {"max_new_tokens": 16, "scheduler": "threshold:0.5"}
+    cut = dllm.generate(tiny, [long, [5, 6, 7]], too_long="cut", **options)
+    fits = dllm.generate(tiny, [long[-(limit - 16) :], [5, 6, 7]], **options)
+    assert cut.sequences == fits.sequences
+    assert [row.prompt_tokens for row in cut.metrics.rows] == [limit - 16, 3]
+    with pytest.raises(ValueError, match="or set too_long='cut'"):
+        dllm.generate(tiny, [long], **options)
+    with pytest.raises(ValueError, match="over the model's limit"):  # nothing of it would be left
+        dllm.generate(tiny, [long], too_long="cut", max_new_tokens=limit)
+    with pytest.raises(ValueError, match="too_long='drop' must be 'error' or 'cut'"):
+        dllm.generate(tiny, [long], too_long="drop", **options)
