@@ -18,6 +18,7 @@ from dllm.eval.problem import Problem
 from dllm.eval.results import Result
 from dllm.eval.runner import Run
 from dllm.eval.samples import asked, pass_at, passes, problem_id, sampled
+from dllm.eval.sandbox_verdict import SandboxError
 from dllm.eval.summary import summarise, wilson
 from dllm.eval.task_options import TaskOptions
 from dllm.eval.tasks import TASKS, find_task
@@ -126,7 +127,10 @@ def test_samples_of_a_function_are_judged_by_its_tests(
     (tmp_path / "data.jsonl").write_text(json.dumps(record))
     answers = iter(["    return x\n", "    return 2\n", "    return 1\n"])
     answer_with(monkeypatch, lambda prompt: next(answers))
-    task = find_task("humaneval", TaskOptions(data=tmp_path / "data.jsonl", run_code=True))
+    try:
+        task = find_task("humaneval", TaskOptions(data=tmp_path / "data.jsonl", run_code=True))
+    except SandboxError as error:
+        pytest.skip(str(error))
     run = Run(tiny, task, HOT, 2)
     found = list(run.results(sampled(task.take(1), 3, HOT), None))
     assert [(one.id, one.correct) for one in found] == [
