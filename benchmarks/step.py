@@ -39,7 +39,8 @@ OVERHEAD = (
 class Case:
     """A prompt and how it is decoded."""
 
-    model: dllm.HostedModel  # of the textbook loop and the floor
+    model: dllm.HostedModel  # of the floor
+    textbook: dllm.HostedModel  # of the textbook loop: the same in its own dtype
     quick: dllm.HostedModel  # the same weights, sped up
     prompt: list[int]
     new_tokens: int
@@ -63,7 +64,7 @@ class Case:
 
     def naive(self, name: str, *, dual: bool) -> None:
         """Decodes with the textbook loop and keeps the tokens."""
-        loop = Naive(self.model)
+        loop = Naive(self.textbook)
         self.tokens[name] = loop.generate(self.prompt, self.new_tokens, self.block, dual=dual)
 
     def passes(self, cache: str) -> list[PassShape]:
@@ -169,6 +170,7 @@ def main(
     block: Annotated[int, typer.Option(help="Columns of a block.")] = 32,
     repeats: Annotated[int, typer.Option(help="Rounds.")] = 5,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16.")] = "float32",
+    against: Annotated[str, typer.Option(help="dtype of the textbook loop; the same.")] = "",
     device: Annotated[str, typer.Option(help="cpu, cuda.")] = "cpu",
     speed: Annotated[str, typer.Option(help='"packed", "fused+captured", ...; see speed_up.')] = "",
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
@@ -182,13 +184,20 @@ def main(
     ids = torch.randint(0, model.spec.vocab_size - 2, (prompt,), generator=generator).tolist()
     quick = random_model(shape, getattr(torch, dtype), device)
     quick = dllm.speed_up(quick, *parse_ways(speed)) if speed else model
-    case = Case(model, quick, ids, new_tokens, block)
+    textbook = random_model(shape, getattr(torch, against), device) if against else model
+    case = Case(model, textbook, quick, ids, new_tokens, block)
     with torch.inference_mode():
         found: dict[str, Any] = {"step": of_steps(case, repeats)}
         found["generation"] = of_generation(case, max(repeats // 2, 1))
         found["overhead"] = of_overhead(case, max(repeats // 2, 1)) if overhead else []
     _report(f"{shape}, {dtype}, {threads} threads", found)
-    sizes = {"speed": speed, "prompt": prompt, "new_tokens": new_tokens, "block": block}
+    sizes = {
+        "speed": speed,
+        "against": against or dtype,
+        "prompt": prompt,
+        "new_tokens": new_tokens,
+        "block": block,
+    }
     write({"machine": machine(device), "shape": shape, "dtype": dtype, **sizes, **found}, output)
 
 
