@@ -60,7 +60,7 @@ def every_column(
     None: the whole canvas; `status.length` leaves out what was cut off from all rows.
     """
     width = canvas.layout.num_columns if width is None else width
-    columns = torch.arange(width, device=canvas.tokens.device)
+    columns = canvas.numbers[:width]
     columns = columns.expand(canvas.layout.num_rows, width)
     return _plan("refresh", columns, canvas, spec, store)
 
@@ -109,7 +109,7 @@ def columns_from(start: Tensor, width: int, canvas: Canvas, spec: ModelSpec) -> 
 
     Columns past the canvas are clamped to its last spare one, which nothing attends to.
     """
-    offsets = torch.arange(width, device=canvas.tokens.device)
+    offsets = canvas.numbers[:width]
     last = canvas.tokens.shape[1] - 1
     columns = (start[:, None] + offsets).clamp(0, last)
     return _plan("step", columns, canvas, spec, store=True)
@@ -134,7 +134,7 @@ def chosen_columns(
     order = (~fed).to(torch.uint8).sort(dim=1, stable=True).indices[:, : status.num_fed]
     real = fed.gather(1, order)
     columns = torch.where(real, order, layout.num_stored - 1)
-    place = torch.arange(columns.shape[1], device=fed.device).expand_as(columns)
+    place = canvas.numbers[: columns.shape[1]].expand_as(columns)
     places = torch.zeros_like(canvas.tokens).scatter(1, columns, place)
     predictor = canvas.columns() - spec.logit_shift
     predicted, predictor = predictor >= 0, predictor.clamp(min=0)
@@ -174,8 +174,8 @@ def _plan(
 
 def _slots(columns: Tensor, canvas: Canvas) -> Tensor:
     """Returns where the fed columns' keys are kept (B, Q); those of a cut-off end are not."""
-    layout, rows = canvas.layout, torch.arange(canvas.layout.num_rows, device=columns.device)
-    slots = rows[:, None] * layout.num_stored + columns
+    layout = canvas.layout
+    slots = canvas.first_slot + columns
     if not layout.can_shorten:
         return slots
     return torch.where(columns < canvas.length[:, None], slots, layout.num_rows * layout.num_stored)
@@ -187,7 +187,7 @@ def _visible(
     """Returns which keys each fed column sees, (B, 1 or Q, K) bool; None if all."""
     if spec.attention == "full" and length is None and not canvas.layout.ragged:
         return None
-    keys = torch.arange(num_keys, device=columns.device)
+    keys = canvas.numbers[:num_keys]
     real = keys < (canvas.length if length is None else length)[:, None, None]
     if spec.attention == "full":
         return real

@@ -41,7 +41,7 @@ class BlockStoreCache(Cache):
             )
 
     def feeds(self, canvas: Canvas, spec: ModelSpec) -> Tensor:
-        columns = torch.arange(canvas.tokens.shape[1], device=canvas.tokens.device)
+        columns = canvas.numbers
         start, end = span(canvas, spec)
         end = torch.where(canvas.finished, 0, torch.minimum(end, canvas.length))
         return (columns >= start[:, None]) & (columns < end[:, None])

@@ -64,7 +64,7 @@ class D2Cache(Cache):
             )
 
     def feeds(self, canvas: Canvas, spec: ModelSpec) -> Tensor:
-        columns = torch.arange(canvas.tokens.shape[1], device=canvas.tokens.device)
+        columns = canvas.numbers
         real = (columns < canvas.length[:, None]) & canvas.active[:, None]
         if canvas.seen is None:
             return real
@@ -94,7 +94,7 @@ class D2Cache(Cache):
         """Returns the masks that are fed for their own sake, (B, C) bool."""
         assert canvas.seen is not None
         masked, length = canvas.masked, canvas.layout.block_length
-        columns = torch.arange(masked.shape[1], device=masked.device)
+        columns = canvas.numbers
         enough = masked.cumsum(1) >= self.masks
         last = torch.where(enough.any(1), enough.int().argmax(1), masked.shape[1])
         behind = (last - canvas.block_end).div(length, rounding_mode="floor") + 1

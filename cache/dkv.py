@@ -52,7 +52,7 @@ class DelayedCache(Cache):
             raise ValueError(f"warmup={self.warmup} must be at least 1: nothing is cached before")
 
     def feeds(self, canvas: Canvas, spec: ModelSpec) -> Tensor:
-        columns = torch.arange(canvas.tokens.shape[1], device=canvas.tokens.device)
+        columns = canvas.numbers
         real = (columns < canvas.length[:, None]) & canvas.active[:, None]
         answer = columns >= (canvas.prompt_length - spec.logit_shift)[:, None]
         fresh = self._refreshes(canvas)[:, None]
@@ -87,7 +87,7 @@ class DelayedCache(Cache):
         if not spec.logit_shift:
             return decoded
         following = torch.cat([decoded[:, 1:], decoded[:, :1]], 1)
-        columns = torch.arange(decoded.shape[1], device=decoded.device)
+        columns = canvas.numbers
         # The last column predicts none. The authors cache it with the one before it, or, under
         # `un`, from the third pass on.
         last = columns == canvas.length[:, None] - 1

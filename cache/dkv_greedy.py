@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from dllm.cache.base import Cache, chosen_columns, every_column, predictors
@@ -40,7 +39,7 @@ class GreedyDelayedCache(Cache):
             raise ValueError(f"window={self.window} must be at least 0")
 
     def feeds(self, canvas: Canvas, spec: ModelSpec) -> Tensor:
-        columns = torch.arange(canvas.tokens.shape[1], device=canvas.tokens.device)
+        columns = canvas.numbers
         real = (columns < canvas.length[:, None]) & canvas.active[:, None]
         fresh = (canvas.step - canvas.entry_step) % self.refresh == 0
         if canvas.announced is None:  # before the first step
@@ -56,7 +55,7 @@ class GreedyDelayedCache(Cache):
 
     def _around(self, announced: Tensor, canvas: Canvas) -> Tensor:
         """Returns the announced columns (B, n) and the masks around them, (B, C) bool."""
-        columns = torch.arange(canvas.tokens.shape[1], device=canvas.tokens.device)
+        columns = canvas.numbers
         found = (columns == announced[..., None]).any(1)
         for target in announced.unbind(1):  # as many as a step commits, known to the host
             distance = columns - target[:, None]

@@ -48,7 +48,7 @@ class SubBlockCache(BlockStoreCache):
             )
 
     def feeds(self, canvas: Canvas, spec: ModelSpec) -> Tensor:
-        columns = torch.arange(canvas.tokens.shape[1], device=canvas.tokens.device)
+        columns = canvas.numbers
         whole = super().feeds(canvas, spec) & (
             columns < whole_blocks(canvas.block_end, spec)[:, None]
         )

@@ -85,7 +85,7 @@ class _Phase:
         fresh = (canvas.step == start)[:, None]
         if cache.after_end:
             fresh = fresh | (canvas.length < canvas.full_length)[:, None]
-        columns = torch.arange(canvas.tokens.shape[1], device=canvas.tokens.device)
+        columns = canvas.numbers
         real = columns < canvas.length[:, None]
         # What was still masked at the refresh: before its own commits where it is pruned.
         first = start + (0 if cache.pruned else 1)

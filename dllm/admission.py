@@ -15,6 +15,8 @@ from dllm.noise import CounterNoise
 from dllm.plan import StepPlan
 from dllm.schedulers.view import State
 
+# Of all rows alike; and a row's first pass feeds everything, whatever was announced.
+_SHARED = ("ends", "numbers", "announced")
 _IN_PLACE = ("tokens", "given")  # others keep them across steps, guidance for one
 
 
@@ -132,5 +134,4 @@ def kept_for(places: Tensor, plans: Iterator[StepPlan], canvas: Canvas) -> Itera
 def _by_row(canvas: Canvas) -> dict[str, Tensor]:
     """Returns the tensors of a canvas that have an entry a row, by name."""
     held = {name: value for name, value in vars(canvas).items() if isinstance(value, Tensor)}
-    # A row's first pass feeds everything, whatever was announced, and announces anew.
-    return {name: value for name, value in held.items() if name not in ("ends", "announced")}
+    return {name: value for name, value in held.items() if name not in _SHARED}

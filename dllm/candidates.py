@@ -39,7 +39,7 @@ class Candidates:
     def entropy(self) -> Tensor:
         """The entropy of the distribution in nats, (B, W)."""
         if self.measured is None:
-            entropy = torch.special.entr(self.logits.softmax(-1)).sum(-1)
+            entropy = _entropy(self.logits)
         else:
             entropy = self.measured.entropy
         return self._spread(entropy, math.log(self.logits.shape[-1]))
@@ -108,13 +108,36 @@ class Candidates:
         return statistic.new_full(self.token.shape, otherwise).scatter(1, self.places, statistic)
 
 
+def _entropy(logits: Tensor) -> Tensor:
+    """Returns the entropy of logits (B, w, V) in nats, (B, w).
+
+    From differences to the largest logit, so that a sure distribution, whose most probable token
+    is at 0, keeps its small entropy; and without a logarithm for each token.
+    """
+    below = logits - logits.amax(-1, keepdim=True)
+    weight = below.exp()
+    total = weight.sum(-1)
+    mean = (weight * below.clamp_(min=_IMPOSSIBLE)).sum(-1) / total
+    return total.log() - mean
+
+
+def best(score: Tensor, masked: Tensor) -> Tensor:
+    """Returns the column of each row that `rank` places first, (B, W) bool; none without masks."""
+    first = _among(score, masked).argmax(-1, keepdim=True)
+    return torch.zeros_like(masked).scatter_(-1, first, True) & masked
+
+
 def rank(score: Tensor, masked: Tensor) -> Tensor:
     """Returns each masked column's place (B, W) int64 by descending score, 0 the best.
 
     Ties go to the lower column, on every device; columns that are not masked come last.
     """
-    lowest = torch.finfo(score.dtype).min
-    order = score.clamp(min=lowest).masked_fill(~masked, -torch.inf)
-    order = order.argsort(dim=-1, descending=True, stable=True)
+    order = _among(score, masked).argsort(dim=-1, descending=True, stable=True)
     places = torch.arange(score.shape[-1], device=score.device).expand_as(order)
     return torch.empty_like(order).scatter_(-1, order, places)
+
+
+def _among(score: Tensor, masked: Tensor) -> Tensor:
+    """Returns the scores (B, W) of masked columns, and less for all others."""
+    lowest = torch.finfo(score.dtype).min
+    return score.clamp(min=lowest).where(masked, -torch.inf)

@@ -127,6 +127,8 @@ class Canvas:
     """
 
     announced: Tensor | None = None  # (B, n) int64 columns that the next step commits
+    branches: Branches | None = None  # variants that the next pass compares
+    drafts: Drafts | None = None  # of a verifier, with its count of forwards
     seen: Seen | None = None  # by earlier passes, if plans ask for attention maps
     skip_after_end = False  # what follows an end token is not committed
     keep_history = False  # a scheduler revises: `commit_step` alone cannot tell the story
@@ -141,6 +143,7 @@ class Canvas:
         self.length = torch.tensor(layout.lengths, device=tokens.device)  # (B,) int64
         self.full_length = self.length  # (B,) before anything was cut off
         self.ends = torch.tensor(layout.eos_token_ids, dtype=torch.int64, device=tokens.device)
+        self.numbers = torch.arange(tokens.shape[1], device=tokens.device)  # (C,) int64 columns
         self.first_block = prompt_length.clone()  # (B,) int64: where blocks are counted from
         self.block_start = prompt_length.clone()  # (B,) int64
         self.block_end = prompt_length.clone()  # (B,) int64, the next block's start
@@ -161,9 +164,8 @@ class Canvas:
         self.commit_confidence = torch.full_like(tokens, float("nan"), dtype=torch.float32)
         # (B, C) int32: forwards before a block that begins at the column; NEVER: none was entered
         self.block_entry = torch.full_like(self.commit_step, NEVER)
-        self.branches: Branches | None = None
-        self.drafts: Drafts | None = None  # of a verifier, with its count of forwards
         self.history: list[Written] = []
+        self._kept: dict[str, tuple[Tensor, ...]] = {}  # what was made of tensors, and of which
 
     def count_blocks_from_zero(self) -> None:
         """Aligns blocks to column 0, as block-causal models were trained."""
@@ -188,19 +190,35 @@ class Canvas:
     @property
     def block(self) -> Tensor:
         """Which columns belong to the block that each row is at, (B, C) bool."""
-        columns = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+        columns = self.numbers
         return (columns >= self.block_start[:, None]) & (columns < self.block_end[:, None])
 
     @property
     def num_blocks(self) -> Tensor:
         """How many blocks each row has, (B,) int64."""
         block = self.layout.block_length
-        return (self.full_length - self.first_block + block - 1) // block
+        return self.keep(
+            "num_blocks",
+            lambda first, length: (length - first + block - 1) // block,
+            self.first_block,
+            self.full_length,
+        )
+
+    @property
+    def first_slot(self) -> Tensor:
+        """Where the keys of each row begin in a store of as many rows, (B, 1) int64."""
+        width = self.layout.num_stored
+        return self.keep(
+            "first_slot",
+            lambda rows: width * torch.arange(len(rows), device=rows.device)[:, None],
+            self.prompts,
+        )
 
     def columns(self) -> Tensor:
         """Returns the columns of each row that a step looks at, (B, W) int64."""
         start = self.first_block if self.layout.region_length else self.block_start
-        return start[:, None] + torch.arange(self.layout.width, device=self.tokens.device)
+        offsets = self.numbers[: self.layout.width]
+        return self.keep("columns", lambda start: start[:, None] + offsets, start)
 
     def window(self, plan: StepPlan | None = None, active: Tensor | None = None) -> Window:
         """Returns what a step looks at; `plan` is the pass that it follows, None one of all.
@@ -226,12 +244,23 @@ class Canvas:
             masked = masked & (self.ended.int().cumsum(1) == 0)
         return masked.gather(1, self.columns())
 
+    def keep(self, name: str, make: Callable[..., Tensor], *of: Tensor) -> Tensor:
+        """Returns what is made of tensors that are replaced but never written in place.
+
+        It is made anew when one of them is another tensor than the last time.
+        """
+        made, *last = self._kept.get(name, (None,))
+        if made is None or any(a is not b for a, b in zip(of, last, strict=True)):
+            made = make(*of)
+            self._kept[name] = (made, *of)
+        return made
+
     def apply(self, window: Window, change: Change) -> None:
         """Writes what a step decided, and records when and how surely.
 
         A column whose confidence is not a number is left masked and its row marked as broken.
         """
-        finite = change.confidence.isfinite()
+        finite = change.confidence < torch.inf  # neither does NaN pass
         chosen = change.chosen & finite & window.active[:, None]
         self.broken = self.broken | (window.masked & ~finite).any(1)
         columns = window.columns
@@ -261,6 +290,7 @@ class Canvas:
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
                 setattr(other, name, value.clone())
+        other._kept = {}
         return other
 
     def adopt(self, winner: Tensor, active: Tensor) -> None:
@@ -308,40 +338,43 @@ class Canvas:
 
     def status(self, feeds: Feeds | None) -> Status:
         """Returns what the host must know of the canvas: the one transfer of a step."""
-        figures = self._figures(feeds)
-        most = torch.stack(list(figures.values())).amax(1)
-        told = torch.cat([most, self.finished.long()]).tolist()
-        count = len(figures)
-        return _status(dict(zip(figures, told[:count], strict=True)), told[count:])
+        names, figures = self._figures(feeds)
+        told = torch.cat([figures.amax(1), self.finished]).tolist()
+        return _status(names, told[: len(names)], told[len(names) :])
 
     def statuses(self, feeds: Feeds | None) -> list[Status]:
         """Returns what the host must know of each row by itself, in one transfer."""
-        figures = self._figures(feeds)
-        told = torch.stack([*figures.values(), self.finished.long()], 1).tolist()
-        return [_status(dict(zip(figures, row, strict=False)), row[-1:]) for row in told]
+        names, figures = self._figures(feeds)
+        told = torch.cat([figures, self.finished[None]]).T.tolist()
+        return [_status(names, row[:-1], row[-1:]) for row in told]
 
-    def _figures(self, feeds: Feeds | None) -> dict[str, Tensor]:
-        """Returns by name the figures of a status, of each row, (B,) int64."""
+    def _figures(self, feeds: Feeds | None) -> tuple[list[str], Tensor]:
+        """Returns the names of a status' figures, and each row's, (n, B) int64.
+
+        Few operations on stacked figures: this is done in every step, on tensors of a few bytes.
+        """
         running = ~self.finished
-        length = torch.where(running, self.length, 0)
-        none = torch.zeros_like(length)
-        needed = none if self.branches is None else self.branches.needed & running
-        drafted = none + 1 if self.drafts is None else self.drafts.count
-        figures = {
+        flags = {
             "unfinished": running,
             "entered": (self.block_step == 0) & running,
             "broken": self.broken,
-            "branching": needed,
-            "remaining": torch.where(running, self.length - self.block_start, 0),
-            "length": length,
-            "reach": torch.minimum(length, self.block_end),
-            "num_fed": none if feeds is None else feeds(self).sum(1),
-            "block_forwards": torch.where(running, self.step - self.entry_step, 0),
-            "num_variants": torch.where(running, drafted, 1),
-            "num_forwards": torch.where(running, self.step, 0),
-            "num_open": torch.where(running, self.open_columns().sum(1), 0),
         }
-        return {name: figure.long() for name, figure in figures.items()}
+        sizes = {  # of rows that are not finished
+            "remaining": self.length - self.block_start,
+            "length": self.length,
+            "reach": torch.minimum(self.length, self.block_end),
+            "block_forwards": self.step - self.entry_step,
+            "num_forwards": self.step,
+            "num_open": self.open_columns().sum(1),
+        }
+        if self.branches is not None:
+            flags["branching"] = self.branches.needed & running
+        if feeds is not None:
+            sizes["num_fed"] = feeds(self).sum(1)
+        if self.drafts is not None:
+            sizes["num_variants"] = self.drafts.count
+        figures = [torch.stack(list(flags.values())), torch.stack(list(sizes.values())) * running]
+        return [*flags, *sizes], torch.cat(figures)
 
     def _enter(self, moving: Tensor, first: Tensor, masked: Tensor) -> None:
         """Moves rows to the block of their first mask, counted in whole blocks from the last."""
@@ -351,19 +384,19 @@ class Canvas:
         self.block_end = torch.where(moving, self.block_start + block, self.block_end)
         self.block_step = torch.where(moving, 0, self.block_step)
         self.fresh = self.fresh | moving
-        self.entry_length = torch.where(moving, self.length, self.entry_length)
+        if self.layout.can_shorten:
+            self.entry_length = torch.where(moving, self.length, self.entry_length)
         self.entry_step = torch.where(moving, self.step, self.entry_step)
+        start = self.block_start[:, None]
         entry = self.step.to(torch.int32)[:, None]
-        self._record(self.block_entry, self.block_start[:, None], moving[:, None], entry)
-        offsets = torch.arange(block, device=masked.device)
-        count = masked.gather(1, self.block_start[:, None] + offsets).sum(1)
+        self._record(self.block_entry, start, moving[:, None], entry)
+        count = masked.gather(1, start + self.numbers[:block]).sum(1)
         self.block_masks = torch.where(moving, count, self.block_masks)
 
     def _shorten(self, length: Tensor) -> None:
         """Cuts rows off at a column; what was there becomes padding."""
         self.length = torch.minimum(self.length, length)
-        columns = torch.arange(self.tokens.shape[1], device=self.tokens.device)
-        cut = (columns >= self.length[:, None]) & ~self.fixed
+        cut = (self.numbers >= self.length[:, None]) & ~self.fixed
         self.tokens.masked_fill_(cut, self.layout.fill_token_id)
         self.commit_step.masked_fill_(cut, NEVER)
         self.commit_confidence.masked_fill_(cut, float("nan"))
@@ -388,8 +421,7 @@ class Canvas:
         With `whole_block`, a row is complete when its block is full and it has an end token.
         """
         if whole_block:
-            columns = torch.arange(masked.shape[1], device=masked.device)
-            passed = columns < self.block_end[:, None]
+            passed = self.numbers < self.block_end[:, None]
             full = ~(masked & passed).any(1, keepdim=True)
             complete = (self.ended & passed).any(1, keepdim=True) & full
         else:
@@ -403,12 +435,14 @@ class Canvas:
         history.scatter_(1, columns, torch.where(commit, value, history.gather(1, columns)))
 
 
+def _status(names: Sequence[str], told: Sequence[int], finished: Sequence[int]) -> Status:
+    known: dict[str, Any] = {"num_fed": 0, **dict(zip(names, told, strict=True))}
+    known |= {name: bool(known.get(name)) for name in _FLAGS}
+    known["num_variants"] = max(known.get("num_variants", 1), 1)  # none is drafted where all ended
+    return Status(**known, finished=tuple(map(bool, finished)))
+
+
 _FLAGS = ("unfinished", "entered", "broken", "branching")
-
-
-def _status(told: dict[str, Any], finished: Sequence[int]) -> Status:
-    flags = {name: bool(told[name]) for name in _FLAGS}
-    return Status(**{**told, **flags}, finished=tuple(map(bool, finished)))
 
 
 Feeds = Callable[[Canvas], Tensor]  # which columns (B, C) bool a pass feeds

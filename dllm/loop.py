@@ -116,10 +116,10 @@ class DenoisingLoop:
                 self.observer(Pass(self.model, self.sampling, canvas, status, window, *ran))
             state = state or self._start(canvas, logits)
             event, state = self._step(canvas, window, plan, logits, state)
-            running = [not done for done in status.finished]
+            before = status.finished
             status = canvas.settle(self.cache.lockstep, self._at_eos(plan), feeds)
             meter.end_of_step()
-            yield self._named(event, running, status)
+            yield self._named(event, before, status.finished)
             self._check(canvas, status)
             status, state = self._admit(canvas, status, forward, state)
 
@@ -164,13 +164,17 @@ class DenoisingLoop:
         """What counts the columns of the next pass, for caches that feed any."""
         return partial(self.cache.feeds, spec=self.model.spec) if self.cache.scattered else None
 
-    def _named(self, event: StepEvent, running: list[bool], status: Status) -> StepEvent:
-        """Returns the event with the prompts that it is about; `running` were not finished."""
+    def _named(
+        self, event: StepEvent, before: tuple[bool, ...], after: tuple[bool, ...]
+    ) -> StepEvent:
+        """Returns the event with its prompts, of rows that were and are finished or not."""
         admission = self.admission
-        prompts = range(len(running)) if admission is None else admission.occupants
-        ended = zip(prompts, running, status.finished, strict=True)
-        finished = tuple(prompt for prompt, ran, done in ended if ran and done)
-        return replace(event, prompts=tuple(prompts), finished=finished)
+        prompts = tuple(range(len(after)) if admission is None else admission.occupants)
+        ended: tuple[int, ...] = ()
+        if before != after:  # in few steps
+            every = zip(prompts, before, after, strict=True)
+            ended = tuple(prompt for prompt, was, done in every if done and not was)
+        return replace(event, prompts=prompts, finished=ended)
 
     def _pass(
         self, canvas: Canvas, status: Status, plan: StepPlan, forward: Forward, state: State
@@ -236,8 +240,7 @@ class DenoisingLoop:
 
     def _propose(self, canvas: Canvas, plan: StepPlan, logits: Tensor) -> Candidates:
         """Returns the window's candidates from the logits (B, w, V) of a pass."""
-        columns = canvas.columns()
-        return self.sampling.propose(logits, self.noise, columns, canvas.step, plan.places)
+        return self.sampling.propose(logits, self.noise, canvas.columns(), canvas.step, plan.places)
 
     def _judge_extra(self, canvas: Canvas, plan: StepPlan, logits: Tensor) -> None:
         """Notes the confidence of columns that the plan asks for beside those of the window."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dllm.candidates import Candidates, rank
+from dllm.candidates import Candidates, best
 from dllm.schedulers.base import Decision, Needs, Setup
 from dllm.schedulers.view import State, View
 from dllm.schedulers.wrapper import Wrapper
@@ -116,6 +116,6 @@ class AdaBlock(Wrapper):
         # Only at masks: a block without any would never be decoded.
         place = delimiter & view.masked & (view.columns < limit)
         sure = place & (candidates.confidence >= self.delimiter_threshold)
-        best = sure & (rank(candidates.confidence, sure) == 0)
-        after = torch.where(best, view.columns + 1, 0).amax(1, keepdim=True)
-        return torch.where(best.any(1, keepdim=True), after, nominal)
+        surest = best(candidates.confidence, sure)
+        after = torch.where(surest, view.columns + 1, 0).amax(1, keepdim=True)
+        return torch.where(surest.any(1, keepdim=True), after, nominal)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dllm.branches import Branches
-from dllm.candidates import Candidates, rank
+from dllm.candidates import Candidates, best
 from dllm.models.config import ModelSpec
 from dllm.sampling import ConfidenceSource
 from dllm.schedulers.view import State, View
@@ -117,6 +117,11 @@ class Scheduler(ABC):
         return False
 
     @property
+    def never_waits(self) -> bool:
+        """Whether `select` itself commits a column of every row that has one to commit."""
+        return False
+
+    @property
     def reads(self) -> ConfidenceSource:
         """The distribution that the confidence is read from unless the user says otherwise."""
         return self.confidence
@@ -154,7 +159,7 @@ class Scheduler(ABC):
         """Returns the decision of `select` within the contract of every scheduler."""
         decision = self.select(candidates, view)
         commit = decision.commit & view.masked
-        if not self.may_skip:
+        if not (self.may_skip or self.never_waits):
             best = self._best(candidates, view)
             waits = ~commit.any(-1, keepdim=True)
             if decision.branches is not None:
@@ -177,8 +182,7 @@ class Scheduler(ABC):
 
     def _best(self, candidates: Candidates, view: View) -> Tensor:
         """Returns the block's best masked column of each row, (B, W) bool."""
-        masked = view.masked & view.block
-        return (rank(self.score(candidates), masked) == 0) & masked
+        return best(self.score(candidates), view.masked & view.block)
 
     def _revise(self, decision: Decision, candidates: Candidates, view: View) -> Decision:
         early = view.block_step < self.revision_limit(view.layout.block_length)

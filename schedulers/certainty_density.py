@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dllm.candidates import Candidates, rank
+from dllm.candidates import Candidates, best
 from dllm.density import decoded_share
 from dllm.schedulers.base import Decision, Needs, Scheduler
 from dllm.schedulers.view import View
@@ -39,7 +39,7 @@ class CertaintyDensity(Scheduler):
     def select(self, candidates: Candidates, view: View) -> Decision:
         masked = view.masked & view.block
         score = candidates.confidence * self._density(view, candidates.confidence.dtype)
-        commit = (rank(score, masked) == 0) & masked
+        commit = best(score, masked)
         if self.threshold is not None:
             commit = commit | ((score >= self.threshold) & masked)
         return Decision(commit)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dllm.candidates import Candidates, rank
+from dllm.candidates import Candidates, best
 from dllm.schedulers.base import Decision, Needs, Scheduler, Setup
 from dllm.schedulers.view import State, View
 
@@ -53,8 +53,8 @@ class Credit(Scheduler):
         usual = candidates.token == _leader(candidates.logits, view)
         token = torch.where(usual, _leader(logits, view), candidates.token)
         fused = Candidates(logits, token)
-        best = (rank(fused.confidence, view.masked) == 0) & view.masked
-        commit = best | (fused.confidence >= self.threshold)
+        surest = best(fused.confidence, view.masked)
+        commit = surest | (fused.confidence >= self.threshold)
         return Decision(commit, tokens=token, state={"credit": credit})
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from dllm.candidates import Candidates, rank
+from dllm.candidates import Candidates, best
 from dllm.schedulers.base import Decision, Needs
 from dllm.schedulers.learn2pd import Learn2PD
 from dllm.schedulers.view import View
@@ -84,7 +84,7 @@ class EndOfText(Wrapper):
         ends = view.masked & view.is_end(candidates.token)
         if self.scope == "block":
             ends = ends & view.block
-        return (rank(candidates.confidence, ends) == 0) & ends
+        return best(candidates.confidence, ends)
 
 
 def _after_first(found: Tensor, view: View) -> Tensor:

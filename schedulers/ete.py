@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dllm.branches import Branches
-from dllm.candidates import Candidates, rank
+from dllm.candidates import Candidates, best
 from dllm.schedulers.base import Decision, Needs, Scheduler
 from dllm.schedulers.view import View
 
@@ -89,7 +89,7 @@ class ExploreThenExploit(Scheduler):
             place = place & view.block
         else:  # beyond the block, the likeliest uncertain token is the end of a shorter text
             place = place & (view.block | ~view.is_end(candidates.token))
-        target = (rank(self._interest(candidates, view), place) == 0) & place
+        target = best(self._interest(candidates, view), place)
         if self.stalled_below is None:
             return target
         return target & (sure.sum(1, keepdim=True) < self.stalled_below)
@@ -112,8 +112,8 @@ class ExploreThenExploit(Scheduler):
         )
         log_prob = logits.squeeze(1).log_softmax(-1).clone()
         log_prob[:, view.layout.mask_token_id] = -torch.inf
-        best, tokens = log_prob.topk(min(self.alternatives, log_prob.shape[1] - 1), dim=1)
-        probability = best.exp()
+        likeliest, tokens = log_prob.topk(min(self.alternatives, log_prob.shape[1] - 1), dim=1)
+        probability = likeliest.exp()
         goes_on = self._best(candidates, view) & ~sure.any(1, keepdim=True)
         first = goes_on.int().argmax(1, keepdim=True)
         moves = goes_on.any(1, keepdim=True)

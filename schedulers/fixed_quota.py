@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from dllm.candidates import Candidates, rank
+from dllm.candidates import Candidates, best, rank
 from dllm.schedulers.base import Decision, Scheduler
 from dllm.schedulers.view import View
 
@@ -35,6 +35,10 @@ class FixedQuota(Scheduler):
     def announces(self) -> bool:
         return self.order == "planned"
 
+    @property
+    def never_waits(self) -> bool:
+        return self.order != "planned"
+
     def check(self, num_blocks: int, block_length: int) -> None:
         if self.steps is not None and self.steps % num_blocks:
             raise ValueError(
@@ -51,6 +55,8 @@ class FixedQuota(Scheduler):
         if self.order == "planned":
             return self._follow_plan(view)
         score = view.uniform() if self.order == "random" else self.score(candidates)
+        if self.steps is None:
+            return Decision(best(score, view.masked))
         quota = self._quota(view.left.sum(-1), view.block_step, view)
         return Decision(rank(score, view.masked) < quota[:, None])
 

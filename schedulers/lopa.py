@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dllm.branches import Branches
-from dllm.candidates import Candidates, rank
+from dllm.candidates import Candidates, best, rank
 from dllm.schedulers.base import Decision, Needs, Scheduler
 from dllm.schedulers.blocks_ahead import active_columns, open_columns
 from dllm.schedulers.view import View
@@ -55,8 +55,8 @@ class LookAhead(Scheduler):
         opened = open_columns(view, self.blocks, self.add_threshold)
         passed = (candidates.confidence > self.threshold) & opened
         active = active_columns(view, self.blocks, self.active_threshold) & opened
-        best = (rank(candidates.confidence, active) == 0) & active
-        commit = torch.where((passed & active).any(1, keepdim=True), passed, passed | best)
+        surest = best(candidates.confidence, active)
+        commit = torch.where((passed & active).any(1, keepdim=True), passed, passed | surest)
         if self.branches == 1:
             return Decision(commit)
         return Decision(commit, branches=self._branches(candidates, view, opened & ~commit))

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from dllm.candidates import Candidates, rank
+from dllm.candidates import Candidates, best
 from dllm.schedulers.base import Decision, Needs, Scheduler
 from dllm.schedulers.blocks_ahead import active_columns, open_columns
 from dllm.schedulers.view import View
@@ -62,6 +62,6 @@ class MultiBlock(Scheduler):
         opened = open_columns(view, self.blocks, self.add_threshold)
         passed = (self.score(candidates) >= limit) & opened
         active = active_columns(view, self.blocks, self.active_threshold) & opened
-        best = (rank(self.score(candidates), active) == 0) & active
+        surest = best(self.score(candidates), active)
         stuck = ~(passed & active).any(1, keepdim=True)
-        return Decision(torch.where(stuck, passed | best, passed))
+        return Decision(torch.where(stuck, passed | surest, passed))

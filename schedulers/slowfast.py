@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from dllm.candidates import Candidates, rank
+from dllm.candidates import Candidates, best
 from dllm.schedulers.base import Decision, Scheduler, Setup
 from dllm.schedulers.view import State, View
 
@@ -71,9 +71,9 @@ class SlowFast(Scheduler):
         span = masked & (view.columns < view.state["end"][:, None])
         fast = view.state["fast"] & ~view.fresh & span.any(1)
         place = torch.where(fast[:, None], span, masked)
-        best = place & (rank(candidates.confidence, place) == 0)
+        surest = best(candidates.confidence, place)
         sure = place & (candidates.confidence >= self.high)
-        commit = best | sure if self.slow == "sure" else best | (sure & fast[:, None])
+        commit = surest | sure if self.slow == "sure" else surest | (sure & fast[:, None])
         return Decision(commit, state=self._state(candidates, view, masked, fast))
 
     def _state(self, candidates: Candidates, view: View, masked: Tensor, fast: Tensor) -> State:
