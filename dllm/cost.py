@@ -26,6 +26,7 @@ class Cost:
     slot_bytes: int  # a column of a row of the K/V store
     token_bytes: int  # a fed column, while its largest layer runs; an estimate
     head_bytes: int  # a row of logits and its statistics; an estimate
+    tail_flops: int = 0  # of `token_flops`, what follows keys and values in the last layer
     value_flops: int = 0  # a column of which only the values are computed
     num_layers: int = 1  # over which these are summed
 
@@ -38,6 +39,9 @@ class Cost:
             reused = num_fed - plan.reuse.num_computed(num_fed)
             less = reused * a_column - plan.reuse.num_compared * self.value_flops
             a_row -= less // self.num_layers * (self.num_layers - 1)
+        if plan.narrows:
+            tail = self.tail_flops + plan.num_seen * self.pair_flops // self.num_layers
+            a_row -= (num_fed - plan.head.shape[1]) * tail
         return num_rows * (a_row + plan.head.shape[1] * self.head_flops)
 
     def row_bytes(self, num_stored: int, num_fed: int, num_head_rows: int) -> int:
@@ -68,6 +72,7 @@ def network_cost(config: NetworkConfig, itemsize: int) -> Cost:
         token_bytes=(2 * width + widest) * itemsize,
         # Logits, their float32 copy, the copy without the mask token, one statistic.
         head_bytes=config.vocab_size * (itemsize + 3 * _FLOAT32),
+        tail_flops=2 * (width * q_width + 3 * width * inner),
         value_flops=2 * config.num_layers * width * kv_width,
         num_layers=config.num_layers,
     )

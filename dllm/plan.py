@@ -42,6 +42,15 @@ class StepPlan:
     sparse: bool = False  # every layer sees, of the keys in `attend`, only those it has chosen
 
     @property
+    def narrows(self) -> bool:
+        """Whether the last layer goes on with the head's rows alone after keys and values.
+
+        Nobody reads its output of other columns, unless a pass looks at all of a layer.
+        """
+        whole = self.maps or self.retain is not None or self.reuse is not None
+        return not whole and self.head.shape[1] < self.columns.shape[1]
+
+    @property
     def num_seen(self) -> int:
         """Keys that a query meets: those of the store and, behind them, what is not kept."""
         kept = self.columns.shape[1] if self.slots is None else self.slots.shape[1]

@@ -157,7 +157,7 @@ class Queries:
 
     def note(self, layer: int) -> Any:
         def hook(attention: Any, args: Any) -> None:
-            self.of_layer[layer] = attention.rotate(attention.project(args[0])[0], args[1])
+            self.of_layer[layer] = attention.rotate(attention.project(args[0])[0], args[1].rotation)
 
         return hook
 

@@ -25,7 +25,7 @@ from transformers import (
 
 from dllm.models import HostedModel, ModelSpec, NetworkConfig, load
 from dllm.models.families import FAMILIES, llada
-from dllm.models.transformer import Attention, Block, RMSNorm, Transformer
+from dllm.models.transformer import Attention, Block, Fed, RMSNorm, Transformer
 from dllm.plan import StepPlan
 from dllm.store import KVStore
 
@@ -295,8 +295,29 @@ def test_attention_equals_the_plain_computation(switches: dict[str, Any]) -> Non
     model = network(**switches)
     x = torch.randn(6, 32, generator=torch.Generator().manual_seed(3))
     rotation = model.rotation(torch.arange(6)[None])
-    given = attention(model)(x[None], rotation, None, None)[0]
+    given = attention(model)(x[None], Fed(rotation))[0]
     torch.testing.assert_close(given, plain_attention(model, x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("masked", ["all", "one mask", "a mask a query"])
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_the_last_layer_runs_for_the_rows_of_the_head_alone(count: int, masked: str) -> None:
+    model, generator = network(), torch.Generator().manual_seed(count)
+    tokens = torch.randint(0, 50, (2, 8), generator=generator)
+    columns, head = torch.arange(8).expand(2, 8), torch.tensor([[5, 0, 7, 1, 2, 3, 4, 6]] * 2)
+    queries = {"all": 0, "one mask": 1, "a mask a query": 8}[masked]
+    attend = torch.rand(2, queries, 8, generator=generator) < 0.7 if queries else None
+    if attend is not None:
+        attend[..., 0] = True  # no query without a key
+    seen = [0]
+    last = model.blocks[-1]
+    assert isinstance(last, Block)
+    last.feed_forward.register_forward_hook(lambda _, x, __: seen.append(x[0].shape[1]))
+    plan = StepPlan("step", columns, head[:, :count], 8, attend)
+    everything = model(tokens, replace(plan, head=columns))
+    at = head[:, :count, None].expand(-1, -1, everything.shape[-1])
+    torch.testing.assert_close(model(tokens, plan), everything.gather(1, at))
+    assert seen == [0, 8, count]
 
 
 def test_rope_in_float32_matters_in_bfloat16_only() -> None:

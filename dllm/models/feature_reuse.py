@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dllm.candidates import rank
-from dllm.models.transformer import Attention, Block, Memory, Transformer
+from dllm.models.transformer import Attention, Block, Fed, Memory, Transformer, rows_of
 from dllm.plan import StepPlan
 from dllm.store import KVStore
 
@@ -29,9 +29,7 @@ def partly_computed(network: Transformer, tokens: Tensor, plan: StepPlan, store:
     for layer, block in enumerate(network.blocks):
         assert isinstance(block, Block)
         x = _Layer(network, block, layer, plan, store).run(x)
-    hidden = network.norm(x)
-    wanted = plan.head[..., None].expand(-1, -1, hidden.shape[-1])
-    return network.logits(hidden.gather(1, wanted))
+    return network.logits(network.norm(rows_of(x, plan.head)))
 
 
 @dataclass(frozen=True)
@@ -50,11 +48,11 @@ class _Layer:
         rotation = self.network.rotation(plan.columns.gather(1, at))
         attend = plan.attend
         if attend is not None and attend.shape[1] > 1:
-            attend = _take(attend, at)
+            attend = rows_of(attend, at)
         memory = Memory(self.store, self.layer, replace(plan, slots=self._slots(at, real)))
-        mixed = block.attention(_take(normed, at), rotation, attend, memory)
+        mixed = block.attention(rows_of(normed, at), Fed(rotation, attend), memory)
         x = x + self._remembered(2 * self.layer, at, real, mixed)[:, : x.shape[1]]
-        given = block.feed_forward(block.feed_forward_norm(_take(x, at)))
+        given = block.feed_forward(block.feed_forward_norm(rows_of(x, at)))
         return x + self._remembered(2 * self.layer + 1, at, real, given)[:, : x.shape[1]]
 
     def _computed(self, normed: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,7 +75,7 @@ class _Layer:
         assert isinstance(attention, Attention)
         at, real = _packed(drifting, reuse.num_compared)
         slots = self._slots(at, real)
-        values = attention.values(_take(normed, at))
+        values = attention.values(rows_of(normed, at))
         old, new = (
             F.normalize(v.flatten(2).to(torch.promote_types(v.dtype, torch.float32)), dim=-1)
             for v in (self._swapped(slots, values), values)
@@ -115,7 +113,3 @@ def _packed(chosen: Tensor, most: int) -> tuple[Tensor, Tensor]:
     """Returns the chosen columns first, (B, most) int64, and which of them were chosen."""
     order = (~chosen).to(torch.uint8).sort(dim=1, stable=True).indices[:, :most]
     return order, chosen.gather(1, order)
-
-
-def _take(x: Tensor, at: Tensor) -> Tensor:
-    return x.gather(1, at[..., None].expand(-1, -1, x.shape[-1]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,8 +23,22 @@ class Rotation:
     sin: Tensor  # (B, Q, 1, R) float32, the first half of R negated
 
     def to(self, *args: Any, **kwargs: Any) -> Rotation:
-        """Returns the tables moved as `Tensor.to` does; accelerate calls it between devices."""
+        """Returns the tables moved as `Tensor.to` does."""
         return Rotation(self.cos.to(*args, **kwargs), self.sin.to(*args, **kwargs))
+
+
+@dataclass(frozen=True)
+class Fed:
+    """What a layer is told of the fed columns."""
+
+    rotation: Rotation
+    attend: Tensor | None = None  # (B, 1 or Q, K) bool keys that they see; None: all
+    wanted: Tensor | None = None  # (B, w) int64 those that its output is of; None: all
+
+    def to(self, *args: Any, **kwargs: Any) -> Fed:
+        """Returns the same moved as `Tensor.to` does; accelerate calls it between devices."""
+        moved = (None if t is None else t.to(*args, **kwargs) for t in (self.attend, self.wanted))
+        return Fed(self.rotation.to(*args, **kwargs), *moved)
 
 
 @dataclass(frozen=True)
@@ -107,14 +121,16 @@ class Attention(nn.Module):
             flat = F.linear(x, self.qkv.weight[-self.kv_width :], bias)
         return rearrange(flat, "b q (h d) -> b q h d", d=self.config.head_dim)
 
-    def forward(
-        self, x: Tensor, rotation: Rotation, attend: Tensor | None, memory: Memory | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, fed: Fed, memory: Memory | None = None) -> Tensor:
         q, k, v = self.project(x)
-        q, k = self.rotate(q, rotation), self.rotate(k, rotation)
+        q, k, attend = self.rotate(q, fed.rotation), self.rotate(k, fed.rotation), fed.attend
         if memory is not None:
             k, v = memory.write(k, v)
             attend = memory.seen(q, k, attend)
+        if fed.wanted is not None:
+            q = rows_of(q, fed.wanted)
+            if attend is not None and attend.shape[1] > 1:
+                attend = rows_of(attend, fed.wanted)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         mask = None if attend is None else attend[:, None]
         if memory is not None and memory.plan.maps:
@@ -183,11 +199,16 @@ class Block(nn.Module):
         self.feed_forward_norm = RMSNorm(*args)
         self.feed_forward = feed_forward(config, layer)
 
-    def forward(
-        self, x: Tensor, rotation: Rotation, attend: Tensor | None, memory: Memory | None
-    ) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rotation, attend, memory)
+    def forward(self, x: Tensor, fed: Fed, memory: Memory | None = None) -> Tensor:
+        mixed = self.attention(self.attention_norm(x), fed, memory)
+        x = mixed + (x if fed.wanted is None else rows_of(x, fed.wanted))
         return x + self.feed_forward(self.feed_forward_norm(x))
+
+
+def rows_of(x: Tensor, at: Tensor) -> Tensor:
+    """Returns the rows `at` (B, w) int64 of x (B, Q, ...), (B, w, ...)."""
+    index = at.view(*at.shape, *[1] * (x.dim() - 2))
+    return x.gather(1, index.expand(-1, -1, *x.shape[2:]))
 
 
 class Transformer(nn.Module):
@@ -214,9 +235,7 @@ class Transformer(nn.Module):
         if plan is None:
             columns = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
             return self.logits(self.hidden(tokens, columns))
-        hidden = self.hidden(tokens, plan.columns, plan.attend, plan, store)
-        wanted = plan.head[..., None].expand(-1, -1, hidden.shape[-1])
-        return self.logits(hidden.gather(1, wanted.to(hidden.device)))
+        return self.logits(self.hidden(tokens, plan.columns, plan.attend, plan, store))
 
     def hidden(
         self,
@@ -226,16 +245,22 @@ class Transformer(nn.Module):
         plan: StepPlan | None = None,
         store: KVStore | None = None,
     ) -> Tensor:
-        """Returns the last layer's normed states (B, Q, hidden_size)."""
-        x = self.embedding(tokens)
-        rotation = self.rotation(columns)
+        """Returns the last layer's normed states (B, Q, hidden_size), or (B, w, hidden_size).
+
+        Those of all fed columns, or with a plan of the w that `plan.head` names.
+        """
+        x, fed = self.embedding(tokens), Fed(self.rotation(columns), attend)
         if store is not None:
             store.maps.clear()
         for layer, block in enumerate(self.blocks):
             memory = None
             if store is not None and plan is not None and plan.slots is not None:
                 memory = Memory(store, layer, plan)
-            x = block(x, rotation, attend, memory)
+            if plan is not None and plan.narrows and layer == len(self.blocks) - 1:
+                fed = replace(fed, wanted=plan.head)
+            x = block(x, fed, memory)
+        if plan is not None and not plan.narrows:
+            x = rows_of(x, plan.head.to(x.device))
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:

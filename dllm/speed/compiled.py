@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 from types import FunctionType
 from typing import Any, ClassVar
@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dllm.models.transformer import Block, Rotation, Transformer
+from dllm.models.transformer import Block, Fed, Transformer, rows_of
 from dllm.plan import StepPlan
 from dllm.speed.runner import is_plain
 from dllm.store import KVStore, StoreShape
@@ -56,10 +56,8 @@ class _LayerMemory:
         return view if kept == given.shape[1] else torch.cat([view, given[:, kept:]], 1)
 
 
-def _layer(
-    block: Block, x: Tensor, rotation: Rotation, attend: Tensor | None, memory: Any
-) -> Tensor:
-    out: Tensor = block(x, rotation, attend, memory)
+def _layer(block: Block, x: Tensor, fed: Fed, memory: Any) -> Tensor:
+    out: Tensor = block(x, fed, memory)
     return out
 
 
@@ -77,9 +75,7 @@ class Compiled:
         self.network, self.most = network, most
         self.failed: str | None = None  # why nothing is compiled any more
         self._variants: set[tuple[object, ...]] = set()
-        # Compilers count variants by code object, and two networks would share the count.
-        own = FunctionType(_layer.__code__.replace(), globals(), "_layer")
-        self._layer: Callable[..., Tensor] = torch.compile(own, dynamic=True)
+        self._layer, self._last = _compiled(), _compiled()
 
     @property
     def num_variants(self) -> int:
@@ -114,11 +110,15 @@ class Compiled:
 
     def _run(self, tokens: Tensor, plan: StepPlan, store: KVStore | None) -> Tensor:
         network = self.network
-        x, rotation = network.embedding(tokens), network.rotation(plan.columns)
-        for block, memory in zip(network.blocks, self._memories(plan, store), strict=True):
-            x = self._layer(block, x, rotation, plan.attend, memory)
-        x = network.norm(x)
-        return network.logits(x.gather(1, plan.head[..., None].expand(-1, -1, x.shape[-1])))
+        x, fed = network.embedding(tokens), Fed(network.rotation(plan.columns), plan.attend)
+        *memories, memory = self._memories(plan, store)
+        for block, own in zip(network.blocks, memories, strict=False):
+            x = self._layer(block, x, fed, own)
+        if plan.narrows:
+            x = self._last(network.blocks[-1], x, replace(fed, wanted=plan.head), memory)
+        else:
+            x = rows_of(self._layer(network.blocks[-1], x, fed, memory), plan.head)
+        return network.logits(network.norm(x))
 
     def _memories(self, plan: StepPlan, store: KVStore | None) -> Iterator[_LayerMemory | None]:
         if store is None or plan.slots is None:
@@ -139,6 +139,13 @@ class Compiled:
         _LOG.warning("layers are not compiled, and run as they are from now on: %s", self.failed)
 
 
+def _compiled() -> Callable[..., Tensor]:
+    """Returns a layer's function to compile, of its own: variants are counted by code object."""
+    own = FunctionType(_layer.__code__.replace(), globals(), "_layer")
+    compiled: Callable[..., Tensor] = torch.compile(own, dynamic=True)
+    return compiled
+
+
 def _variant(tokens: Tensor, plan: StepPlan, store: KVStore | None) -> tuple[object, ...]:
     """Returns what makes a variant: compilers treat sizes of 1 apart."""
     rows, width = tokens.shape
@@ -146,5 +153,6 @@ def _variant(tokens: Tensor, plan: StepPlan, store: KVStore | None) -> tuple[obj
     stored = store is not None and plan.slots is not None
     beyond = plan.slots is not None and plan.slots.shape[1] < width
     strided = store is not None and store.shape.num_rows != rows
-    small = (rows == 1, width == 1, plan.num_seen == 1)
-    return (small, attend, stored, beyond, strided)
+    single = plan.narrows and plan.head.shape[1] == 1
+    small = (rows == 1, width == 1, plan.num_seen == 1, single)
+    return (small, attend, stored, beyond, strided, plan.narrows)
