@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -147,9 +148,11 @@ def test_most_must_be_positive() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("ways", [("compiled",), ("fused", "packed", "compiled")], ids="+".join)
 @pytest.mark.parametrize("cache", ["none", "dual"])
-def test_tokens_of_machine_code(cache: str) -> None:
-    model = dllm.speed_up(model_of("llada_gqa"), "compiled")
+def test_tokens_of_machine_code(cache: str, ways: tuple[Any, ...]) -> None:
+    own = replace(model_of("llada_gqa"), network=deepcopy(model_of("llada_gqa").network))
+    model = dllm.speed_up(own, *ways)
     settings = {"cache": cache, "scheduler": "threshold:0.4"}
     assert decode(model, settings) == decode(model_of("llada_gqa"), settings)
     assert isinstance(model.runner, Compiled)

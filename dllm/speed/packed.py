@@ -28,18 +28,33 @@ class PackedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns input (..., in) times the weight, plus the bias, (..., out)."""
-        rows = x.reshape(-1, self.in_features)
-        if self.weight.dtype != torch.float32:
-            product = torch.ops.mkldnn._linear_pointwise(
-                rows, self.packed, self.bias, "none", [], ""
-            )
-        elif len(rows) <= _MOST_ROWS:
-            product = torch.ops.mkl._mkl_linear(
-                rows, self.packed, self.weight, self.bias, len(rows)
-            )
-        else:
-            return F.linear(x, self.weight, self.bias)
-        return product.view(*x.shape[:-1], self.out_features)
+        run = torch.ops.dllm.packed_product if torch.compiler.is_compiling() else _product
+        product: Tensor = run(x, self.packed, self.weight, self.bias)
+        return product
+
+
+def _product(x: Tensor, packed: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    rows = x.reshape(-1, weight.shape[1])
+    if weight.dtype != torch.float32:
+        product = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
+    elif len(rows) <= _MOST_ROWS:
+        product = torch.ops.mkl._mkl_linear(rows, packed, weight, bias, len(rows))
+    else:
+        return F.linear(x, weight, bias)
+    return product.view(*x.shape[:-1], weight.shape[0])
+
+
+# Compilers know only products whose packed weight is a constant of what they compile; a layer that
+# is compiled once for all layers gets it as an input, so they are shown an operation of our own.
+_LIBRARY = torch.library.Library("dllm", "DEF")
+_LIBRARY.define("packed_product(Tensor x, Tensor packed, Tensor weight, Tensor? bias) -> Tensor")
+_LIBRARY.impl("packed_product", _product, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("dllm::packed_product", lib=_LIBRARY)
+def _shape(x: Tensor, packed: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    del packed, bias
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
 def pack(network: nn.Module) -> None:

@@ -26,7 +26,7 @@ def speed_up(model: HostedModel, *ways: Way) -> HostedModel:
     - `fused`: one product for queries, keys and values, one for both halves of the gated layer;
       done to the network itself, in place.
     - `packed`: weights laid out once as the products of a CPU read them, beside the usual ones,
-      which takes their memory once more; in place.
+      which takes their memory once more; in place; goes with `fused` and `compiled`.
     - `int8`: weights of the layers in 8 bits (torchao), also in place; the only way that changes
       what is computed, so the model's name says so.
     - `compiled`: layers through torch.compile.
@@ -87,8 +87,11 @@ def _check(model: HostedModel, ways: Sequence[Way]) -> None:
             "'int8' in one call"
         )
     if "packed" in ways:
-        if {"int8", "compiled", "captured"} & set(ways):
-            raise ValueError("'packed' goes with 'fused' alone: the others lay weights out anew")
+        if {"int8", "captured"} & set(ways):
+            raise ValueError(
+                "'packed' goes with 'fused' and 'compiled': 'int8' lays weights out in another "
+                "way, and 'captured' is for CUDA"
+            )
         check_pack(model.network)
     if "int8" in ways:
         check_narrow(model)
