@@ -11,10 +11,11 @@ from torch.nn import functional as F
 
 from dllm.cache.base import Cache, chosen_columns, every_column, predictors
 from dllm.candidates import rank
-from dllm.canvas import Canvas, Status
+from dllm.canvas import Canvas
 from dllm.density import decoded_share
 from dllm.models.config import ModelSpec
 from dllm.plan import StepPlan
+from dllm.status import Status
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from typing import ClassVar
 import torch
 
 from dllm.cache.base import Cache, every_column, seen_up_to
-from dllm.canvas import Canvas, Status
+from dllm.canvas import Canvas
 from dllm.models.config import ModelSpec
 from dllm.plan import StepPlan
+from dllm.status import Status
 
 
 @dataclass(frozen=True)

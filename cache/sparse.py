@@ -15,10 +15,11 @@ from dllm.cache.base import (
     columns_from,
     every_column,
 )
-from dllm.canvas import Canvas, Status
+from dllm.canvas import Canvas
 from dllm.models.config import ModelSpec
 from dllm.plan import StepPlan
 from dllm.retention import Retention
+from dllm.status import Status
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dllm import cache, eval, schedulers  # noqa: A004 the folder has the name of the thing
 from dllm.capacity import NotEnoughMemoryError
+from dllm.event import StepEvent
 from dllm.generate import Stream, generate, stream
-from dllm.loop import BrokenLogitsError, StepEvent
+from dllm.loop import BrokenLogitsError
 from dllm.metrics import Metrics
 from dllm.models import HostedModel, ModelSpec, load, save, wrap
 from dllm.output import GenerationInterrupted, GenerationOutput

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from dllm.branches import no_branches
-from dllm.canvas import Canvas, Feeds, Status
+from dllm.canvas import Canvas
 from dllm.noise import CounterNoise
 from dllm.plan import StepPlan
 from dllm.schedulers.view import State
+from dllm.settle import settle
+from dllm.status import Feeds, Status, statuses_of
 
 # Of all rows alike; and a row's first pass feeds everything, whatever was announced.
 _SHARED = ("ends", "numbers", "announced")
@@ -41,8 +43,8 @@ class Admission:
 
     def begin(self, feeds: Feeds | None) -> None:
         """Brings waiting rows to their first block; those without any slot to fill never enter."""
-        self.everyone.settle(lockstep=False, at_eos="ignore")
-        self._told = self.everyone.statuses(feeds)
+        settle(self.everyone, lockstep=False, at_eos="ignore")
+        self._told = statuses_of(self.everyone, feeds)
         self.waiting = deque(row for row in self.waiting if self._told[row].unfinished)
 
     def remember(self, state: State) -> None:

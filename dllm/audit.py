@@ -8,7 +8,8 @@ from typing import Any
 
 from dllm import cache as caches
 from dllm.cache_error import CacheError, Observed, summarise
-from dllm.generate import check, generate
+from dllm.compatible import check
+from dllm.generate import generate
 from dllm.ledger import observe
 from dllm.models.model import DenoisingModel
 from dllm.output import GenerationOutput

@@ -3,119 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from dllm.branches import Branches
+from dllm.layout import Layout
 from dllm.plan import StepPlan
 from dllm.seen import Seen
 from dllm.verifier_drafts import Drafts
+from dllm.window import Change, Window, Written
 
 NEVER = -1  # commit_step of a column that the model did not commit
-
-# What an end token does: nothing; end its row once all before it is there; the same, and nothing
-# after it is committed; end its row once its block is full; cut the row at once.
-AtEnd = Literal["ignore", "stop", "skip", "block", "truncate"]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What every row of a canvas shares: its width and how it is cut into blocks."""
-
-    num_rows: int
-    num_columns: int  # L: the longest row
-    block_length: int
-    mask_token_id: int
-    fill_token_id: int  # ends a finished row
-    eos_token_ids: tuple[int, ...]
-    # Tokens of each prompt with its slots, those included that enter the canvas later.
-    lengths: tuple[int, ...]
-    num_slots: int  # the most of any row
-    window_length: int  # columns from a block's start that a step may commit
-    region_length: int = 0  # columns of the whole generated region, if a scheduler sees it all
-    num_shadows: int = 0  # store slots for columns that are fed twice
-    can_shorten: bool = False  # a scheduler may cut rows off
-    whole_block: bool = False  # a scheduler reads the logits of committed columns of the block
-
-    @property
-    def ragged(self) -> bool:
-        """Whether rows differ in length, so that attention needs a key mask."""
-        return self.can_shorten or len(set(self.lengths)) > 1
-
-    @property
-    def width(self) -> int:
-        """W: the columns that a step looks at."""
-        return self.region_length or self.window_length
-
-    @property
-    def num_stored(self) -> int:
-        """C: columns of the canvas, with spare ones in which any window ends."""
-        return self.num_columns + max(self.width, self.window_length) + self.num_shadows
-
-
-@dataclass(frozen=True)
-class Window:
-    """The columns of each row that a step looks at."""
-
-    columns: Tensor  # (B, W) int64
-    tokens: Tensor  # (B, W) int64
-    masked: Tensor  # (B, W) bool: may be committed now
-    block: Tensor  # (B, W) bool: belongs to the row's block
-    known: Tensor  # (B, W) bool: the pass gives its logits
-    active: Tensor  # (B,) bool: the block has masks, or the row is held at it
-
-
-@dataclass(frozen=True)
-class Change:
-    """What one step writes into the windows."""
-
-    chosen: Tensor  # (B, W) bool
-    tokens: Tensor  # (B, W) int64, the mask token where a column is opened again
-    confidence: Tensor  # (B, W) float
-    num_steps: Tensor | int = 1  # (B,) int64 schedule steps that it stands for
-    hold: Tensor | None = None  # (B,) bool: the row stays at its block though it is full
-    length: Tensor | None = None  # (B,) int64 column at which the row is cut off
-    block_end: Tensor | None = None  # (B,) int64 column at which the block ends
-
-
-@dataclass(frozen=True)
-class Written:
-    """The windows of one pass before and after it."""
-
-    columns: Tensor  # (B, W) int64
-    before: Tensor  # (B, W) int64 tokens
-    after: Tensor  # (B, W) int64
-    step: Tensor  # (B,) int64 forwards of each row before this one
-    prompts: Tensor  # (B,) int64 whose windows they are
-
-
-@dataclass(frozen=True)
-class Status:
-    """What the host must know between two steps, read in one transfer."""
-
-    unfinished: bool  # some row still has masks
-    entered: bool  # some row stands at a block that has not been forwarded yet
-    broken: bool  # some row got logits that are not numbers
-    remaining: int  # the most columns that any unfinished row has from its block's start on
-    length: int  # the most columns of any unfinished row
-    reach: int  # the last column, exclusive, of any unfinished row's block
-    num_fed: int  # the most columns that any row feeds in the next pass, 0 if the cache names none
-    branching: bool  # some row has variants to compare
-    block_forwards: int  # the most forwards that any unfinished row took at its block
-    num_variants: int = 1  # the most canvases that any unfinished row has drafted, itself included
-    num_forwards: int = 0  # the most forwards that any unfinished row took
-    num_open: int = 0  # the most masked columns that the window of any unfinished row has
-    finished: tuple[bool, ...] = ()  # which rows are
-
-    def joined(self, rows: Sequence[Status]) -> Status:
-        """Returns the status of this canvas once other rows are in it; who is finished stays."""
-        every = [self, *rows]
-        told = {name: max(vars(one)[name] for one in every) for name in vars(self)}
-        return Status(**{**told, "finished": self.finished})
 
 
 class Canvas:
@@ -271,8 +171,8 @@ class Canvas:
             self.history.append(written)
         step = self.step.to(torch.int32)[:, None].expand_as(chosen)
         step = step.masked_fill(change.tokens == self.layout.mask_token_id, NEVER)
-        self._record(self.commit_step, columns, chosen, step)
-        self._record(self.commit_confidence, columns, chosen, change.confidence.float())
+        record(self.commit_step, columns, chosen, step)
+        record(self.commit_confidence, columns, chosen, change.confidence.float())
         if change.length is not None:
             self._shorten(torch.where(window.active, change.length, self.length))
         if change.block_end is not None:
@@ -307,91 +207,9 @@ class Canvas:
         if self.keep_history:
             written = Written(column, held, tokens, self.step.clone(), self.prompts)
             self.history.append(written)
-        self._record(self.commit_step, column, chosen, self.step.to(torch.int32)[:, None])
-        self._record(self.commit_confidence, column, chosen, confidence.float())
+        record(self.commit_step, column, chosen, self.step.to(torch.int32)[:, None])
+        record(self.commit_confidence, column, chosen, confidence.float())
         self.row_forwards += torch.where(compared, branches.count - 1, 0)
-
-    def end_rows(self, at_eos: AtEnd) -> Tensor:
-        """Finishes complete rows; returns which columns wait for a token, (B, C) bool."""
-        if at_eos == "truncate":
-            self._truncate()
-        masked = self.masked
-        if at_eos != "ignore":
-            complete = self._fill_complete(masked, whole_block=at_eos == "block")
-            masked, self.held = masked & ~complete, self.held & ~complete[:, 0]
-        self.finished = self.finished | ~(masked.any(1) | self.held)
-        return masked
-
-    def settle(self, lockstep: bool, at_eos: AtEnd, feeds: Feeds | None = None) -> Status:
-        """Finishes complete rows, moves rows to their next block and reports, in one transfer.
-
-        `lockstep` holds every row at its block until all rows have filled theirs. `feeds` says
-        which columns (B, C) the next pass feeds.
-        """
-        masked = self.end_rows(at_eos)
-        first = masked.int().argmax(1)
-        moving = (first >= self.block_end) & ~self.finished & ~self.held
-        if lockstep:
-            moving = moving & (moving | self.finished).all()
-        self._enter(moving, first, masked)
-        return self.status(feeds)
-
-    def status(self, feeds: Feeds | None) -> Status:
-        """Returns what the host must know of the canvas: the one transfer of a step."""
-        names, figures = self._figures(feeds)
-        told = torch.cat([figures.amax(1), self.finished]).tolist()
-        return _status(names, told[: len(names)], told[len(names) :])
-
-    def statuses(self, feeds: Feeds | None) -> list[Status]:
-        """Returns what the host must know of each row by itself, in one transfer."""
-        names, figures = self._figures(feeds)
-        told = torch.cat([figures, self.finished[None]]).T.tolist()
-        return [_status(names, row[:-1], row[-1:]) for row in told]
-
-    def _figures(self, feeds: Feeds | None) -> tuple[list[str], Tensor]:
-        """Returns the names of a status' figures, and each row's, (n, B) int64.
-
-        Few operations on stacked figures: this is done in every step, on tensors of a few bytes.
-        """
-        running = ~self.finished
-        flags = {
-            "unfinished": running,
-            "entered": (self.block_step == 0) & running,
-            "broken": self.broken,
-        }
-        sizes = {  # of rows that are not finished
-            "remaining": self.length - self.block_start,
-            "length": self.length,
-            "reach": torch.minimum(self.length, self.block_end),
-            "block_forwards": self.step - self.entry_step,
-            "num_forwards": self.step,
-            "num_open": self.open_columns().sum(1),
-        }
-        if self.branches is not None:
-            flags["branching"] = self.branches.needed & running
-        if feeds is not None:
-            sizes["num_fed"] = feeds(self).sum(1)
-        if self.drafts is not None:
-            sizes["num_variants"] = self.drafts.count
-        figures = [torch.stack(list(flags.values())), torch.stack(list(sizes.values())) * running]
-        return [*flags, *sizes], torch.cat(figures)
-
-    def _enter(self, moving: Tensor, first: Tensor, masked: Tensor) -> None:
-        """Moves rows to the block of their first mask, counted in whole blocks from the last."""
-        block = self.layout.block_length
-        skipped = (first - self.block_end).div(block, rounding_mode="floor") * block
-        self.block_start = torch.where(moving, self.block_end + skipped, self.block_start)
-        self.block_end = torch.where(moving, self.block_start + block, self.block_end)
-        self.block_step = torch.where(moving, 0, self.block_step)
-        self.fresh = self.fresh | moving
-        if self.layout.can_shorten:
-            self.entry_length = torch.where(moving, self.length, self.entry_length)
-        self.entry_step = torch.where(moving, self.step, self.entry_step)
-        start = self.block_start[:, None]
-        entry = self.step.to(torch.int32)[:, None]
-        self._record(self.block_entry, start, moving[:, None], entry)
-        count = masked.gather(1, start + self.numbers[:block]).sum(1)
-        self.block_masks = torch.where(moving, count, self.block_masks)
 
     def _shorten(self, length: Tensor) -> None:
         """Cuts rows off at a column; what was there becomes padding."""
@@ -407,59 +225,7 @@ class Canvas:
         """Which columns hold a generated end token, (B, C) bool."""
         return torch.isin(self.tokens, self.ends) & ~self.fixed
 
-    def _truncate(self) -> None:
-        """Overwrites everything after the first end token of each row."""
-        ended = self.ended.int()
-        after = (ended.cumsum(1) > ended) & ~self.fixed
-        self.tokens.masked_fill_(after, self.layout.fill_token_id)
-        self.commit_step.masked_fill_(after, NEVER)
-        self.commit_confidence.masked_fill_(after, float("nan"))
 
-    def _fill_complete(self, masked: Tensor, whole_block: bool) -> Tensor:
-        """Fills every row that is complete up to its first end token; (B, 1) bool, such rows.
-
-        With `whole_block`, a row is complete when its block is full and it has an end token.
-        """
-        if whole_block:
-            passed = self.numbers < self.block_end[:, None]
-            full = ~(masked & passed).any(1, keepdim=True)
-            complete = (self.ended & passed).any(1, keepdim=True) & full
-        else:
-            pending = masked.int().cumsum(1) > 0
-            complete = (self.ended & ~pending).any(1, keepdim=True)
-        self.tokens.masked_fill_(masked & complete, self.layout.fill_token_id)
-        return complete
-
-    @staticmethod
-    def _record(history: Tensor, columns: Tensor, commit: Tensor, value: Tensor) -> None:
-        history.scatter_(1, columns, torch.where(commit, value, history.gather(1, columns)))
-
-
-def _status(names: Sequence[str], told: Sequence[int], finished: Sequence[int]) -> Status:
-    known: dict[str, Any] = {"num_fed": 0, **dict(zip(names, told, strict=True))}
-    known |= {name: bool(known.get(name)) for name in _FLAGS}
-    known["num_variants"] = max(known.get("num_variants", 1), 1)  # none is drafted where all ended
-    return Status(**known, finished=tuple(map(bool, finished)))
-
-
-_FLAGS = ("unfinished", "entered", "broken", "branching")
-
-
-Feeds = Callable[[Canvas], Tensor]  # which columns (B, C) bool a pass feeds
-
-
-def new_canvas(
-    layout: Layout,
-    prompts: Sequence[Sequence[int]],
-    slots: Sequence[Sequence[int]],
-    device: torch.device,
-) -> Canvas:
-    """Returns a canvas of prompts followed by slots; a slot that holds the mask id is open."""
-    width = layout.num_stored
-    rows = [[*prompt, *slot] for prompt, slot in zip(prompts, slots, strict=True)]
-    padded = [row + [layout.fill_token_id] * (width - len(row)) for row in rows]
-    tokens = torch.tensor(padded, dtype=torch.int64)
-    prompt_length = torch.tensor([len(prompt) for prompt in prompts])
-    generated = torch.arange(width) >= prompt_length[:, None]
-    fixed = ~(generated & (tokens == layout.mask_token_id))
-    return Canvas(layout, tokens.to(device), fixed.to(device), prompt_length.to(device))
+def record(history: Tensor, columns: Tensor, commit: Tensor, value: Tensor) -> None:
+    """Writes value (B, n) into history (B, C) at columns (B, n), where commit (B, n) says so."""
+    history.scatter_(1, columns, torch.where(commit, value, history.gather(1, columns)))

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 
-from dllm.canvas import Layout
 from dllm.cost import Cost, cost_of
-from dllm.loop import DenoisingLoop, StepEvent
+from dllm.event import StepEvent
+from dllm.layout import Layout
+from dllm.loop import DenoisingLoop
 from dllm.metrics import Meter
 from dllm.output import GenerationOutput
 

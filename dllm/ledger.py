@@ -11,9 +11,9 @@ from torch import Tensor
 
 from dllm.agreement import divergence, logit_error, rank_correlation, same_first
 from dllm.cache.base import every_column
+from dllm.forward import Forward
 from dllm.generate import Stream
 from dllm.head_rows import in_window
-from dllm.loop import Forward
 from dllm.metrics import Meter
 from dllm.models.model import DenoisingModel
 from dllm.noise import CounterNoise

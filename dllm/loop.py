@@ -10,25 +10,31 @@ import torch
 from torch import Tensor
 
 from dllm.admission import Admission, kept_for
+from dllm.attention_maps import watch
 from dllm.branches import fan_out
 from dllm.cache import Cache
 from dllm.candidates import Candidates
-from dllm.canvas import AtEnd, Canvas, Change, Feeds, Status, Window
+from dllm.canvas import Canvas
+from dllm.change import change_of, overruled
 from dllm.cost import cost_of
+from dllm.event import StepEvent, event_of
+from dllm.forward import Forward
 from dllm.head_rows import can_narrow, in_window, narrow_head
 from dllm.metrics import Meter
 from dllm.models.model import DenoisingModel
 from dllm.noise import Noise
 from dllm.observer import Observer, Pass
 from dllm.output import GenerationOutput
-from dllm.plan import PassKind, StepPlan
+from dllm.plan import StepPlan
 from dllm.prompt_memory import PromptMemory
 from dllm.sampling import Sampling
-from dllm.schedulers import Decision, Needs, Scheduler, Setup, View
+from dllm.schedulers import Needs, Scheduler, Setup, View
 from dllm.schedulers.view import State, freeze
-from dllm.seen import nothing_seen, rollout
+from dllm.settle import AtEnd, settle
 from dllm.shadow import with_shadows
+from dllm.status import Feeds, Status, status_of
 from dllm.store import KVStore
+from dllm.window import Window
 
 
 class BrokenLogitsError(RuntimeError):
@@ -38,45 +44,10 @@ class BrokenLogitsError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class StepEvent:
-    """What one step did to the window of each row."""
-
-    kind: PassKind
-    columns: Tensor  # (B, W) int64
-    tokens: Tensor  # (B, W) int64 after the step
-    committed: Tensor  # (B, W) bool: written by this step, edits included
-    remasked: Tensor  # (B, W) bool: masked again by this step
-    drafts: Tensor  # (B, W) int64 what the model would put where a mask is left
-    confidence: Tensor  # (B, W) float of the drafts
-    prompts: tuple[int, ...] = ()  # whose row each place of the batch holds
-    finished: tuple[int, ...] = ()  # the prompts of rows that this step ended
-
-
-@dataclass(frozen=True)
-class Forward:
-    """The model with its K/V store: one call is one pass, and is counted."""
-
-    model: DenoisingModel
-    store: KVStore | None
-    meter: Meter
-
-    def __call__(self, tokens: Tensor, plan: StepPlan) -> Tensor:
-        """Returns the logits (B, w, V) of a pass over canvas tokens (B, C)."""
-        self.meter.count(plan)
-        return self.feed(tokens.gather(1, plan.columns), plan)
-
-    def feed(self, fed: Tensor, plan: StepPlan) -> Tensor:
-        """Returns the logits of a pass, which the caller has counted, over fed tokens (B, Q)."""
-        if plan.num_shadows:
-            fed[:, -plan.num_shadows :] = self.model.spec.mask_token_id
-        return self.model.forward(fed, plan, self.store)
-
-
-@dataclass(frozen=True)
 class DenoisingLoop:
     """Any model, scheduler and cache, one step at a time.
 
-    Host and device meet once a step, in `Canvas.settle`.
+    Host and device meet once a step, in `settle`.
     """
 
     model: DenoisingModel
@@ -101,7 +72,7 @@ class DenoisingLoop:
         state: State = {}
         forward = self._begin(canvas, meter)
         feeds, narrows = self._feeds, can_narrow(self.needs)
-        status = canvas.settle(lockstep=False, at_eos="ignore", feeds=feeds)
+        status = settle(canvas, lockstep=False, at_eos="ignore", feeds=feeds)
         status, state = self._admit(canvas, status, forward, state)
         while status.unfinished:
             plan = self.cache.plan(canvas, status, self.model.spec)
@@ -117,7 +88,7 @@ class DenoisingLoop:
             state = state or self._start(canvas, logits)
             event, state = self._step(canvas, window, plan, logits, state)
             before = status.finished
-            status = canvas.settle(self.cache.lockstep, self._at_eos(plan), feeds)
+            status = settle(canvas, self.cache.lockstep, self._at_eos(plan), feeds)
             meter.end_of_step()
             yield self._named(event, before, status.finished)
             self._check(canvas, status)
@@ -153,7 +124,7 @@ class DenoisingLoop:
             canvas.read_prompt(plan.columns[:, -1] + 1)
             read = True
         if read:  # less is left to feed
-            status = canvas.status(self._feeds)
+            status = status_of(canvas, self._feeds)
         return status, self.admission.restarted(state, places)
 
     def _restart(self, canvas: Canvas, places: Tensor) -> None:
@@ -187,7 +158,7 @@ class DenoisingLoop:
         else:
             logits = forward(canvas.tokens, plan)
         if plan.maps:
-            _watch(canvas, plan, forward.store)
+            watch(canvas, plan, forward.store)
         return window, logits
 
     def _compare(
@@ -225,10 +196,10 @@ class DenoisingLoop:
         view = self._view(canvas, window, state, self._shadow(logits, plan, candidates))
         decision, asked = self.scheduler.decide(candidates, view), window.active
         if plan.forced is not None:
-            decision = _overruled(decision, plan.forced, window, canvas, candidates)
+            decision = overruled(decision, plan.forced, window, canvas, candidates)
             asked = asked & ~plan.forced
         canvas.fresh = canvas.fresh & ~asked
-        canvas.apply(window, _change(decision, candidates, canvas.layout.mask_token_id))
+        canvas.apply(window, change_of(decision, candidates, canvas.layout.mask_token_id))
         if decision.announced is not None:
             canvas.announced = decision.announced
         if decision.branches is not None:
@@ -236,7 +207,7 @@ class DenoisingLoop:
             canvas.branches = old.merge(decision.branches, window.active)
         if decision.state is not None:
             state = freeze(state, decision.state, asked)
-        return _event(plan, canvas, window, candidates), state
+        return event_of(plan, canvas, window, candidates), state
 
     def _propose(self, canvas: Canvas, plan: StepPlan, logits: Tensor) -> Candidates:
         """Returns the window's candidates from the logits (B, w, V) of a pass."""
@@ -320,80 +291,3 @@ class DenoisingLoop:
                 f"the model's logits hold NaN or infinity in row(s) {rows}; the weights or the "
                 "dtype are the usual cause (try dtype='float32'); finished tokens were kept"
             )
-
-
-def _watch(canvas: Canvas, plan: StepPlan, store: KVStore | None) -> None:
-    """Notes what a pass fed, and what its attention was on."""
-    if store is None or not store.maps:
-        raise ValueError(
-            "the cache goes by attention weights, and the model left none in `store.maps`: load "
-            "the checkpoint with dllm.load, or use another cache"
-        )
-    layout, num_fed = canvas.layout, plan.columns.shape[1] - plan.num_shadows
-    columns = plan.columns[:, :num_fed]
-    keys = torch.arange(layout.num_columns, device=columns.device)
-    # Guidance runs each row a second time behind the first.
-    maps = [attention[: layout.num_rows, :num_fed] for attention in store.maps]
-    importance = rollout(maps, columns, keys < canvas.length[:, None])
-    fed = torch.zeros_like(canvas.fixed).scatter(1, columns, True)
-    seen = canvas.seen or nothing_seen(canvas.tokens)
-    canvas.seen = seen.after(fed, canvas.tokens, importance)
-
-
-def _overruled(
-    decision: Decision, rows: Tensor, window: Window, canvas: Canvas, candidates: Candidates
-) -> Decision:
-    """Returns the decision in which `rows` (B,) bool commit all that they may, and nothing else."""
-
-    def kept(value: Tensor | None, instead: Tensor | int) -> Tensor | None:
-        if value is None:
-            return None
-        return torch.where(rows[:, None] if value.dim() == 2 else rows, instead, value)
-
-    return Decision(
-        commit=torch.where(rows[:, None], window.masked, decision.commit),
-        tokens=kept(decision.tokens, candidates.token),
-        num_steps=kept(decision.num_steps, 1),
-        remask=kept(decision.remask, False),
-        edit=kept(decision.edit, False),
-        hold=kept(decision.hold, canvas.held),
-        length=kept(decision.length, canvas.length),
-        block_end=kept(decision.block_end, canvas.block_end),
-        branches=decision.branches,
-        announced=decision.announced,
-        state=decision.state,
-    )
-
-
-def _change(decision: Decision, candidates: Candidates, mask_token_id: int) -> Change:
-    """Returns a decision as what is written: commits, edits, and masks for what is re-masked."""
-    tokens = candidates.token if decision.tokens is None else decision.tokens
-    chosen = decision.commit
-    if decision.edit is not None:
-        chosen = chosen | decision.edit
-    if decision.remask is not None:
-        chosen = chosen | decision.remask
-        tokens = tokens.masked_fill(decision.remask, mask_token_id)
-    return Change(
-        chosen=chosen,
-        tokens=tokens,
-        confidence=candidates.confidence,
-        num_steps=1 if decision.num_steps is None else decision.num_steps,
-        hold=decision.hold,
-        length=decision.length,
-        block_end=decision.block_end,
-    )
-
-
-def _event(plan: StepPlan, canvas: Canvas, window: Window, candidates: Candidates) -> StepEvent:
-    tokens = canvas.tokens.gather(1, window.columns)
-    changed, masked = tokens != window.tokens, tokens == canvas.layout.mask_token_id
-    return StepEvent(
-        kind=plan.kind,
-        columns=window.columns,
-        tokens=tokens,
-        committed=changed & ~masked,
-        remasked=changed & masked,
-        drafts=candidates.token,
-        confidence=candidates.confidence,
-    )

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from dllm.canvas import NEVER, Canvas, Layout
+from dllm.canvas import NEVER, Canvas
+from dllm.layout import Layout
 from dllm.metrics import Meter, Metrics, RowMetrics
 from dllm.trace import Trace
 

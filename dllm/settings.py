@@ -9,11 +9,11 @@ from typing import Any, Literal, get_args
 import torch
 
 from dllm.cache import Cache
-from dllm.canvas import AtEnd
 from dllm.noise import Noise
 from dllm.registry import nearest
 from dllm.sampling import ConfidenceSource
 from dllm.schedulers import Scheduler
+from dllm.settle import AtEnd
 from dllm.verifiers import Verifier
 
 DEFAULT_BLOCK_LENGTH = 32

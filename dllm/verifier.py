@@ -7,16 +7,21 @@ from dataclasses import dataclass, field, fields, replace
 import torch
 from torch import Tensor
 
-from dllm.canvas import Canvas, Status, Window
-from dllm.loop import DenoisingLoop, Forward, StepEvent
+from dllm.canvas import Canvas
+from dllm.event import StepEvent
+from dllm.forward import Forward
+from dllm.loop import DenoisingLoop
 from dllm.plan import StepPlan
 from dllm.schedulers.view import State
+from dllm.settle import end_rows
+from dllm.status import Status
 from dllm.verifier_drafts import next_match, no_drafts
 from dllm.verifier_execution import EXECUTIONS
 from dllm.verifier_guard import is_steady
 from dllm.verifier_known import Known
 from dllm.verifiers import Verifier
 from dllm.verifiers.ssd import SelfSpeculative
+from dllm.window import Window
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,7 @@ class VerifiedLoop(DenoisingLoop):
 
         Those with masks in the block that they began with.
         """
-        canvas.end_rows(self._at_eos(plan))
+        end_rows(canvas, self._at_eos(plan))
         return canvas.active & ~canvas.broken & begun.same(canvas)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dllm.branches import fan_out
-from dllm.loop import Forward
+from dllm.forward import Forward
 from dllm.plan import StepPlan
 from dllm.tree import as_tree
 from dllm.verifiers.base import Execution

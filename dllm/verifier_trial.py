@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dllm.candidates import Candidates
-from dllm.generate import Stream, check, generate
+from dllm.compatible import check
+from dllm.generate import Stream, generate
 from dllm.models.model import DenoisingModel
 from dllm.observer import Pass
 from dllm.settings import Settings

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dllm.capacity import NotEnoughMemoryError
+from dllm.compatible import check
 from dllm.eval.ablation import Ablation, Row
 from dllm.eval.ablation_state import Entry, State, key_of
 from dllm.eval.problem import Problem
@@ -17,7 +18,6 @@ from dllm.eval.results import Result, read_results
 from dllm.eval.run_record import Start, read_records
 from dllm.eval.runner import RefusedError, Run
 from dllm.eval.tasks import Task, find_task
-from dllm.generate import check
 from dllm.loop import BrokenLogitsError
 from dllm.models import HostedModel, load
 from dllm.settings import resolve

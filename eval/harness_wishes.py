@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dllm.compatible import check
 from dllm.eval.harness_arguments import ArgumentError, Arguments
-from dllm.generate import check
 from dllm.models.model import DenoisingModel
 from dllm.settings import ALIASES, SCHEDULER_OPTIONS, Settings, resolve
 

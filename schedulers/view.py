@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dllm.candidates import Candidates
-from dllm.canvas import Layout
+from dllm.layout import Layout
 from dllm.noise import Noise
 
 # What a method carries between steps: tensors with one entry a row, (B, ...).

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dllm import schedulers
 from dllm.candidates import Candidates, rank
-from dllm.canvas import Layout
+from dllm.layout import Layout
 from dllm.noise import CounterNoise
 from dllm.schedulers import Setup, View
 from dllm.schedulers.view import PER_COLUMN, PER_ROW

@@ -16,17 +16,20 @@ from typer.testing import CliRunner
 
 import dllm
 from dllm import verifiers
-from dllm.canvas import Canvas, Window
+from dllm.canvas import Canvas
 from dllm.cli.main import app
-from dllm.loop import DenoisingLoop, StepEvent
+from dllm.event import StepEvent
+from dllm.loop import DenoisingLoop
 from dllm.plan import StepPlan
 from dllm.schedulers.view import State
 from dllm.settings import resolve
+from dllm.settle import end_rows
 from dllm.store import KVStore
 from dllm.verifier import VerifiedLoop
 from dllm.verifier_drafts import next_match, no_drafts
 from dllm.verifier_report import summed
 from dllm.verifier_trial import Trial
+from dllm.window import Window
 from tests.conftest import MODELS, golden_model, random_prompts
 from tests.test_block_causal import family_model
 from tests.test_laws import COUNTED, FILTER, Poisoned
@@ -346,7 +349,7 @@ class Imitation(VerifiedLoop):
         return event, state
 
     def _ready_rows(self, canvas: Canvas, plan: StepPlan) -> Tensor:
-        canvas.end_rows(self._at_eos(plan))
+        end_rows(canvas, self._at_eos(plan))
         return canvas.active
 
 

@@ -26,6 +26,7 @@ from dllm.cli.options import (
     VerifierOption,
     given,
 )
+from dllm.compatible import check
 from dllm.eval.contender import contender
 from dllm.eval.lineup import gather
 from dllm.eval.processes import find_processes
@@ -33,7 +34,6 @@ from dllm.eval.runner import Run
 from dllm.eval.samples import sampled
 from dllm.eval.task_options import TaskOptions
 from dllm.eval.tasks import find_task
-from dllm.generate import check
 from dllm.settings import resolve
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from dllm.candidates import Candidates
+from dllm.event import StepEvent
 from dllm.generate import Stream, generate, stream
-from dllm.loop import StepEvent
 from dllm.models.model import DenoisingModel
 from dllm.prompts import Prompts
 from dllm.schedulers import Decision, Needs, Scheduler, Setup, View
