@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from dllm.eval.sandbox_access import private_to_root
 from dllm.eval.sandbox_verdict import Level, Limits, SandboxError, Verdict, ending, read_report
 from dllm.eval.sandbox_walls import NO_WALLS
 
@@ -106,7 +107,8 @@ class Sandbox:
             "work": work,
             "report": report,
             "python": self.python,
-            "shown": [*_SHOWN, *dict.fromkeys(own)],
+            "shown": _SHOWN,
+            "interpreter": list(dict.fromkeys(own)),
             "seconds": self.limits.seconds,
             "cpu_seconds": self.limits.cpu_seconds,
             "disk": self.limits.disk,
@@ -143,6 +145,5 @@ def open_sandbox(limits: Limits | None = None) -> Sandbox:
         if verdict.passed:
             return replace(sandbox, limits=limits or Limits())
         problems.append(f"at level {level!r} a harmless program {verdict.kind}: {verdict.detail}")
-    raise SandboxError(
-        f"no sandbox works here, so that model-written code is not run: {'; '.join(problems)}"
-    )
+    reasons = "; ".join(filter(None, [*problems, private_to_root(sys.executable)]))
+    raise SandboxError(f"no sandbox works here, so that model-written code is not run: {reasons}")

@@ -115,8 +115,7 @@ def _enter(order: dict[str, Any]) -> None:
     if level != "limits":
         mount("none", "/", None, RECURSIVE | PRIVATE)
     if level == "container":
-        leave_the_files(work, order["shown"], order["disk"])
-        work = "/tmp"
+        work = leave_the_files(work, order["shown"], order["interpreter"], order["disk"])
     os.chdir(work)
     if os.geteuid() == 0:
         other = NOBODY if level == "limits" else INSIDE

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import getpass
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ import pytest
 
 from dllm.eval import sandbox as module
 from dllm.eval.sandbox import Sandbox, open_sandbox
+from dllm.eval.sandbox_access import private_to_root
 from dllm.eval.sandbox_verdict import Level, Limits, SandboxError, Verdict
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the sandbox is for Linux")
@@ -256,7 +260,7 @@ for path in ({str(secret)!r}, "/written", "/usr/written", "/proc/sys/kernel/host
     except OSError:
         continue
     raise ValueError(path)
-assert os.getcwd() == "/tmp" and os.listdir("/tmp") == []
+assert os.listdir() == [] and (os.getcwd() == "/tmp" or os.path.dirname(os.getcwd()) == "/tmp")
 assert sorted(os.listdir("/..")) == sorted(os.listdir("/"))  # the old root is gone
 for line in open("/proc/self/mounts"):
     _, target, _, options, *_ = line.split()
@@ -268,6 +272,88 @@ with open("own", "w") as file:
     assert verdict.passed, verdict
     assert secret.read_text() == "kept"
     assert not apart.run("assert open('own').read()").passed  # each program has its own
+
+
+@pytest.fixture
+def elsewhere(apart: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A virtual environment under /tmp, of which the sandbox has an empty one; not made yet."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        (Path(folder) / "secret").write_text("kept")
+        for name in ("prefix", "exec_prefix"):
+            monkeypatch.setattr(sys, name, folder)
+        yield Path(folder)
+
+
+def environment(folder: Path, apart: Sandbox) -> Sandbox:
+    subprocess.run([apart.python, "-m", "venv", "--without-pip", str(folder)], check=True)
+    return Sandbox("container", QUICK, str(folder / "bin" / "python"))
+
+
+def test_an_interpreter_under_the_temporary_folder(apart: Sandbox, elsewhere: Path) -> None:
+    inside = environment(elsewhere, apart)
+    program = f"""
+import os, sys
+assert sys.prefix == {str(elsewhere)!r} and open("/tmp/free", "w").close() is None
+assert os.listdir("/tmp") != [] and os.listdir() == [] and os.getcwd().startswith("/tmp/dllm-")
+for path in ({str(elsewhere / "secret")!r}, {str(elsewhere / "written")!r}, "/written"):
+    try:
+        open(path, "a").close()
+    except OSError:
+        continue
+    raise ValueError(path)
+for line in open("/proc/self/mounts"):
+    _, target, _, options, *_ = line.split()
+    assert target in ("/tmp", "/proc") or "ro" in options.split(","), line
+for name in os.listdir("/tmp"):
+    assert "/tmp/" + name in ({str(elsewhere)!r}, os.getcwd(), "/tmp/free"), name
+with open("own", "w") as file:
+    file.write("x" * 1000)
+"""
+    verdict = inside.run(program)
+    assert verdict.passed, verdict
+    big = "for n in range(16):\n    with open(str(n), 'wb') as f:\n        f.write(bytes(1 << 19))"
+    small = replace(inside, limits=Limits(cpu_seconds=2, file_size=1 << 20, disk=4 << 20))
+    assert "No space left" in small.run(big).detail
+    assert (elsewhere / "secret").read_text() == "kept"
+    assert not (elsewhere / "written").exists()
+
+
+def test_an_interpreter_in_a_folder_of_root_alone(apart: Sandbox, elsewhere: Path) -> None:
+    """Its own parts are shown, the folder's other files are not."""
+    if os.geteuid() != 0:
+        pytest.skip("only root becomes another user")
+    inside = environment(elsewhere, apart)
+    elsewhere.chmod(0o700)
+    program = f"""
+import os
+assert not set(os.listdir({str(elsewhere)!r})) - {{"bin", "lib", "lib64", "pyvenv.cfg"}}
+try:
+    open({str(elsewhere / "lib" / "written")!r}, "w")
+except OSError:
+    pass
+else:
+    raise ValueError
+"""
+    verdict = inside.run(program)
+    assert verdict.passed, verdict
+    assert str(elsewhere) in private_to_root(inside.python)
+
+
+def test_a_private_interpreter_is_named(
+    elsewhere: Path, apart: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = environment(elsewhere, apart).python
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(sys, "executable", python)
+    (elsewhere / "bin").chmod(0o700)
+    known = f"root becomes another user to run the code, who may not read {elsewhere / 'bin'}: "
+    assert private_to_root(python).startswith(known)
+    monkeypatch.setattr(Sandbox, "run", lambda self, _: Verdict("exited", "", self.level, 0))
+    with pytest.raises(SandboxError, match=f"{re.escape(known)}install Python"):
+        open_sandbox()
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert private_to_root(python) == ""
 
 
 def test_files_are_bounded(box: Sandbox) -> None:
