@@ -14,6 +14,7 @@ from dllm import doctor_software as software
 from dllm import doctor_threads
 from dllm.doctor_checkpoint import Checkpoint
 from dllm.doctor_finding import Check, Finding, run
+from dllm.models.placement import parse_device
 
 
 def examine(model: str | None = None, device: str | None = None) -> Iterator[Finding]:
@@ -21,7 +22,7 @@ def examine(model: str | None = None, device: str | None = None) -> Iterator[Fin
 
     Raises ValueError for a device that is not there; whatever else is wrong is a finding.
     """
-    where = hardware.chosen(device)
+    where = parse_device(device)
     yield from examine_machine(where)
     if model is not None:
         yield from examine_model(model, where)

@@ -33,19 +33,6 @@ def device(found: torch.device) -> Iterator[Finding]:
         yield warning("cuda", text, "see whether `nvidia-smi` runs and fits the driver's version")
 
 
-def chosen(given: str | None) -> torch.device:
-    """Returns a device by its name, or torch's default one; ValueError if it is not there."""
-    try:
-        found = torch.get_default_device() if given is None else torch.device(given)
-    except RuntimeError as error:
-        raise ValueError(
-            f"device={given!r} is not known to torch: cpu, cuda, cuda:1, ..."
-        ) from error
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device={given!r}: torch finds {torch.cuda.device_count()} CUDA devices")
-    return found
-
-
 def cuda() -> Iterator[Finding]:
     """Yields each GPU with its memory."""
     for index in range(torch.cuda.device_count()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 import torch
@@ -55,22 +56,19 @@ class Settings:
     statistics_dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
+        block, rows, top_p, top_k = self.block_length, self.batch_size, self.top_p, self.top_k
         checks: list[tuple[str, bool, str]] = [
+            ("max_new_tokens", _whole(self.max_new_tokens, 1), "at least 1"),
+            ("block_length", block is None or _whole(block, 1), "at least 1"),
+            ("batch_size", rows is None or _whole(rows, 1), "a whole number of at least 1"),
+            ("temperature", _number(self.temperature) and self.temperature >= 0, "0 or more"),
+            ("top_p", top_p is None or (_number(top_p) and 0 < top_p <= 1), "in (0, 1]"),
+            ("top_k", top_k is None or _whole(top_k, 1), "at least 1"),
             (
-                "max_new_tokens",
-                _whole(self.max_new_tokens) and self.max_new_tokens >= 1,
-                "at least 1",
+                "guidance_scale",
+                _number(self.guidance_scale) and self.guidance_scale >= 0,
+                "0 or more",
             ),
-            ("block_length", self.block_length is None or self.block_length >= 1, "at least 1"),
-            (
-                "batch_size",
-                self.batch_size is None or (_whole(self.batch_size) and self.batch_size >= 1),
-                "a whole number of at least 1",
-            ),
-            ("temperature", self.temperature >= 0, "0 or more"),
-            ("top_p", self.top_p is None or 0 < self.top_p <= 1, "in (0, 1]"),
-            ("top_k", self.top_k is None or self.top_k >= 1, "at least 1"),
-            ("guidance_scale", self.guidance_scale >= 0, "0 or more"),
             ("at_eos", self.at_eos in (None, *get_args(AtEnd)), f"one of {get_args(AtEnd)}"),
             ("blocks_from", self.blocks_from in ("prompt", "zero"), "'prompt' or 'zero'"),
             ("too_long", self.too_long in ("error", "cut"), "'error' or 'cut'"),
@@ -81,13 +79,40 @@ class Settings:
                 "torch.float32 or torch.float64; in less, confidences near 1 tie",
             ),
         ]
+        checks += [(name, is_so(getattr(self, name)), what) for name, is_so, what in _KINDS]
         for name, holds, allowed in checks:
             if not holds:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be {allowed}")
 
 
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _whole(value: Any, least: int | None = None) -> bool:
+    is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+    return is_whole and (least is None or value >= least)
+
+
+def _wholes(value: Any) -> bool:
+    several = value if isinstance(value, list | tuple) else [value]
+    return value is None or all(map(_whole, several))
+
+
+def _listed(value: Any) -> bool:
+    return isinstance(value, tuple) and all(map(_whole, value))
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+_LISTS = ("forbidden_token_ids", "deferred_token_ids")
+_KINDS: list[tuple[str, Callable[[Any], bool], str]] = [
+    *((name, _wholes, "a whole number or several") for name in ("seed", "eos_token_id")),
+    *((name, _listed, "a list of token ids") for name in _LISTS),
+    *(
+        (name, lambda value: isinstance(value, bool), "true or false")
+        for name in ("forbid_eos", "defer_eos", "infill")
+    ),
+    ("fixed", lambda value: value is None or isinstance(value, Mapping), "a mapping of slots"),
+]
 
 
 def _remasking(value: Any) -> dict[str, Any]:
@@ -158,8 +183,8 @@ def resolve(
 
 
 def _translate(key: str, value: Any, known: set[str]) -> dict[str, Any]:
-    if key in known:
-        return {key: value}
+    if key in known:  # YAML has no tuples
+        return {key: tuple(value) if key in _LISTS and isinstance(value, list) else value}
     alias = ALIASES.get(key)
     if alias is None:
         names = known | set(ALIASES) | set(SCHEDULER_OPTIONS)

@@ -48,6 +48,8 @@ def read_held(path: Path) -> list[Held]:
     if path.is_dir():
         inside = ", ".join(sorted(file.name for file in path.glob("*.jsonl"))) or "none"
         raise ValueError(f"{path} is a folder: name one of its files (JSON lines here: {inside})")
+    if not path.exists():
+        raise ValueError(f"there is no file {path}: {HOW}")
     rows: dict[tuple[str, ...], tuple[str, str, str, Any]] = {}
     for place, (where, line) in enumerate(_lines(path)):
         id_, run, content = _row(line, where)

@@ -30,8 +30,12 @@ def find_config(name: str) -> Path:
         return path
     if name in known:
         return known[name]
+    if path.is_dir():
+        raise ValueError(f"{name} is a folder: name a YAML file, or one of {', '.join(known)}")
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        raise ValueError(f"no such configuration: {name}")
+        raise ValueError(
+            f"no such configuration: {name}; `dllm ablate --list` lists those that come with dllm"
+        )
     raise ValueError(f"no configuration {name!r}: {nearest(name, known)}; or give a YAML file")
 
 

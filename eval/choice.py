@@ -16,6 +16,8 @@ def runs_in(path: Path) -> dict[str, dict[str, Result]]:
 
     Raises ValueError for a file that is missing, empty or no results file.
     """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: name a results file of `dllm eval --output`")
     if not path.is_file():
         raise ValueError(f"there is no results file {path}: `dllm eval --output {path}` writes one")
     found: dict[str, dict[str, Result]] = {}

@@ -35,7 +35,10 @@ def records(source: Source, file: Path | None) -> list[Record]:
 
 def _from_file(source: Source, file: Path) -> list[Record]:
     if not file.is_file():
-        raise ValueError(f"{source.option} {file}: no such file")
+        wrong = "is a folder: name a file of" if file.is_dir() else "no such file: it must hold"
+        raise ValueError(
+            f"{source.option} {file}: {wrong} JSON lines with {', '.join(source.keys)}"
+        )
     read = gzip.open if file.suffix == ".gz" else open
     found = []
     try:

@@ -452,7 +452,7 @@ def test_the_command_prints_a_narrow_table_and_writes_it(command: Command, tmp_p
 def test_the_command_writes_every_pass(command: Command, tmp_path: Path) -> None:
     path = tmp_path / "new" / "passes.csv"
     path.parent.mkdir()
-    path.write_text("what was there before")
+    path.write_text("what was there before, mean_error")
     asked = ("-c", "none", "-c", "dual", "--limit", "3", "--batch-size", "2", "--json")
     code, out, err = command(*asked, "--passes", str(path))
     assert code == 0, err

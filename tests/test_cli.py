@@ -2,102 +2,108 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dllm.cli.main import main
+from dllm.cli.paths import said
 
 QUESTION = "tom has 53 pens. tom loses 3. how many pens does tom have?"
 
 
-def dllm(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "dllm", *arguments]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
-    return subprocess.run(
-        command, input=stdin, capture_output=True, text=True, check=False, env=environment
-    )
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> Any:
+        assert self.returncode == 0, self.stderr
+        return json.loads(self.stdout)
 
 
-Inside = Callable[..., tuple[int, str]]
+Inside = Callable[..., Done]
 
 
 @pytest.fixture
 def inside(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Inside:
-    """Runs a command in this process, which saves the imports; returns exit code and stderr."""
+    """Runs a command in this process, which saves the imports."""
 
-    def run(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setenv("COLUMNS", "200")
+    def run(*arguments: str, stdin: str = "", columns: int = 200) -> Done:
+        monkeypatch.setenv("COLUMNS", str(columns))
         monkeypatch.setattr(sys, "argv", ["dllm", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
         with pytest.raises(SystemExit) as ended:
             main()
-        return int(ended.value.code or 0), capsys.readouterr().err
+        said = capsys.readouterr()
+        return Done(int(ended.value.code or 0), said.out, said.err)
 
     return run
 
 
-def json_of(done: subprocess.CompletedProcess[str]) -> Any:
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-def test_generate_prints_the_answer_and_its_cost() -> None:
-    done = dllm("generate", QUESTION, "--scheduler", "fixed_quota")
+def test_generate_prints_the_answer_and_its_cost(inside: Inside) -> None:
+    done = inside("generate", QUESTION, "--scheduler", "fixed_quota")
     assert done.returncode == 0, done.stderr
     assert "####" in done.stdout
     assert "tokens per forward" in done.stderr
-    watched = dllm("generate", QUESTION, "--watch")
+    watched = inside("generate", QUESTION, "--watch")
     assert watched.returncode == 0, watched.stderr
     assert "####" in watched.stdout
 
 
-def test_generate_as_json() -> None:
-    out = json_of(dllm("generate", QUESTION, "-", "--json", "-c", "dual", stdin="copy: tom, ann."))
+def test_generate_as_json(inside: Inside) -> None:
+    out = inside("generate", QUESTION, "-", "--json", "-c", "dual", stdin="copy: tom, ann.").json
     assert len(out["texts"]) == 2
     assert out["metrics"]["forwards"]["refresh"] >= 1
     assert len(out["trace"]["commit_step"]) == 2
 
 
-def test_chat_answers_line_by_line() -> None:
-    done = dllm("chat", "--json", stdin=f"{QUESTION}\n")
-    assert "####" in json_of(done)["reply"]
+def test_chat_answers_line_by_line(inside: Inside) -> None:
+    done = inside("chat", "--json", stdin=f"{QUESTION}\n")
+    assert "####" in done.json["reply"]
 
 
-def test_methods_lists_what_exists() -> None:
-    listed = json_of(dllm("methods", "--json"))
+def test_methods_lists_what_exists(inside: Inside) -> None:
+    listed = inside("methods", "--json").json
     names = {(method["kind"], method["name"]) for method in listed}
     assert {("scheduler", "threshold"), ("cache", "dual"), ("task", "arithmetic")} <= names
     assert all(method["text"] and method["source"] for method in listed)
-    assert "0.9" in dllm("methods", "threshold").stdout
+    assert "0.9" in inside("methods", "threshold").stdout
 
 
-def test_the_table_fits_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    command = [sys.executable, "-m", "dllm", "eval", "-s", "fixed_quota:16", "-c", "dual"]
-    done = subprocess.run([*command, "--limit", "2"], capture_output=True, text=True, check=True)
+def test_the_table_fits_a_narrow_terminal(inside: Inside) -> None:
+    arguments = ("eval", "-s", "fixed_quota:16", "-c", "dual", "--limit", "2")
+    done = inside(*arguments, columns=80)
     assert "fixed_quota:16" in done.stdout
     assert "dual" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
-def test_eval_writes_rows_and_prints_a_table(tmp_path: Path) -> None:
+def test_eval_writes_rows_and_prints_a_table(inside: Inside, tmp_path: Path) -> None:
     output = tmp_path / "rows.jsonl"
-    arguments = ["eval", "-s", "threshold:0.9", "-s", "fixed_quota", "--limit", "6"]
-    done = dllm(*arguments, "--output", str(output))
+    arguments = ["eval", "-s", "threshold:0.9", "-s", "fixed_quota:16", "--limit", "3"]
+    done = inside(*arguments, "--output", str(output))
     assert done.returncode == 0, done.stderr
     assert "forwards" in done.stdout
-    assert len(output.read_text().splitlines()) == 12
-    again = json_of(dllm(*arguments, "--output", str(output), "--json"))
-    assert [row["scheduler"] for row in again["rows"]] == ["threshold", "fixed_quota"]
-    assert len(output.read_text().splitlines()) == 12
+    assert len(output.read_text().splitlines()) == 6
+    again = inside(*arguments, "--output", str(output), "--json").json
+    assert [row["scheduler"] for row in again["rows"]] == ["threshold", "fixed_quota:16"]
+    assert len(output.read_text().splitlines()) == 6
 
 
 @pytest.mark.parametrize(
@@ -116,37 +122,195 @@ def test_eval_writes_rows_and_prints_a_table(tmp_path: Path) -> None:
         (["eval", "--schedulers", "no-such.yaml"], "no such file with a list"),
         (["eval", "-s", "fixed_quota:steps=7", "--limit", "1"], "multiple of the 4 blocks"),
         (["methods", "dua"], "did you mean 'dual'"),
+        (["generate", "hi", "--set", "top_p=[1"], "'[1' is not a YAML value"),
+        (["generate", "hi", "-n", "16", "--set", "max_new_tokens=8"], "is given twice"),
+        (["generate", "hi", "-n", "16", "--set", "gen_length=8"], "max_new_tokens a second time"),
+        (["generate", "hi", "--set", "seed=one"], "seed='one' must be a whole number"),
+        (["generate", "hi", "--set", "temperature=[1]"], "temperature=[1] must be 0 or more"),
+        (["generate", "hi", "--set", "forbid_eos=maybe"], "forbid_eos='maybe' must be true or"),
+        (["generate", "hi", "--set", "forbidden_token_ids=x"], "must be a list of token ids"),
+        (["generate", "hi", "--set", "fixed=3"], "fixed=3 must be a mapping"),
+        (["generate", "hi", "--speed", "quick"], "'quick': known: captured, compiled, fused"),
+        (["generate", "hi", "--speed", "captured"], "'tiny' is on cpu"),
+        (["generate", "hi", "--batch-size", "0"], "batch_size=0 must be a whole number"),
+        (["generate", "hi", "--device", "gpu"], "device='gpu' is not known to torch: cpu, cuda"),
+        (["generate", "hi", "--device", "cuda:99"], "device='cuda:99': torch finds"),
+        (["generate", ""], "prompt 1='' is empty: give a text"),
+        (["generate", "hi", "  "], "prompt 2='  ' is empty: give a text"),
+        (["generate", "-"], "stdin is empty: give a text"),
+        (["chat", "--scheduler", "treshold"], "did you mean 'threshold'"),
+        (["chat", "--cache", "block_causal"], "needs a block-causal model"),
+        (["eval", "--samples", "0"], "samples=0 must be at least 1"),
+        (["eval", "--batch-size", "0"], "batch_size=0 must be at least 1"),
+        (["eval", "--trace"], "name it with --output"),
+        (["eval", "--task", "parallel_bench:shufle"], "did you mean 'shuffle'"),
+        (["eval", "--task", "parallel_bench:nams=3"], "the only option is names"),
+        (["verify", "--verifier", "sdd"], "did you mean 'ssd'"),
+        (["verify", "--limit", "0"], "limit=0 must be at least 1"),
+        (["cache-error", "-c", "duel"], "did you mean 'dual'"),
+        (["train-filter", "--task", "arithmetic", "-o", "x.pt"], "must end in .safetensors"),
     ],
 )
 def test_mistakes_are_one_clear_line(inside: Inside, arguments: list[str], message: str) -> None:
-    code, stderr = inside(*arguments)
-    assert code == 2
-    assert message in stderr.replace("\n", " ")
-    assert "Traceback" not in stderr
+    done = inside(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr.replace("\n", " ")
+    assert "Traceback" not in done.stderr
 
 
 def test_a_mistake_has_no_traceback_in_a_process_of_its_own() -> None:
-    done = dllm("generate", "hi", "--scheduler", "treshold")
+    command = [sys.executable, "-m", "dllm", "generate", "hi", "--scheduler", "treshold"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "error: unknown scheduler" in done.stderr
     assert "Traceback" not in done.stderr
 
 
+NOT_OURS: dict[str, str | bytes] = {
+    "empty": "",
+    "notes.txt": "my notes\n",
+    "notes.md": "# my notes\n",
+    "notes.html": "<!doctype html><p>my notes\n",
+    "notes.csv": "date,note\n",
+    "notes.jsonl": '{"note": 1}\n',
+    "notes.safetensors": "weights of years",
+    "broken.yaml": "about: [x\n  b: {",
+    "latin.txt": b"caf\xe9",
+    "folder.png/file": "",
+    "folder/file": "",
+}
+
+
+@pytest.fixture
+def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Files that hold something else, in the folder that commands run in; none may change."""
+    held = {name: c if isinstance(c, bytes) else c.encode() for name, c in NOT_OURS.items()}
+    for name, content in held.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+    yield
+    files = {str(p.relative_to(tmp_path)): p for p in tmp_path.rglob("*") if p.is_file()}
+    assert {name: path.read_bytes() for name, path in files.items()} == held
+
+
+EVAL = ["eval", "--limit", "1", "-s", "threshold"]
+ERRORS = ["cache-error", "--limit", "1", "-c", "dual"]
+TRAIN = ["train-filter", "--task", "arithmetic", "--count", "12", "--epochs", "2"]
+IN_A_FILE = "notes.txt is a file, where a folder is needed"
+
+
+@pytest.mark.usefixtures("foreign")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trace", "nope.jsonl"], "there is no file nope.jsonl: `dllm generate ... --trace FILE`"),
+        (["trace", "empty"], "empty is empty: `dllm generate ... --trace FILE`"),
+        (["trace", "notes.txt"], "notes.txt line 1 is no JSON"),
+        (["trace", "latin.txt"], "latin.txt is no text file"),
+        (["trace", "notes.jsonl"], "line 1 is neither a trace nor a result"),
+        (["trace", "folder"], "folder is a folder: name one of its files"),
+        (["trace", "notes.jsonl", "--html", "notes.html"], "notes.html exists and holds something"),
+        (["ablate", "nope"], "no configuration 'nope'"),
+        (["ablate", "nope.yaml"], "`dllm ablate --list` lists those"),
+        (["ablate", "folder"], "folder is a folder: name a YAML file, or one of"),
+        (["ablate", "broken.yaml"], "broken.yaml is not YAML"),
+        (["ablate", "empty"], "must be a mapping of about"),
+        (["ablate", "quickstart", "--output", "notes.txt"], "--output notes.txt must be a folder"),
+        (["ablate", "quickstart", "--output", "notes.txt/x"], IN_A_FILE),
+        (["compare", "nope.jsonl"], "there is no results file nope.jsonl"),
+        (["compare", "empty"], "empty holds no results yet"),
+        (["compare", "folder"], "folder is a folder: name a results file"),
+        (["compare", "notes.jsonl"], "not a result of `dllm eval` (it has other fields): choose"),
+        (["compare", "latin.txt"], "latin.txt is not a file of results"),
+        ([*EVAL, "--output", "notes.txt"], "notes.txt line 1 is not a result of `dllm eval`"),
+        ([*EVAL, "--output", "notes.jsonl"], "notes.jsonl line 1 is not a result of `dllm eval`"),
+        ([*EVAL, "--output", "folder"], "--output folder is a folder: name a file"),
+        ([*EVAL, "--output", "notes.txt/rows.jsonl"], IN_A_FILE),
+        ([*EVAL, "--plot", "folder.png"], "--plot folder.png is a folder: name a file"),
+        ([*EVAL, "--plot", "notes.txt/x.png"], IN_A_FILE),
+        ([*EVAL, "--plot", "x.png", "--output", "notes.txt/x"], IN_A_FILE),
+        ([*EVAL, "--task", "gsm8k", "--data", "folder"], "is a folder: name a file of JSON lines"),
+        (["generate", "hi", "--trace", "notes.txt"], "notes.txt exists and holds no traces"),
+        (["generate", "hi", "--trace", "folder"], "--trace folder is a folder: name a file"),
+        (["generate", "hi", "--trace", "notes.txt/x"], IN_A_FILE),
+        (["methods", "--markdown", "--into", "nope.md"], "--into nope.md: no such file: it must"),
+        (["methods", "--markdown", "--into", "folder"], "--into folder: no such file: it must"),
+        (["methods", "--markdown", "--into", "notes.md"], "notes.md has no line"),
+        (["methods", "--markdown", "--into", "latin.txt"], "latin.txt is not a text file"),
+        ([*ERRORS, "--output", "notes.md"], "notes.md exists and holds something else"),
+        ([*ERRORS, "--output", "notes.csv"], "notes.csv exists and holds something else"),
+        ([*ERRORS, "--passes", "notes.csv"], "notes.csv exists and holds something else"),
+        ([*ERRORS, "--output", "notes.txt/x.csv"], IN_A_FILE),
+        ([*ERRORS, "--prompts", "latin.txt"], "latin.txt is no text file"),
+        ([*TRAIN, "--output", "notes.safetensors"], "exists and holds something else"),
+        ([*TRAIN, "--output", "notes.txt/x.safetensors"], IN_A_FILE),
+    ],
+)
+def test_wrong_files_are_named_and_kept(inside: Inside, arguments: list[str], message: str) -> None:
+    done = inside(*arguments)
+    assert done.returncode == 2, done.stdout
+    assert message in done.stderr.replace("\n", " ")
+    assert "[Errno" not in done.stderr
+
+
+def test_what_a_command_wrote_it_writes_again(
+    inside: Inside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    short = ["-n", "16", "-b", "16"]
+    for _ in range(2):
+        for command in (
+            ["generate", QUESTION, "--trace", "new/rows.jsonl", *short],
+            ["trace", "new/rows.jsonl", "--html", "page.html"],
+            [*ERRORS, "--output", "errors.csv", "--passes", "passes.csv", *short],
+            [*ERRORS, "--output", "errors.md", *short],
+            [*TRAIN, "--output", "f.safetensors", *short],
+        ):
+            assert inside(*command).returncode == 0, command
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "x", "a/b"), "a/b: its disk is full"),
+        (OSError(errno.EACCES, "x", "a/b"), "a/b: this user may not read or write it"),
+        (OSError(errno.EROFS, "x", Path("a/b")), "a/b: its disk is read-only"),
+        (OSError("our own words"), "our own words"),
+        (ValueError("our own words"), "our own words"),
+    ],
+)
+def test_errors_of_the_system_are_in_words(error: Exception, message: str) -> None:
+    assert said(error).startswith(message)
+
+
+def test_a_folder_that_this_user_may_not_write_to(
+    inside: Inside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    done = inside(*EVAL, "--output", str(tmp_path / "rows.jsonl"))
+    assert done.returncode == 2
+    assert "this user may not write there: choose another path" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_wrong_flag_is_refused(inside: Inside) -> None:
-    code, stderr = inside("generate", "hi", "--schduler", "threshold")
-    assert code == 2
-    assert "No such option" in stderr
+    done = inside("generate", "hi", "--schduler", "threshold")
+    assert done.returncode == 2
+    assert "No such option" in done.stderr
 
 
 def test_unknown_words_are_warned_about(inside: Inside) -> None:
-    code, stderr = inside("generate", "zebra?")
-    assert code == 0
-    assert "vocabulary lacks words" in stderr
+    done = inside("generate", "zebra?")
+    assert done.returncode == 0
+    assert "vocabulary lacks words" in done.stderr
 
 
-def test_ctrl_c_during_eval_keeps_the_rows_and_the_run_goes_on(tmp_path: Path) -> None:
+def test_ctrl_c_during_eval_keeps_the_rows_and_the_run_goes_on(
+    inside: Inside, tmp_path: Path
+) -> None:
     output = tmp_path / "rows.jsonl"
-    arguments = ["eval", "-s", "fixed_quota", "--limit", "80", "--batch-size", "2"]
+    arguments = ["eval", "-s", "fixed_quota", "--limit", "24", "--batch-size", "2"]
     arguments += ["--output", str(output)]
     # Jobs in the background of a script ignore Ctrl-C, and so would their children.
     listening = "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
@@ -158,13 +322,13 @@ def test_ctrl_c_during_eval_keeps_the_rows_and_the_run_goes_on(tmp_path: Path) -
     )
     deadline = time.monotonic() + 90
     while not (output.exists() and output.stat().st_size) and time.monotonic() < deadline:
-        time.sleep(0.05)
+        time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     kept = len(output.read_text().splitlines())
     assert process.returncode == 130, stderr
     assert b"goes on" in stderr
-    assert 2 <= kept < 80
-    summary = json_of(dllm(*arguments, "--json"))["rows"][0]
-    assert summary["problems"] == 80
-    assert len(output.read_text().splitlines()) == 80
+    assert 2 <= kept < 24
+    summary = inside(*arguments, "--json").json["rows"][0]
+    assert summary["problems"] == 24
+    assert len(output.read_text().splitlines()) == 24

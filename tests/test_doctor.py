@@ -32,6 +32,7 @@ from dllm.cli.main import app
 from dllm.doctor_checkpoint import Checkpoint
 from dllm.doctor_finding import Finding, failure, ok, run, warning
 from dllm.models.hub import EMBEDDED
+from dllm.models.placement import parse_device
 from tests.conftest import GOLDEN
 
 CPU = torch.device("cpu")
@@ -391,7 +392,7 @@ def test_a_compiler_that_fails_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("given", ["gpu", "cuda:99"])
 def test_a_device_that_is_not_there(given: str) -> None:
     with pytest.raises(ValueError, match=f"device='{given}'"):
-        doctor_hardware.chosen(given)
+        parse_device(given)
 
 
 def test_a_check_that_breaks_down_is_a_finding() -> None:

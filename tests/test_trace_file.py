@@ -158,7 +158,7 @@ def test_traces_never_replace_something_else(tmp_path: Path, command: Command) -
     assert code == 2
     assert "holds no traces: choose another file" in error
     assert "r1" in results.read_text(encoding="utf-8")
-    assert command("generate", QUESTION, "--trace", tmp_path / "no" / "x.jsonl")[0] == 2
+    assert command("generate", QUESTION, "--trace", results / "x.jsonl")[0] == 2
     check_free(tmp_path / "new.jsonl")
     assert not (tmp_path / "new.jsonl").exists()
 

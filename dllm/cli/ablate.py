@@ -12,6 +12,7 @@ from rich.console import Console
 
 from dllm.cli.ablate_progress import measure
 from dllm.cli.options import DeviceOption, JsonOption
+from dllm.cli.paths import check_writable
 from dllm.eval.ablation import Ablation
 from dllm.eval.ablation_bench import Bench, Outcome, trials_of
 from dllm.eval.ablation_changes import with_files, with_model
@@ -81,6 +82,7 @@ def ablate(
     folder = output or Path("runs") / f"ablate-{ablation.name}"
     if folder.is_file():
         raise ValueError(f"--output {folder} must be a folder")
+    check_writable(folder / "report.html", "--output")
     if compare is not None:
         differences((), compare)  # a wrong folder is better known before the runs than after
     with locked(folder):

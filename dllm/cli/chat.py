@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.prompt import Prompt
 
 from dllm import HostedModel, PromptMemory, load
-from dllm import cache as caches
 from dllm.cli.generate import warn_unknown_words
 from dllm.cli.options import (
     BlockOption,
@@ -27,6 +26,7 @@ from dllm.cli.options import (
     given,
 )
 from dllm.cli.watch import watch
+from dllm.compatible import check
 from dllm.generate import stream
 from dllm.settings import resolve
 
@@ -78,9 +78,13 @@ def chat(
 
 
 def _memory(model: HostedModel, options: dict[str, Any]) -> PromptMemory | None:
-    """Returns what spares each turn the reading of those before it, where the cache allows it."""
+    """Returns what spares each turn the reading of those before it, where the cache allows it.
+
+    Raises ValueError for settings that do not suit the model, before anything is asked.
+    """
     settings = resolve(model.defaults, None, options)
-    kept = caches.registry.create(settings.cache).reusable and not settings.guidance_scale
+    _, cache = check(model, settings)
+    kept = cache.reusable and not settings.guidance_scale
     return PromptMemory() if kept else None
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from dllm.capacity import NotEnoughMemoryError
+from dllm.cli.paths import check_writable
 from dllm.cli.progress import bars, shown
 from dllm.cli.table import standings_table
 from dllm.eval.compare import Standing, judge
@@ -36,11 +37,14 @@ class Destination:
     def __post_init__(self) -> None:
         if self.plot is not None and self.plot.suffix != ".png":
             raise ValueError(f"plot={self.plot} must end in .png")
+        check_writable(self.plot, "--plot")
         folder = self.folder
         if folder is not None and (folder.is_file() or folder.suffix == ".jsonl"):
             raise ValueError(
                 f"output={folder} must be a folder: a comparison writes a file for each scheduler"
             )
+        if folder is not None:
+            check_writable(folder / "results.csv", "--output")
 
 
 @dataclass(frozen=True)

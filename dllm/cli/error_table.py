@@ -13,6 +13,7 @@ from rich.text import Text
 
 from dllm.audit import Audit
 from dllm.cache_error import CacheError, Observed
+from dllm.cli.paths import check_writable
 from dllm.eval.problem import Problem
 from dllm.eval.tasks import Task
 from dllm.settings import DEFAULT_BLOCK_LENGTH
@@ -74,6 +75,8 @@ class Destination:
             path: Path | None = getattr(self, name)
             if path is not None and path.suffix not in endings:
                 raise ValueError(f"{name}={str(path)!r} must end in {' or '.join(endings)}")
+            mark = "| cache |" if path is not None and path.suffix == ".md" else "mean_error"
+            check_writable(path, f"--{name}", mark)
 
 
 def heading(audit: Audit) -> str:

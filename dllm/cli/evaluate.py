@@ -78,7 +78,9 @@ def evaluate(
     samples: Annotated[
         int, typer.Option(help="Answers to each problem, for pass@k; above 1 with --temperature.")
     ] = 1,
-    batch_size: Annotated[int, typer.Option(help="Prompts decoded together.")] = 50,
+    batch_size: Annotated[
+        int, typer.Option(help="Rows decoded at a time; other problems wait.")
+    ] = 50,
     output: Annotated[
         Path | None,
         typer.Option(

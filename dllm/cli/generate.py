@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from textwrap import shorten
 from typing import Annotated, Any
@@ -31,6 +30,8 @@ from dllm.cli.options import (
     VerifierOption,
     given,
 )
+from dllm.cli.paths import check_writable
+from dllm.cli.texts import read_texts
 from dllm.cli.watch import watch as draw
 from dllm.eval.summary import short
 from dllm.generate import Stream, stream
@@ -73,9 +74,11 @@ def generate(
     dllm generate "tom has 53 pens. tom loses 3. how many pens does tom have?" --watch
     """
     if trace is not None:
+        check_writable(trace, "--trace")
+        trace.parent.mkdir(parents=True, exist_ok=True)
         check_free(trace)
+    texts = read_texts(prompts)
     loaded = load(model, dtype=dtype, device=device, speed=speed)
-    texts = [sys.stdin.read().rstrip("\n") if text == "-" else text for text in prompts]
     inputs: Any = [[{"role": "user", "content": t}] for t in texts] if chat_template else texts
     options = given(
         settings,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import typer
@@ -17,12 +18,14 @@ from dllm.cli.evaluate import evaluate
 from dllm.cli.generate import generate
 from dllm.cli.methods import methods
 from dllm.cli.paired import compare_runs
+from dllm.cli.paths import said
 from dllm.cli.trace import trace
 from dllm.cli.train_filter import train_filter
 from dllm.cli.verify import verify
 from dllm.loop import BrokenLogitsError
 
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
+_OF_SETTINGS = re.compile("^unknown setting | a second time$")  # the TypeErrors of `resolve`
 
 app = typer.Typer(
     help="Parallel decoding for diffusion language models.",
@@ -53,7 +56,7 @@ def main() -> None:
         errors.print("interrupted")
         sys.exit(INTERRUPTED)
     except (ValueError, TypeError, OSError, BrokenLogitsError, NotEnoughMemoryError) as error:
-        if isinstance(error, TypeError) and not str(error).startswith("unknown setting"):
+        if isinstance(error, TypeError) and not _OF_SETTINGS.search(str(error)):
             raise  # a fault of ours, not of the user's
-        errors.print(f"error: {error}", markup=False, soft_wrap=True)
+        errors.print(f"error: {said(error)}", markup=False, soft_wrap=True)
         sys.exit(2)

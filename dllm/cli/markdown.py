@@ -13,7 +13,15 @@ MARKER = "<!-- generated: `make docs` writes what follows from the code -->"
 
 def rewrite(path: Path, part: str) -> None:
     """Replaces what follows the marker in a page; raises ValueError if there is no marker."""
-    page = path.read_text(encoding="utf-8")
+    if not path.is_file():
+        raise ValueError(
+            f"--into {path}: no such file: it must be a page with the line {MARKER!r}, after which "
+            "is written; without --into the Markdown is printed"
+        )
+    try:
+        page = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text file: {error}") from None
     written, marker, _ = page.partition(MARKER)
     if not marker:
         raise ValueError(f"{path} has no line {MARKER!r} after which to write")

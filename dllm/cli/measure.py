@@ -13,6 +13,7 @@ import yaml
 from rich.console import Console
 
 from dllm.capacity import NotEnoughMemoryError
+from dllm.cli.paths import check_writable
 from dllm.cli.progress import bars, shown
 from dllm.cli.table import comparison
 from dllm.eval.problem import Problem
@@ -68,6 +69,7 @@ def compare(
     The records of the runs are in the JSON, or below the table if they are asked for. Of several
     processes the main one prints.
     """
+    check_writable(output, "--output")
     main, ending = runs[0].processes.is_main, _measure(runs, problems, output)
     if not main and (ending.error is not None or ending.stopped):
         raise typer.Exit(INTERRUPTED if ending.stopped else FAILED)  # the main one says why

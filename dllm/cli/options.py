@@ -64,5 +64,15 @@ def given(more: Sequence[str] | None, **options: Any) -> dict[str, Any]:
         name, equals, value = item.partition("=")
         if not equals:
             raise ValueError(f"--set {item!r}: write it as name=value")
-        settings[name.strip()] = yaml.safe_load(value)
+        if name.strip() in settings:
+            raise ValueError(
+                f"--set {item!r}: {name.strip()} is given twice, leave one of them out"
+            )
+        try:
+            settings[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(
+                f"--set {item!r}: {value!r} is not a YAML value, such as 3, true or [1, 2]: put a "
+                "text with signs in it into quotes"
+            ) from None
     return settings

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from dllm.cli.keys import HAS_KEYS
 from dllm.cli.options import JsonOption
+from dllm.cli.paths import check_writable
 from dllm.cli.trace_colours import COLOURS
 from dllm.cli.trace_keys import replay
 from dllm.cli.trace_rows import frames_of, print_rows
@@ -54,6 +55,7 @@ def trace(
         raise ValueError(f"colour={colour!r}: {nearest(colour, COLOURS)}")
     if html is not None and (html.suffix not in (".html", ".htm") or step is not None or as_json):
         raise ValueError(f"html={html} must end in .html, and goes without --step and --json")
+    check_writable(html, "--html", mark='<body class="trace-page">')
     held = read_held(file)
     if list_rows:
         print_rows(held, as_json)

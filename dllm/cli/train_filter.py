@@ -24,6 +24,7 @@ from dllm.cli.options import (
     NewTokensOption,
     given,
 )
+from dllm.cli.paths import check_writable
 from dllm.eval.tasks import find_task
 from dllm.learn2pd.data import Source, read_prompts
 from dllm.learn2pd.filter import Filter, Origin, write_filter
@@ -86,6 +87,7 @@ def train_filter(
     """
     if output.suffix != ".safetensors":
         raise ValueError(f"output={str(output)!r} must end in .safetensors")
+    check_writable(output, "--output", mark='"learn2pd"')
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold={threshold} is a probability, from 0 to 1")
     recipe = Recipe(layers, epochs, lr, seed, masked_only)

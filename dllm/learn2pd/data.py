@@ -77,7 +77,11 @@ def read_prompts(path: Path, count: int) -> list[str]:
     if not path.is_file():
         raise ValueError(f"there is no file of prompts {str(path)!r}")
     prompts: list[str] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text file: {error}") from None
+    for number, line in enumerate(lines, start=1):
         if not line.strip() or len(prompts) == count:
             continue
         prompts.append(_prompt(line, f"{path} line {number}") if path.suffix == ".jsonl" else line)

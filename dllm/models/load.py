@@ -13,7 +13,7 @@ from dllm.models.errors import CheckpointError
 from dllm.models.families import find_family
 from dllm.models.hub import find_folder
 from dllm.models.model import HostedModel
-from dllm.models.placement import DeviceMap, dispatch, parse_dtype, place
+from dllm.models.placement import DeviceMap, dispatch, parse_device, parse_dtype, place
 from dllm.models.spec import Settings, read_spec
 from dllm.models.tokenizer import load_tokenizer
 from dllm.models.weights import Weights, empty_network
@@ -38,6 +38,7 @@ def load(  # noqa: PLR0913 one argument for each choice that loading leaves open
     """
     if device is not None and device_map is not None:
         raise ValueError(f"give device={device!r} or device_map={device_map!r}, not both")
+    where = parse_device(device)
     ways = parse_ways(speed)
     asked = None if dtype is None or dtype == "auto" else parse_dtype(dtype)
     folder = find_folder(name_or_path, revision)
@@ -53,7 +54,7 @@ def load(  # noqa: PLR0913 one argument for each choice that loading leaves open
     except ValueError as error:
         raise CheckpointError(f"{folder}: {error}") from error
     chosen = asked or own_dtype(config) or stored_dtype(weights.stored)
-    devices = place(network, chosen, device_map or {"": device or torch.get_default_device()})
+    devices = place(network, chosen, device_map or {"": where})
     weights.fill(network, chosen, devices)
     dispatch(network, devices)
     name = os.fspath(name_or_path)

@@ -39,6 +39,22 @@ def parse_dtype(given: torch.dtype | str) -> torch.dtype:
     return DTYPES[name]
 
 
+def parse_device(given: torch.device | str | None) -> torch.device:
+    """Returns a device by its name, or torch's default one; ValueError if it is not there."""
+    try:
+        found = torch.get_default_device() if given is None else torch.device(given)
+    except RuntimeError as error:
+        raise ValueError(
+            f"device={given!r} is not known to torch: cpu, cuda, cuda:1, ..."
+        ) from error
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device={str(given)!r}: torch finds {torch.cuda.device_count()} CUDA devices; "
+            "`dllm doctor` looks for the reason, and 'cpu' is always there"
+        )
+    return found
+
+
 def place(network: Transformer, dtype: torch.dtype, device_map: DeviceMap) -> Devices:
     """Returns the device of every module of a network that may still have no memory."""
     if isinstance(device_map, str):

@@ -77,6 +77,7 @@ def _lengths(items: list[str]) -> tuple[int, int]:
     found = re.fullmatch(r"names\s*=\s*(\d+)(?:\s*-\s*(\d+))?", items[0])
     if found is None or len(items) > 1:
         raise ValueError(
-            f"parallel_bench:{','.join(items)}: write a length once, as names=15 or names=3-6"
+            f"parallel_bench:{','.join(items)}: the only option is names: write a length "
+            "once, as names=15 or names=3-6"
         )
     return int(found[1]), int(found[2] or found[1])
