@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
@@ -18,6 +17,7 @@ import torch
 import transformers
 
 import dllm
+from dllm.eval.environment import commit
 
 
 def machine(device: torch.device | str) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def machine(device: torch.device | str) -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "dllm": dllm.__version__,
-        "commit": _commit(),
+        "commit": commit(),
         "command": " ".join(["python", "-m", _module(), *sys.argv[1:]]),
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
@@ -89,18 +89,3 @@ def _device_name(device: torch.device) -> str:
     lines = table.read_text(encoding="utf-8").splitlines() if table.exists() else []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{named[0] if named else platform.processor()}, {os.cpu_count()} cores"
-
-
-def _commit() -> str | None:
-    """Returns the commit of the checkout, with a plus if it was changed since."""
-    folder = Path(__file__).parent
-    try:
-        said = [
-            subprocess.run(
-                ["git", *args], cwd=folder, capture_output=True, text=True, check=True
-            ).stdout.strip()
-            for args in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "-uno"))
-        ]
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return said[0] + ("+" if said[1] else "")

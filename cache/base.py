@@ -28,6 +28,7 @@ class Cache(ABC):
     scattered: ClassVar[bool] = False  # feeds the columns that `feeds` names
     foresees: ClassVar[bool] = False  # needs to know what the next step commits
     reusable: ClassVar[bool] = False  # what it stored of finished blocks serves later runs too
+    even: ClassVar[bool] = False  # a row that enters feeds no more columns than the others do
 
     @abstractmethod
     def plan(self, canvas: Canvas, status: Status, spec: ModelSpec) -> StepPlan:

@@ -34,6 +34,7 @@ class DualCache(Cache):
     first_token: FirstToken = "feed"
     refresh_every: int | None = None  # forwards of a block; None: only when it begins
 
+    even: ClassVar[bool] = True
     source: ClassVar[str] = (
         "arXiv 2505.22618; NVlabs/Fast-dLLM llada/generate.py; vicinity, refresh_every: "
         "inclusionAI/dInfer"

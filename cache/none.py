@@ -27,6 +27,7 @@ class NoCache(Cache):
     source: ClassVar[str] = "ML-GSAI/LLaDA generate.py; DreamLM/Dream generation_utils.py"
     stores: ClassVar[bool] = False
     lockstep: ClassVar[bool] = False
+    even: ClassVar[bool] = True
 
     def plan(self, canvas: Canvas, status: Status, spec: ModelSpec) -> StepPlan:
         if self.beyond_block:

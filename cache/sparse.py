@@ -40,6 +40,7 @@ class SparseCache(Cache):
     delay: int = 1  # forwards
     first_token: FirstToken = "feed"
 
+    even: ClassVar[bool] = True
     source: ClassVar[str] = "arXiv 2508.02558; OpenMOSS/Sparse-dLLM opencompass/models/sparse_dllm"
 
     def __post_init__(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,14 @@ from dllm.metrics import Meter
 from dllm.models.model import DenoisingModel
 from dllm.new_canvas import block_length_of, canvas_of
 from dllm.observer import Observer
-from dllm.output import GenerationInterrupted, GenerationOutput, collect
+from dllm.output import (
+    Chosen,
+    GenerationInterrupted,
+    GenerationOutput,
+    Write,
+    collect,
+    read_history,
+)
 from dllm.prompt_memory import PromptMemory
 from dllm.prompts import Infill, Prompts, Row, encode_all
 from dllm.settings import Settings, resolve
@@ -97,6 +104,7 @@ class Stream:
             loop, self.admission = admitting(loop, self.canvas, settings.batch_size)
             self.canvas = self.admission.canvas
         self.scheduler, self.cache = loop.scheduler, loop.cache
+        self._changes: dict[int, list[Write]] = {}  # of a method that revises, by prompt
         asked = Request(loop, self.canvas.layout, self.meter)
         self._events = asked.run(loop.run(self.canvas, self.meter))
 
@@ -106,16 +114,39 @@ class Stream:
     @property
     def output(self) -> GenerationOutput:
         """The rows as they stand, finished or not."""
-        return collect(self._everyone(), self.meter, self.model.tokenizer)
+        return self._collect(self._everyone(), None)
+
+    def rows(self, prompts: Sequence[int]) -> GenerationOutput:
+        """Returns the rows of some prompts as they stand, in this order.
+
+        Of rows that are in the canvas, such as those of `event.finished`, no others are copied.
+        What is counted of the whole batch is that of all its rows so far.
+        """
+        if self.admission is None:
+            return self._collect(self.canvas, prompts)
+        seats = {prompt: place for place, prompt in enumerate(self.admission.occupants)}
+        if all(prompt in seats for prompt in prompts):
+            return self._collect(self.canvas, [seats[prompt] for prompt in prompts])
+        return self._collect(self._everyone(), prompts)
 
     def text(self, row: int = 0) -> str:
         """Returns the answer to a prompt as it stands, open slots shown as the mask token."""
-        canvas = self._everyone()
-        start, end = int(canvas.prompt_length[row]), canvas.layout.lengths[row]
-        ids = canvas.tokens[row, start:end].tolist()
         if self.model.tokenizer is None:
             raise ValueError("the model has no tokenizer: read canvas.tokens instead")
-        return str(self.model.tokenizer.decode(ids))
+        prompt = range(len(self.canvas.layout.lengths))[row]
+        canvas, place = self.canvas, prompt
+        if self.admission is not None:  # who left was copied then, and who waits is as it was
+            seated = prompt in self.admission.occupants
+            canvas = self.canvas if seated else self.admission.everyone
+            place = self.admission.occupants.index(prompt) if seated else prompt
+        start, end = int(canvas.prompt_length[place]), canvas.layout.lengths[prompt]
+        return str(self.model.tokenizer.decode(canvas.tokens[place, start:end].tolist()))
+
+    def _collect(self, canvas: Canvas, places: Sequence[int] | None) -> GenerationOutput:
+        if canvas.keep_history:
+            read_history(canvas, self._changes)
+        chosen = Chosen(canvas, places, self._changes)
+        return collect(chosen, self.meter, self.model.tokenizer)
 
     def _everyone(self) -> Canvas:
         """Returns the canvas with a row for each prompt."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dllm.canvas import NEVER, Canvas
@@ -31,18 +33,34 @@ class GenerationInterrupted(KeyboardInterrupt):
         self.partial = partial
 
 
+Write = tuple[int, int, int]  # forward, column, token
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Some rows of a canvas, and what its history said of them."""
+
+    canvas: Canvas
+    places: Sequence[int] | None  # of the canvas, in this order; None: all
+    changes: Mapping[int, Sequence[Write]]  # by prompt
+
+    def of(self, values: Tensor) -> Tensor:
+        """Returns the entries (n, ...) of the chosen rows, on the CPU."""
+        return (values if self.places is None else values[list(self.places)]).cpu()
+
+
 def collect(
-    canvas: Canvas, meter: Meter, tokenizer: PreTrainedTokenizerBase | None
+    chosen: Chosen, meter: Meter, tokenizer: PreTrainedTokenizerBase | None
 ) -> GenerationOutput:
-    """Returns the output of a canvas, which need not be finished."""
-    trace = _trace(canvas)
-    is_open = (~canvas.fixed).cpu()
+    """Returns the output of rows, which need not be finished."""
+    canvas, trace = chosen.canvas, _trace(chosen)
+    is_open = ~chosen.of(canvas.fixed)
     drafts = canvas.drafts
-    forwards = (canvas.step if drafts is None else drafts.passes).tolist()
-    accepted = None if drafts is None else drafts.taken.tolist()
+    forwards = chosen.of(canvas.step if drafts is None else drafts.passes).tolist()
+    accepted = None if drafts is None else chosen.of(drafts.taken).tolist()
     rows, sequences, answers = [], [], []
-    row_forwards = canvas.row_forwards.tolist()
-    for row, length in enumerate(canvas.length.tolist()):
+    row_forwards = chosen.of(canvas.row_forwards).tolist()
+    for row, length in enumerate(chosen.of(canvas.length).tolist()):
         ids = trace.tokens[row, :length].tolist()
         prompt = int(trace.prompt_length[row])
         answer = _answer(ids[prompt:], is_open[row, prompt:length].tolist(), canvas.layout)
@@ -87,32 +105,33 @@ def _answer(generated: list[int], is_open: list[bool], layout: Layout) -> _Answe
     return _Answer(generated[:stop], valid, "eos" if ends else "length")
 
 
-def _trace(canvas: Canvas) -> Trace:
-    width = canvas.layout.num_columns
+def _trace(chosen: Chosen) -> Trace:
+    canvas, width = chosen.canvas, chosen.canvas.layout.num_columns
+    prompts = chosen.of(canvas.prompts).tolist() if canvas.keep_history else ()
+    changes = tuple(tuple(chosen.changes.get(prompt, ())) for prompt in prompts)
     return Trace(
-        tokens=canvas.tokens[:, :width].cpu(),
-        commit_step=canvas.commit_step[:, :width].cpu(),
-        confidence=canvas.commit_confidence[:, :width].cpu(),
-        prompt_length=canvas.prompt_length.cpu(),
-        length=canvas.full_length.cpu(),
-        given=canvas.given[:, :width].cpu(),
-        block_entry=canvas.block_entry[:, :width].cpu(),
+        tokens=chosen.of(canvas.tokens[:, :width]),
+        commit_step=chosen.of(canvas.commit_step[:, :width]),
+        confidence=chosen.of(canvas.commit_confidence[:, :width]),
+        prompt_length=chosen.of(canvas.prompt_length),
+        length=chosen.of(canvas.full_length),
+        given=chosen.of(canvas.given[:, :width]),
+        block_entry=chosen.of(canvas.block_entry[:, :width]),
         mask_token_id=canvas.layout.mask_token_id,
-        changes=_changes(canvas) if canvas.keep_history else None,
+        changes=changes if canvas.keep_history else None,
     )
 
 
-def _changes(canvas: Canvas) -> tuple[tuple[tuple[int, int, int], ...], ...]:
-    """Returns each row's writes as (forward, column, token)."""
-    found: list[list[tuple[int, int, int]]] = [[] for _ in canvas.layout.lengths]
+def read_history(canvas: Canvas, changes: dict[int, list[Write]]) -> None:
+    """Moves what a canvas has noted of its writes to the lists of the prompts, each write once."""
     for written in canvas.history:
         rows, places = (written.before != written.after).cpu().nonzero(as_tuple=True)
         columns, tokens = written.columns[rows, places], written.after[rows, places]
         whose = written.prompts[rows]
         values = torch.stack([whose, written.step[rows], columns, tokens], 1).tolist()
         for prompt, step, column, token in values:
-            found[prompt].append((step, column, token))
-    return tuple(map(tuple, found))
+            changes.setdefault(prompt, []).append((step, column, token))
+    canvas.history.clear()
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, tokens: list[int], mask_token_id: int) -> str:

@@ -88,5 +88,5 @@ def _environment(start: Start) -> str:
     several = f", {len(start.processes)} processes" if len(start.processes) > 1 else ""
     return (
         f"dllm {one.dllm}{commit}, torch {one.torch}, {one.device}, {one.threads} threads"
-        f"{several}, batches of {start.batch_size}"
+        f"{several}, {start.batch_size} rows at a time"
     )

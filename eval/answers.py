@@ -1,15 +1,19 @@
-"""From a batch's output to a result for each of its problems."""
+"""From finished rows to a result for each of their problems."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from dllm.eval.describe import name_of
 from dllm.eval.problem import Problem
 from dllm.eval.results import Result
 from dllm.eval.run_record import now
 from dllm.eval.samples import asked
+from dllm.eval.shares import Share, Shares
+from dllm.generate import Stream
+from dllm.metrics import RowMetrics
 from dllm.output import GenerationOutput
 from dllm.trace_record import record_of
 
@@ -17,55 +21,77 @@ if TYPE_CHECKING:
     from dllm.eval.runner import Run
 
 
-def results_of(run: Run, problems: Sequence[Problem], out: GenerationOutput) -> list[Result]:
-    """Returns the scored answers of a batch; what only the batch has is divided by its rows."""
-    if out.texts is None:
-        raise ValueError(f"model {run.model.name!r} has no tokenizer, which tasks need")
-    share, metrics = 1 / len(problems), out.metrics
-    described, name, finished = run.describe(), run.name, now()
-    traces = _traces(run, problems, out)
-    return [
-        Result(
-            run=name,
+class Answers:
+    """Makes results of finished rows; what is the same for all of them is worked out once."""
+
+    def __init__(self, run: Run) -> None:
+        self._run, self._described = run, run.describe()
+        self._name = name_of(self._described)
+
+    def results(
+        self, problems: Mapping[int, Problem], running: Stream, shares: Shares
+    ) -> list[Result]:
+        """Returns the scored answers to problems by the number of their prompts."""
+        out, finished = running.rows(list(problems)), now()
+        if out.texts is None:
+            raise ValueError(f"model {self._run.model.name!r} has no tokenizer, which tasks need")
+        every = zip(problems.items(), out.texts, strict=True)
+        return [
+            self._result(problem, text, _Row(out, row, shares.of(prompt), finished))
+            for row, ((prompt, problem), text) in enumerate(every)
+        ]
+
+    def _result(self, problem: Problem, text: str, row: _Row) -> Result:
+        said, counted = self._run.task.judgement(asked(problem), text), row.metrics
+        spent, metrics = row.share.spent, row.out.metrics
+        return Result(
+            run=self._name,
             id=problem.id,
             prompt=problem.prompt,
             text=text,
             answer=problem.answer,
             correct=said.correct,
-            prompt_tokens=row.prompt_tokens,
-            valid_tokens=row.valid_tokens,
-            raw_tokens=row.raw_tokens,
-            forwards=row.forwards,
-            row_forwards=row.row_forwards,
-            tokens_fed=metrics.tokens_fed * share,
-            seconds=metrics.seconds * share,
-            finish_reason=row.finish_reason,
-            settings=described,
-            flops=None if metrics.flops is None else metrics.flops * share,
+            prompt_tokens=counted.prompt_tokens,
+            valid_tokens=counted.valid_tokens,
+            raw_tokens=counted.raw_tokens,
+            forwards=counted.forwards,
+            row_forwards=counted.row_forwards,
+            tokens_fed=spent.tokens_fed,
+            seconds=spent.seconds,
+            finish_reason=counted.finish_reason,
+            settings=self._described,
+            flops=None if metrics.flops is None else spent.flops,
             details=dict(said.details),
-            prefill_seconds=metrics.prefill_seconds * share,
-            latency=metrics.seconds,
-            rows_fed=metrics.rows_fed * share,
+            prefill_seconds=row.share.first,
+            latency=row.share.latency,
+            rows_fed=spent.rows_fed,
             peak_memory=metrics.peak_memory_bytes,
             extracted=said.extracted,
-            finished=finished,
-            trace=trace,
+            finished=row.finished,
+            trace=self._trace(problem, row),
         )
-        for problem, text, row, trace in zip(problems, out.texts, metrics.rows, traces, strict=True)
-        for said in (run.task.judgement(asked(problem), text),)
-    ]
+
+    def _trace(self, problem: Problem, row: _Row) -> dict[str, Any] | None:
+        if not self._run.keep_trace:
+            return None
+        from dllm.eval.report import label_of
+
+        said = f"{problem.id}: {label_of(self._described)}"
+        return record_of(row.out, row.place, self._run.model.tokenizer, said).to_json()
 
 
-def _traces(
-    run: Run, problems: Sequence[Problem], out: GenerationOutput
-) -> Sequence[dict[str, Any] | None]:
-    if not run.keep_trace:
-        return [None] * len(problems)
-    from dllm.eval.report import label
+@dataclass(frozen=True)
+class _Row:
+    """A finished row, and what it cost."""
 
-    method, tokenizer = label(run), run.model.tokenizer
-    labels = [f"{problem.id}: {method}" for problem in problems]
-    return [record_of(out, row, tokenizer, said).to_json() for row, said in enumerate(labels)]
+    out: GenerationOutput
+    place: int
+    share: Share
+    finished: str  # UTC
+
+    @property
+    def metrics(self) -> RowMetrics:
+        return self.out.metrics.rows[self.place]
 
 
 def rescored(run: Run, problem: Problem, result: Result) -> Result | None:

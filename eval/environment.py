@@ -56,7 +56,7 @@ def environment_of(model: DenoisingModel) -> Environment:
         torch=torch.__version__,
         transformers=transformers.__version__,
         dllm=dllm.__version__,
-        commit=_commit(),
+        commit=commit(),
     )
 
 
@@ -110,7 +110,7 @@ def _device(device: torch.device) -> str:
 
 
 @lru_cache(maxsize=1)
-def _commit() -> str | None:
+def commit() -> str | None:
     """Returns the commit of the checkout that this code is in, None where it is installed."""
     root = Path(dllm.__file__).resolve().parents[1]
     if not (root / ".git").exists():

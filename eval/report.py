@@ -44,7 +44,7 @@ def heading(run: Run, num_problems: int) -> str:
     return (
         f"{run.task.name}: {num_problems} held-out problems, {run.model.name}, "
         f"{run.settings.max_new_tokens} new tokens, blocks of {run.block_length}, "
-        f"batch {run.batch_size}{verified}"
+        f"batch {run.num_rows}{verified}"
     )
 
 

@@ -1,4 +1,4 @@
-"""The results file: a JSON line a problem, written and synced batch by batch."""
+"""The results file: a JSON line a problem, written and synced as soon as it is answered."""
 
 from __future__ import annotations
 
@@ -28,17 +28,18 @@ class Result:
     raw_tokens: int  # all that the model committed
     forwards: int  # passes in which the row had something to commit
     row_forwards: int  # the same, with every variant of the row counted
-    tokens_fed: float  # columns fed, the batch's divided by its rows
-    seconds: float  # the batch's divided by its rows
+    # Shares: what a pass costs is divided evenly by the rows that are under way in it.
+    tokens_fed: float  # columns fed
+    seconds: float  # of decoding
     finish_reason: str
     settings: dict[str, Any]
-    flops: float | None = None  # the batch's divided by its rows; None: not known
+    flops: float | None = None  # a share too; None: not known
     details: dict[str, Any] = field(default_factory=dict)  # how the judge came to it
     trace: dict[str, Any] | None = None  # a `TraceRecord` as JSON, if the run keeps traces
     # Lines of before these were written have None.
-    prefill_seconds: float | None = None  # the part of `seconds` up to the first pass's end
-    latency: float | None = None  # seconds from the batch's start to its end
-    rows_fed: float | None = None  # rows over all passes, the batch's divided by its rows
+    prefill_seconds: float | None = None  # the part of `seconds` that the row's first pass took
+    latency: float | None = None  # seconds of decoding from its first pass to its last
+    rows_fed: float | None = None  # rows over all passes; a share
     peak_memory: int | None = None  # bytes of device memory; None on a CPU
     extracted: bool | None = None  # whether an answer was found; None: the judge does not say
     start: str | None = None  # names the `Start` in the record beside the file
@@ -60,7 +61,9 @@ def read_lines(path: Path) -> Iterator[Result]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not a file of results ({error})") from None
+        raise ValueError(
+            f"{path} is not a file of results of `dllm eval` ({error}): choose another file"
+        ) from None
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -69,8 +72,9 @@ def read_lines(path: Path) -> Iterator[Result]:
         except (json.JSONDecodeError, TypeError) as error:
             if number == len(lines) and _is_cut(line):
                 continue
+            why = "it has other fields" if isinstance(error, TypeError) else str(error)
             raise ValueError(
-                f"{path} line {number} is not a result ({error}): choose another --output"
+                f"{path} line {number} is not a result of `dllm eval` ({why}): choose another file"
             ) from None
 
 

@@ -21,9 +21,11 @@ class Start:
 
     id: str  # what the lines of this start have as `start`
     began: str  # UTC, ISO 8601
-    batch_size: int
+    batch_size: int  # rows decoded at a time, by each process
     prompts: str  # digest of all problems and prompts
     processes: tuple[Environment, ...]  # one for each process
+    # Whether waiting problems took the places of finished ones; None: before it was noted.
+    continuous: bool | None = None
 
     @property
     def weights(self) -> str | None:

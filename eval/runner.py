@@ -1,4 +1,4 @@
-"""Runs a model over problems, keeps each batch as it goes, resumes after a kill."""
+"""Runs a model over problems, keeps each answer as it comes, resumes after a kill."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dllm import schedulers
-from dllm.capacity import NotEnoughMemoryError
-from dllm.eval.answers import results_of
-from dllm.eval.describe import describe, name_of, seed_of
+from dllm import cache as caches
+from dllm.eval.describe import describe, name_of
 from dllm.eval.environment import Environment, environment_of
 from dllm.eval.problem import Problem
 from dllm.eval.processes import Processes
@@ -19,10 +17,11 @@ from dllm.eval.results import Result
 from dllm.eval.run_record import RunRecord, new_start
 from dllm.eval.shards import by_length
 from dllm.eval.tasks import Task
-from dllm.generate import generate
 from dllm.models.model import DenoisingModel
-from dllm.output import GenerationOutput
 from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings
+
+# Problems decoded in one call, so that what is kept of all of them stays small: 22 bytes a column.
+_TOGETHER = 1024
 
 
 class RefusedError(ValueError):
@@ -31,12 +30,15 @@ class RefusedError(ValueError):
 
 @dataclass(frozen=True)
 class Run:
-    """A model with settings, over the problems of a task."""
+    """A model with settings, over the problems of a task.
+
+    `settings.batch_size`, if it is given, takes the place of `batch_size`.
+    """
 
     model: DenoisingModel
     task: Task
     settings: Settings
-    batch_size: int = 32
+    batch_size: int = 32  # rows decoded at a time
     processes: Processes = field(default_factory=Processes)  # that share the problems
     keep_trace: bool = False  # in each result; decides no answer, so the name is the same
 
@@ -54,6 +56,24 @@ class Run:
         return name_of(self.describe())
 
     @property
+    def num_rows(self) -> int:
+        """Rows decoded at a time."""
+        return self.settings.batch_size or self.batch_size
+
+    @property
+    def continuous(self) -> bool:
+        """Whether waiting problems take the places of finished ones; else batch follows batch.
+
+        They do where a row that enters feeds no more columns than the others, and with any cache
+        if `settings.batch_size` asks for it. Custom noise does not tell problems apart, and has
+        them in batches unless asked, which is then refused. Decides no answer.
+        """
+        if self.settings.batch_size is not None:
+            return True
+        even = caches.registry.create(self.settings.cache).even
+        return even and self.settings.noise is None
+
+    @property
     def block_length(self) -> int:
         """Columns decoded together, whoever chose their number."""
         own = self.settings.block_length or self.model.spec.block_length
@@ -64,18 +84,19 @@ class Run:
     ) -> RunRecord:
         """Returns what is the same for all results that this run makes from now on."""
         digest = hashlib.sha256(repr(problems).encode()).hexdigest()[:16]
-        start = new_start(self.batch_size, digest, processes or [environment_of(self.model)])
+        start = new_start(self.num_rows, digest, processes or [environment_of(self.model)])
+        start = replace(start, continuous=self.continuous)
         notes = {"description": self.task.description, **self.task.notes}
         return RunRecord(self.describe(), notes, (start,))
 
     def results(self, problems: Sequence[Problem], output: Path | None) -> Iterator[Result]:
         """Yields a result for each problem, first those that `output` already holds.
 
-        Each new one is written and flushed to disk before it is yielded, so a run that is killed
-        goes on with the same command and repeats nothing that was finished. Raises RefusedError
-        when the settings cannot decode the problems, NotEnoughMemoryError when a batch does not
-        fit; a smaller one goes on where it stopped. Of several processes the main one yields all,
-        the others what they decode themselves.
+        Each new one is written and flushed to disk as soon as its row is finished, before it is
+        yielded, so a run that is killed goes on with the same command and repeats nothing that was
+        finished. Raises RefusedError when the settings cannot decode the problems,
+        NotEnoughMemoryError when so many rows do not fit; fewer go on where it stopped. Of several
+        processes the main one yields all, the others what they decode themselves.
         """
         from dllm.eval import alone, team
 
@@ -88,37 +109,12 @@ class Run:
                 yield from results
 
     def batches(self, problems: Sequence[Problem]) -> Iterator[list[Result]]:
-        """Yields the results of each batch, of the shortest prompts first.
+        """Yields the results of the rows that one step finished, shortest prompts first.
 
-        When memory runs out, those of the rows that were finished come before the error.
+        When memory runs out, or on Ctrl-C, the rows under way are lost and no others.
         """
-        left = by_length(problems)
-        for start in range(0, len(left), self.batch_size):
-            batch, shortage = left[start : start + self.batch_size], None
-            try:
-                results = self._batch(batch)
-            except NotEnoughMemoryError as error:
-                results, shortage = self._finished(batch, error.partial), error
-            if results:
-                yield results
-            if shortage is not None:
-                raise shortage
+        from dllm.eval import decoding
 
-    def _finished(
-        self, problems: Sequence[Problem], partial: GenerationOutput | None
-    ) -> list[Result]:
-        """Returns the results of the rows that a batch had finished before memory ran out."""
-        revises = schedulers.registry.create(self.settings.scheduler).can_revise
-        if partial is None or revises:  # a full row may have been about to change
-            return []
-        results = results_of(self, problems, partial)
-        return [result for result in results if result.finish_reason != "interrupted"]
-
-    def _batch(self, problems: Sequence[Problem]) -> list[Result]:
-        seeds = [seed_of(self.settings.seed, problem.id) for problem in problems]
-        prompts: list[Any] = [problem.given for problem in problems]
-        try:
-            out = generate(self.model, prompts, replace(self.settings, seed=seeds))
-        except ValueError as error:
-            raise RefusedError(str(error)) from error
-        return results_of(self, problems, out)
+        left, size = by_length(problems), _TOGETHER if self.continuous else self.num_rows
+        for start in range(0, len(left), size):
+            yield from decoding.results(self, left[start : start + size])

@@ -27,7 +27,7 @@ def find_shards(output: Path) -> list[Path]:
 
 
 def absorb(writer: Writer, problems: Sequence[Problem]) -> None:
-    """Moves the lines of all part files into the results file, in the order of one process.
+    """Moves the lines of all part files into the results file, those of short prompts first.
 
     A kill at any moment loses nothing: a part file goes when its lines are on the disk, and lines
     that are there already do not come twice. Raises BusyError if a process still writes one.
@@ -48,7 +48,7 @@ def absorb(writer: Writer, problems: Sequence[Problem]) -> None:
 
 
 def by_length(problems: Iterable[Problem]) -> list[Problem]:
-    """Returns problems with the shortest prompts first: a batch costs what its longest row does."""
+    """Returns problems with the shortest prompts first: a pass costs what its longest row does."""
     return sorted(problems, key=lambda problem: len(problem.prompt))
 
 

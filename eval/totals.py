@@ -25,19 +25,19 @@ class Totals:
     raw_tokens: int  # all that the model committed
     forwards: int  # in which a row had something to commit, summed over rows
     row_forwards: int  # the same, with every variant of a row counted
-    rows_fed: float | None  # over all passes, finished rows of a batch included
+    rows_fed: float | None  # over all passes, places of finished rows included
     tokens_fed: float  # columns
     tokens_per_forward: float  # valid ones
     raw_tokens_per_forward: float
     seconds: float  # of decoding, summed over the processes
-    prefill_seconds: float | None  # the part of it up to the end of each batch's first pass
+    prefill_seconds: float | None  # the part of it that went to each row's first pass
     tokens_per_second: float  # valid ones; sums divided
     tokens_per_second_mean: float  # mean over answers
     tokens_per_second_decode: float | None  # the two without prefill
     tokens_per_second_decode_mean: float | None
-    latency_p50: float | None  # seconds from the start of an answer's batch to its end
+    latency_p50: float | None  # seconds of decoding from an answer's first pass to its last
     latency_p95: float | None
-    peak_memory: int | None  # bytes of device memory, of the worst batch; None on a CPU
+    peak_memory: int | None  # bytes of device memory; None on a CPU
     early_stops: int  # answers that ended with an end token
     truncated: int  # answers without one: all slots were filled
     not_extracted: int | None  # answers in which the judge found none

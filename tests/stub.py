@@ -1,36 +1,43 @@
-"""A stand-in for `generate` that answers from a table: what a run does with texts of all kinds."""
+"""A stand-in for `stream` that answers from a table: what a run does with texts of all kinds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from dllm.eval import runner
+from dllm.eval import decoding
 
 ROW = {"prompt_tokens": 9, "valid_tokens": 5, "raw_tokens": 5, "forwards": 2, "row_forwards": 2}
 
-BATCH = {
-    "tokens_fed": 1.0,
-    "rows_fed": 2,
-    "seconds": 1.0,
-    "prefill_seconds": 0.5,
-    "flops": None,
-    "peak_memory_bytes": None,
-}
+
+class Answered:
+    """A generation whose only step has finished all rows, with these texts."""
+
+    meter = SimpleNamespace(tokens_fed=1, rows_fed=2, flops=0)
+
+    def __init__(self, texts: list[str]) -> None:
+        self.texts = texts
+
+    def __iter__(self) -> Iterator[Any]:
+        prompts = tuple(range(len(self.texts)))
+        return iter([SimpleNamespace(prompts=prompts, finished=prompts)])
+
+    def rows(self, prompts: list[int]) -> Any:
+        rows = [SimpleNamespace(finish_reason="eos", **ROW) for _ in prompts]
+        metrics = SimpleNamespace(rows=rows, flops=None, peak_memory_bytes=None)
+        return SimpleNamespace(texts=[self.texts[prompt] for prompt in prompts], metrics=metrics)
 
 
 def answer_with(monkeypatch: pytest.MonkeyPatch, text_of: Callable[[Any], str]) -> list[Any]:
     """Makes runs answer with `text_of(prompt)`; returns the prompts that they will ask."""
     asked: list[Any] = []
 
-    def generate(model: Any, prompts: list[Any], settings: Any) -> Any:
+    def stream(model: Any, prompts: list[Any], settings: Any) -> Answered:
         asked.extend(prompts)
-        rows = [SimpleNamespace(finish_reason="eos", **ROW) for _ in prompts]
-        metrics = SimpleNamespace(rows=rows, **BATCH)
-        return SimpleNamespace(texts=[text_of(prompt) for prompt in prompts], metrics=metrics)
+        return Answered([text_of(prompt) for prompt in prompts])
 
-    monkeypatch.setattr(runner, "generate", generate)
+    monkeypatch.setattr(decoding, "stream", stream)
     return asked

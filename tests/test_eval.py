@@ -10,6 +10,7 @@ import pytest
 from scipy.stats import binomtest
 
 import dllm
+from dllm.eval import decoding
 from dllm.eval.results import read_results
 from dllm.eval.runner import RefusedError, Run
 from dllm.eval.summary import short, summarise, wilson
@@ -39,20 +40,22 @@ def test_a_killed_run_goes_on_and_repeats_nothing(
 ) -> None:
     problems, output = TASKS["arithmetic"].take(10), tmp_path / "deep" / "rows.jsonl"
     decoded: list[str] = []
-    original = Run._batch
+    original = decoding.results
 
-    def counted(self: Run, batch: Any) -> Any:
-        if len(decoded) >= 8:
-            raise KeyboardInterrupt
-        decoded.extend(problem.id for problem in batch)
-        return original(self, batch)
+    def counted(run: Run, batch: Any) -> Any:
+        for results in original(run, batch):
+            if len(decoded) + len(results) > 8:
+                raise KeyboardInterrupt
+            decoded.extend(result.id for result in results)
+            yield results
 
-    monkeypatch.setattr(Run, "_batch", counted)
+    monkeypatch.setattr(decoding, "results", counted)
     with pytest.raises(KeyboardInterrupt):
         list(run_of(tiny).results(problems, output))
+    assert list(read_results(output)) == decoded != []
     with output.open("a") as file:
         file.write('{"run": "cut o')  # the line that a kill cut off
-    monkeypatch.setattr(Run, "_batch", original)
+    monkeypatch.setattr(decoding, "results", original)
     results = list(run_of(tiny).results(problems, output))
     assert {result.id for result in results} == {problem.id for problem in problems}
     lines = [json.loads(line) for line in output.read_text().splitlines()]

