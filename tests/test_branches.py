@@ -37,7 +37,7 @@ def story(out: Any) -> Any:
 
 @pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize("name", MODELS)
-@settings(deadline=None, max_examples=5)
+@settings(deadline=None, max_examples=2)
 @given(data=st.data())
 def test_without_look_ahead_all_equal_the_threshold(
     name: str, cache: str, data: st.DataObject

@@ -12,6 +12,7 @@ import dllm
 from tests.conftest import MODELS, golden_model, random_prompts
 
 SLOTS = 16
+EXAMPLES = 3  # other ones each time; each runs a dozen methods on a model
 
 ONE_BY_ONE = [
     "threshold:1.1",
@@ -63,7 +64,7 @@ runs = st.fixed_dictionaries(
 
 
 @pytest.mark.parametrize("name", MODELS)
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=EXAMPLES)
 @given(data=runs)
 def test_one_token_a_step(name: str, data: dict[str, Any]) -> None:
     expected = run(name, "fixed_quota", data)
@@ -72,7 +73,7 @@ def test_one_token_a_step(name: str, data: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=EXAMPLES)
 @given(data=runs)
 def test_one_forward_a_block(name: str, data: dict[str, Any]) -> None:
     expected = run(name, f"fixed_quota:steps={SLOTS // data['block_length']}", data)
@@ -81,7 +82,7 @@ def test_one_forward_a_block(name: str, data: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=EXAMPLES)
 @given(data=runs, threshold=st.sampled_from([0.2, 0.35, 0.5, 0.8]))
 def test_what_reduces_to_the_threshold(name: str, data: dict[str, Any], threshold: float) -> None:
     expected = run(name, f"threshold:{threshold}", data)

@@ -520,7 +520,7 @@ def test_prompts_that_are_too_long(caplog: pytest.LogCaptureFixture) -> None:
     pair = request("loglikelihood", long, " the" * 20)
     with pytest.raises(ArgumentError, match="too_long=cut"):
         model.loglikelihood([pair], disable_tqdm=True)
-    cut = DiffusionLM(pretrained="tiny", too_long="cut")
+    cut = DiffusionLM(pretrained="tiny", too_long="cut", mc_num=8)
     with caplog.at_level(logging.WARNING):
         assert len(cut.generate_until(requests, disable_tqdm=True)) == 2
     assert "the beginning of such contexts is dropped" in caplog.text
@@ -528,7 +528,7 @@ def test_prompts_that_are_too_long(caplog: pytest.LogCaptureFixture) -> None:
     kept = cut.encoder.pair(pair.args[0], pair.args[1], spec)
     start = spec.max_length - (len(kept.tokens) - kept.start)
     kept = replace(kept, tokens=kept.tokens[-spec.max_length :], start=start)
-    ((_, alone),) = Scorer(cut.model).scores([replace(kept, seed=cut_seed(pair))])
+    ((_, alone),) = Scorer(cut.model, 8).scores([replace(kept, seed=cut_seed(pair))])
     assert score == pytest.approx(alone.log_likelihood, abs=1e-3)
     with pytest.raises(ArgumentError, match="give a smaller gen_length"):
         cut.generate_until(asks([fine], **GREEDY, max_gen_toks=512), disable_tqdm=True)
@@ -553,7 +553,9 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
-@pytest.mark.parametrize("name", ["__main__", "dllm.eval.harness"])
+@pytest.mark.parametrize(
+    "name", ["__main__", pytest.param("dllm.eval.harness", marks=pytest.mark.slow)]
+)
 def test_without_lm_eval_it_says_how_to_install_it(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

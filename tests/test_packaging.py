@@ -206,6 +206,7 @@ def test_installed_wheel_has_the_checkpoint(installed: Path) -> None:
     assert all(path.stat().st_size > 0 for path in weights)
 
 
+@pytest.mark.slow
 def test_installed_wheel_runs_the_demo(installed: Path, tmp_path: Path) -> None:
     output = run_well(
         *(sys.executable, "-m", "dllm", "demo", "--limit", "4", "--json"),

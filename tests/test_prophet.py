@@ -190,7 +190,7 @@ def test_filters_of_the_inner_method_do_not_settle_an_answer() -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@settings(deadline=None, max_examples=4)
+@settings(deadline=None, max_examples=2)
 @given(
     thresholds=st.lists(st.floats(0, 6), min_size=3, max_size=3).map(sorted),
     raised=st.floats(0, 3),

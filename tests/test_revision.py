@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -71,9 +72,20 @@ def applied(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor, Windo
     return seen
 
 
-@pytest.mark.parametrize("cache", CACHES, ids=str)
+def rests() -> list[Any]:
+    """Returns caches with other settings; not at their defaults both are slow but for one cache."""
+    found = itertools.product(CACHES, [{}, {"at_eos": "stop"}, {"blocks_from": "zero"}])
+    slow = pytest.mark.slow
+    return [
+        pytest.param(
+            cache, rest, marks=[slow] * bool(rest and cache != "dual"), id=f"{rest}-{cache}"
+        )
+        for cache, rest in found
+    ]
+
+
+@pytest.mark.parametrize(("cache", "rest"), rests())
 @pytest.mark.parametrize("scheduler", SETTINGS)
-@pytest.mark.parametrize("rest", [{}, {"at_eos": "stop"}, {"blocks_from": "zero"}], ids=str)
 def test_revisions_stay_in_the_block_and_end(
     scheduler: str, cache: Any, rest: Any, applied: list[tuple[Tensor, Tensor, Window]]
 ) -> None:

@@ -38,12 +38,14 @@ def test_it_answers_in_the_fast_suite(tiny: dllm.HostedModel) -> None:
     assert accuracy(tiny, 50, scheduler="threshold:0.95") >= 0.8
 
 
-def check_batch_invariance(tiny: dllm.HostedModel, scheduler: Any, cache: Any) -> None:
-    prompts = [problem.prompt for problem in TASKS["arithmetic"].take(16)]
+def check_batch_invariance(
+    tiny: dllm.HostedModel, scheduler: Any, cache: Any, count: int = 16
+) -> None:
+    prompts = [problem.prompt for problem in TASKS["arithmetic"].take(count)]
     options: dict[str, Any] = {"max_new_tokens": 32, "block_length": 8}
     options |= {"scheduler": scheduler, "cache": cache}
     alone = [dllm.generate(tiny, p, seed=[i], **options) for i, p in enumerate(prompts)]
-    order = [(7 * place) % 16 for place in range(16)]
+    order = [(5 * place + 1) % count for place in range(count)]
     together = dllm.generate(tiny, [prompts[i] for i in order], seed=order, **options)
     for place, row in enumerate(order):
         assert together.sequences[place] == alone[row].sequences[0]
@@ -54,7 +56,7 @@ def check_batch_invariance(tiny: dllm.HostedModel, scheduler: Any, cache: Any) -
 def test_a_row_does_not_depend_on_its_batch(
     tiny: dllm.HostedModel, scheduler: Any, cache: Any
 ) -> None:
-    check_batch_invariance(tiny, scheduler, cache)
+    check_batch_invariance(tiny, scheduler, cache, count=6)
 
 
 @pytest.mark.slow

@@ -62,7 +62,7 @@ def test_response_is_the_right_answer_and_nothing_else_is(family: ModuleType) ->
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_prompt_has_one_response(family: ModuleType) -> None:
     known: dict[str, str] = {}
-    for problem in [p for seed in range(5) for p in take(family, MANY, seed=seed)]:
+    for problem in [p for seed in range(3) for p in take(family, MANY, seed=seed)]:
         assert known.setdefault(problem.prompt, problem.response) == problem.response
 
 
@@ -175,7 +175,7 @@ def test_functions_run_and_do_what_their_prompts_say() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tokenizer_is_lossless(family: ModuleType, tokenizer: PreTrainedTokenizerFast) -> None:
     for split in SPLITS:
-        for problem in take(family, MANY, split, seed=7):
+        for problem in take(family, MANY // 4, split, seed=7):
             for text in (problem.prompt, problem.response, problem.prompt + problem.response):
                 ids = tokenizer.encode(text, add_special_tokens=False)
                 assert tokenizer.unk_token_id not in ids

@@ -130,7 +130,7 @@ def run(scheduler: Any, name: str = "llada_gqa", **given: Any) -> dllm.Generatio
 
 @pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("threshold", [0.3, 0.6])
+@pytest.mark.parametrize("threshold", [0.3, pytest.param(0.6, marks=pytest.mark.slow)])
 def test_without_edits_it_is_the_threshold(name: str, cache: str, threshold: float) -> None:
     expected = run(f"threshold:{threshold}", name, cache=cache)
     out = run(f"token_editing:{threshold},editing_threshold=null", name, cache=cache)
