@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY ?= passive
 
 BIN := .venv/bin
 READY := .venv/.ready
-BENCH ?= decode
+BENCH ?= all
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow test-gpu lint format docs check bench clean
@@ -57,8 +57,8 @@ docs: $(READY)  ## Write the generated part of docs/schedulers.md anew.
 
 check: lint test  ## Everything that must hold before a commit.
 
-bench: $(READY)  ## Measure decoding speed; BENCH=name takes another file of benchmarks/.
-	$(BIN)/python -m benchmarks.$(BENCH)
+bench: $(READY)  ## Measure speed and memory into bench/; BENCH=name takes one file of benchmarks/.
+	$(BIN)/python -m benchmarks$(if $(filter all,$(BENCH)),,.$(BENCH)) $(ARGS)
 
 clean:  ## Remove what was built or cached; .venv stays.
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

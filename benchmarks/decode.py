@@ -13,7 +13,6 @@ import json
 import platform
 import statistics
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Annotated, Any
 
 import torch
@@ -21,12 +20,10 @@ import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch import Tensor
 
 import dllm
+from benchmarks.passes import Watched
 from dllm.eval.tasks import TASKS
-from dllm.plan import StepPlan
-from dllm.store import KVStore
 
 COMPARED = (
     ("fixed_quota", "none"),
@@ -37,28 +34,6 @@ COMPARED = (
     ("threshold:0.9", "dual"),
     ("factor:1.0", "dual"),
 )
-
-
-class Timed:
-    """A model that adds up the time spent in it."""
-
-    def __init__(self, model: dllm.HostedModel) -> None:
-        self.model, self.seconds = model, 0.0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.model, name)
-
-    def forward(self, tokens: Tensor, plan: StepPlan, store: KVStore | None) -> Tensor:
-        self._wait()
-        start = perf_counter()
-        logits = self.model.forward(tokens, plan, store)
-        self._wait()
-        self.seconds += perf_counter() - start
-        return logits
-
-    def _wait(self) -> None:
-        if self.model.device.type == "cuda":
-            torch.cuda.synchronize()
 
 
 @dataclass(frozen=True)
@@ -73,14 +48,14 @@ class Line:
 
 def measure(model: dllm.HostedModel, prompts: list[str], scheduler: str, cache: str) -> Line:
     """Decodes the prompts once."""
-    timed: Any = Timed(model)
-    out = dllm.generate(timed, prompts, scheduler=scheduler, cache=cache, at_eos="ignore")
+    watched: Any = Watched(model)
+    out = dllm.generate(watched, prompts, scheduler=scheduler, cache=cache, at_eos="ignore")
     metrics = out.metrics
     return Line(
         tokens_per_second=metrics.raw_tokens / metrics.seconds,
         tokens_per_forward=metrics.raw_tokens_per_forward,
         tokens_fed=metrics.tokens_fed,
-        loop=1 - timed.seconds / metrics.seconds,
+        loop=1 - sum(watched.seconds) / metrics.seconds,
     )
 
 

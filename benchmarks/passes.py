@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import dllm
 from dllm.models.transformer import Block, SwiGLU
-from dllm.plan import StepPlan
+from dllm.plan import PassKind, StepPlan
 from dllm.store import KVStore
 
 
@@ -21,11 +21,17 @@ from dllm.store import KVStore
 class PassShape:
     """What decides the matrix products of a pass."""
 
-    kind: str
+    kind: PassKind
     num_rows: int  # B
     num_fed: int  # Q
     num_head_rows: int  # w
     num_keys: int
+
+    @property
+    def plan(self) -> StepPlan:
+        """A plan of such a pass without any numbers, to ask for its price."""
+        fed = torch.empty(self.num_rows, self.num_fed, dtype=torch.int64, device="meta")
+        return StepPlan(self.kind, fed, fed[:, : self.num_head_rows], self.num_keys, slots=fed)
 
 
 class Watched:
@@ -74,10 +80,12 @@ class Floor:
         for shape in self.shapes:
             rows = shape.num_rows * shape.num_fed
             x, y, z = (t.expand(rows, -1).contiguous() for t in (wide, inner, mixed))
-            for block in blocks:
+            for number, block in enumerate(blocks, start=1):
                 layer, feed = block.attention, cast("SwiGLU", block.feed_forward)
                 for part in (layer.q, layer.k, layer.v):
                     F.linear(x, part.weight)
+                if number == len(blocks) and shape.plan.narrows:
+                    x, y, z = (t[: shape.num_rows * shape.num_head_rows] for t in (x, y, z))
                 F.linear(z, layer.out.weight)
                 F.linear(x, feed.gate.weight)
                 F.linear(x, feed.up.weight)

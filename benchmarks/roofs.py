@@ -29,7 +29,14 @@ class Roofs:
             "flops": flops / self.flops_per_second,
         }
         bound = max(seconds, key=lambda name: seconds[name])
-        return {"ms": 1e3 * seconds[bound], "bound": bound, "bytes": num_bytes, "flops": flops}
+        return {
+            "ms": 1e3 * seconds[bound],
+            "bound": bound,
+            "bytes": num_bytes,
+            "flops": flops,
+            "bytes_ms": 1e3 * seconds["bytes"],
+            "flops_ms": 1e3 * seconds["flops"],
+        }
 
     def record(self) -> dict[str, float]:
         """Returns the limits by name."""
@@ -39,7 +46,8 @@ class Roofs:
 def measure_roofs(device: torch.device, dtype: torch.dtype, repeats: int) -> Roofs:
     """Returns what a large copy and a large product reach."""
     large = device.type == "cuda"
-    source = torch.zeros(2**30 if large else 2**25, dtype=torch.uint8, device=device)
+    # Larger than caches that a network's weights do not fit into either.
+    source = torch.zeros(2**30 if large else 2**28, dtype=torch.uint8, device=device)
     target, side = torch.empty_like(source), 8192 if large else 512
     square = torch.randn(side, side, device=device).to(dtype)
     out = torch.empty_like(square)

@@ -8,7 +8,7 @@ import torch
 
 import dllm
 from dllm.models.config import ModelSpec, NetworkConfig
-from dllm.models.transformer import Transformer
+from dllm.models.transformer import Block, Transformer
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,13 @@ def random_model(
             network = Transformer(shape.network).eval().requires_grad_(False)
     finally:
         torch.set_default_dtype(usual)
-    # The head's usual weights make logits that hardly differ; larger ones make choices clear.
+    # With the usual weights attention is nearly even and logits hardly differ, so that all masks
+    # get the same few tokens; larger ones let positions tell, and make choices clear.
     network.head.weight.mul_(8)
+    for block in network.blocks:
+        assert isinstance(block, Block)
+        block.attention.q.weight.mul_(8)
+        block.attention.out.weight.mul_(4)
     last = shape.vocab_size - 1
     spec = ModelSpec(
         vocab_size=shape.vocab_size,

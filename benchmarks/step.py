@@ -10,7 +10,7 @@ benchmarks/naive.py with the same dual cache, and without a cache.
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any
@@ -24,6 +24,7 @@ import dllm
 from benchmarks.machine import machine, ratio, rounds, write
 from benchmarks.naive import Naive
 from benchmarks.passes import Floor, PassShape, Watched
+from benchmarks.roofs import measure_roofs
 from benchmarks.shapes import random_model
 from dllm.speed.speed_up import parse_ways
 
@@ -72,6 +73,45 @@ class Case:
         watched = Watched(self.quick)
         self.ours("watched", cache, watched)
         return watched.shapes
+
+
+def of_kinds(case: Case, repeats: int) -> list[dict[str, Any]]:
+    """Returns the time of the model's passes of each kind, beside three floors of the same passes.
+
+    `products_ms` are the products alone, measured; `bytes_ms` and `flops_ms` what the weights and
+    keys take at the measured bandwidth, and the operations at the measured rate of products.
+    """
+    roofs = measure_roofs(case.model.device, case.model.dtype, repeats)
+    causal = replace(case.model.spec, attention="block_causal", block_length=case.block)
+    chunked = f"block_causal:prefill_chunk={case.block}"  # reads the prompt in passes of its own
+    found = []
+    for cache, kind in (("dual", "refresh"), ("dual", "step"), (chunked, "commit")):
+        if kind == "commit" and len(case.prompt) <= case.block:
+            continue  # read with the first step
+        quick = replace(case.quick, spec=causal) if kind == "commit" else case.quick
+        taken: list[tuple[float, float]] = []
+        for number in range(repeats + 1):
+            watched = Watched(quick)
+            case.ours("kinds", cache, watched)
+            every = zip(watched.shapes, watched.seconds, strict=True)
+            these = [(shape, seconds) for shape, seconds in every if shape.kind == kind]
+            start = perf_counter()
+            Floor(case.model, [shape for shape, _ in these]).run()
+            if number:
+                taken.append((sum(s for _, s in these), perf_counter() - start))
+        floors = [roofs.floor(case.model, shape.plan) for shape, _ in these]
+        mean = 1e3 / len(these)
+        found.append(
+            {
+                "kind": kind,
+                "passes": len(these),
+                "ms": mean * statistics.median(ours for ours, _ in taken),
+                "products_ms": mean * statistics.median(products for _, products in taken),
+                "bytes_ms": statistics.fmean(floor["bytes_ms"] for floor in floors),
+                "flops_ms": statistics.fmean(floor["flops_ms"] for floor in floors),
+            }
+        )
+    return found
 
 
 def of_steps(case: Case, repeats: int) -> dict[str, float]:
@@ -188,6 +228,7 @@ def main(
     case = Case(model, textbook, quick, ids, new_tokens, block)
     with torch.inference_mode():
         found: dict[str, Any] = {"step": of_steps(case, repeats)}
+        found["kinds"] = of_kinds(case, repeats)
         found["generation"] = of_generation(case, max(repeats // 2, 1))
         found["overhead"] = of_overhead(case, max(repeats // 2, 1)) if overhead else []
     _report(f"{shape}, {dtype}, {threads} threads", found)
@@ -208,6 +249,10 @@ def _report(title: str, found: dict[str, Any]) -> None:
             text = f"{value:.3f}" if isinstance(value, float) else str(value)
             table.add_row(name.replace("_", " "), text)
     console.print(table)
+    kinds = Table(*(name.replace("_", " ") for name in found["kinds"][0]))
+    for row in found["kinds"]:
+        kinds.add_row(*(f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values()))
+    console.print(kinds)
     if found["overhead"]:
         shares = Table("scheduler", "cache", "outside the model", "ms a pass")
         for row in found["overhead"]:

@@ -49,6 +49,34 @@ def test_steps_beside_floor_and_textbook_loop(tmp_path: Path) -> None:
     assert record["generation"]["same_tokens_none"]
 
 
+def test_generations(tmp_path: Path) -> None:
+    file = tmp_path / "generations.json"
+    lengths = ("--batches", "1,2", "--prompts", "16", "--answers", "32,64")
+    run("generation", "--shape", "tiny", *lengths, "--output", str(file))
+    rows = json.loads(file.read_text())["generations"]
+    assert [(row["batch"], row["new_tokens"], row["forwards"]) for row in rows] == [
+        (1, 32, 32),
+        (2, 32, 32),
+        (1, 32, 32),
+        (1, 32, 32),
+        (1, 64, 64),
+    ]
+
+
+@pytest.mark.slow
+def test_one_command_runs_all_of_them(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--folder", str(tmp_path / "new")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
+    assert done.returncode == 0, done.stderr
+    written = {path.name for path in (tmp_path / "new").iterdir()}
+    assert {"generation_tiny.json", "cost_curve_tiny.png", "memory_tiny.json"} <= written
+    memory = json.loads((tmp_path / "new" / "memory_tiny.json").read_text())["cases"]
+    assert all(row["generation_mib"] >= row["store_mib"] for row in memory)
+    step = json.loads((tmp_path / "new" / "step_tiny_float32_fused+packed.json").read_text())
+    assert {row["kind"] for row in step["kinds"]} == {"refresh", "step", "commit"}
+    assert all(min(row["ms"], row["products_ms"], row["bytes_ms"]) > 0 for row in step["kinds"])
+
+
 def test_rounds_do_all_works_in_turn() -> None:
     done: list[int] = []
     taken = rounds([lambda: done.append(0), lambda: done.append(1)], 3, "cpu")

@@ -1,0 +1,89 @@
+"""Every benchmark of speed and memory, one after the other; each writes a record of its own.
+
+    python -m benchmarks --folder bench
+
+Takes about an hour on two CPU cores with the 50 M shape; `--quick` shows within a few minutes that
+everything runs. A benchmark that fails is named at the end, and does not stop the others.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+
+import dllm
+from benchmarks.shapes import random_model
+
+_FEW = ("--batches", "1,2", "--prompts", "32,64", "--answers", "64", "--repeats", "1")
+_FAST = "fused+packed"
+
+
+def main(
+    folder: Annotated[Path, typer.Option(help="Where records and plots go.")] = Path("bench"),
+    shape: Annotated[str, typer.Option(help="One of benchmarks/shapes.py.")] = "50m",
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    quick: Annotated[bool, typer.Option("--quick", help="A tiny network, few sizes.")] = False,
+) -> None:
+    """Runs all benchmarks."""
+    shape = "tiny" if quick else shape
+    console, failed = Console(stderr=True), []
+    for name, file, options in jobs(shape, threads, quick):
+        console.rule(f"{name} {' '.join(options)}")
+        command = [sys.executable, "-m", f"benchmarks.{name}", *options]
+        command += ["--output", str(folder / f"{file}.json")]
+        if name == "cost_curve":
+            command += ["--plot", str(folder / f"{file}.png")]
+        if subprocess.run(command, check=False).returncode:
+            failed.append(file)
+    console.rule()
+    if failed:
+        console.print(f"failed: {', '.join(failed)}; see above. The others are in {folder}")
+        raise typer.Exit(1)
+    console.print(f"records and plots are in {folder}")
+
+
+def jobs(shape: str, threads: int, quick: bool) -> list[tuple[str, str, list[str]]]:
+    """Returns module, name of the record and options of each benchmark."""
+    few = list(_FEW) if quick else []
+    if torch.cuda.is_available():
+        gpu = ["--shape", "tiny"] if quick else []
+        return [("gpu", "gpu", gpu), *_of_device(shape, ["--device", "cuda"], few)]
+    on_cpu = ["--threads", str(threads)]
+    found = _of_device(shape, on_cpu, few)
+    for dtype in _dtypes():
+        for speed in (_FAST, f"{_FAST}+compiled"):
+            options = ["--shape", shape, "--dtype", dtype, "--speed", speed, *on_cpu]
+            options += ["--repeats", "1", "--no-overhead"] if quick else []
+            found.append(("step", f"step_{shape}_{dtype}_{speed}", options))
+    return found
+
+
+def _of_device(shape: str, device: list[str], few: list[str]) -> list[tuple[str, str, list[str]]]:
+    dtype = ["--dtype", "bfloat16"] if "cuda" in device else []
+    speed = ["--speed", "fused+captured" if "cuda" in device else _FAST]
+    common = ["--shape", shape, *dtype]
+    no_threads = [] if "--threads" in device else device
+    return [
+        ("generation", f"generation_{shape}", [*common, *speed, *device, *few]),
+        ("cost_curve", f"cost_curve_{shape}", [*common, *speed, *device, *few]),
+        ("memory", f"memory_{shape}", [*common, *no_threads, *(["--prompt", "32"] if few else [])]),
+    ]
+
+
+def _dtypes() -> list[str]:
+    """Returns the dtypes whose products this CPU has."""
+    try:
+        dllm.speed_up(random_model("tiny", torch.bfloat16), "packed")
+    except ValueError:
+        return ["float32"]
+    return ["float32", "bfloat16"]
+
+
+if __name__ == "__main__":
+    typer.run(main)
