@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from dllm.kernels.chunks import largest_two, pays
 from dllm.kernels.statistics import Statistics
 
 _IMPOSSIBLE = -1e4  # nats; finite, so that it times 0 is 0
@@ -53,7 +54,7 @@ class Candidates:
     @cached_property
     def gap(self) -> Tensor:
         """The difference of the two largest logits, (B, W); raw ones, whatever is sampled from."""
-        top2 = self._top2 if self.raw is None else self.raw.topk(2, dim=-1).values
+        top2 = self._top2 if self.raw is None else _two_largest(self.raw)
         return self._spread(top2[..., 0] - top2[..., 1], 0)
 
     def log_prob(self, tokens: Tensor) -> Tensor:
@@ -93,7 +94,7 @@ class Candidates:
     def _top2(self) -> Tensor:
         if self.measured is not None:
             return torch.stack([self.measured.first, self.measured.second], -1)
-        return self.logits.topk(2, dim=-1).values
+        return _two_largest(self.logits)
 
     def _logit_of(self, tokens: Tensor) -> Tensor:
         """Returns the logits (B, w) of tokens (B, W)."""
@@ -106,6 +107,10 @@ class Candidates:
         if self.places is None:
             return statistic
         return statistic.new_full(self.token.shape, otherwise).scatter(1, self.places, statistic)
+
+
+def _two_largest(logits: Tensor) -> Tensor:
+    return largest_two(logits) if pays(logits) else logits.topk(2, dim=-1).values
 
 
 def _entropy(logits: Tensor) -> Tensor:

@@ -9,13 +9,11 @@ import torch
 from torch import Tensor
 
 from dllm.candidates import Candidates
+from dllm.kernels.chunks import largest_but, pays
 from dllm.kernels.statistics import has_kernel, statistics
 from dllm.noise import Noise
 
 ConfidenceSource = Literal["raw", "tempered"]
-
-_MANY = 4096  # tokens of a vocabulary from which on chunks pay
-_CHUNK = 128
 
 
 @dataclass(frozen=True)
@@ -101,8 +99,8 @@ def _best(logits: Tensor, but: int) -> Tensor:
 
     In two parts, as a copy of the logits would cost more than all other statistics.
     """
-    if logits.device.type == "cpu" and logits.shape[-1] >= _MANY:
-        return _best_by_chunks(logits, but)
+    if pays(logits):
+        return largest_but(logits, but)
     if but == logits.shape[-1] - 1:
         return logits[..., :but].max(-1).indices
     if but == 0:
@@ -111,27 +109,6 @@ def _best(logits: Tensor, but: int) -> Tensor:
     # A number that is none is kept, as it is in a maximum over all.
     later = (high.values > low.values) | (high.values.isnan() & ~low.values.isnan())
     return torch.where(later, high.indices + but + 1, low.indices)
-
-
-def _best_by_chunks(logits: Tensor, but: int) -> Tensor:
-    """Returns the same, first the chunk and then the token in it.
-
-    On a CPU the largest number alone is found several times faster than its place.
-    """
-    size, whole = logits.shape[-1], logits.shape[-1] // _CHUNK * _CHUNK
-    largest = logits[..., :whole].unflatten(-1, (-1, _CHUNK)).amax(-1)
-    if whole < size:
-        largest = torch.cat([largest, logits[..., whole:].amax(-1, keepdim=True)], -1)
-    own = but // _CHUNK
-    beside = logits[..., own * _CHUNK : (own + 1) * _CHUNK].clone()
-    beside[..., but % _CHUNK] = -torch.inf
-    largest[..., own] = beside.amax(-1)
-    first = largest.argmax(-1, keepdim=True) * _CHUNK
-    columns = (first + torch.arange(_CHUNK, device=logits.device)).clamp(max=size - 1)
-    chunk = logits.gather(-1, columns).masked_fill(columns == but, -torch.inf)
-    token = columns.gather(-1, chunk.argmax(-1, keepdim=True)).squeeze(-1)
-    # Where nothing else is possible, the mask token would be the lowest of equal ones.
-    return torch.where(token == but, int(but == 0), token)
 
 
 def _nucleus(logits: Tensor, top_p: float) -> Tensor:

@@ -50,6 +50,17 @@ def test_the_best_token_is_never_the_mask(size: int, kind: str) -> None:
         assert (token != mask).all()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [500, 4096, 4097, 5000])
+def test_the_two_largest_logits(size: int, kind: str) -> None:
+    logits = logits_of(kind, size, size // 2)
+    logits[0, 0, -1], logits[0, 1, -1], logits[0, 2, :2] = 90, 90, 90
+    logits[0, 1, 5] = 90
+    expected = logits.topk(2, -1).values
+    candidates = Candidates(logits, torch.zeros(2, 5, dtype=torch.int64))
+    torch.testing.assert_close(candidates._top2, expected, rtol=0, atol=0, equal_nan=True)
+
+
 def test_entropy_of_sure_and_of_even_distributions() -> None:
     sharp = torch.zeros(4, 5000)
     sharp[1, 7], sharp[2, 7], sharp[3, 7] = 12, 18, 1e4
