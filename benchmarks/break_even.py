@@ -23,7 +23,7 @@ from benchmarks.machine import machine, ratio, rounds, write
 from benchmarks.shapes import random_model
 from dllm.branches import fan_out
 from dllm.plan import StepPlan
-from dllm.tree import as_tree
+from dllm.speculation.tree import as_tree
 
 WAYS = ("batch", "tree")
 

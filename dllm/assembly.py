@@ -17,8 +17,8 @@ from dllm.noise import CounterNoise, Noise
 from dllm.sampling import Sampling
 from dllm.schedulers import Needs, Scheduler
 from dllm.settings import Settings
-from dllm.verifier import verified
-from dllm.verifier_check import check_verifier
+from dllm.speculation.check import check_verifier
+from dllm.speculation.loop import verified
 
 
 def loop_of(

@@ -12,7 +12,7 @@ from dllm.branches import Branches
 from dllm.layout import Layout
 from dllm.plan import StepPlan
 from dllm.seen import Seen
-from dllm.verifier_drafts import Drafts
+from dllm.speculation.drafts import Drafts
 from dllm.window import Change, Window, Written
 
 NEVER = -1  # commit_step of a column that the model did not commit

@@ -8,7 +8,7 @@ from dllm.cache import Cache
 from dllm.models.model import DenoisingModel
 from dllm.schedulers import Scheduler
 from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings
-from dllm.verifier_check import check_verifier
+from dllm.speculation.check import check_verifier
 
 
 def check(model: DenoisingModel, settings: Settings) -> tuple[Scheduler, Cache]:

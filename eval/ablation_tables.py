@@ -8,7 +8,7 @@ from pathlib import Path
 from dllm.eval.ablation_compare import Difference
 from dllm.eval.ablation_lines import Line, areas
 from dllm.eval.ablation_report import Report
-from dllm.trace_text import visible
+from dllm.trace.text import visible
 
 Table = Sequence[Sequence[str]]
 

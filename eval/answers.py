@@ -15,7 +15,7 @@ from dllm.eval.shares import Share, Shares
 from dllm.generate import Stream
 from dllm.metrics import RowMetrics
 from dllm.output import GenerationOutput
-from dllm.trace_record import record_of
+from dllm.trace.record import record_of
 
 if TYPE_CHECKING:
     from dllm.eval.runner import Run

@@ -15,8 +15,8 @@ from dllm.eval.ablation_tables import Table, tables
 from dllm.eval.report_problems import problems_of
 from dllm.eval.report_strips import heat_map, histograms
 from dllm.eval.report_svg import COLOURS, scatter
-from dllm.trace_page import as_script_data, assets
-from dllm.trace_text import visible
+from dllm.trace.page import as_script_data, assets
+from dllm.trace.text import visible
 
 KEPT = 20  # problems of a task whose texts and traces a page holds, unless told otherwise
 _WORDS = {"run", "method", "note", "source", "inside its tolerance?", "model, task, new tokens"}

@@ -10,7 +10,7 @@ from fractions import Fraction
 
 from dllm.canvas import NEVER
 from dllm.eval.ablation_lines import Line
-from dllm.trace_text import visible
+from dllm.trace.text import visible
 
 NAME, STRIP, ROW = 190, 620, 26  # pixels: of names, of strips, from row to row
 _BINS = 40

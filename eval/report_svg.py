@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from dllm.eval.ablation_lines import Line, Speed, front
 from dllm.eval.box import Box
-from dllm.trace_text import visible
+from dllm.trace.text import visible
 
 WIDTH, HEIGHT = 560, 380
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 44

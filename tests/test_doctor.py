@@ -20,17 +20,15 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import dllm
-from dllm import (
-    doctor,
-    doctor_fit,
-    doctor_hardware,
-    doctor_software,
-    doctor_threads,
-)
 from dllm.cli import doctor as cli
 from dllm.cli.main import app
-from dllm.doctor_checkpoint import Checkpoint
-from dllm.doctor_finding import Finding, failure, ok, run, warning
+from dllm.doctor import examine as doctor
+from dllm.doctor import fit as doctor_fit
+from dllm.doctor import hardware as doctor_hardware
+from dllm.doctor import software as doctor_software
+from dllm.doctor import threads as doctor_threads
+from dllm.doctor.checkpoint import Checkpoint
+from dllm.doctor.finding import Finding, failure, ok, run, warning
 from dllm.models.hub import EMBEDDED
 from dllm.models.placement import parse_device
 from tests.conftest import GOLDEN

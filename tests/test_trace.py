@@ -15,9 +15,9 @@ from transformers import PreTrainedTokenizerFast
 
 import dllm
 from dllm.canvas import NEVER
-from dllm.trace_cells import block_at, count, story, texts
-from dllm.trace_record import Frame, TraceRecord, record_of
-from dllm.trace_text import joined, pieces_of, special_of, visible
+from dllm.trace.cells import block_at, count, story, texts
+from dllm.trace.record import Frame, TraceRecord, record_of
+from dllm.trace.text import joined, pieces_of, special_of, visible
 from tests.conftest import golden_model, random_prompts
 
 QUESTIONS = [

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import dllm
-from dllm.trace_cells import count, texts
-from dllm.trace_page import assets, page
-from dllm.trace_record import TraceRecord, record_of
+from dllm.trace.cells import count, texts
+from dllm.trace.page import assets, page
+from dllm.trace.record import TraceRecord, record_of
 from tests.test_trace import BY_HAND, GAPS, METHODS, OPTIONS, QUESTIONS
 from tests.test_trace_file import hostile
 

@@ -26,9 +26,9 @@ from dllm.cli.trace_colours import back
 from dllm.cli.trace_keys import Screen
 from dllm.cli.trace_lines import Cell, in_lines
 from dllm.cli.trace_view import View, print_steps
-from dllm.trace_file import check_free, read_held, write_records
-from dllm.trace_page import as_script_data, assets, page
-from dllm.trace_record import TraceRecord
+from dllm.trace.file import check_free, read_held, write_records
+from dllm.trace.page import as_script_data, assets, page
+from dllm.trace.record import TraceRecord
 from tests.test_trace import BY_HAND
 
 QUESTION = "tom has 53 pens. tom loses 3. how many pens does tom have?"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dllm.trace_file import write_records
+from dllm.trace.file import write_records
 from tests.test_trace import BY_HAND
 
 termios = pytest.importorskip("termios", reason="this system has no terminals of this kind")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dllm.plan import StepPlan
-from dllm.tree import as_tree
+from dllm.speculation.tree import as_tree
 
 
 @pytest.mark.parametrize("stored", [False, True])

@@ -24,11 +24,11 @@ from dllm.plan import StepPlan
 from dllm.schedulers.view import State
 from dllm.settings import resolve
 from dllm.settle import end_rows
+from dllm.speculation.drafts import next_match, no_drafts
+from dllm.speculation.loop import VerifiedLoop
+from dllm.speculation.report import summed
+from dllm.speculation.trial import Trial
 from dllm.store import KVStore
-from dllm.verifier import VerifiedLoop
-from dllm.verifier_drafts import next_match, no_drafts
-from dllm.verifier_report import summed
-from dllm.verifier_trial import Trial
 from dllm.window import Window
 from tests.conftest import MODELS, golden_model, random_prompts
 from tests.test_block_causal import family_model

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.text import Text
 
 from dllm.cli.options import DeviceOption, JsonOption
-from dllm.doctor import examine
-from dllm.doctor_finding import Finding
+from dllm.doctor.examine import examine
+from dllm.doctor.finding import Finding
 
 FAILED = 1  # exit code
 STYLES = {"ok": "green", "warning": "yellow", "failure": "bold red"}

@@ -38,8 +38,8 @@ from dllm.generate import Stream, stream
 from dllm.loop import BrokenLogitsError
 from dllm.models.model import DenoisingModel
 from dllm.output import GenerationOutput
-from dllm.trace_file import check_free, write_records
-from dllm.trace_record import TraceRecord, record_of
+from dllm.trace.file import check_free, write_records
+from dllm.trace.record import TraceRecord, record_of
 
 INTERRUPTED = 130
 _LABEL = 60  # characters of a prompt

@@ -20,9 +20,9 @@ from dllm.cli.trace_keys import replay
 from dllm.cli.trace_rows import frames_of, print_rows
 from dllm.cli.trace_view import View, print_steps
 from dllm.registry import nearest
-from dllm.trace_file import Held, read_held
-from dllm.trace_page import page
-from dllm.trace_record import TraceRecord
+from dllm.trace.file import Held, read_held
+from dllm.trace.page import page
+from dllm.trace.record import TraceRecord
 
 
 def trace(

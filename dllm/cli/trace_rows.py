@@ -10,10 +10,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from dllm.trace_cells import texts
-from dllm.trace_file import Held
-from dllm.trace_record import TraceRecord
-from dllm.trace_text import visible
+from dllm.trace.cells import texts
+from dllm.trace.file import Held
+from dllm.trace.record import TraceRecord
+from dllm.trace.text import visible
 
 
 def print_rows(held: Sequence[Held], as_json: bool) -> None:

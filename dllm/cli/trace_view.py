@@ -13,9 +13,9 @@ from rich.text import Text
 from dllm.canvas import NEVER
 from dllm.cli import trace_colours as colours
 from dllm.cli.trace_lines import Cell, Lines, in_lines
-from dllm.trace_cells import AGAIN, OPEN, block_at, count, story, texts
-from dllm.trace_record import Frame, TraceRecord
-from dllm.trace_text import visible
+from dllm.trace.cells import AGAIN, OPEN, block_at, count, story, texts
+from dllm.trace.record import Frame, TraceRecord
+from dllm.trace.text import visible
 
 BLOCK = "▏"
 _PLAIN = {"commit": "[{}]", "edit": "{{{}}}", "remask": "({})", "fill": "{}"}

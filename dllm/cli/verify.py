@@ -30,8 +30,8 @@ from dllm.cli.options import (
 from dllm.eval.tasks import find_task
 from dllm.models.model import DenoisingModel
 from dllm.settings import resolve
-from dllm.verifier_report import Divergence, Spent, Verification, summed
-from dllm.verifier_trial import Trial
+from dllm.speculation.report import Divergence, Spent, Verification, summed
+from dllm.speculation.trial import Trial
 
 DIFFERENT = 1  # exit code
 _LISTED = 10  # divergences

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dllm.doctor_checkpoint import Checkpoint
-from dllm.doctor_finding import Finding, failure, ok, warning
+from dllm.doctor.checkpoint import Checkpoint
+from dllm.doctor.finding import Finding, failure, ok, warning
 from dllm.models.spec import Settings, read_spec
 from dllm.models.weights import Weights
 from dllm.settings import resolve

@@ -14,11 +14,11 @@ from dllm.loop import DenoisingLoop
 from dllm.plan import StepPlan
 from dllm.schedulers.view import State
 from dllm.settle import end_rows
+from dllm.speculation.drafts import next_match, no_drafts
+from dllm.speculation.execution import EXECUTIONS
+from dllm.speculation.guard import is_steady
+from dllm.speculation.known import Known
 from dllm.status import Status
-from dllm.verifier_drafts import next_match, no_drafts
-from dllm.verifier_execution import EXECUTIONS
-from dllm.verifier_guard import is_steady
-from dllm.verifier_known import Known
 from dllm.verifiers import Verifier
 from dllm.verifiers.ssd import SelfSpeculative
 from dllm.window import Window

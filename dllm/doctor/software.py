@@ -11,7 +11,7 @@ import torch
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from dllm.doctor_finding import Finding, failure, ok, warning
+from dllm.doctor.finding import Finding, failure, ok, warning
 
 SHOWN = ("torch", "transformers", "accelerate")  # whose version is told even if it is right
 FOR_DEVELOPERS = ("dev",)  # extras

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from dllm.doctor_finding import Finding, ok, warning
+from dllm.doctor.finding import Finding, ok, warning
 
 QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of a period, or "max"
 

@@ -12,7 +12,7 @@ from dllm.generate import Stream, generate
 from dllm.models.model import DenoisingModel
 from dllm.observer import Pass
 from dllm.settings import Settings
-from dllm.verifier_report import Divergence, Verification, compared, divergences
+from dllm.speculation.report import Divergence, Verification, compared, divergences
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dllm.trace_cells import plural
-from dllm.trace_record import TraceRecord
-from dllm.trace_text import visible
+from dllm.trace.cells import plural
+from dllm.trace.record import TraceRecord
+from dllm.trace.text import visible
 
 HOW = (
     "`dllm generate ... --trace FILE` or `dllm eval ... --output FILE --trace` write files with "

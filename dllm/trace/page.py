@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from importlib.resources import files
 from string import Template
 
-from dllm.trace_record import TraceRecord
-from dllm.trace_text import visible
+from dllm.trace.record import TraceRecord
+from dllm.trace.text import visible
 
 START = 'mountTraces(document.getElementById("trace"), "records");'
 
@@ -54,7 +54,7 @@ def page(records: Sequence[TraceRecord], title: str) -> str:
 
 
 def _asset(kind: str) -> str:
-    return (files("dllm") / f"trace_page.{kind}").read_text(encoding="utf-8")
+    return (files("dllm.trace") / f"page.{kind}").read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:

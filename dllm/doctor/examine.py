@@ -7,13 +7,11 @@ from functools import partial
 
 import torch
 
-from dllm import doctor_fit as fit
-from dllm import doctor_hardware as hardware
-from dllm import doctor_model as checkpoints
-from dllm import doctor_software as software
-from dllm import doctor_threads
-from dllm.doctor_checkpoint import Checkpoint
-from dllm.doctor_finding import Check, Finding, run
+from dllm.doctor import fit, hardware, software
+from dllm.doctor import model as checkpoints
+from dllm.doctor import threads as doctor_threads
+from dllm.doctor.checkpoint import Checkpoint
+from dllm.doctor.finding import Check, Finding, run
 from dllm.models.placement import parse_device
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import isfinite
 from typing import Any
 
-from dllm.trace_text import visible
+from dllm.trace.text import visible
 
 _FIELDS = (
     *("label", "prompt_length", "mask_token_id", "tokens", "given", "commit_step", "confidence"),

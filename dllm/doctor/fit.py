@@ -8,9 +8,9 @@ import torch
 
 from dllm.capacity import available, readable
 from dllm.cost import network_cost
-from dllm.doctor_checkpoint import Checkpoint
-from dllm.doctor_finding import Finding, failure, ok, warning
-from dllm.doctor_hardware import fast_bfloat16
+from dllm.doctor.checkpoint import Checkpoint
+from dllm.doctor.finding import Finding, failure, ok, warning
+from dllm.doctor.hardware import fast_bfloat16
 from dllm.settings import DEFAULT_BLOCK_LENGTH
 
 CANVAS = 1024  # tokens, prompt and answer, for which batches are estimated

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dllm.capacity import available, readable
-from dllm.doctor_finding import Finding, failure, ok, warning
+from dllm.doctor.finding import Finding, failure, ok, warning
 
 KERNELS = {
     "flash": SDPBackend.FLASH_ATTENTION,

@@ -10,7 +10,7 @@ from torch import Tensor
 from dllm.branches import fan_out
 from dllm.forward import Forward
 from dllm.plan import StepPlan
-from dllm.tree import as_tree
+from dllm.speculation.tree import as_tree
 from dllm.verifiers.base import Execution
 
 Run = Callable[[Tensor, StepPlan, Forward], Tensor]

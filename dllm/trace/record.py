@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from dllm.canvas import NEVER
 from dllm.output import GenerationOutput
-from dllm.trace_check import checked
-from dllm.trace_text import joined, pieces_of, special_of
+from dllm.trace.check import checked
+from dllm.trace.text import joined, pieces_of, special_of
 
 FORMAT = 1
 _DIGITS = 4  # of a confidence
