@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import dllm
-from dllm.models.transformer import Attention, Block, SwiGLU, Transformer
+from dllm.models.attention import Attention
+from dllm.models.transformer import Block, SwiGLU, Transformer
 
 KeysValues = list[tuple[Tensor, Tensor]]
 

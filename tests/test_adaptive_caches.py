@@ -24,7 +24,7 @@ from dllm.cache.sparse import SparseCache
 from dllm.canvas import Canvas
 from dllm.density import decoded_share
 from dllm.generate import Stream
-from dllm.models.transformer import Attention, explicit_attention
+from dllm.models.attention import Attention, explicit_attention
 from dllm.plan import StepPlan
 from dllm.retention import Retention
 from dllm.reuse import Reuse

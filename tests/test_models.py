@@ -24,8 +24,10 @@ from transformers import (
 )
 
 from dllm.models import HostedModel, ModelSpec, NetworkConfig, load
+from dllm.models.attention import Attention, Fed
 from dllm.models.families import FAMILIES, llada
-from dllm.models.transformer import Attention, Block, Fed, RMSNorm, Transformer
+from dllm.models.norm import RMSNorm
+from dllm.models.transformer import Block, Transformer
 from dllm.plan import StepPlan
 from dllm.store import KVStore
 

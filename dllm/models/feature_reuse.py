@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dllm.candidates import rank
-from dllm.models.transformer import Attention, Block, Fed, Memory, Transformer, rows_of
+from dllm.models.attention import Attention, Fed, Memory, rows_of
+from dllm.models.transformer import Block, Transformer
 from dllm.plan import StepPlan
 from dllm.store import KVStore
 

@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dllm.models.transformer import Block, Fed, Transformer, rows_of
+from dllm.models.attention import Fed, rows_of
+from dllm.models.transformer import Block, Transformer
 from dllm.plan import StepPlan
 from dllm.speed.runner import is_plain
 from dllm.store import KVStore, StoreShape

@@ -9,7 +9,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from dllm.models.transformer import Attention, Block, SwiGLU, Transformer
+from dllm.models.attention import Attention
+from dllm.models.transformer import Block, SwiGLU, Transformer
 
 _QKV, _GATE_UP = ("q", "k", "v"), ("gate", "up")
 
