@@ -140,7 +140,8 @@ def main(
         _cost(varied, point, [one[index] for one in rounds])
         for index, (varied, point) in enumerate(wanted)
     ]
-    title = f"{shape}, {dtype}, dual cache, blocks of {block}, {device}, {threads} threads"
+    where = f"{threads} CPU thread{'s' * (threads > 1)}" if device == "cpu" else device
+    title = f"{shape}, {dtype}, dual cache, blocks of {block}, batch 1 unless varied, {where}"
     _report(console, title, costs)
     if plot is not None:
         draw(plot, title, costs)

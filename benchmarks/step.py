@@ -231,7 +231,7 @@ def main(
         found["kinds"] = of_kinds(case, repeats)
         found["generation"] = of_generation(case, max(repeats // 2, 1))
         found["overhead"] = of_overhead(case, max(repeats // 2, 1)) if overhead else []
-    _report(f"{shape}, {dtype}, {threads} threads", found)
+    _report(f"{shape}, {dtype}, {threads} thread{'s' * (threads > 1)}", found)
     sizes = {
         "speed": speed,
         "against": against or dtype,
