@@ -64,6 +64,7 @@ def test_generations(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_one_command_runs_all_of_them(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks", "--quick", "--folder", str(tmp_path / "new")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import dllm
+from dllm.models.transformer import Block, SwiGLU
 from dllm.plan import StepPlan
 from dllm.speed.compiled import Compiled
 from tests.speed_cases import cases, decode, decodings, model_of, usual
@@ -54,8 +55,9 @@ def test_tokens_of_traced_layers(place: int, monkeypatch: pytest.MonkeyPatch) ->
     model, runner, traced = compiled(name, monkeypatch)
     assert decode(model, settings) == usual(place)
     assert runner.failed is None
-    # One more where sizes that were equal at first are not later.
-    assert 0 < runner.num_variants <= traced.count <= min(runner.num_variants + 1, 4)
+    # Twice, where the last layer runs for fewer rows; one more where sizes that were equal at first
+    # are not later.
+    assert 0 < runner.num_variants <= traced.count <= min(2 * runner.num_variants + 1, 7)
 
 
 def test_sizes_make_no_variants(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,6 +142,22 @@ def test_caches_that_do_more_than_keys_and_values(
     model, runner, _ = compiled("llada_gqa", monkeypatch)
     assert decode(model, settings) == decode(model_of("llada_gqa"), settings)
     assert runner.failed is None
+
+
+def test_layers_that_differ_do_not_share_a_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+    traced = Traced()
+    monkeypatch.setattr(torch, "compile", partial(COMPILE, backend=traced))
+    network = deepcopy(model_of("llada_gqa").network)
+    own = replace(model_of("llada_gqa"), network=network)
+    last = network.blocks[-1]
+    assert isinstance(last, Block)
+    last.feed_forward = SwiGLU(replace(network.config, intermediate_size=24)).eval()
+    last.feed_forward.requires_grad_(False)
+    tokens, plan = torch.full((2, 6), 5), part(2, 6, 6)
+    expected = own.forward(tokens, plan, None)
+    quick = replace(own, runner=Compiled(network))
+    torch.testing.assert_close(quick.forward(tokens, plan, None), expected)
+    assert traced.count == 2
 
 
 def test_most_must_be_positive() -> None:
