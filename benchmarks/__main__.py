@@ -1,15 +1,17 @@
 """Every benchmark of speed and memory, one after the other; each writes a record of its own.
 
-    python -m benchmarks --folder bench
+    python -m benchmarks
 
 Takes about an hour on two CPU cores with the 50 M shape; `--quick` shows within a few minutes that
-everything runs. A benchmark that fails is named at the end, and does not stop the others.
+everything runs. A benchmark that fails is named at the end, and does not stop the others. Records
+go into a new folder in bench/, named by the time, so that no run writes over another.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -18,20 +20,25 @@ import typer
 from rich.console import Console
 
 import dllm
-from benchmarks.shapes import random_model
+from benchmarks.shapes import SHAPES, random_model
 
 _FEW = ("--batches", "1,2", "--prompts", "32,64", "--answers", "64", "--repeats", "1")
 _FAST = "fused+packed"
 
 
 def main(
-    folder: Annotated[Path, typer.Option(help="Where records and plots go.")] = Path("bench"),
+    folder: Annotated[Path | None, typer.Option(help="Where records go; an empty one.")] = None,
     shape: Annotated[str, typer.Option(help="One of benchmarks/shapes.py.")] = "50m",
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
     quick: Annotated[bool, typer.Option("--quick", help="A tiny network, few sizes.")] = False,
 ) -> None:
     """Runs all benchmarks."""
     shape = "tiny" if quick else shape
+    if shape not in SHAPES:
+        raise typer.BadParameter(f"--shape {shape}: known are {', '.join(SHAPES)}")
+    folder = folder or Path("bench") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise typer.BadParameter(f"--folder {folder} holds something: name a new or an empty one")
     console, failed = Console(stderr=True), []
     for name, file, options in jobs(shape, threads, quick):
         console.rule(f"{name} {' '.join(options)}")

@@ -24,6 +24,19 @@ from rich.table import Table
 
 import dllm
 from benchmarks.machine import machine, write
+from benchmarks.options import (
+    Answers,
+    Batches,
+    Block,
+    Device,
+    Dtype,
+    Output,
+    Prompts,
+    Repeats,
+    ShapeName,
+    Speed,
+    Threads,
+)
 from benchmarks.shapes import random_model
 from dllm.speed.speed_up import parse_ways
 
@@ -113,19 +126,19 @@ def draw(path: Path, title: str, costs: list[Cost]) -> None:
 
 
 def main(
-    shape: Annotated[str, typer.Option(help="One of benchmarks/shapes.py.")] = "50m",
-    batches: Annotated[str, typer.Option(help="Rows, separated by commas.")] = "1,2,4,8,16,32",
-    prompts: Annotated[str, typer.Option(help="Tokens of a prompt.")] = "64,128,256,512,1024,2048",
-    answers: Annotated[str, typer.Option(help="Slots of an answer.")] = "64,128,256,512,1024",
-    block: Annotated[int, typer.Option(help="Columns of a block.")] = 32,
+    shape: ShapeName = "50m",
+    batches: Batches = "1,2,4,8,16,32",
+    prompts: Prompts = "64,128,256,512,1024,2048",
+    answers: Answers = "64,128,256,512,1024",
+    block: Block = 32,
     steps: Annotated[int, typer.Option(help="Steps after each refresh.")] = 5,
-    repeats: Annotated[int, typer.Option(help="Rounds.")] = 3,
-    speed: Annotated[str, typer.Option(help='"packed", "fused+captured", ...')] = "",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16.")] = "float32",
-    device: Annotated[str, typer.Option(help="cpu, cuda.")] = "cpu",
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    repeats: Repeats = 3,
+    speed: Speed = "",
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    threads: Threads = 1,
     plot: Annotated[Path | None, typer.Option(help="PNG.")] = None,
-    output: Annotated[Path | None, typer.Option(help="JSON.")] = None,
+    output: Output = None,
 ) -> None:
     """Measures the cost curve of one shape."""
     torch.set_num_threads(threads)

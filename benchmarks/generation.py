@@ -10,7 +10,6 @@ lengths; tokens a second include the refreshes.
 from __future__ import annotations
 
 import statistics
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -22,6 +21,19 @@ from rich.table import Table
 import dllm
 from benchmarks.cost_curve import Point, points
 from benchmarks.machine import machine, write
+from benchmarks.options import (
+    Answers,
+    Batches,
+    Block,
+    Device,
+    Dtype,
+    Output,
+    Prompts,
+    Repeats,
+    ShapeName,
+    Speed,
+    Threads,
+)
 from benchmarks.shapes import random_model
 from dllm.speed.speed_up import parse_ways
 
@@ -52,18 +64,18 @@ def measure(model: dllm.HostedModel, point: Point, cache: str, block: int) -> di
 
 
 def main(
-    shape: Annotated[str, typer.Option(help="One of benchmarks/shapes.py.")] = "50m",
-    batches: Annotated[str, typer.Option(help="Rows, separated by commas.")] = "1,2,4,8,16,32",
-    prompts: Annotated[str, typer.Option(help="Tokens of a prompt.")] = "64,128,256,512,1024,2048",
-    answers: Annotated[str, typer.Option(help="Slots of an answer.")] = "64,128,256,512,1024",
+    shape: ShapeName = "50m",
+    batches: Batches = "1,2,4,8,16,32",
+    prompts: Prompts = "64,128,256,512,1024,2048",
+    answers: Answers = "64,128,256,512,1024",
     cache: Annotated[str, typer.Option(help="Name of a cache.")] = "dual",
-    block: Annotated[int, typer.Option(help="Columns of a block.")] = 32,
-    repeats: Annotated[int, typer.Option(help="Rounds.")] = 1,
-    speed: Annotated[str, typer.Option(help='"packed", "fused+captured", ...')] = "",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16.")] = "float32",
-    device: Annotated[str, typer.Option(help="cpu, cuda.")] = "cpu",
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
-    output: Annotated[Path | None, typer.Option(help="JSON.")] = None,
+    block: Block = 32,
+    repeats: Repeats = 1,
+    speed: Speed = "",
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    threads: Threads = 1,
+    output: Output = None,
 ) -> None:
     """Measures generations of one shape."""
     torch.set_num_threads(threads)

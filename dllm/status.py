@@ -24,7 +24,7 @@ class Status:
     remaining: int  # the most columns that any unfinished row has from its block's start on
     length: int  # the most columns of any unfinished row
     reach: int  # the last column, exclusive, of any unfinished row's block
-    num_fed: int  # the most columns that any row feeds in the next pass, 0 if the cache names none
+    num_fed: int  # the most columns that any unfinished row feeds in the next pass, else 0
     branching: bool  # some row has variants to compare
     block_forwards: int  # the most forwards that any unfinished row took at its block
     num_variants: int = 1  # the most canvases that any unfinished row has drafted, itself included

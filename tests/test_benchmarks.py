@@ -78,6 +78,20 @@ def test_one_command_runs_all_of_them(tmp_path: Path) -> None:
     assert all(min(row["ms"], row["products_ms"], row["bytes_ms"]) > 0 for row in step["kinds"])
 
 
+def test_records_of_another_run_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "step.json").write_text("{}")
+    for wrong, said in (
+        (("--folder", str(tmp_path)), "holds something"),
+        (("--shape", "x"), "tiny, 50m"),
+    ):
+        command = [sys.executable, "-m", "benchmarks", *wrong]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=110)
+        assert done.returncode == 2
+        # In a frame, whose lines break wherever a path ends.
+        assert said in " ".join(done.stderr.replace("│", " ").split())
+    assert (tmp_path / "step.json").read_text() == "{}"
+
+
 def test_rounds_do_all_works_in_turn() -> None:
     done: list[int] = []
     taken = rounds([lambda: done.append(0), lambda: done.append(1)], 3, "cpu")
