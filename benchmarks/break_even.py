@@ -21,9 +21,9 @@ from rich.table import Table
 import dllm
 from benchmarks.machine import machine, ratio, rounds, write
 from benchmarks.shapes import random_model
-from dllm.branches import fan_out
-from dllm.plan import StepPlan
 from dllm.speculation.tree import as_tree
+from dllm.state.plan import StepPlan
+from dllm.state.variants import fan_out
 
 WAYS = ("batch", "tree")
 

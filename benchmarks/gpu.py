@@ -24,10 +24,10 @@ from benchmarks.machine import machine, rounds, write
 from benchmarks.roofs import Roofs, measure_roofs, median_ms
 from benchmarks.shapes import random_model
 from dllm.kernels.statistics import has_kernel
-from dllm.noise import CounterNoise
-from dllm.plan import StepPlan
-from dllm.sampling import Sampling
 from dllm.speed.speed_up import parse_ways
+from dllm.state.noise import CounterNoise
+from dllm.state.plan import StepPlan
+from dllm.state.sampling import Sampling
 
 # Ways that join weights do so for good: they come last.
 WAYS = (

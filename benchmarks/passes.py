@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 import dllm
 from dllm.models.transformer import Block, SwiGLU
-from dllm.plan import PassKind, StepPlan
-from dllm.store import KVStore
+from dllm.state.plan import PassKind, StepPlan
+from dllm.state.store import KVStore
 
 
 @dataclass(frozen=True)

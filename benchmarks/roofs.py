@@ -10,7 +10,7 @@ import torch
 
 import dllm
 from benchmarks.machine import rounds
-from dllm.plan import StepPlan
+from dllm.state.plan import StepPlan
 
 
 @dataclass(frozen=True)

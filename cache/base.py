@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from dllm.canvas import Canvas
 from dllm.models.config import ModelSpec
-from dllm.plan import PassKind, StepPlan
-from dllm.status import Status
+from dllm.state.canvas import Canvas
+from dllm.state.plan import PassKind, StepPlan
+from dllm.state.status import Status
 
 FirstToken = Literal["feed", "force"]
 

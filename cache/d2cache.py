@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dllm.cache.base import Cache, chosen_columns, every_column, predictors
-from dllm.candidates import rank
-from dllm.canvas import Canvas
 from dllm.density import decoded_share
 from dllm.models.config import ModelSpec
-from dllm.plan import StepPlan
-from dllm.status import Status
+from dllm.state.candidates import rank
+from dllm.state.canvas import Canvas
+from dllm.state.plan import StepPlan
+from dllm.state.status import Status
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from dllm.cache.base import Cache, chosen_columns, every_column, predictors
-from dllm.canvas import Canvas
 from dllm.models.config import ModelSpec
-from dllm.plan import StepPlan
-from dllm.status import Status
+from dllm.state.canvas import Canvas
+from dllm.state.plan import StepPlan
+from dllm.state.status import Status
 
 
 @dataclass(frozen=True)

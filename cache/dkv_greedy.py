@@ -8,11 +8,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from dllm.cache.base import Cache, chosen_columns, every_column, predictors
-from dllm.candidates import rank
-from dllm.canvas import Canvas
 from dllm.models.config import ModelSpec
-from dllm.plan import StepPlan
-from dllm.status import Status
+from dllm.state.candidates import rank
+from dllm.state.canvas import Canvas
+from dllm.state.plan import StepPlan
+from dllm.state.status import Status
 
 
 @dataclass(frozen=True)

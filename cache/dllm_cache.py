@@ -7,11 +7,11 @@ from math import floor
 from typing import Any, ClassVar
 
 from dllm.cache.base import Cache, every_column
-from dllm.canvas import Canvas
 from dllm.models.config import ModelSpec
-from dllm.plan import StepPlan
 from dllm.reuse import Reuse
-from dllm.status import Status
+from dllm.state.canvas import Canvas
+from dllm.state.plan import StepPlan
+from dllm.state.status import Status
 
 
 @dataclass(frozen=True)

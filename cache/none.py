@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 
 from dllm.cache.base import Cache, every_column, seen_up_to
-from dllm.canvas import Canvas
 from dllm.models.config import ModelSpec
-from dllm.plan import StepPlan
-from dllm.status import Status
+from dllm.state.canvas import Canvas
+from dllm.state.plan import StepPlan
+from dllm.state.status import Status
 
 
 @dataclass(frozen=True)

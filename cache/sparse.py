@@ -15,11 +15,11 @@ from dllm.cache.base import (
     columns_from,
     every_column,
 )
-from dllm.canvas import Canvas
 from dllm.models.config import ModelSpec
-from dllm.plan import StepPlan
 from dllm.retention import Retention
-from dllm.status import Status
+from dllm.state.canvas import Canvas
+from dllm.state.plan import StepPlan
+from dllm.state.status import Status
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from dllm.cache.base import chosen_columns
 from dllm.cache.block_causal import BlockStoreCache, unit, whole_blocks
-from dllm.canvas import Canvas
 from dllm.models.config import ModelSpec
-from dllm.plan import StepPlan
-from dllm.status import Status
+from dllm.state.canvas import Canvas
+from dllm.state.plan import StepPlan
+from dllm.state.status import Status
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dllm import cache, eval, schedulers  # noqa: A004 the folder has the name of the thing
 from dllm.capacity import NotEnoughMemoryError
-from dllm.event import StepEvent
 from dllm.generate import Stream, generate, stream
 from dllm.loop import BrokenLogitsError
 from dllm.metrics import Metrics
@@ -14,6 +13,7 @@ from dllm.prompt_memory import PromptMemory
 from dllm.prompts import Infill
 from dllm.settings import Settings
 from dllm.speed.speed_up import speed_up
+from dllm.state.event import StepEvent
 from dllm.trace import Trace
 
 __version__ = "0.1.0"

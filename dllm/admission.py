@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from dllm.branches import no_branches
-from dllm.canvas import Canvas
-from dllm.noise import CounterNoise
-from dllm.plan import StepPlan
 from dllm.schedulers.view import State
-from dllm.settle import settle
-from dllm.status import Feeds, Status, statuses_of
+from dllm.state.canvas import Canvas
+from dllm.state.noise import CounterNoise
+from dllm.state.plan import StepPlan
+from dllm.state.settle import settle
+from dllm.state.status import Feeds, Status, statuses_of
+from dllm.state.variants import no_branches
 
 # Of all rows alike; and a row's first pass feeds everything, whatever was announced.
 _SHARED = ("ends", "numbers", "announced")

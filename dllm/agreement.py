@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dllm.candidates import Candidates
+from dllm.state.candidates import Candidates
 
 
 def logit_error(logits: Tensor, exact: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:

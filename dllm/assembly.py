@@ -7,18 +7,18 @@ from dataclasses import replace
 import torch
 
 from dllm.admission import Admission, admission_of
-from dllm.canvas import Canvas
 from dllm.compatible import check
 from dllm.guidance import GuidedModel
-from dllm.layout import Layout
 from dllm.loop import DenoisingLoop
 from dllm.models.model import DenoisingModel
-from dllm.noise import CounterNoise, Noise
-from dllm.sampling import Sampling
 from dllm.schedulers import Needs, Scheduler
 from dllm.settings import Settings
 from dllm.speculation.check import check_verifier
 from dllm.speculation.loop import verified
+from dllm.state.canvas import Canvas
+from dllm.state.layout import Layout
+from dllm.state.noise import CounterNoise, Noise
+from dllm.state.sampling import Sampling
 
 
 def loop_of(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from dllm.canvas import Canvas
-from dllm.plan import StepPlan
 from dllm.seen import nothing_seen, rollout
-from dllm.store import KVStore
+from dllm.state.canvas import Canvas
+from dllm.state.plan import StepPlan
+from dllm.state.store import KVStore
 
 
 def watch(canvas: Canvas, plan: StepPlan, store: KVStore | None) -> None:

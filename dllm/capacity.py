@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 
 from dllm.cost import Cost, cost_of
-from dllm.event import StepEvent
-from dllm.layout import Layout
 from dllm.loop import DenoisingLoop
 from dllm.metrics import Meter
 from dllm.output import GenerationOutput
+from dllm.state.event import StepEvent
+from dllm.state.layout import Layout
 
 _TOLD = ("out of memory", "not enough memory", "can't allocate memory", "_STATUS_ALLOC_FAILED")
 _GUARDED = (torch.OutOfMemoryError, MemoryError, RuntimeError)

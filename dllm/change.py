@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dllm.candidates import Candidates
-from dllm.canvas import Canvas
 from dllm.schedulers import Decision
-from dllm.window import Change, Window
+from dllm.state.candidates import Candidates
+from dllm.state.canvas import Canvas
+from dllm.state.window import Change, Window
 
 
 def overruled(

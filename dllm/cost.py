@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from dllm.models.config import NetworkConfig
-from dllm.plan import StepPlan
+from dllm.state.plan import StepPlan
 
 _FLOAT32 = 4  # bytes
 

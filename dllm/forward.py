@@ -8,8 +8,8 @@ from torch import Tensor
 
 from dllm.metrics import Meter
 from dllm.models.model import DenoisingModel
-from dllm.plan import StepPlan
-from dllm.store import KVStore
+from dllm.state.plan import StepPlan
+from dllm.state.store import KVStore
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,8 @@ from typing import Any
 
 from dllm.admission import Admission
 from dllm.assembly import admitting, loop_of, needs_of
-from dllm.canvas import Canvas
 from dllm.capacity import NotEnoughMemoryError, Request
 from dllm.compatible import check
-from dllm.event import StepEvent
 from dllm.loop import BrokenLogitsError
 from dllm.metrics import Meter
 from dllm.models.model import DenoisingModel
@@ -28,6 +26,8 @@ from dllm.output import (
 from dllm.prompt_memory import PromptMemory
 from dllm.prompts import Infill, Prompts, Row, encode_all
 from dllm.settings import Settings, resolve
+from dllm.state.canvas import Canvas
+from dllm.state.event import StepEvent
 
 
 def generate(

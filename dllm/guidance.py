@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from dllm.cost import Cost, cost_of
 from dllm.models.config import ModelSpec
 from dllm.models.model import DenoisingModel
-from dllm.plan import StepPlan
-from dllm.store import KVStore
+from dllm.state.plan import StepPlan
+from dllm.state.store import KVStore
 
 
 @dataclass(frozen=True)

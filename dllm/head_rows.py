@@ -7,10 +7,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from dllm.canvas import Canvas
-from dllm.plan import StepPlan
 from dllm.schedulers import Needs
-from dllm.status import Status
+from dllm.state.canvas import Canvas
+from dllm.state.plan import StepPlan
+from dllm.state.status import Status
 
 _GROUP = 8  # rows: passes of the same number share a captured graph
 

@@ -16,12 +16,12 @@ from dllm.generate import Stream
 from dllm.head_rows import in_window
 from dllm.metrics import Meter
 from dllm.models.model import DenoisingModel
-from dllm.noise import CounterNoise
 from dllm.observer import Pass
 from dllm.output import GenerationOutput
 from dllm.prompts import Prompts
 from dllm.settings import Settings, resolve
 from dllm.shadow import with_shadows
+from dllm.state.noise import CounterNoise
 
 
 @dataclass(frozen=True)

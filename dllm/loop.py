@@ -11,30 +11,30 @@ from torch import Tensor
 
 from dllm.admission import Admission, kept_for
 from dllm.attention_maps import watch
-from dllm.branches import fan_out
 from dllm.cache import Cache
-from dllm.candidates import Candidates
-from dllm.canvas import Canvas
 from dllm.change import change_of, overruled
 from dllm.cost import cost_of
-from dllm.event import StepEvent, event_of
 from dllm.forward import Forward
 from dllm.head_rows import can_narrow, in_window, narrow_head
 from dllm.metrics import Meter
 from dllm.models.model import DenoisingModel
-from dllm.noise import Noise
 from dllm.observer import Observer, Pass
 from dllm.output import GenerationOutput
-from dllm.plan import StepPlan
 from dllm.prompt_memory import PromptMemory
-from dllm.sampling import Sampling
 from dllm.schedulers import Needs, Scheduler, Setup, View
 from dllm.schedulers.view import State, freeze
-from dllm.settle import AtEnd, settle
 from dllm.shadow import with_shadows
-from dllm.status import Feeds, Status, status_of
-from dllm.store import KVStore
-from dllm.window import Window
+from dllm.state.candidates import Candidates
+from dllm.state.canvas import Canvas
+from dllm.state.event import StepEvent, event_of
+from dllm.state.noise import Noise
+from dllm.state.plan import StepPlan
+from dllm.state.sampling import Sampling
+from dllm.state.settle import AtEnd, settle
+from dllm.state.status import Feeds, Status, status_of
+from dllm.state.store import KVStore
+from dllm.state.variants import fan_out
+from dllm.state.window import Window
 
 
 class BrokenLogitsError(RuntimeError):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from dllm.cost import Cost
-from dllm.plan import StepPlan
+from dllm.state.plan import StepPlan
 
 
 @dataclass(frozen=True)

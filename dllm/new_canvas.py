@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import torch
 
-from dllm.canvas import Canvas
-from dllm.layout import Layout
 from dllm.models.model import DenoisingModel
 from dllm.prompts import Row
 from dllm.schedulers import Needs
 from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings
+from dllm.state.canvas import Canvas
+from dllm.state.layout import Layout
 
 
 def canvas_of(

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dllm.canvas import Canvas
 from dllm.models.model import DenoisingModel
-from dllm.plan import StepPlan
-from dllm.sampling import Sampling
-from dllm.status import Status
-from dllm.store import KVStore
-from dllm.window import Window
+from dllm.state.canvas import Canvas
+from dllm.state.plan import StepPlan
+from dllm.state.sampling import Sampling
+from dllm.state.status import Status
+from dllm.state.store import KVStore
+from dllm.state.window import Window
 
 
 @dataclass(frozen=True)

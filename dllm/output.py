@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from dllm.canvas import NEVER, Canvas
-from dllm.layout import Layout
 from dllm.metrics import Meter, Metrics, RowMetrics
+from dllm.state.canvas import NEVER, Canvas
+from dllm.state.layout import Layout
 from dllm.trace import Trace
 
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from dllm.cache import Cache
 from dllm.cache.block_causal import unit
-from dllm.canvas import Canvas
 from dllm.models.model import DenoisingModel
-from dllm.store import KVStore
+from dllm.state.canvas import Canvas
+from dllm.state.store import KVStore
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dllm.candidates import rank
+from dllm.state.candidates import rank
 
 
 @dataclass(frozen=True)

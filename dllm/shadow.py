@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dllm.canvas import Canvas
-from dllm.plan import StepPlan
+from dllm.state.canvas import Canvas
+from dllm.state.plan import StepPlan
 
 
 def with_shadows(plan: StepPlan, canvas: Canvas) -> StepPlan:

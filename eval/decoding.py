@@ -13,8 +13,8 @@ from dllm.eval.problem import Problem
 from dllm.eval.results import Result
 from dllm.eval.runner import RefusedError, Run
 from dllm.eval.shares import Shares
-from dllm.event import StepEvent
 from dllm.generate import Stream, stream
+from dllm.state.event import StepEvent
 
 
 def results(run: Run, problems: Sequence[Problem]) -> Iterator[list[Result]]:

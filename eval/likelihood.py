@@ -9,13 +9,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from dllm.candidates import Candidates, rank
 from dllm.eval.masked_pass import MaskedRow, predict
 from dllm.eval.target_masks import draw
 from dllm.loop import BrokenLogitsError
 from dllm.models.model import DenoisingModel
-from dllm.noise import CounterNoise
-from dllm.sampling import Sampling
+from dllm.state.candidates import Candidates, rank
+from dllm.state.noise import CounterNoise
+from dllm.state.sampling import Sampling
 
 _AHEAD = 8  # batches of continuations that are scored together and yielded
 

@@ -13,7 +13,7 @@ from dllm.capacity import NotEnoughMemoryError, ran_out
 from dllm.guidance import GuidedModel
 from dllm.models.config import ModelSpec
 from dllm.models.model import DenoisingModel
-from dllm.plan import StepPlan
+from dllm.state.plan import StepPlan
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from dllm.canvas import NEVER
 from dllm.eval.ablation_lines import Line
+from dllm.state.canvas import NEVER
 from dllm.trace.text import visible
 
 NAME, STRIP, ROW = 190, 620, 26  # pixels: of names, of strips, from row to row

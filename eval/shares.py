@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from time import perf_counter
 
-from dllm.event import StepEvent
 from dllm.metrics import Meter
+from dllm.state.event import StepEvent
 
 
 @dataclass(frozen=True)

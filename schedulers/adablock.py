@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dllm.candidates import Candidates, best
 from dllm.schedulers.base import Decision, Needs, Setup
 from dllm.schedulers.view import State, View
 from dllm.schedulers.wrapper import Wrapper
+from dllm.state.candidates import Candidates, best
 
 
 @dataclass(frozen=True)

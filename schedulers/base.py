@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dllm.branches import Branches
-from dllm.candidates import Candidates, best
 from dllm.models.config import ModelSpec
-from dllm.sampling import ConfidenceSource
 from dllm.schedulers.view import State, View
+from dllm.state.candidates import Candidates, best
+from dllm.state.sampling import ConfidenceSource
+from dllm.state.variants import Branches
 
 
 @dataclass(frozen=True)

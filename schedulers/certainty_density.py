@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dllm.candidates import Candidates, best
 from dllm.density import decoded_share
 from dllm.schedulers.base import Decision, Needs, Scheduler
 from dllm.schedulers.view import View
+from dllm.state.candidates import Candidates, best
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from dllm.candidates import Candidates, rank
-from dllm.sampling import ConfidenceSource
 from dllm.schedulers.base import Decision, Scheduler
 from dllm.schedulers.view import View
+from dllm.state.candidates import Candidates, rank
+from dllm.state.sampling import ConfidenceSource
 
 
 @dataclass(frozen=True)

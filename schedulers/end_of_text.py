@@ -8,11 +8,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from dllm.candidates import Candidates, best
 from dllm.schedulers.base import Decision, Needs
 from dllm.schedulers.learn2pd import Learn2PD
 from dllm.schedulers.view import View
 from dllm.schedulers.wrapper import Wrapper
+from dllm.state.candidates import Candidates, best
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from dllm.candidates import Candidates, best, rank
 from dllm.schedulers.base import Decision, Scheduler
 from dllm.schedulers.view import View
+from dllm.state.candidates import Candidates, best, rank
 
 
 @dataclass(frozen=True)

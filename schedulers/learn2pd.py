@@ -9,11 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dllm.candidates import Candidates, rank
 from dllm.learn2pd.filter import Filter, read_filter
 from dllm.models.config import ModelSpec
 from dllm.schedulers.base import Decision, Needs, Scheduler
 from dllm.schedulers.view import View
+from dllm.state.candidates import Candidates, rank
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from torch.nn import functional as F
 
-from dllm.candidates import Candidates
 from dllm.schedulers.base import Decision, Scheduler
 from dllm.schedulers.view import View
+from dllm.state.candidates import Candidates
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from dllm.branches import Branches
-from dllm.candidates import Candidates, best, rank
 from dllm.schedulers.base import Decision, Needs, Scheduler
 from dllm.schedulers.blocks_ahead import active_columns, open_columns
 from dllm.schedulers.view import View
+from dllm.state.candidates import Candidates, best, rank
+from dllm.state.variants import Branches
 
 
 @dataclass(frozen=True)

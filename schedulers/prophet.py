@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dllm.candidates import Candidates
 from dllm.schedulers.base import Decision, Needs, Scheduler
 from dllm.schedulers.fixed_quota import FixedQuota
 from dllm.schedulers.view import View
 from dllm.schedulers.wrapper import Wrapper
+from dllm.state.candidates import Candidates
 
 
 @dataclass(frozen=True)

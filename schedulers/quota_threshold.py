@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dllm.candidates import Candidates, rank
-from dllm.sampling import ConfidenceSource
 from dllm.schedulers.base import Decision, Scheduler
 from dllm.schedulers.view import View
+from dllm.state.candidates import Candidates, rank
+from dllm.state.sampling import ConfidenceSource
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dllm.candidates import Candidates, rank
 from dllm.schedulers.base import Decision, Scheduler, Setup
 from dllm.schedulers.view import State, View
+from dllm.state.candidates import Candidates, rank
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dllm.candidates import Candidates
 from dllm.schedulers.base import Decision, Scheduler
 from dllm.schedulers.view import View
+from dllm.state.candidates import Candidates
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from dllm.candidates import Candidates
-from dllm.layout import Layout
-from dllm.noise import Noise
+from dllm.state.candidates import Candidates
+from dllm.state.layout import Layout
+from dllm.state.noise import Noise
 
 # What a method carries between steps: tensors with one entry a row, (B, ...).
 State = Mapping[str, Tensor]

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dllm.candidates import Candidates, rank
 from dllm.models.config import ModelSpec
 from dllm.schedulers.base import Decision, Needs, Scheduler, Setup
 from dllm.schedulers.view import State, View
+from dllm.state.candidates import Candidates, rank
 
 _FIRST_ACCEPT = 30  # as if so many had been accepted before a block's first step
 

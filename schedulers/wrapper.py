@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dllm.branches import Branches
-from dllm.candidates import Candidates
 from dllm.models.config import ModelSpec
-from dllm.sampling import ConfidenceSource
 from dllm.schedulers.base import Decision, Needs, Scheduler, Setup
 from dllm.schedulers.threshold import Threshold
 from dllm.schedulers.view import State, View
+from dllm.state.candidates import Candidates
+from dllm.state.sampling import ConfidenceSource
+from dllm.state.variants import Branches
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 import dllm
-from dllm.plan import StepPlan
-from dllm.store import KVStore
+from dllm.state.plan import StepPlan
+from dllm.state.store import KVStore
 
 # One thread: the models are so small that more only wait for each other.
 torch.set_num_threads(1)

@@ -21,16 +21,16 @@ from dllm.cache.base import every_column
 from dllm.cache.d2cache import D2Cache
 from dllm.cache.dual import DualCache
 from dllm.cache.sparse import SparseCache
-from dllm.canvas import Canvas
 from dllm.density import decoded_share
 from dllm.generate import Stream
 from dllm.models.attention import Attention, explicit_attention
-from dllm.plan import StepPlan
 from dllm.retention import Retention
 from dllm.reuse import Reuse
 from dllm.seen import rollout
 from dllm.settings import Settings
-from dllm.store import KVStore
+from dllm.state.canvas import Canvas
+from dllm.state.plan import StepPlan
+from dllm.state.store import KVStore
 from tests.conftest import MODELS, Watched, golden_model, random_prompts
 
 NAMES = ("llada_gqa", "dream_gqa")

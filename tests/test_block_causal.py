@@ -21,8 +21,8 @@ from dllm.cli.main import main
 from dllm.head_rows import in_window
 from dllm.models.families import FAMILIES
 from dllm.models.transformer import Transformer
-from dllm.plan import StepPlan
-from dllm.store import KVStore
+from dllm.state.plan import StepPlan
+from dllm.state.store import KVStore
 from tests.conftest import golden_model, random_prompts
 from tests.test_laws import COUNTED
 

@@ -14,11 +14,11 @@ from torch import Tensor
 
 import dllm
 from dllm.models.config import ModelSpec
-from dllm.plan import StepPlan
 from dllm.schedulers.blocks_ahead import active_columns, decoded_fraction, open_columns
 from dllm.schedulers.ete import ExploreThenExploit
 from dllm.schedulers.lopa import LookAhead
 from dllm.schedulers.multi_block import MultiBlock
+from dllm.state.plan import StepPlan
 from tests.conftest import MODELS, golden_model, random_prompts
 from tests.test_schedulers import MASK, layout_of, view_of
 

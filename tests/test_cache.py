@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import dllm
-from dllm.plan import StepPlan
-from dllm.store import KVStore
+from dllm.state.plan import StepPlan
+from dllm.state.store import KVStore
 from tests.conftest import MODELS, Watched, golden_model, random_prompts
 
 SLOTS: dict[str, Any] = {"max_new_tokens": 24, "block_length": 8, "scheduler": "fixed_quota"}

@@ -23,14 +23,14 @@ from dllm import ledger
 from dllm.agreement import divergence, logit_error, rank_correlation, same_first
 from dllm.audit import Audit, audit
 from dllm.cache_error import summarise
-from dllm.candidates import Candidates
 from dllm.cli.main import main
 from dllm.ledger import Entries, Ledger, observe
 from dllm.ledger import ages as ages_of
-from dllm.noise import CounterNoise
 from dllm.observer import Pass
 from dllm.settings import Settings
-from dllm.store import KVStore, StoreShape
+from dllm.state.candidates import Candidates
+from dllm.state.noise import CounterNoise
+from dllm.state.store import KVStore, StoreShape
 from tests.conftest import golden_model, random_prompts
 from tests.test_models import hosted
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 import dllm
-from dllm.plan import StepPlan
-from dllm.store import KVStore
+from dllm.state.plan import StepPlan
+from dllm.state.store import KVStore
 from tests.conftest import golden_model, random_prompts
 from tests.test_block_causal import family_model
 

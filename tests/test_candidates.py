@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dllm.candidates import Candidates, best, rank
-from dllm.noise import CounterNoise
-from dllm.sampling import Sampling
+from dllm.state.candidates import Candidates, best, rank
+from dllm.state.noise import CounterNoise
+from dllm.state.sampling import Sampling
 
 KINDS = ("distinct", "ties", "not numbers", "impossible", "mask first")
 

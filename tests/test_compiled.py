@@ -13,8 +13,8 @@ import torch
 
 import dllm
 from dllm.models.transformer import Block, SwiGLU
-from dllm.plan import StepPlan
 from dllm.speed.compiled import Compiled
+from dllm.state.plan import StepPlan
 from tests.speed_cases import cases, decode, decodings, model_of, usual
 
 COMPILE: Any = torch.compile

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 import dllm
-from dllm.candidates import Candidates, rank
-from dllm.plan import StepPlan
 from dllm.schedulers import Decision, Scheduler, Setup, View
 from dllm.schedulers.view import State
-from dllm.store import KVStore
+from dllm.state.candidates import Candidates, rank
+from dllm.state.plan import StepPlan
+from dllm.state.store import KVStore
 from tests.conftest import GOLDEN, golden_model, random_prompts
 from tests.test_block_causal import family_model
 from tests.test_laws import CACHES, COUNTED, SCHEDULERS, SLOTS

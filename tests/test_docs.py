@@ -22,8 +22,6 @@ from typer.testing import CliRunner
 
 import dllm
 from dllm import schedulers
-from dllm.branches import Branches
-from dllm.candidates import Candidates
 from dllm.cli.catalogue import Method, Option, comments_of, find_methods
 from dllm.cli.main import app
 from dllm.cli.markdown import MARKER, escape, render, rewrite
@@ -31,6 +29,8 @@ from dllm.eval.summary import short
 from dllm.schedulers import Decision, Needs, Scheduler, Setup, View
 from dllm.schedulers.threshold import Threshold
 from dllm.schedulers.wrapper import Wrapper
+from dllm.state.candidates import Candidates
+from dllm.state.variants import Branches
 from tests import test_laws, test_schedulers
 from tests.conftest import golden_model, random_prompts
 

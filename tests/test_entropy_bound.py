@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import dllm
-from dllm.candidates import Candidates
 from dllm.schedulers.certainty_density import CertaintyDensity
 from dllm.schedulers.entropy_bound import EntropyBound
 from dllm.schedulers.hierarchical import Hierarchical
+from dllm.state.candidates import Candidates
 from tests.conftest import golden_model, random_prompts
 from tests.test_schedulers import MASK, view_of
 

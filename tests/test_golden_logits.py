@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dllm.models import HostedModel, load
-from dllm.plan import StepPlan
-from dllm.store import KVStore
+from dllm.state.plan import StepPlan
+from dllm.state.store import KVStore
 
 MODELS = Path(__file__).parent / "golden" / "models"
 NAMES = ["llada_mha", "llada_gqa", "llada_eos", "dream_gqa"]

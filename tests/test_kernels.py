@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import dllm
-from dllm import candidates as candidates_module
-from dllm import sampling as sampling_module
-from dllm.candidates import Candidates
 from dllm.kernels.statistics import Statistics, has_kernel, in_one_pass, in_torch, statistics
-from dllm.noise import CounterNoise
-from dllm.sampling import Sampling
 from dllm.schedulers import registry
+from dllm.state import candidates as candidates_module
+from dllm.state import sampling as sampling_module
+from dllm.state.candidates import Candidates
+from dllm.state.noise import CounterNoise
+from dllm.state.sampling import Sampling
 from tests.conftest import golden_model, random_prompts
 
 pytest.importorskip("triton")

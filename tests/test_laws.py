@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import dllm
-from dllm.plan import StepPlan
-from dllm.store import KVStore
+from dllm.state.plan import StepPlan
+from dllm.state.store import KVStore
 from tests.conftest import GOLDEN, MODELS, golden_model, random_prompts
 
 FILTER = str(GOLDEN / "models" / "l2p_filter" / "filter16.safetensors")

@@ -18,7 +18,6 @@ from typer.testing import CliRunner, Result
 
 import dllm
 from dllm import schedulers
-from dllm.candidates import Candidates
 from dllm.cli.main import app, main
 from dllm.learn2pd import data, training
 from dllm.learn2pd.data import Source, read_prompts
@@ -29,6 +28,7 @@ from dllm.schedulers.end_of_text import EndOfText
 from dllm.schedulers.fixed_quota import FixedQuota
 from dllm.schedulers.learn2pd import Learn2PD
 from dllm.settings import Settings
+from dllm.state.candidates import Candidates
 from tests.conftest import GOLDEN, golden_model, random_prompts
 from tests.test_schedulers import MASK, layout_of, view_of
 

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
 from dllm.models import CheckpointError, HostedModel, load, save
-from dllm.plan import StepPlan
+from dllm.state.plan import StepPlan
 
 GOLDEN = Path(__file__).parent / "golden" / "models"
 TOKENS = torch.arange(20).reshape(2, 10)

@@ -22,9 +22,9 @@ from dllm.cost import Cost
 from dllm.eval.results import Result, read_results
 from dllm.eval.runner import Run
 from dllm.eval.tasks import TASKS
-from dllm.plan import StepPlan
 from dllm.settings import resolve
-from dllm.store import KVStore
+from dllm.state.plan import StepPlan
+from dllm.state.store import KVStore
 from tests.conftest import golden_model, random_prompts
 
 SLOTS: dict[str, Any] = {"max_new_tokens": 16, "block_length": 8}

@@ -28,8 +28,8 @@ from dllm.models.attention import Attention, Fed
 from dllm.models.families import FAMILIES, llada
 from dllm.models.norm import RMSNorm
 from dllm.models.transformer import Block, Transformer
-from dllm.plan import StepPlan
-from dllm.store import KVStore
+from dllm.state.plan import StepPlan
+from dllm.state.store import KVStore
 
 ROWS, COLUMNS, VOCABULARY = 2, 24, 50
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dllm.noise import CounterNoise
+from dllm.state.noise import CounterNoise
 
 
 def test_noise_is_uniform_and_independent() -> None:

@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import dllm
 from benchmarks.shapes import random_model
-from dllm.plan import StepPlan
-from dllm.store import KVStore
+from dllm.state.plan import StepPlan
+from dllm.state.store import KVStore
 
 # Operations a step, with room for other versions of torch. Each costs some microseconds to start,
 # on a CPU as on a GPU, so a rise is a slower step wherever the model is fast.

@@ -16,12 +16,12 @@ from torch import Tensor
 
 import dllm
 from dllm import schedulers
-from dllm.candidates import Candidates
-from dllm.canvas import Canvas
 from dllm.cli import watch
 from dllm.schedulers import Decision, Scheduler
 from dllm.schedulers.view import freeze
-from dllm.window import Change, Window
+from dllm.state.candidates import Candidates
+from dllm.state.canvas import Canvas
+from dllm.state.window import Change, Window
 from tests.conftest import golden_model, random_prompts
 from tests.test_schedulers import MASK, SETUP, view_of
 

@@ -30,9 +30,9 @@ from dllm.eval.samples import sampled
 from dllm.eval.shares import Shares, Spent
 from dllm.eval.tasks import TASKS
 from dllm.generate import Stream
-from dllm.plan import StepPlan
 from dllm.settings import resolve
-from dllm.store import KVStore
+from dllm.state.plan import StepPlan
+from dllm.state.store import KVStore
 
 ARITHMETIC = TASKS["arithmetic"]
 OF_THE_MOMENT = (

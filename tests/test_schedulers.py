@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from dllm import schedulers
-from dllm.candidates import Candidates, rank
-from dllm.layout import Layout
-from dllm.noise import CounterNoise
 from dllm.schedulers import Setup, View
 from dllm.schedulers.view import PER_COLUMN, PER_ROW
+from dllm.state.candidates import Candidates, rank
+from dllm.state.layout import Layout
+from dllm.state.noise import CounterNoise
 
 MASK = 10
 SETUP = Setup(

@@ -22,8 +22,6 @@ from torch import Tensor
 
 import dllm
 from dllm import schedulers
-from dllm.candidates import Candidates
-from dllm.plan import StepPlan
 from dllm.schedulers import Decision
 from dllm.schedulers.adablock import AdaBlock
 from dllm.schedulers.dimple import Dimple
@@ -31,6 +29,8 @@ from dllm.schedulers.end_of_text import EndOfText
 from dllm.schedulers.prophet import Prophet
 from dllm.schedulers.slowfast import SlowFast
 from dllm.schedulers.threshold import Threshold
+from dllm.state.candidates import Candidates
+from dllm.state.plan import StepPlan
 from tests.conftest import GOLDEN, golden_model, random_prompts
 from tests.test_schedulers import SETUP, candidates_of, view_of
 

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import dllm
-from dllm.candidates import Candidates
 from dllm.schedulers import Decision
 from dllm.schedulers.credit import Credit
 from dllm.schedulers.klass import Klass
 from dllm.schedulers.view import State, View
+from dllm.state.candidates import Candidates
 from tests.conftest import golden_model, random_prompts
 from tests.test_schedulers import MASK, SETUP, view_of
 

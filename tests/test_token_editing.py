@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 
 import dllm
 from dllm import schedulers
-from dllm.candidates import Candidates
 from dllm.schedulers import Scheduler
 from dllm.schedulers.token_editing import TokenEditing
+from dllm.state.candidates import Candidates
 from tests.conftest import GOLDEN, MODELS, golden_model, random_prompts
 from tests.test_revision import one_block
 from tests.test_schedulers import layout_of, view_of

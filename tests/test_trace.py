@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import dllm
-from dllm.canvas import NEVER
+from dllm.state.canvas import NEVER
 from dllm.trace.cells import block_at, count, story, texts
 from dllm.trace.record import Frame, TraceRecord, record_of
 from dllm.trace.text import joined, pieces_of, special_of, visible

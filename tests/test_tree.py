@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dllm.plan import StepPlan
 from dllm.speculation.tree import as_tree
+from dllm.state.plan import StepPlan
 
 
 @pytest.mark.parametrize("stored", [False, True])

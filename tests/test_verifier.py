@@ -16,20 +16,20 @@ from typer.testing import CliRunner
 
 import dllm
 from dllm import verifiers
-from dllm.canvas import Canvas
 from dllm.cli.main import app
-from dllm.event import StepEvent
 from dllm.loop import DenoisingLoop
-from dllm.plan import StepPlan
 from dllm.schedulers.view import State
 from dllm.settings import resolve
-from dllm.settle import end_rows
-from dllm.speculation.drafts import next_match, no_drafts
 from dllm.speculation.loop import VerifiedLoop
 from dllm.speculation.report import summed
 from dllm.speculation.trial import Trial
-from dllm.store import KVStore
-from dllm.window import Window
+from dllm.state.canvas import Canvas
+from dllm.state.drafts import next_match, no_drafts
+from dllm.state.event import StepEvent
+from dllm.state.plan import StepPlan
+from dllm.state.settle import end_rows
+from dllm.state.store import KVStore
+from dllm.state.window import Window
 from tests.conftest import MODELS, golden_model, random_prompts
 from tests.test_block_causal import family_model
 from tests.test_laws import COUNTED, FILTER, Poisoned

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from dllm import schedulers
-from dllm.candidates import Candidates
 from dllm.speculation.guard import is_steady
+from dllm.state.candidates import Candidates
 from tests.conftest import golden_model, random_prompts
 from tests.test_schedulers import view_of
 from tests.test_verifier import SLOTS, check_unchanged

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import dllm
-from dllm.candidates import Candidates
-from dllm.plan import StepPlan
 from dllm.schedulers.wino import Wino
-from dllm.store import KVStore
+from dllm.state.candidates import Candidates
+from dllm.state.plan import StepPlan
+from dllm.state.store import KVStore
 from tests.conftest import golden_model, random_prompts
 from tests.test_laws import Poisoned
 from tests.test_schedulers import MASK, SETUP, view_of

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dllm.models import WrappedModel, load, wrap
-from dllm.plan import StepPlan
+from dllm.state.plan import StepPlan
 
 VOCABULARY, LENGTH = 30, 12
 TOKENS = torch.randint(0, VOCABULARY, (2, LENGTH), generator=torch.Generator().manual_seed(0))

@@ -9,8 +9,8 @@ from rich.live import Live
 from rich.text import Text
 from torch import Tensor
 
-from dllm.event import StepEvent
 from dllm.generate import Stream
+from dllm.state.event import StepEvent
 
 PAUSE = 0.05  # seconds a step: the embedded model is faster than the eye
 OPEN, DRAFT, NEW, DONE, AGAIN = "dim", "dim italic", "bold green", "default", "bold red"

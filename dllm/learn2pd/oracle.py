@@ -9,14 +9,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dllm.candidates import Candidates
-from dllm.event import StepEvent
 from dllm.generate import Stream, generate, stream
 from dllm.models.model import DenoisingModel
 from dllm.prompts import Prompts
 from dllm.schedulers import Decision, Needs, Scheduler, Setup, View
 from dllm.schedulers.view import State
 from dllm.settings import Settings
+from dllm.state.candidates import Candidates
+from dllm.state.event import StepEvent
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from dllm.models.config import NetworkConfig
 from dllm.models.norm import RMSNorm
-from dllm.plan import StepPlan
-from dllm.store import KVStore
+from dllm.state.plan import StepPlan
+from dllm.state.store import KVStore
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dllm.candidates import rank
 from dllm.models.attention import Attention, Fed, Memory, rows_of
 from dllm.models.transformer import Block, Transformer
-from dllm.plan import StepPlan
-from dllm.store import KVStore
+from dllm.state.candidates import rank
+from dllm.state.plan import StepPlan
+from dllm.state.store import KVStore
 
 
 def partly_computed(network: Transformer, tokens: Tensor, plan: StepPlan, store: KVStore) -> Tensor:

@@ -15,9 +15,9 @@ from dllm.models.config import ModelSpec
 from dllm.models.feature_reuse import partly_computed
 from dllm.models.placement import execution_device
 from dllm.models.transformer import Transformer
-from dllm.plan import StepPlan
 from dllm.speed.runner import Runner
-from dllm.store import KVStore, StoreShape
+from dllm.state.plan import StepPlan
+from dllm.state.store import KVStore, StoreShape
 
 
 class DenoisingModel(Protocol):

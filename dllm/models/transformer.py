@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from dllm.models.attention import Attention, Fed, Memory, Rotation, rows_of
 from dllm.models.config import NetworkConfig
 from dllm.models.norm import RMSNorm
-from dllm.plan import StepPlan
-from dllm.store import KVStore
+from dllm.state.plan import StepPlan
+from dllm.state.store import KVStore
 
 
 class SwiGLU(nn.Module):

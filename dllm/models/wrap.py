@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from dllm.models.config import ModelSpec
-from dllm.plan import StepPlan
-from dllm.store import KVStore
+from dllm.state.plan import StepPlan
+from dllm.state.store import KVStore
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

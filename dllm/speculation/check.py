@@ -10,8 +10,8 @@ from dllm.cache.block_causal import BlockCausalCache
 from dllm.cache.dual import DualCache
 from dllm.cache.none import NoCache
 from dllm.cache.prefix import PrefixCache
-from dllm.noise import CounterNoise
 from dllm.schedulers import Scheduler
+from dllm.state.noise import CounterNoise
 from dllm.verifiers import Verifier
 
 if TYPE_CHECKING:  # settings name the verifier

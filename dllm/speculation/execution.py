@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dllm.branches import fan_out
 from dllm.forward import Forward
-from dllm.plan import StepPlan
 from dllm.speculation.tree import as_tree
+from dllm.state.plan import StepPlan
+from dllm.state.variants import fan_out
 from dllm.verifiers.base import Execution
 
 Run = Callable[[Tensor, StepPlan, Forward], Tensor]

@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from dllm.candidates import Candidates
 from dllm.schedulers import Scheduler, View
+from dllm.state.candidates import Candidates
 
 
 def is_steady(scheduler: Scheduler, candidates: Candidates, view: View, guard: float) -> Tensor:

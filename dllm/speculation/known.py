@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dllm.candidates import Candidates
-from dllm.noise import Noise
-from dllm.sampling import Sampling
+from dllm.state.candidates import Candidates
+from dllm.state.noise import Noise
+from dllm.state.sampling import Sampling
 
 
 @dataclass(frozen=True)

@@ -7,21 +7,21 @@ from dataclasses import dataclass, field, fields, replace
 import torch
 from torch import Tensor
 
-from dllm.canvas import Canvas
-from dllm.event import StepEvent
 from dllm.forward import Forward
 from dllm.loop import DenoisingLoop
-from dllm.plan import StepPlan
 from dllm.schedulers.view import State
-from dllm.settle import end_rows
-from dllm.speculation.drafts import next_match, no_drafts
 from dllm.speculation.execution import EXECUTIONS
 from dllm.speculation.guard import is_steady
 from dllm.speculation.known import Known
-from dllm.status import Status
+from dllm.state.canvas import Canvas
+from dllm.state.drafts import next_match, no_drafts
+from dllm.state.event import StepEvent
+from dllm.state.plan import StepPlan
+from dllm.state.settle import end_rows
+from dllm.state.status import Status
+from dllm.state.window import Window
 from dllm.verifiers import Verifier
 from dllm.verifiers.ssd import SelfSpeculative
-from dllm.window import Window
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from itertools import zip_longest
 
 import torch
 
-from dllm.canvas import NEVER
 from dllm.output import GenerationOutput
+from dllm.state.canvas import NEVER
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dllm.plan import StepPlan
+from dllm.state.plan import StepPlan
 
 
 def as_tree(plan: StepPlan, count: int) -> StepPlan:

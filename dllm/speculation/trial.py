@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dllm.candidates import Candidates
 from dllm.compatible import check
 from dllm.generate import Stream, generate
 from dllm.models.model import DenoisingModel
 from dllm.observer import Pass
 from dllm.settings import Settings
 from dllm.speculation.report import Divergence, Verification, compared, divergences
+from dllm.state.candidates import Candidates
 
 
 @dataclass(frozen=True)

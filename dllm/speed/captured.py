@@ -12,11 +12,11 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from dllm.plan import StepPlan
 from dllm.speed.recorder import CaptureError, Recorder, Work
 from dllm.speed.runner import Pass, is_plain
 from dllm.speed.stores import StorePool
-from dllm.store import KVStore, StoreShape
+from dllm.state.plan import StepPlan
+from dllm.state.store import KVStore, StoreShape
 
 _LOG = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from dllm.models.attention import Fed, rows_of
 from dllm.models.transformer import Block, Transformer
-from dllm.plan import StepPlan
 from dllm.speed.runner import is_plain
-from dllm.store import KVStore, StoreShape
+from dllm.state.plan import StepPlan
+from dllm.state.store import KVStore, StoreShape
 
 _LOG = logging.getLogger(__name__)
 

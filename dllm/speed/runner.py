@@ -8,8 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dllm.plan import StepPlan
-from dllm.store import KVStore, StoreShape
+from dllm.state.plan import StepPlan
+from dllm.state.store import KVStore, StoreShape
 
 Pass = Callable[[Tensor, StepPlan, KVStore | None], Tensor]  # what `Transformer` is
 

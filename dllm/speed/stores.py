@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from torch import Tensor
 
-from dllm.store import KVStore, StoreShape
+from dllm.state.store import KVStore, StoreShape
 
 _ROOM = 256  # slots: memory is made in multiples, so that a slightly longer prompt still fits
 

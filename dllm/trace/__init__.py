@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from dllm.trace.trace import Trace
+from dllm.state.trace import Trace
 
 __all__ = ["Trace"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dllm.canvas import NEVER
+from dllm.state.canvas import NEVER
 from dllm.trace.record import Frame, TraceRecord
 
 OPEN, AGAIN = "·", "\u00d7"  # a mask; a mask where a token was taken back

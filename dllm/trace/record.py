@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from dllm.canvas import NEVER
 from dllm.output import GenerationOutput
+from dllm.state.canvas import NEVER
 from dllm.trace.check import checked
 from dllm.trace.text import joined, pieces_of, special_of
 

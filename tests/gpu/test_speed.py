@@ -16,10 +16,10 @@ import pytest
 import torch
 
 import dllm
-from dllm import sampling as sampling_module
 from dllm.kernels.statistics import in_one_pass
 from dllm.speed.captured import Captured
 from dllm.speed.recorder import CaptureError, CudaRecorder
+from dllm.state import sampling as sampling_module
 from tests.speed_cases import PROMPTS, decode, decodings, model_of
 from tests.test_kernels import NARROW, assert_same, random_logits
 

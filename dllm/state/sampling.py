@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dllm.candidates import Candidates
 from dllm.kernels.chunks import largest_but, pays
 from dllm.kernels.statistics import has_kernel, statistics
-from dllm.noise import Noise
+from dllm.state.candidates import Candidates
+from dllm.state.noise import Noise
 
 ConfidenceSource = Literal["raw", "tempered"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dllm.canvas import Canvas
+from dllm.state.canvas import Canvas
 
 Feeds = Callable[[Canvas], Tensor]  # which columns (B, C) bool a pass feeds
 

@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dllm.canvas import NEVER, Canvas, record
-from dllm.status import Feeds, Status, status_of
+from dllm.state.canvas import NEVER, Canvas, record
+from dllm.state.status import Feeds, Status, status_of
 
 # What an end token does: nothing; end its row once all before it is there; the same, and nothing
 # after it is committed; end its row once its block is full; cut the row at once.

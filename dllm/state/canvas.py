@@ -8,12 +8,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dllm.branches import Branches
-from dllm.layout import Layout
-from dllm.plan import StepPlan
 from dllm.seen import Seen
-from dllm.speculation.drafts import Drafts
-from dllm.window import Change, Window, Written
+from dllm.state.drafts import Drafts
+from dllm.state.layout import Layout
+from dllm.state.plan import StepPlan
+from dllm.state.variants import Branches
+from dllm.state.window import Change, Window, Written
 
 NEVER = -1  # commit_step of a column that the model did not commit
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dllm.plan import StepPlan
+from dllm.state.plan import StepPlan
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dllm.candidates import Candidates
-from dllm.canvas import Canvas
-from dllm.plan import PassKind, StepPlan
-from dllm.window import Window
+from dllm.state.candidates import Candidates
+from dllm.state.canvas import Canvas
+from dllm.state.plan import PassKind, StepPlan
+from dllm.state.window import Window
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dllm.store import KVStore
+from dllm.state.store import KVStore
 from dllm.verifiers.base import Verifier
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dllm.canvas import NEVER
+from dllm.state.canvas import NEVER
 
 
 @dataclass(frozen=True)
