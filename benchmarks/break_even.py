@@ -21,7 +21,7 @@ from rich.table import Table
 import dllm
 from benchmarks.machine import machine, ratio, rounds, write
 from benchmarks.shapes import random_model
-from dllm.speculation.tree import as_tree
+from dllm.decoding.speculation.tree import as_tree
 from dllm.state.plan import StepPlan
 from dllm.state.variants import fan_out
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dllm import cache, eval, schedulers  # noqa: A004 the folder has the name of the thing
-from dllm.capacity import NotEnoughMemoryError
+from dllm.decoding.loop import BrokenLogitsError
+from dllm.decoding.memory_limits import NotEnoughMemoryError
+from dllm.decoding.prompt_memory import PromptMemory
 from dllm.generate import Stream, generate, stream
-from dllm.loop import BrokenLogitsError
 from dllm.metrics import Metrics
 from dllm.models import HostedModel, ModelSpec, load, save, wrap
 from dllm.output import GenerationInterrupted, GenerationOutput
-from dllm.prompt_memory import PromptMemory
 from dllm.prompts import Infill
 from dllm.settings import Settings
 from dllm.speed.speed_up import speed_up

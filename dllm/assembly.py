@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import torch
 
-from dllm.admission import Admission, admission_of
 from dllm.compatible import check
+from dllm.decoding.batching import Admission, admission_of
+from dllm.decoding.loop import DenoisingLoop
+from dllm.decoding.speculation.check import check_verifier
+from dllm.decoding.speculation.loop import verified
 from dllm.guidance import GuidedModel
-from dllm.loop import DenoisingLoop
 from dllm.models.model import DenoisingModel
 from dllm.schedulers import Needs, Scheduler
 from dllm.settings import Settings
-from dllm.speculation.check import check_verifier
-from dllm.speculation.loop import verified
 from dllm.state.canvas import Canvas
 from dllm.state.layout import Layout
 from dllm.state.noise import CounterNoise, Noise

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dllm import cache as caches
 from dllm import schedulers
 from dllm.cache import Cache
+from dllm.decoding.speculation.check import check_verifier
 from dllm.models.model import DenoisingModel
 from dllm.schedulers import Scheduler
 from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings
-from dllm.speculation.check import check_verifier
 
 
 def check(model: DenoisingModel, settings: Settings) -> tuple[Scheduler, Cache]:

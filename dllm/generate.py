@@ -6,15 +6,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from dllm.admission import Admission
 from dllm.assembly import admitting, loop_of, needs_of
-from dllm.capacity import NotEnoughMemoryError, Request
 from dllm.compatible import check
-from dllm.loop import BrokenLogitsError
+from dllm.decoding.batching import Admission
+from dllm.decoding.loop import BrokenLogitsError
+from dllm.decoding.memory_limits import NotEnoughMemoryError, Request
+from dllm.decoding.observer import Observer
+from dllm.decoding.prompt_memory import PromptMemory
 from dllm.metrics import Meter
 from dllm.models.model import DenoisingModel
 from dllm.new_canvas import block_length_of, canvas_of
-from dllm.observer import Observer
 from dllm.output import (
     Chosen,
     GenerationInterrupted,
@@ -23,7 +24,6 @@ from dllm.output import (
     collect,
     read_history,
 )
-from dllm.prompt_memory import PromptMemory
 from dllm.prompts import Infill, Prompts, Row, encode_all
 from dllm.settings import Settings, resolve
 from dllm.state.canvas import Canvas

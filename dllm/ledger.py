@@ -11,16 +11,16 @@ from torch import Tensor
 
 from dllm.agreement import divergence, logit_error, rank_correlation, same_first
 from dllm.cache.base import every_column
-from dllm.forward import Forward
+from dllm.decoding.forward import Forward
+from dllm.decoding.head_rows import in_window
+from dllm.decoding.observer import Pass
+from dllm.decoding.shadow import with_shadows
 from dllm.generate import Stream
-from dllm.head_rows import in_window
 from dllm.metrics import Meter
 from dllm.models.model import DenoisingModel
-from dllm.observer import Pass
 from dllm.output import GenerationOutput
 from dllm.prompts import Prompts
 from dllm.settings import Settings, resolve
-from dllm.shadow import with_shadows
 from dllm.state.noise import CounterNoise
 
 

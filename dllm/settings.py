@@ -10,12 +10,12 @@ from typing import Any, Literal, get_args
 import torch
 
 from dllm.cache import Cache
+from dllm.decoding.speculation.verifiers import Verifier
 from dllm.registry import nearest
 from dllm.schedulers import Scheduler
 from dllm.state.noise import Noise
 from dllm.state.sampling import ConfidenceSource
 from dllm.state.settle import AtEnd
-from dllm.verifiers import Verifier
 
 DEFAULT_BLOCK_LENGTH = 32
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dllm import cache as caches
-from dllm import schedulers, verifiers
+from dllm import schedulers
+from dllm.decoding.speculation import verifiers
 from dllm.eval.published import Published
 from dllm.eval.summary import short
 from dllm.eval.task_options import TaskOptions

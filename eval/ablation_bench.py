@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dllm.capacity import NotEnoughMemoryError
 from dllm.compatible import check
+from dllm.decoding.loop import BrokenLogitsError
+from dllm.decoding.memory_limits import NotEnoughMemoryError
 from dllm.eval.ablation import Ablation, Row
 from dllm.eval.ablation_state import Entry, State, key_of
 from dllm.eval.problem import Problem
@@ -18,7 +19,6 @@ from dllm.eval.results import Result, read_results
 from dllm.eval.run_record import Start, read_records
 from dllm.eval.runner import RefusedError, Run
 from dllm.eval.tasks import Task, find_task
-from dllm.loop import BrokenLogitsError
 from dllm.models import HostedModel, load
 from dllm.settings import resolve
 

@@ -7,7 +7,8 @@ from itertools import product
 from typing import Any
 
 from dllm import cache as caches
-from dllm import schedulers, verifiers
+from dllm import schedulers
+from dllm.decoding.speculation import verifiers
 from dllm.eval.summary import short
 from dllm.registry import Registry
 

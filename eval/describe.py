@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dllm import cache as caches
-from dllm import schedulers, verifiers
+from dllm import schedulers
+from dllm.decoding.speculation import verifiers
 from dllm.eval.tasks import Task
 from dllm.models.model import DenoisingModel
 from dllm.settings import Settings

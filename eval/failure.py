@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dllm.capacity import NotEnoughMemoryError
+from dllm.decoding.loop import BrokenLogitsError
+from dllm.decoding.memory_limits import NotEnoughMemoryError
 from dllm.eval.runner import RefusedError
-from dllm.loop import BrokenLogitsError
 
 KINDS: dict[str, type[Exception]] = {
     kind.__name__: kind

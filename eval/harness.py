@@ -10,9 +10,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from dllm.capacity import NotEnoughMemoryError
+from dllm.decoding.loop import BrokenLogitsError
+from dllm.decoding.memory_limits import NotEnoughMemoryError
 from dllm.eval.harness_arguments import ArgumentError
-from dllm.loop import BrokenLogitsError
 from dllm.models.errors import CheckpointError
 
 try:

@@ -12,7 +12,8 @@ from typing import Any
 
 import dllm
 from dllm import cache as caches
-from dllm import schedulers, verifiers
+from dllm import schedulers
+from dllm.decoding.speculation import verifiers
 from dllm.eval.harness_arguments import ArgumentError, Arguments
 from dllm.eval.likelihood import Continuation, Score
 from dllm.eval.results import mend

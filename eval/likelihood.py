@@ -9,9 +9,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from dllm.decoding.loop import BrokenLogitsError
 from dllm.eval.masked_pass import MaskedRow, predict
 from dllm.eval.target_masks import draw
-from dllm.loop import BrokenLogitsError
 from dllm.models.model import DenoisingModel
 from dllm.state.candidates import Candidates, rank
 from dllm.state.noise import CounterNoise

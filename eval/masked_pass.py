@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from dllm.capacity import NotEnoughMemoryError, ran_out
+from dllm.decoding.memory_limits import NotEnoughMemoryError, ran_out
 from dllm.guidance import GuidedModel
 from dllm.models.config import ModelSpec
 from dllm.models.model import DenoisingModel

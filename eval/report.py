@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dllm import cache as caches
-from dllm import schedulers, verifiers
+from dllm import schedulers
+from dllm.decoding.speculation import verifiers
 from dllm.eval.compare import Standing
 from dllm.eval.runner import Run
 from dllm.eval.summary import Summary, short

@@ -8,7 +8,8 @@ from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from typing import Any
 
 from dllm import cache as caches
-from dllm import schedulers, verifiers
+from dllm import schedulers
+from dllm.decoding.speculation import verifiers
 from dllm.eval.results import Result
 from dllm.eval.samples import passes, problem_id
 from dllm.registry import Registry

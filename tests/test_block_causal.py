@@ -18,7 +18,7 @@ from torch import Tensor
 
 import dllm
 from dllm.cli.main import main
-from dllm.head_rows import in_window
+from dllm.decoding.head_rows import in_window
 from dllm.models.families import FAMILIES
 from dllm.models.transformer import Transformer
 from dllm.state.plan import StepPlan

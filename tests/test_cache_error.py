@@ -24,9 +24,9 @@ from dllm.agreement import divergence, logit_error, rank_correlation, same_first
 from dllm.audit import Audit, audit
 from dllm.cache_error import summarise
 from dllm.cli.main import main
+from dllm.decoding.observer import Pass
 from dllm.ledger import Entries, Ledger, observe
 from dllm.ledger import ages as ages_of
-from dllm.observer import Pass
 from dllm.settings import Settings
 from dllm.state.candidates import Candidates
 from dllm.state.noise import CounterNoise

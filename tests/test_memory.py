@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 import dllm
-from dllm import capacity
-from dllm.capacity import available, ran_out, readable
 from dllm.cli.main import main
 from dllm.cli.measure import compare
 from dllm.cost import Cost
+from dllm.decoding import memory_limits
+from dllm.decoding.memory_limits import available, ran_out, readable
 from dllm.eval.results import Result, read_results
 from dllm.eval.runner import Run
 from dllm.eval.tasks import TASKS
@@ -65,7 +65,7 @@ def test_a_pass_that_does_not_fit(said: str, monkeypatch: pytest.MonkeyPatch) ->
     model = golden_model("llada_gqa", "float32")
     full = tight(model, lambda passes, rows: passes == 4)
     full.error = torch.OutOfMemoryError(said) if "Tried" in said else RuntimeError(said)
-    monkeypatch.setattr(capacity, "available", lambda device: 10**9)
+    monkeypatch.setattr(memory_limits, "available", lambda device: 10**9)
     prompts = random_prompts(6)
     with pytest.raises(dllm.NotEnoughMemoryError) as caught:
         dllm.generate(full, prompts, cache="dual", scheduler="fixed_quota", **SLOTS)
@@ -109,7 +109,7 @@ def test_a_store_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     model = golden_model("llada_gqa", "float32")
     full = tight(model, lambda passes, rows: rows > 2)
     bytes_of_row = model.cost.row_bytes(48, 40, 8)
-    monkeypatch.setattr(capacity, "available", lambda device: 2 * bytes_of_row + 1)
+    monkeypatch.setattr(memory_limits, "available", lambda device: 2 * bytes_of_row + 1)
     prompts = [[5] * 24] * 5
     with pytest.raises(dllm.NotEnoughMemoryError) as caught:
         dllm.generate(full, prompts, cache="dual", **SLOTS)
@@ -125,14 +125,14 @@ def test_a_store_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert partial is not None
     assert partial.metrics.num_forwards == 0
     dllm.generate(full, prompts[:2], cache="dual", **SLOTS)  # what it said would fit does
-    monkeypatch.setattr(capacity, "available", lambda device: bytes_of_row - 1)
+    monkeypatch.setattr(memory_limits, "available", lambda device: bytes_of_row - 1)
     with pytest.raises(dllm.NotEnoughMemoryError, match="not even one row of this length fits"):
         dllm.generate(full, prompts, cache="dual", **SLOTS)
     bytes_without = model.cost.row_bytes(0, 40, 8)
-    monkeypatch.setattr(capacity, "available", lambda device: 4 * bytes_without + 1)
+    monkeypatch.setattr(memory_limits, "available", lambda device: 4 * bytes_without + 1)
     with pytest.raises(dllm.NotEnoughMemoryError, match=r"about 4 row\(s\) of this length fit"):
         dllm.generate(full, prompts, cache="none", **SLOTS)
-    monkeypatch.setattr(capacity, "available", lambda device: None)
+    monkeypatch.setattr(memory_limits, "available", lambda device: None)
     with pytest.raises(dllm.NotEnoughMemoryError, match="what would fit is not known"):
         dllm.generate(full, prompts, cache="dual", **SLOTS)
 

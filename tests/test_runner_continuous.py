@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import dllm
-from dllm.admission import Admission
+from dllm.decoding.batching import Admission
 from dllm.eval import decoding, runner
 from dllm.eval.judgement import Judgement
 from dllm.eval.results import Result, read_results

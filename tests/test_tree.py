@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dllm.speculation.tree import as_tree
+from dllm.decoding.speculation.tree import as_tree
 from dllm.state.plan import StepPlan
 
 

@@ -15,12 +15,12 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 import dllm
-from dllm import verifiers
 from dllm.cli.main import app
-from dllm.loop import DenoisingLoop
+from dllm.decoding.loop import DenoisingLoop
+from dllm.decoding.speculation import verifiers
+from dllm.decoding.speculation.loop import VerifiedLoop
 from dllm.schedulers.view import State
 from dllm.settings import resolve
-from dllm.speculation.loop import VerifiedLoop
 from dllm.speculation.report import summed
 from dllm.speculation.trial import Trial
 from dllm.state.canvas import Canvas

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dllm import schedulers
-from dllm.speculation.guard import is_steady
+from dllm.decoding.speculation.guard import is_steady
 from dllm.state.candidates import Candidates
 from tests.conftest import golden_model, random_prompts
 from tests.test_schedulers import view_of

@@ -16,7 +16,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dllm import load
 from dllm.audit import Audit
 from dllm.cache_error import CacheError, Observed, summarise
-from dllm.capacity import NotEnoughMemoryError
 from dllm.cli.error_table import (
     LEGEND,
     Destination,
@@ -41,6 +40,7 @@ from dllm.cli.options import (
     TemperatureOption,
     given,
 )
+from dllm.decoding.memory_limits import NotEnoughMemoryError
 from dllm.eval.tasks import find_task
 from dllm.learn2pd.data import read_prompts
 from dllm.output import GenerationOutput

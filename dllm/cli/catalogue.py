@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dllm import cache, schedulers, verifiers
+from dllm import cache, schedulers
 from dllm.cli.traits import Trait, traits_of
+from dllm.decoding.speculation import verifiers
 from dllm.eval.summary import short
 from dllm.eval.tasks import READ, TASKS
 from dllm.registry import Registry, nearest

@@ -11,10 +11,10 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from dllm.capacity import NotEnoughMemoryError
 from dllm.cli.paths import check_writable
 from dllm.cli.progress import bars, shown
 from dllm.cli.table import standings_table
+from dllm.decoding.memory_limits import NotEnoughMemoryError
 from dllm.eval.compare import Standing, judge
 from dllm.eval.contender import Contender, Outcome
 from dllm.eval.plot import draw

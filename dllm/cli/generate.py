@@ -12,7 +12,6 @@ from rich.console import Console
 
 from dllm import cache as caches
 from dllm import load, schedulers
-from dllm.capacity import NotEnoughMemoryError
 from dllm.cli.options import (
     BatchOption,
     BlockOption,
@@ -33,9 +32,10 @@ from dllm.cli.options import (
 from dllm.cli.paths import check_writable
 from dllm.cli.texts import read_texts
 from dllm.cli.watch import watch as draw
+from dllm.decoding.loop import BrokenLogitsError
+from dllm.decoding.memory_limits import NotEnoughMemoryError
 from dllm.eval.summary import short
 from dllm.generate import Stream, stream
-from dllm.loop import BrokenLogitsError
 from dllm.models.model import DenoisingModel
 from dllm.output import GenerationOutput
 from dllm.trace.file import check_free, write_records

@@ -8,7 +8,6 @@ import sys
 import typer
 from rich.console import Console
 
-from dllm.capacity import NotEnoughMemoryError
 from dllm.cli.ablate import ablate
 from dllm.cli.cache_error import cache_error
 from dllm.cli.chat import chat
@@ -22,7 +21,8 @@ from dllm.cli.paths import said
 from dllm.cli.trace import trace
 from dllm.cli.train_filter import train_filter
 from dllm.cli.verify import verify
-from dllm.loop import BrokenLogitsError
+from dllm.decoding.loop import BrokenLogitsError
+from dllm.decoding.memory_limits import NotEnoughMemoryError
 
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
 _OF_SETTINGS = re.compile("^unknown setting | a second time$")  # the TypeErrors of `resolve`

@@ -12,10 +12,11 @@ import typer
 import yaml
 from rich.console import Console
 
-from dllm.capacity import NotEnoughMemoryError
 from dllm.cli.paths import check_writable
 from dllm.cli.progress import bars, shown
 from dllm.cli.table import comparison
+from dllm.decoding.loop import BrokenLogitsError
+from dllm.decoding.memory_limits import NotEnoughMemoryError
 from dllm.eval.problem import Problem
 from dllm.eval.report import heading, label
 from dllm.eval.results import Result
@@ -23,7 +24,6 @@ from dllm.eval.run_record import RunRecord, read_records
 from dllm.eval.runner import Run
 from dllm.eval.summary import Summary, record, summarise
 from dllm.eval.totals import full_record
-from dllm.loop import BrokenLogitsError
 
 INTERRUPTED = 130
 FAILED = 2

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import torch
 
-from dllm.capacity import available, readable
 from dllm.cost import network_cost
+from dllm.decoding.memory_limits import available, readable
 from dllm.doctor.checkpoint import Checkpoint
 from dllm.doctor.finding import Finding, failure, ok, warning
 from dllm.doctor.hardware import fast_bfloat16

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dllm.compatible import check
+from dllm.decoding.observer import Pass
 from dllm.generate import Stream, generate
 from dllm.models.model import DenoisingModel
-from dllm.observer import Pass
 from dllm.settings import Settings
 from dllm.speculation.report import Divergence, Verification, compared, divergences
 from dllm.state.candidates import Candidates

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from dllm.decoding.speculation.verifiers.base import Verifier
 from dllm.state.store import KVStore
-from dllm.verifiers.base import Verifier
 
 
 @dataclass

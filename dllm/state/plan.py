@@ -33,7 +33,7 @@ class StepPlan:
     known: Tensor | None = None  # (B, W) bool: columns whose logits the pass gives; None: all
     eligible: Tensor | None = None  # (B, W) bool: only these may be committed; None: all known
     forced: Tensor | None = None  # (B,) bool: rows that commit what is eligible, unasked
-    num_canvases: int = 1  # of each row, fed one behind the other (`dllm/speculation/tree.py`)
+    num_canvases: int = 1  # of each row, fed one behind the other (`speculation/tree.py`)
     num_shadows: int = 0  # the last fed columns hold the mask token, whatever the canvas holds
     extra: Tensor | None = None  # (B, E) int64 columns whose logits follow those of the window
     maps: bool = False  # every layer leaves its attention, mean over heads, in `store.maps`

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field, fields, replace
 import torch
 from torch import Tensor
 
-from dllm.forward import Forward
-from dllm.loop import DenoisingLoop
+from dllm.decoding.forward import Forward
+from dllm.decoding.loop import DenoisingLoop
+from dllm.decoding.speculation.execution import EXECUTIONS
+from dllm.decoding.speculation.guard import is_steady
+from dllm.decoding.speculation.known import Known
+from dllm.decoding.speculation.verifiers import Verifier
+from dllm.decoding.speculation.verifiers.ssd import SelfSpeculative
 from dllm.schedulers.view import State
-from dllm.speculation.execution import EXECUTIONS
-from dllm.speculation.guard import is_steady
-from dllm.speculation.known import Known
 from dllm.state.canvas import Canvas
 from dllm.state.drafts import next_match, no_drafts
 from dllm.state.event import StepEvent
@@ -20,8 +22,6 @@ from dllm.state.plan import StepPlan
 from dllm.state.settle import end_rows
 from dllm.state.status import Status
 from dllm.state.window import Window
-from dllm.verifiers import Verifier
-from dllm.verifiers.ssd import SelfSpeculative
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ Execution = Literal["batch", "tree", "sequential"]
 class Verifier(ABC):
     """Runs a scheduler's next steps in one pass and keeps those that it would have taken itself.
 
-    The engine is the same for all (`dllm/speculation/loop.py`); they differ in how they count.
+    The engine is the same for all (`decoding/speculation/loop.py`); they differ in how they count.
     """
 
     source: ClassVar[str]  # paper and code that the method is from

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from dllm.cost import Cost, cost_of
-from dllm.loop import DenoisingLoop
+from dllm.decoding.loop import DenoisingLoop
 from dllm.metrics import Meter
 from dllm.output import GenerationOutput
 from dllm.state.event import StepEvent

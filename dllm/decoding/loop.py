@@ -9,21 +9,21 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from dllm.admission import Admission, kept_for
 from dllm.attention_maps import watch
 from dllm.cache import Cache
-from dllm.change import change_of, overruled
 from dllm.cost import cost_of
-from dllm.forward import Forward
-from dllm.head_rows import can_narrow, in_window, narrow_head
+from dllm.decoding.batching import Admission, kept_for
+from dllm.decoding.change import change_of, overruled
+from dllm.decoding.forward import Forward
+from dllm.decoding.head_rows import can_narrow, in_window, narrow_head
+from dllm.decoding.observer import Observer, Pass
+from dllm.decoding.prompt_memory import PromptMemory
+from dllm.decoding.shadow import with_shadows
 from dllm.metrics import Meter
 from dllm.models.model import DenoisingModel
-from dllm.observer import Observer, Pass
 from dllm.output import GenerationOutput
-from dllm.prompt_memory import PromptMemory
 from dllm.schedulers import Needs, Scheduler, Setup, View
 from dllm.schedulers.view import State, freeze
-from dllm.shadow import with_shadows
 from dllm.state.candidates import Candidates
 from dllm.state.canvas import Canvas
 from dllm.state.event import StepEvent, event_of

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from dllm.decoding.speculation.verifiers.base import Verifier
 from dllm.registry import Registry
-from dllm.verifiers.base import Verifier
 
 registry: Registry[Verifier] = Registry(sys.modules[__name__], Verifier, "verifier")  # type: ignore[type-abstract]
 

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dllm.forward import Forward
-from dllm.speculation.tree import as_tree
+from dllm.decoding.forward import Forward
+from dllm.decoding.speculation.tree import as_tree
+from dllm.decoding.speculation.verifiers.base import Execution
 from dllm.state.plan import StepPlan
 from dllm.state.variants import fan_out
-from dllm.verifiers.base import Execution
 
 Run = Callable[[Tensor, StepPlan, Forward], Tensor]
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dllm import verifiers
 from dllm.cache import Cache
 from dllm.cache.block_causal import BlockCausalCache
 from dllm.cache.dual import DualCache
 from dllm.cache.none import NoCache
 from dllm.cache.prefix import PrefixCache
+from dllm.decoding.speculation import verifiers
+from dllm.decoding.speculation.verifiers import Verifier
 from dllm.schedulers import Scheduler
 from dllm.state.noise import CounterNoise
-from dllm.verifiers import Verifier
 
 if TYPE_CHECKING:  # settings name the verifier
     from dllm.settings import Settings

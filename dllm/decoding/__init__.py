@@ -1,0 +1,1 @@
+"""What runs a step: the loop, waiting prompts, prompts' memory, verified drafts."""
