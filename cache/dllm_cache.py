@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from dllm.cache.base import Cache, every_column
 from dllm.models.config import ModelSpec
-from dllm.reuse import Reuse
+from dllm.models.reuse import Reuse
 from dllm.state.canvas import Canvas
 from dllm.state.plan import StepPlan
 from dllm.state.status import Status

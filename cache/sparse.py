@@ -16,7 +16,7 @@ from dllm.cache.base import (
     every_column,
 )
 from dllm.models.config import ModelSpec
-from dllm.retention import Retention
+from dllm.models.retention import Retention
 from dllm.state.canvas import Canvas
 from dllm.state.plan import StepPlan
 from dllm.state.status import Status

@@ -11,7 +11,7 @@ from dllm.decoding.batching import Admission, admission_of
 from dllm.decoding.loop import DenoisingLoop
 from dllm.decoding.speculation.check import check_verifier
 from dllm.decoding.speculation.loop import verified
-from dllm.guidance import GuidedModel
+from dllm.models.guidance import GuidedModel
 from dllm.models.model import DenoisingModel
 from dllm.schedulers import Needs, Scheduler
 from dllm.settings import Settings

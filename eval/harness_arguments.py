@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from dllm.models.load import load
+from dllm.models.loading.load import load
 from dllm.models.model import HostedModel
 from dllm.registry import nearest
 from dllm.settings import ALIASES, SCHEDULER_OPTIONS, Settings

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from dllm.decoding.memory_limits import NotEnoughMemoryError, ran_out
-from dllm.guidance import GuidedModel
 from dllm.models.config import ModelSpec
+from dllm.models.guidance import GuidedModel
 from dllm.models.model import DenoisingModel
 from dllm.state.plan import StepPlan
 

@@ -24,9 +24,9 @@ from dllm.cache.sparse import SparseCache
 from dllm.density import decoded_share
 from dllm.generate import Stream
 from dllm.models.attention import Attention, explicit_attention
-from dllm.retention import Retention
-from dllm.reuse import Reuse
-from dllm.seen import rollout
+from dllm.models.retention import Retention
+from dllm.models.reuse import Reuse
+from dllm.models.seen import rollout
 from dllm.settings import Settings
 from dllm.state.canvas import Canvas
 from dllm.state.plan import StepPlan

@@ -13,9 +13,9 @@ from torch import Tensor
 
 import dllm
 from dllm.generate import Stream
+from dllm.models.speed.captured import Captured
+from dllm.models.speed.recorder import CaptureError, Work
 from dllm.settings import Settings
-from dllm.speed.captured import Captured
-from dllm.speed.recorder import CaptureError, Work
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore, StoreShape
 from tests.speed_cases import PROMPTS, cases, decode, decodings, model_of, usual

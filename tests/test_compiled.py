@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import dllm
+from dllm.models.speed.compiled import Compiled
 from dllm.models.transformer import Block, SwiGLU
-from dllm.speed.compiled import Compiled
 from dllm.state.plan import StepPlan
 from tests.speed_cases import cases, decode, decodings, model_of, usual
 

@@ -13,10 +13,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import dllm
-from dllm.cost import cost_of, network_cost
 from dllm.eval.results import Result, append, read_results
 from dllm.eval.summary import summarise
 from dllm.models import HostedModel, NetworkConfig
+from dllm.models.cost import cost_of, network_cost
 from dllm.models.transformer import Transformer
 from tests.conftest import GOLDEN, MODELS, golden_model, random_prompts
 from tests.golden import replay

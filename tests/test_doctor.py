@@ -29,8 +29,8 @@ from dllm.doctor import software as doctor_software
 from dllm.doctor import threads as doctor_threads
 from dllm.doctor.checkpoint import Checkpoint
 from dllm.doctor.finding import Finding, failure, ok, run, warning
-from dllm.models.hub import EMBEDDED
-from dllm.models.placement import parse_device
+from dllm.models.loading.hub import EMBEDDED
+from dllm.models.loading.placement import parse_device
 from tests.conftest import GOLDEN
 
 CPU = torch.device("cpu")
@@ -456,6 +456,6 @@ def test_no_weight_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: Any) -> Any:
         raise AssertionError("a weight was read")
 
-    monkeypatch.setattr("dllm.models.checkpoint.stream_tensors", refuse)
-    monkeypatch.setattr("dllm.models.weights.stream_tensors", refuse)
+    monkeypatch.setattr("dllm.models.loading.checkpoint.stream_tensors", refuse)
+    monkeypatch.setattr("dllm.models.loading.weights.stream_tensors", refuse)
     assert not failures("tiny")

@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 
 import dllm
 from dllm.eval.environment import weights_digest
+from dllm.models.speed import narrow as narrow_module
+from dllm.models.speed.captured import Captured
+from dllm.models.speed.fused import fuse, parts_of
+from dllm.models.speed.speed_up import parse_ways
 from dllm.models.transformer import Transformer
-from dllm.speed import narrow as narrow_module
-from dllm.speed.captured import Captured
-from dllm.speed.fused import fuse, parts_of
-from dllm.speed.speed_up import parse_ways
 from tests.conftest import GOLDEN
 from tests.speed_cases import FULL, cases, decode, decodings, model_of, usual
 

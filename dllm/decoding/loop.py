@@ -9,9 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from dllm.attention_maps import watch
 from dllm.cache import Cache
-from dllm.cost import cost_of
 from dllm.decoding.batching import Admission, kept_for
 from dllm.decoding.change import change_of, overruled
 from dllm.decoding.forward import Forward
@@ -20,6 +18,8 @@ from dllm.decoding.observer import Observer, Pass
 from dllm.decoding.prompt_memory import PromptMemory
 from dllm.decoding.shadow import with_shadows
 from dllm.metrics import Meter
+from dllm.models.attention_maps import watch
+from dllm.models.cost import cost_of
 from dllm.models.model import DenoisingModel
 from dllm.output import GenerationOutput
 from dllm.schedulers import Needs, Scheduler, Setup, View

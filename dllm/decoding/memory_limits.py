@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from dllm.cost import Cost, cost_of
 from dllm.decoding.loop import DenoisingLoop
 from dllm.metrics import Meter
+from dllm.models.cost import Cost, cost_of
 from dllm.output import GenerationOutput
 from dllm.state.event import StepEvent
 from dllm.state.layout import Layout

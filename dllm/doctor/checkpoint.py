@@ -13,21 +13,21 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from transformers import PreTrainedTokenizerBase
 
-from dllm.models.checkpoint import (
+from dllm.models.config import NetworkConfig
+from dllm.models.families import Family, find_family
+from dllm.models.loading.checkpoint import (
     StoredTensor,
     list_tensors,
     read_config,
     read_optional,
     stored_dtype,
 )
-from dllm.models.config import NetworkConfig
-from dllm.models.errors import CheckpointError
-from dllm.models.families import Family, find_family
-from dllm.models.hub import find_folder
-from dllm.models.load import own_dtype
-from dllm.models.tokenizer import load_tokenizer
+from dllm.models.loading.errors import CheckpointError
+from dllm.models.loading.hub import find_folder
+from dllm.models.loading.load import own_dtype
+from dllm.models.loading.tokenizer import load_tokenizer
+from dllm.models.loading.weights import empty_network
 from dllm.models.transformer import Transformer
-from dllm.models.weights import empty_network
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 MOST_LAYERS = 10_000  # beyond that a number in config.json is a mistake that takes hours to build

@@ -12,7 +12,7 @@ from dllm.doctor import model as checkpoints
 from dllm.doctor import threads as doctor_threads
 from dllm.doctor.checkpoint import Checkpoint
 from dllm.doctor.finding import Check, Finding, run
-from dllm.models.placement import parse_device
+from dllm.models.loading.placement import parse_device
 
 
 def examine(model: str | None = None, device: str | None = None) -> Iterator[Finding]:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from dllm.doctor.checkpoint import Checkpoint
 from dllm.doctor.finding import Finding, failure, ok, warning
-from dllm.models.spec import Settings, read_spec
-from dllm.models.weights import Weights
+from dllm.models.loading.spec import Settings, read_spec
+from dllm.models.loading.weights import Weights
 from dllm.settings import resolve
 
 

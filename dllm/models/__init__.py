@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dllm.models.config import ModelSpec, NetworkConfig
-from dllm.models.errors import CheckpointError
-from dllm.models.load import load
+from dllm.models.loading.errors import CheckpointError
+from dllm.models.loading.load import load
+from dllm.models.loading.save import save
 from dllm.models.model import DenoisingModel, HostedModel
-from dllm.models.save import save
 from dllm.models.wrap import WrappedModel, wrap
 
 __all__ = [

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dllm.seen import Seen
+from dllm.models.seen import Seen
 from dllm.state.drafts import Drafts
 from dllm.state.layout import Layout
 from dllm.state.plan import StepPlan

@@ -7,8 +7,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from dllm.retention import Retention
-from dllm.reuse import Reuse
+from dllm.models.retention import Retention
+from dllm.models.reuse import Reuse
 
 PassKind = Literal["refresh", "step", "commit"]
 

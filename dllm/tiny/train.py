@@ -20,8 +20,8 @@ from dllm.eval.tasks import TASKS
 from dllm.generate import generate
 from dllm.models.config import ModelSpec, NetworkConfig
 from dllm.models.families import llada
+from dllm.models.loading.save import save
 from dllm.models.model import HostedModel
-from dllm.models.save import save
 from dllm.models.transformer import Transformer
 from dllm.tiny.corpus import GROUP, WIDTHS, Batch, Corpus, Mixture
 from dllm.tiny.tokenizer import END, MASK, build_tokenizer

@@ -17,8 +17,8 @@ import torch
 
 import dllm
 from dllm.kernels.statistics import in_one_pass
-from dllm.speed.captured import Captured
-from dllm.speed.recorder import CaptureError, CudaRecorder
+from dllm.models.speed.captured import Captured
+from dllm.models.speed.recorder import CaptureError, CudaRecorder
 from dllm.state import sampling as sampling_module
 from tests.speed_cases import PROMPTS, decode, decodings, model_of
 from tests.test_kernels import NARROW, assert_same, random_logits

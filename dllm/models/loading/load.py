@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
-from dllm.models.checkpoint import list_tensors, read_config, read_optional, stored_dtype
-from dllm.models.errors import CheckpointError
 from dllm.models.families import find_family
-from dllm.models.hub import find_folder
+from dllm.models.loading.checkpoint import list_tensors, read_config, read_optional, stored_dtype
+from dllm.models.loading.errors import CheckpointError
+from dllm.models.loading.hub import find_folder
+from dllm.models.loading.placement import DeviceMap, dispatch, parse_device, parse_dtype, place
+from dllm.models.loading.spec import Settings, read_spec
+from dllm.models.loading.tokenizer import load_tokenizer
+from dllm.models.loading.weights import Weights, empty_network
 from dllm.models.model import HostedModel
-from dllm.models.placement import DeviceMap, dispatch, parse_device, parse_dtype, place
-from dllm.models.spec import Settings, read_spec
-from dllm.models.tokenizer import load_tokenizer
-from dllm.models.weights import Weights, empty_network
-from dllm.speed.speed_up import parse_ways, speed_up
+from dllm.models.speed.speed_up import parse_ways, speed_up
 
 
 def load(  # noqa: PLR0913 one argument for each choice that loading leaves open

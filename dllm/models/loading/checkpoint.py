@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dllm.models.errors import CheckpointError, first_few
+from dllm.models.loading.errors import CheckpointError, first_few
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dllm.seen import nothing_seen, rollout
+from dllm.models.seen import nothing_seen, rollout
 from dllm.state.canvas import Canvas
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from dllm.models.attention import Fed, rows_of
+from dllm.models.speed.runner import is_plain
 from dllm.models.transformer import Block, Transformer
-from dllm.speed.runner import is_plain
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore, StoreShape
 

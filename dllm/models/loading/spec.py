@@ -9,9 +9,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from dllm.models.config import ModelSpec, NetworkConfig
-from dllm.models.errors import CheckpointError
 from dllm.models.families.family import Family
-from dllm.models.tokenizer import find_token
+from dllm.models.loading.errors import CheckpointError
+from dllm.models.loading.tokenizer import find_token
 
 
 @dataclass(frozen=True)

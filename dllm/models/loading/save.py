@@ -12,8 +12,8 @@ from torch import Tensor
 
 from dllm.models.families import find_family
 from dllm.models.model import HostedModel
-from dllm.speed.fused import parts_of
-from dllm.speed.narrow import is_narrow
+from dllm.models.speed.fused import parts_of
+from dllm.models.speed.narrow import is_narrow
 
 
 def save(model: HostedModel, folder: str | Path, *, max_shard_size: str = "5GB") -> None:
