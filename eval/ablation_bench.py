@@ -19,8 +19,7 @@ from dllm.eval.results import Result, read_results
 from dllm.eval.run_record import Start, read_records
 from dllm.eval.runner import RefusedError, Run
 from dllm.eval.tasks import Task, find_task
-from dllm.models import HostedModel
-from dllm.models import load
+from dllm.models import HostedModel, load
 from dllm.settings import resolve
 
 USUAL = 100  # problems of a task that makes its own

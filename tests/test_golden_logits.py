@@ -9,8 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dllm.models import HostedModel
-from dllm.models import load
+from dllm.models import HostedModel, load
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore
 

@@ -19,16 +19,16 @@ from typer.testing import CliRunner, Result
 import dllm
 from dllm import schedulers
 from dllm.cli.main import app, main
-from dllm.learn2pd import data, training
-from dllm.learn2pd.data import Source, read_prompts
 from dllm.learn2pd.filter import Filter, Origin, read_filter, write_filter
-from dllm.learn2pd.oracle import Examples, Oracle, collect, observe
-from dllm.learn2pd.training import Recipe, Training, score, split
 from dllm.schedulers.end_of_text import EndOfText
 from dllm.schedulers.fixed_quota import FixedQuota
 from dllm.schedulers.learn2pd import Learn2PD
 from dllm.settings import Settings
 from dllm.state.candidates import Candidates
+from dllm.training.learn2pd import data, training
+from dllm.training.learn2pd.data import Source, read_prompts
+from dllm.training.learn2pd.oracle import Examples, Oracle, collect, observe
+from dllm.training.learn2pd.training import Recipe, Training, score, split
 from tests.conftest import GOLDEN, golden_model, random_prompts
 from tests.test_schedulers import MASK, layout_of, view_of
 

@@ -17,8 +17,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
-from dllm.models import CheckpointError, HostedModel
-from dllm.models import load, save
+from dllm.models import CheckpointError, HostedModel, load, save
 from dllm.state.plan import StepPlan
 
 GOLDEN = Path(__file__).parent / "golden" / "models"

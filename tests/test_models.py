@@ -23,10 +23,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from dllm.models import HostedModel, ModelSpec, NetworkConfig
+from dllm.models import HostedModel, ModelSpec, NetworkConfig, load
 from dllm.models.attention import Attention, Fed
 from dllm.models.families import FAMILIES, llada
-from dllm.models import load
 from dllm.models.norm import RMSNorm
 from dllm.models.transformer import Block, Transformer
 from dllm.state.plan import StepPlan

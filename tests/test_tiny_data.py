@@ -15,8 +15,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from dllm.eval import arithmetic, functions, lists
 from dllm.eval.problem import Problem, Split, split_of
-from dllm.tiny.corpus import GROUP, ROWS, Corpus, Mixture
-from dllm.tiny.tokenizer import build_tokenizer, save_tokenizer
+from dllm.training.tiny.corpus import GROUP, ROWS, Corpus, Mixture
+from dllm.training.tiny.tokenizer import build_tokenizer, save_tokenizer
 
 FAMILIES = (arithmetic, lists, functions)
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")

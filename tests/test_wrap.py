@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from dllm.models import WrappedModel, wrap
-from dllm.models import load
+from dllm.models import WrappedModel, load, wrap
 from dllm.state.plan import StepPlan
 
 VOCABULARY, LENGTH = 30, 12

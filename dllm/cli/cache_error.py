@@ -42,9 +42,9 @@ from dllm.cli.options import (
 )
 from dllm.decoding.memory_limits import NotEnoughMemoryError
 from dllm.eval.tasks import find_task
-from dllm.learn2pd.data import read_prompts
 from dllm.output import GenerationOutput
 from dllm.settings import resolve
+from dllm.training.learn2pd.data import read_prompts
 
 INTERRUPTED = 130
 

@@ -26,10 +26,12 @@ from dllm.cli.options import (
 )
 from dllm.cli.paths import check_writable
 from dllm.eval.tasks import find_task
-from dllm.learn2pd.data import Source, read_prompts
 from dllm.learn2pd.filter import Filter, Origin, write_filter
-from dllm.learn2pd.oracle import join
-from dllm.learn2pd.training import (
+from dllm.models.model import HostedModel
+from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings, resolve
+from dllm.training.learn2pd.data import Source, read_prompts
+from dllm.training.learn2pd.oracle import join
+from dllm.training.learn2pd.training import (
     FEWEST_PROMPTS,
     Recipe,
     Score,
@@ -39,8 +41,6 @@ from dllm.learn2pd.training import (
     split,
     state_name,
 )
-from dllm.models.model import HostedModel
-from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings, resolve
 
 INTERRUPTED = 130
 

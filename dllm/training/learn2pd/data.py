@@ -13,9 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from dllm import schedulers
-from dllm.learn2pd.oracle import Examples, collect
 from dllm.models.model import HostedModel
 from dllm.settings import Settings
+from dllm.training.learn2pd.oracle import Examples, collect
 
 _COMPARED = 256  # values of each weight that tell one model from another
 

@@ -1,4 +1,4 @@
-"""Trains the embedded model: `python -m dllm.tiny.train --output FOLDER`."""
+"""Trains the embedded model: `python -m dllm.training.tiny.train --output FOLDER`."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from dllm.models.families import llada
 from dllm.models.loading.save import save
 from dllm.models.model import HostedModel
 from dllm.models.transformer import Transformer
-from dllm.tiny.corpus import GROUP, WIDTHS, Batch, Corpus, Mixture
-from dllm.tiny.tokenizer import END, MASK, build_tokenizer
+from dllm.training.tiny.corpus import GROUP, WIDTHS, Batch, Corpus, Mixture
+from dllm.training.tiny.tokenizer import END, MASK, build_tokenizer
 
 SAVE_EVERY, VALIDATE_EVERY = 200, 800  # steps
 VALIDATED = 100  # problems

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dllm.learn2pd.filter import Filter
-from dllm.learn2pd.oracle import Examples
+from dllm.training.learn2pd.oracle import Examples
 
 FEWEST_PROMPTS = 10  # one of them for validation, one for the test
 REPORT_EVERY, SAVE_EVERY = 100, 2000  # epochs

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dllm.eval import arithmetic, functions, lists
 from dllm.eval.problem import Problem
-from dllm.tiny.tokenizer import END, MASK
+from dllm.training.tiny.tokenizer import END, MASK
 
 ROWS = 64  # in a batch
 GROUP = 4  # batches drawn together: problems are sorted by length, so that little is padded

@@ -1,0 +1,1 @@
+"""Learns a filter of Learn2PD from what an oracle accepts."""

@@ -1,0 +1,1 @@
+"""The embedded model: its data, its tokenizer, its training."""
