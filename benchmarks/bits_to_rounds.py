@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import dllm
-from dllm.eval.problem import Problem, Split
 from dllm.eval.summary import wilson
 from dllm.eval.tasks import find_task
+from dllm.eval.tasks.problem import Problem, Split
 
 BATCH = 100
 CURVES = {

@@ -2,7 +2,7 @@
 
     python benchmarks/ideal_marginals.py --rows 2000 --output docs/figures
 
-The model returns exact conditionals (`dllm.eval.parallel_bench.ideal`), tokens are drawn at
+The model returns exact conditionals (`dllm.eval.tasks.parallel_bench.ideal`), tokens are drawn at
 temperature 1, and whatever is wrong is the scheduler's doing. Prints a Markdown table and draws
 `ideal_marginals.png`.
 """
@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dllm
-from dllm.eval.parallel_bench import closed_forms
-from dllm.eval.parallel_bench.families import FAMILIES
-from dllm.eval.parallel_bench.ideal import Ideal
+from dllm.eval.tasks.parallel_bench import closed_forms
+from dllm.eval.tasks.parallel_bench.families import FAMILIES
+from dllm.eval.tasks.parallel_bench.ideal import Ideal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

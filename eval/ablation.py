@@ -12,8 +12,8 @@ from dllm import schedulers
 from dllm.decoding.speculation import verifiers
 from dllm.eval.published import Published
 from dllm.eval.summary import short
-from dllm.eval.task_options import TaskOptions
 from dllm.eval.tasks import READ, TASKS
+from dllm.eval.tasks.options import TaskOptions
 from dllm.registry import nearest
 from dllm.settings import resolve
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dllm.eval.answers import rescored
-from dllm.eval.problem import Problem
 from dllm.eval.results import Result, read_results
 from dllm.eval.run_record import begun, note
 from dllm.eval.shards import absorb
+from dllm.eval.tasks.problem import Problem
 from dllm.eval.writer import Writer, writing
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dllm.eval.describe import name_of
-from dllm.eval.problem import Problem
 from dllm.eval.results import Result
 from dllm.eval.run_record import now
 from dllm.eval.samples import asked
 from dllm.eval.shares import Share, Shares
+from dllm.eval.tasks.problem import Problem
 from dllm.generate import Stream
 from dllm.metrics import RowMetrics
 from dllm.output import GenerationOutput

@@ -9,10 +9,10 @@ from typing import Any
 
 from dllm.eval.answers import Answers
 from dllm.eval.describe import seed_of
-from dllm.eval.problem import Problem
 from dllm.eval.results import Result
 from dllm.eval.runner import RefusedError, Run
 from dllm.eval.shares import Shares
+from dllm.eval.tasks.problem import Problem
 from dllm.generate import Stream, stream
 from dllm.state.event import StepEvent
 

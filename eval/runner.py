@@ -11,12 +11,12 @@ from typing import Any
 from dllm import cache as caches
 from dllm.eval.describe import describe, name_of
 from dllm.eval.environment import Environment, environment_of
-from dllm.eval.problem import Problem
 from dllm.eval.processes import Processes
 from dllm.eval.results import Result
 from dllm.eval.run_record import RunRecord, new_start
 from dllm.eval.shards import by_length
 from dllm.eval.tasks import Task
+from dllm.eval.tasks.problem import Problem
 from dllm.models.model import DenoisingModel
 from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from dllm.eval.problem import Problem
 from dllm.eval.results import Result
+from dllm.eval.tasks.problem import Problem
 from dllm.settings import Settings
 
 _MARK = "#"  # between a problem's id and the number of a sample

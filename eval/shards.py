@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from dllm.eval.problem import Problem
 from dllm.eval.results import Result, read_lines
+from dllm.eval.tasks.problem import Problem
 from dllm.eval.writer import Writer, writing
 
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from dllm.eval.alone import kept, left_of
 from dllm.eval.environment import environment_of
 from dllm.eval.failure import KINDS, Failure
-from dllm.eval.problem import Problem
 from dllm.eval.results import Result
 from dllm.eval.run_record import RunRecord, begun, note
 from dllm.eval.shards import Tail, absorb, shard_of, split
+from dllm.eval.tasks.problem import Problem
 from dllm.eval.writer import Writer, writing
 
 if TYPE_CHECKING:

@@ -23,13 +23,13 @@ from dllm.eval.ablation_lines import areas, front, groups, lines_of
 from dllm.eval.ablation_report import Report
 from dllm.eval.ablation_state import Entry, State
 from dllm.eval.ablation_tables import tables
-from dllm.eval.problem import Problem
 from dllm.eval.report_page import page
 from dllm.eval.report_problems import problems_of
 from dllm.eval.report_strips import mean_steps
 from dllm.eval.report_svg import Axis
 from dllm.eval.results import Result, append
 from dllm.eval.tasks import TASKS
+from dllm.eval.tasks.problem import Problem
 
 HOSTILE = '</script><script>alert(1)</script><!--<img src=x onerror="alert(2)">\u202e|`*\n'
 VALID = 60  # tokens of a made-up answer

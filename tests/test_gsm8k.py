@@ -12,13 +12,12 @@ import pytest
 
 import dllm
 from dllm.cli.main import main
-from dllm.eval import gsm8k
-from dllm.eval.problem import Problem
 from dllm.eval.results import read_results
 from dllm.eval.runner import RefusedError, Run
 from dllm.eval.summary import summarise
-from dllm.eval.task_options import TaskOptions
-from dllm.eval.tasks import Task, find_task
+from dllm.eval.tasks import Task, find_task, gsm8k
+from dllm.eval.tasks.options import TaskOptions
+from dllm.eval.tasks.problem import Problem
 from dllm.settings import resolve
 from tests.stub import answer_with
 

@@ -18,12 +18,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 import dllm
-from dllm.eval import arithmetic
 from dllm.eval.harness_arguments import ArgumentError, read_arguments
 from dllm.eval.harness_encoder import Encoder
 from dllm.eval.harness_requests import Asked
 from dllm.eval.harness_wishes import Wishes, seed_of, stops
 from dllm.eval.likelihood import Scorer
+from dllm.eval.tasks.made import arithmetic
 from dllm.settings import Settings
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm_eval is not installed: the extra lm-eval")

@@ -11,17 +11,17 @@ import pytest
 
 import dllm
 from dllm.cli.main import main
-from dllm.eval import tasks
-from dllm.eval.completion import complete, cut
-from dllm.eval.dataset import Record
-from dllm.eval.humaneval import Judge, find_style, program, read
 from dllm.eval.results import read_results
 from dllm.eval.runner import Run
 from dllm.eval.sandbox import Sandbox, open_sandbox
 from dllm.eval.sandbox_verdict import SandboxError, Verdict
 from dllm.eval.summary import record, summarise
-from dllm.eval.task_options import TaskOptions
 from dllm.eval.tasks import Task, find_task
+from dllm.eval.tasks import task as task_module
+from dllm.eval.tasks.completion import complete, cut
+from dllm.eval.tasks.dataset import Record
+from dllm.eval.tasks.humaneval import Judge, find_style, program, read
+from dllm.eval.tasks.options import TaskOptions
 from dllm.settings import resolve
 from tests.stub import answer_with
 
@@ -163,7 +163,7 @@ def test_a_run_that_was_not_scored_is_scored_later_without_decoding(
     by_prompt = {r["prompt"]: r["canonical_solution"] for r in data.values()}
     asked = answer_with(monkeypatch, lambda prompt: by_prompt[prompt])
     list(run_of(tiny, task).results(task.take(2), output))
-    monkeypatch.setattr(tasks, "open_sandbox", lambda: sandbox)
+    monkeypatch.setattr(task_module, "open_sandbox", lambda: sandbox)
     scoring = task_of(run_code=True)
     assert scoring.scored
     assert run_of(tiny, scoring).name == run_of(tiny, task).name
@@ -186,7 +186,7 @@ def test_gold_passes_and_wrong_fails(
     sandbox: Sandbox,
     style: str,
 ) -> None:
-    monkeypatch.setattr(tasks, "open_sandbox", lambda: sandbox)
+    monkeypatch.setattr(task_module, "open_sandbox", lambda: sandbox)
     task = task_of(style, run_code=True)
     problems = {str(problem.given): data[problem.id] for problem in task.take(3)}
 

@@ -22,21 +22,21 @@ from typer.testing import CliRunner
 import dllm
 from benchmarks import ideal_marginals
 from dllm.cli.main import app
-from dllm.eval.parallel_bench import closed_forms, latin_square, sudoku, waiting_line
-from dllm.eval.parallel_bench.families import FAMILIES
-from dllm.eval.parallel_bench.grid import EMPTY, SIZE, Grid, full_grids, units
-from dllm.eval.parallel_bench.ideal import Ideal
-from dllm.eval.parallel_bench.instance import Instance
-from dllm.eval.parallel_bench.list_text import read_list, write_list
-from dllm.eval.parallel_bench.names import NAMES
-from dllm.eval.parallel_bench.questions import Question
-from dllm.eval.parallel_bench.selection import Selection, select
-from dllm.eval.parallel_bench.waiting_line import OPERATIONS, Line, WaitingLine
-from dllm.eval.problem import Split, split_of
 from dllm.eval.runner import Run
 from dllm.eval.summary import summarise
-from dllm.eval.task_options import TaskOptions
 from dllm.eval.tasks import TASKS, Task, find_task
+from dllm.eval.tasks.options import TaskOptions
+from dllm.eval.tasks.parallel_bench import closed_forms, latin_square, sudoku, waiting_line
+from dllm.eval.tasks.parallel_bench.families import FAMILIES
+from dllm.eval.tasks.parallel_bench.grid import EMPTY, SIZE, Grid, full_grids, units
+from dllm.eval.tasks.parallel_bench.ideal import Ideal
+from dllm.eval.tasks.parallel_bench.instance import Instance
+from dllm.eval.tasks.parallel_bench.list_text import read_list, write_list
+from dllm.eval.tasks.parallel_bench.names import NAMES
+from dllm.eval.tasks.parallel_bench.questions import Question
+from dllm.eval.tasks.parallel_bench.selection import Selection, select
+from dllm.eval.tasks.parallel_bench.waiting_line import OPERATIONS, Line, WaitingLine
+from dllm.eval.tasks.problem import Split, split_of
 from dllm.settings import resolve
 from tests.stub import answer_with
 

@@ -22,13 +22,13 @@ from torch import Tensor
 import dllm
 from dllm.decoding.batching import Admission
 from dllm.eval import decoding, runner
-from dllm.eval.judgement import Judgement
 from dllm.eval.results import Result, read_results
 from dllm.eval.run_record import read_records
 from dllm.eval.runner import RefusedError, Run
 from dllm.eval.samples import sampled
 from dllm.eval.shares import Shares, Spent
 from dllm.eval.tasks import TASKS
+from dllm.eval.tasks.judgement import Judgement
 from dllm.generate import Stream
 from dllm.settings import resolve
 from dllm.state.plan import StepPlan

@@ -14,14 +14,14 @@ from typer.testing import CliRunner
 
 import dllm
 from dllm.cli.main import app
-from dllm.eval.problem import Problem
 from dllm.eval.results import Result
 from dllm.eval.runner import Run
 from dllm.eval.samples import asked, pass_at, passes, problem_id, sampled
 from dllm.eval.sandbox_verdict import SandboxError
 from dllm.eval.summary import summarise, wilson
-from dllm.eval.task_options import TaskOptions
 from dllm.eval.tasks import TASKS, find_task
+from dllm.eval.tasks.options import TaskOptions
+from dllm.eval.tasks.problem import Problem
 from dllm.settings import Settings, resolve
 from tests.stub import answer_with
 from tests.test_runner_shards import result

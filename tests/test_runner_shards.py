@@ -13,12 +13,12 @@ import pytest
 import dllm
 from dllm.eval import decoding, shards
 from dllm.eval.failure import Failure
-from dllm.eval.problem import Problem
 from dllm.eval.processes import Processes, find_processes
 from dllm.eval.results import Result, append, mend, read_lines, read_results
 from dllm.eval.runner import Run
 from dllm.eval.shards import Tail, absorb, find_shards, shard_of, split
 from dllm.eval.tasks import TASKS
+from dllm.eval.tasks.problem import Problem
 from dllm.eval.writer import BusyError, Writer, writing
 from dllm.settings import resolve
 

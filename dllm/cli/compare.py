@@ -18,10 +18,10 @@ from dllm.decoding.memory_limits import NotEnoughMemoryError
 from dllm.eval.compare import Standing, judge
 from dllm.eval.contender import Contender, Outcome
 from dllm.eval.plot import draw
-from dllm.eval.problem import Problem
 from dllm.eval.report import LEGEND, heading, record, write_csv, write_markdown
 from dllm.eval.results import Result
 from dllm.eval.runner import RefusedError
+from dllm.eval.tasks.problem import Problem
 
 INTERRUPTED = 130
 

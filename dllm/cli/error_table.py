@@ -14,8 +14,8 @@ from rich.text import Text
 from dllm.audit import Audit
 from dllm.cache_error import CacheError, Observed
 from dllm.cli.paths import check_writable
-from dllm.eval.problem import Problem
 from dllm.eval.tasks import Task
+from dllm.eval.tasks.problem import Problem
 from dllm.settings import DEFAULT_BLOCK_LENGTH
 
 LEGEND = (

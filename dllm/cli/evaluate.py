@@ -32,8 +32,8 @@ from dllm.eval.lineup import gather
 from dllm.eval.processes import find_processes
 from dllm.eval.runner import Run
 from dllm.eval.samples import sampled
-from dllm.eval.task_options import TaskOptions
 from dllm.eval.tasks import find_task
+from dllm.eval.tasks.options import TaskOptions
 from dllm.settings import resolve
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from dllm.eval.arithmetic import NAMES
-from dllm.eval.problem import DEFAULT_NUM, Family, Problem, Split, draw
+from dllm.eval.tasks.made.arithmetic import NAMES
+from dllm.eval.tasks.problem import DEFAULT_NUM, Family, Problem, Split, draw
 
 SHORTEST, LONGEST = 3, 8
 

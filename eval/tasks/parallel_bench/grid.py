@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 
-from dllm.eval.parallel_bench.instance import Answer, Instance
+from dllm.eval.tasks.parallel_bench.instance import Answer, Instance
 
 SIZE = 4
 BOX = 2

@@ -9,13 +9,14 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from dllm.eval import arithmetic, functions, gsm8k, humaneval, lists
-from dllm.eval.judgement import Judgement
-from dllm.eval.parallel_bench import questions
-from dllm.eval.parallel_bench.selection import Selection, select
-from dllm.eval.problem import Problem, Split
 from dllm.eval.sandbox import open_sandbox
-from dllm.eval.task_options import TaskOptions
+from dllm.eval.tasks import gsm8k, humaneval
+from dllm.eval.tasks.judgement import Judgement
+from dllm.eval.tasks.made import arithmetic, functions, lists
+from dllm.eval.tasks.options import TaskOptions
+from dllm.eval.tasks.parallel_bench import questions
+from dllm.eval.tasks.parallel_bench.selection import Selection, select
+from dllm.eval.tasks.problem import Problem, Split
 from dllm.registry import nearest
 
 

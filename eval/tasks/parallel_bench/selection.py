@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from dllm.eval.parallel_bench.families import FAMILIES
-from dllm.eval.parallel_bench.names import NAMES
-from dllm.eval.task_options import TaskOptions
+from dllm.eval.tasks.options import TaskOptions
+from dllm.eval.tasks.parallel_bench.families import FAMILIES
+from dllm.eval.tasks.parallel_bench.names import NAMES
 from dllm.registry import nearest
 
 STYLES = ("plain", "chat")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from dllm.eval.completion import Completion, complete, cut
-from dllm.eval.dataset import Record, Source, records
-from dllm.eval.judgement import Judgement
-from dllm.eval.problem import Problem
 from dllm.eval.sandbox import Sandbox
-from dllm.eval.task_options import TaskOptions
+from dllm.eval.tasks.completion import Completion, complete, cut
+from dllm.eval.tasks.dataset import Record, Source, records
+from dllm.eval.tasks.judgement import Judgement
+from dllm.eval.tasks.options import TaskOptions
+from dllm.eval.tasks.problem import Problem
 from dllm.registry import nearest
 
 _KEYS = ("task_id", "prompt", "entry_point", "canonical_solution", "test")

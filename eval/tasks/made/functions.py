@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from dllm.eval.problem import DEFAULT_NUM, Family, Problem, Split, draw
+from dllm.eval.tasks.problem import DEFAULT_NUM, Family, Problem, Split, draw
 
 MOST_OPERATIONS = 5
 

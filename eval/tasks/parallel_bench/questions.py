@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
-from dllm.eval.judgement import Judgement
-from dllm.eval.parallel_bench.families import FAMILIES
-from dllm.eval.parallel_bench.instance import Instance
-from dllm.eval.parallel_bench.selection import Selection
-from dllm.eval.problem import Problem, Split, split_of
+from dllm.eval.tasks.judgement import Judgement
+from dllm.eval.tasks.parallel_bench.families import FAMILIES
+from dllm.eval.tasks.parallel_bench.instance import Instance
+from dllm.eval.tasks.parallel_bench.selection import Selection
+from dllm.eval.tasks.problem import Problem, Split, split_of
 
 _TASK, _ANSWER = "Task:", "Answer:"
 

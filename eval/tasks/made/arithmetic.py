@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from functools import partial
 
-from dllm.eval.problem import DEFAULT_NUM, Family, Problem, Split, draw
+from dllm.eval.tasks.problem import DEFAULT_NUM, Family, Problem, Split, draw
 
 NAMES = ("tom", "ann", "bob", "sue", "jack", "mia", "leo", "eva", "joe", "zoe", "sam", "amy")
 THINGS = (

@@ -6,8 +6,8 @@ import random
 from collections.abc import Callable
 from functools import partial
 
-from dllm.eval.parallel_bench import latin_square, sudoku, waiting_line
-from dllm.eval.parallel_bench.instance import Instance
+from dllm.eval.tasks.parallel_bench import latin_square, sudoku, waiting_line
+from dllm.eval.tasks.parallel_bench.instance import Instance
 
 # Makers of an instance from a source of randomness and the number of names in a line.
 FAMILIES: dict[str, Callable[[random.Random, int], Instance]] = {

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import permutations
 
-from dllm.eval.parallel_bench.instance import Answer, Instance
-from dllm.eval.parallel_bench.list_text import read_list, write_list
-from dllm.eval.parallel_bench.names import NAMES
+from dllm.eval.tasks.parallel_bench.instance import Answer, Instance
+from dllm.eval.tasks.parallel_bench.list_text import read_list, write_list
+from dllm.eval.tasks.parallel_bench.names import NAMES
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Literal
 
-from dllm.eval.dataset import Record
+from dllm.eval.tasks.dataset import Record
 
 Rung = Literal[
     "fence with the function",  # a fenced block that defines it

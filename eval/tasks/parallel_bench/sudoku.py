@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from itertools import islice
 
-from dllm.eval.parallel_bench.grid import EMPTY, SIZE, Grid, completions, full_grids
+from dllm.eval.tasks.parallel_bench.grid import EMPTY, SIZE, Grid, completions, full_grids
 
 NUM_CLUES = 12
 _SYMBOLS = ("1", "2", "3", "4")

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 
-from dllm.eval.dataset import Record, Source, records
-from dllm.eval.judgement import Judgement
-from dllm.eval.problem import Problem
-from dllm.eval.task_options import TaskOptions
+from dllm.eval.tasks.dataset import Record, Source, records
+from dllm.eval.tasks.judgement import Judgement
+from dllm.eval.tasks.options import TaskOptions
+from dllm.eval.tasks.problem import Problem
 from dllm.registry import nearest
 
 _KEYS = ("question", "answer")
