@@ -14,7 +14,7 @@ from dllm.cli.main import main
 from dllm.eval.results import read_results
 from dllm.eval.runner import Run
 from dllm.eval.sandbox import Sandbox, open_sandbox
-from dllm.eval.sandbox_verdict import SandboxError, Verdict
+from dllm.eval.sandbox.verdict import SandboxError, Verdict
 from dllm.eval.summary import record, summarise
 from dllm.eval.tasks import Task, find_task
 from dllm.eval.tasks import task as task_module

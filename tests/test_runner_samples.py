@@ -17,7 +17,7 @@ from dllm.cli.main import app
 from dllm.eval.results import Result
 from dllm.eval.runner import Run
 from dllm.eval.samples import asked, pass_at, passes, problem_id, sampled
-from dllm.eval.sandbox_verdict import SandboxError
+from dllm.eval.sandbox.verdict import SandboxError
 from dllm.eval.summary import summarise, wilson
 from dllm.eval.tasks import TASKS, find_task
 from dllm.eval.tasks.options import TaskOptions

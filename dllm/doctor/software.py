@@ -85,7 +85,7 @@ def compiler(device: torch.device) -> Iterator[Finding]:
 def sandbox() -> Iterator[Finding]:
     """Yields how well model-written code would be shut in."""
     from dllm.eval.sandbox import open_sandbox
-    from dllm.eval.sandbox_verdict import SandboxError
+    from dllm.eval.sandbox.verdict import SandboxError
 
     try:
         level = open_sandbox().level

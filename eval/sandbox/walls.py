@@ -1,7 +1,7 @@
 """Puts walls around the process that runs model-written code, watches it and ends it in time.
 
 Needs the standard library alone, in a process of its own that `dllm.eval.sandbox` starts. It stays
-outside of the walls; the code runs inside, in a fresh interpreter with `sandbox_child.py`.
+outside of the walls; the code runs inside, in a fresh interpreter with `child.py`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dllm.eval.sandbox_files import leave_the_files
-from dllm.eval.sandbox_kernel import (
+from dllm.eval.sandbox.files import leave_the_files
+from dllm.eval.sandbox.kernel import (
     DIE_WITH_PARENT,
     NEW_IPC,
     NEW_MOUNTS,
@@ -111,7 +111,7 @@ def _name_users(process: Path) -> None:
 def _enter(order: dict[str, Any]) -> None:
     """Becomes the child: no files but those shown, no privileges, no environment."""
     level, work = order["level"], order["work"]
-    source = Path(__file__).with_name("sandbox_child.py").read_text(encoding="utf-8")
+    source = Path(__file__).with_name("child.py").read_text(encoding="utf-8")
     if level != "limits":
         mount("none", "/", None, RECURSIVE | PRIVATE)
     if level == "container":

@@ -7,7 +7,7 @@ import secrets
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from dllm.eval.sandbox_walls import SIGNALLED, TIMED_OUT
+from dllm.eval.sandbox.walls import SIGNALLED, TIMED_OUT
 
 Level = Literal[
     "container",  # files, network, processes and user of its own

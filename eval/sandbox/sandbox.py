@@ -15,17 +15,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from dllm.eval.sandbox_access import private_to_root
-from dllm.eval.sandbox_verdict import Level, Limits, SandboxError, Verdict, ending, read_report
-from dllm.eval.sandbox_walls import NO_WALLS
+from dllm.eval.sandbox.access import private_to_root
+from dllm.eval.sandbox.verdict import Level, Limits, SandboxError, Verdict, ending, read_report
+from dllm.eval.sandbox.walls import NO_WALLS
 
-# Two packages by name alone: their own modules would load torch, once for each program.
+# Three packages by name alone: their own modules would load torch, once for each program.
 _START = """
 import json, sys, types
-for name in ("dllm", "dllm.eval"):
+for name in ("dllm", "dllm.eval", "dllm.eval.sandbox"):
     sys.modules[name] = types.ModuleType(name)
     sys.modules[name].__path__ = [sys.argv[1]]
-from dllm.eval.sandbox_walls import main
+from dllm.eval.sandbox.walls import main
 sys.exit(main(json.loads(sys.argv[2])))
 """
 _REPORT = 1 << 16  # bytes of a report that are read

@@ -6,7 +6,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from dllm.eval.sandbox_kernel import (
+from dllm.eval.sandbox.kernel import (
     BIND,
     DETACH,
     NO_DEVICES,
