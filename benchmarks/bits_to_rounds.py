@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import dllm
-from dllm.eval.summary import wilson
+from dllm.eval.run.summary import wilson
 from dllm.eval.tasks import find_task
 from dllm.eval.tasks.problem import Problem, Split
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dllm import cache as caches
 from dllm import schedulers
-from dllm.eval.summary import short
+from dllm.eval.run.summary import short
 from dllm.ledger import Entries, join
 from dllm.output import GenerationOutput
 from dllm.settings import Settings

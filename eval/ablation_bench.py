@@ -14,9 +14,9 @@ from dllm.decoding.memory_limits import NotEnoughMemoryError
 from dllm.eval.ablation import Ablation, Row
 from dllm.eval.ablation_state import Entry, State, key_of
 from dllm.eval.report import label
-from dllm.eval.results import Result, read_results
-from dllm.eval.run_record import Start, read_records
-from dllm.eval.runner import RefusedError, Run
+from dllm.eval.run.record import Start, read_records
+from dllm.eval.run.results import Result, read_results
+from dllm.eval.run.run import RefusedError, Run
 from dllm.eval.tasks import Task, find_task
 from dllm.eval.tasks.problem import Problem
 from dllm.models import HostedModel, load

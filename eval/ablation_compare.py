@@ -10,8 +10,8 @@ from typing import ClassVar
 from dllm.eval.ablation_lines import Line
 from dllm.eval.ablation_state import FILE, State
 from dllm.eval.paired import Counts
-from dllm.eval.results import Result, read_results
-from dllm.eval.summary import summarise
+from dllm.eval.run.results import Result, read_results
+from dllm.eval.run.summary import summarise
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dllm.eval.ablation import Ablation
 from dllm.eval.ablation_bench import Outcome
 from dllm.eval.aup import TOLERANCE, Measured, aup
 from dllm.eval.published import Agreement, agreement
-from dllm.eval.summary import Summary, summarise
+from dllm.eval.run.summary import Summary, summarise
 
 Speed = Literal["tokens_per_forward", "tokens_per_second"]
 

@@ -12,8 +12,8 @@ from dllm.eval.ablation import Ablation
 from dllm.eval.ablation_compare import Difference
 from dllm.eval.ablation_lines import Line, front, groups
 from dllm.eval.report import NUMBERS
-from dllm.eval.run_record import Start
-from dllm.eval.summary import record as numbers_of
+from dllm.eval.run.record import Start
+from dllm.eval.run.summary import record as numbers_of
 
 
 @dataclass(frozen=True)

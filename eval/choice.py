@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dllm.eval.report import label_of
-from dllm.eval.results import Result, read_lines
+from dllm.eval.run.results import Result, read_lines
 
 Results = Mapping[str, Result]  # by problem id
 

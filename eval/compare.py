@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dllm.eval.contender import BASELINE, Contender, Outcome
-from dllm.eval.summary import Summary, summarise
+from dllm.eval.run.summary import Summary, summarise
 
 Kind = Literal[
     "baseline",

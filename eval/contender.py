@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from dllm import cache as caches
 from dllm.eval.lineup import Entry
-from dllm.eval.results import Result
-from dllm.eval.runner import Run
-from dllm.eval.summary import short
+from dllm.eval.run.results import Result
+from dllm.eval.run.run import Run
+from dllm.eval.run.summary import short
 
 BASELINE = "threshold"  # what every other scheduler has to be better than
 

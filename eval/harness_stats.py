@@ -16,7 +16,7 @@ from dllm import schedulers
 from dllm.decoding.speculation import verifiers
 from dllm.eval.harness_arguments import ArgumentError, Arguments
 from dllm.eval.likelihood import Continuation, Score
-from dllm.eval.results import mend
+from dllm.eval.run.results import mend
 from dllm.models.model import HostedModel
 from dllm.output import GenerationOutput
 from dllm.settings import Settings

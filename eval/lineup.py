@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from dllm import schedulers
-from dllm.eval.summary import short
+from dllm.eval.run.summary import short
 
 ALL = Path(__file__).parent / "configs" / "schedulers.yaml"
 _KEYS = {"label", "settings"}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from dllm.eval.summary import Summary, wilson
+from dllm.eval.run.summary import Summary, wilson
 from dllm.registry import nearest
 
 _TEXTS = ("source", "score", "differs", "because")

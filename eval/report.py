@@ -12,8 +12,8 @@ from dllm import cache as caches
 from dllm import schedulers
 from dllm.decoding.speculation import verifiers
 from dllm.eval.compare import Standing
-from dllm.eval.runner import Run
-from dllm.eval.summary import Summary, short
+from dllm.eval.run.run import Run
+from dllm.eval.run.summary import Summary, short
 from dllm.registry import Registry
 
 NUMBERS = (

@@ -7,7 +7,7 @@ from typing import Any
 
 from dllm.eval.ablation_bench import Trial
 from dllm.eval.ablation_lines import Line
-from dllm.eval.results import Result
+from dllm.eval.run.results import Result
 
 LONGEST = 20_000  # characters of a text; a model may fill a page
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dllm.eval import decoding
+from dllm.eval.run import execute as decoding
 
 ROW = {"prompt_tokens": 9, "valid_tokens": 5, "raw_tokens": 5, "forwards": 2, "row_forwards": 2}
 

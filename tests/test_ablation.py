@@ -25,7 +25,7 @@ from dllm.eval.ablation import Row
 from dllm.eval.ablation_config import find_config, read_ablation, shipped
 from dllm.eval.ablation_lock import locked
 from dllm.eval.published import Published, agreement
-from dllm.eval.summary import Summary
+from dllm.eval.run.summary import Summary
 from dllm.settings import resolve
 from tests.conftest import GOLDEN, golden_model
 

@@ -27,7 +27,7 @@ from dllm.eval.report_page import page
 from dllm.eval.report_problems import problems_of
 from dllm.eval.report_strips import mean_steps
 from dllm.eval.report_svg import Axis
-from dllm.eval.results import Result, append
+from dllm.eval.run.results import Result, append
 from dllm.eval.tasks import TASKS
 from dllm.eval.tasks.problem import Problem
 

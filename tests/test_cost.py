@@ -13,8 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import dllm
-from dllm.eval.results import Result, append, read_results
-from dllm.eval.summary import summarise
+from dllm.eval.run.results import Result, append, read_results
+from dllm.eval.run.summary import summarise
 from dllm.models import HostedModel, NetworkConfig
 from dllm.models.cost import cost_of, network_cost
 from dllm.models.transformer import Transformer

@@ -10,10 +10,10 @@ import pytest
 from scipy.stats import binomtest
 
 import dllm
-from dllm.eval import decoding
-from dllm.eval.results import read_results
-from dllm.eval.runner import RefusedError, Run
-from dllm.eval.summary import short, summarise, wilson
+from dllm.eval.run import execute as decoding
+from dllm.eval.run.results import read_results
+from dllm.eval.run.run import RefusedError, Run
+from dllm.eval.run.summary import short, summarise, wilson
 from dllm.eval.tasks import TASKS, find_task
 from dllm.settings import resolve
 

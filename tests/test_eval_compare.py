@@ -21,14 +21,14 @@ from rich.console import Console
 import dllm
 from dllm.cli.evaluate import evaluate
 from dllm.cli.table import standings_table
-from dllm.eval import decoding
 from dllm.eval.compare import Standing, judge
 from dllm.eval.contender import Contender, Outcome, contender
 from dllm.eval.labels import Label, place
 from dllm.eval.lineup import ALL, gather, read_lineup
 from dllm.eval.plot import draw
-from dllm.eval.results import Result
-from dllm.eval.runner import Run
+from dllm.eval.run import execute as decoding
+from dllm.eval.run.results import Result
+from dllm.eval.run.run import Run
 from dllm.eval.tasks import TASKS
 from dllm.settings import resolve
 

@@ -12,9 +12,9 @@ import pytest
 
 import dllm
 from dllm.cli.main import main
-from dllm.eval.results import read_results
-from dllm.eval.runner import RefusedError, Run
-from dllm.eval.summary import summarise
+from dllm.eval.run.results import read_results
+from dllm.eval.run.run import RefusedError, Run
+from dllm.eval.run.summary import summarise
 from dllm.eval.tasks import Task, find_task, gsm8k
 from dllm.eval.tasks.options import TaskOptions
 from dllm.eval.tasks.problem import Problem

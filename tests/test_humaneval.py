@@ -11,11 +11,11 @@ import pytest
 
 import dllm
 from dllm.cli.main import main
-from dllm.eval.results import read_results
-from dllm.eval.runner import Run
+from dllm.eval.run.results import read_results
+from dllm.eval.run.run import Run
+from dllm.eval.run.summary import record, summarise
 from dllm.eval.sandbox import Sandbox, open_sandbox
 from dllm.eval.sandbox.verdict import SandboxError, Verdict
-from dllm.eval.summary import record, summarise
 from dllm.eval.tasks import Task, find_task
 from dllm.eval.tasks import task as task_module
 from dllm.eval.tasks.completion import complete, cut

@@ -18,8 +18,8 @@ from dllm.cli.main import main
 from dllm.cli.measure import compare
 from dllm.decoding import memory_limits
 from dllm.decoding.memory_limits import available, ran_out, readable
-from dllm.eval.results import Result, read_results
-from dllm.eval.runner import Run
+from dllm.eval.run.results import Result, read_results
+from dllm.eval.run.run import Run
 from dllm.eval.tasks import TASKS
 from dllm.models.cost import Cost
 from dllm.settings import resolve

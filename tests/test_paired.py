@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 from dllm.cli.main import app
 from dllm.eval.choice import choose
 from dllm.eval.paired import Counts, pair
-from dllm.eval.results import Result, append
-from dllm.eval.summary import wilson
+from dllm.eval.run.results import Result, append
+from dllm.eval.run.summary import wilson
 from tests.test_runner_shards import result
 
 SETTINGS: dict[str, Any] = {

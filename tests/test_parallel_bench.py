@@ -22,8 +22,8 @@ from typer.testing import CliRunner
 import dllm
 from benchmarks import ideal_marginals
 from dllm.cli.main import app
-from dllm.eval.runner import Run
-from dllm.eval.summary import summarise
+from dllm.eval.run.run import Run
+from dllm.eval.run.summary import summarise
 from dllm.eval.tasks import TASKS, Task, find_task
 from dllm.eval.tasks.options import TaskOptions
 from dllm.eval.tasks.parallel_bench import closed_forms, latin_square, sudoku, waiting_line

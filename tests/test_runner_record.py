@@ -15,14 +15,15 @@ from typer.testing import CliRunner
 
 import dllm
 from dllm.cli.main import app
-from dllm.eval import decoding, environment
-from dllm.eval.environment import environment_of, weights_digest
 from dllm.eval.report import heading, label
-from dllm.eval.results import Result, append, read_results
-from dllm.eval.run_record import beside, note, read_records
-from dllm.eval.runner import RefusedError, Run
+from dllm.eval.run import environment
+from dllm.eval.run import execute as decoding
+from dllm.eval.run.environment import environment_of, weights_digest
+from dllm.eval.run.record import beside, note, read_records
+from dllm.eval.run.results import Result, append, read_results
+from dllm.eval.run.run import RefusedError, Run
+from dllm.eval.run.totals import full_record, totals_of
 from dllm.eval.tasks import TASKS
-from dllm.eval.totals import full_record, totals_of
 from dllm.learn2pd.filter import TINY
 from dllm.settings import resolve
 from tests.test_runner_shards import result

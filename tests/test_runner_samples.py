@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 
 import dllm
 from dllm.cli.main import app
-from dllm.eval.results import Result
-from dllm.eval.runner import Run
-from dllm.eval.samples import asked, pass_at, passes, problem_id, sampled
+from dllm.eval.run.results import Result
+from dllm.eval.run.run import Run
+from dllm.eval.run.samples import asked, pass_at, passes, problem_id, sampled
+from dllm.eval.run.summary import summarise, wilson
 from dllm.eval.sandbox.verdict import SandboxError
-from dllm.eval.summary import summarise, wilson
 from dllm.eval.tasks import TASKS, find_task
 from dllm.eval.tasks.options import TaskOptions
 from dllm.eval.tasks.problem import Problem

@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 
 import dllm
-from dllm.eval import decoding, shards
-from dllm.eval.failure import Failure
-from dllm.eval.processes import Processes, find_processes
-from dllm.eval.results import Result, append, mend, read_lines, read_results
-from dllm.eval.runner import Run
-from dllm.eval.shards import Tail, absorb, find_shards, shard_of, split
+from dllm.eval.run import execute as decoding
+from dllm.eval.run import shards
+from dllm.eval.run.errors import Failure
+from dllm.eval.run.processes import Processes, find_processes
+from dllm.eval.run.results import Result, append, mend, read_lines, read_results
+from dllm.eval.run.run import Run
+from dllm.eval.run.shards import Tail, absorb, find_shards, shard_of, split
+from dllm.eval.run.writer import BusyError, Writer, writing
 from dllm.eval.tasks import TASKS
 from dllm.eval.tasks.problem import Problem
-from dllm.eval.writer import BusyError, Writer, writing
 from dllm.settings import resolve
 
 

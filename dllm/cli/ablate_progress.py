@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dllm.eval.ablation_bench import FAILURES, Bench, Outcome, Trial, by_model
-from dllm.eval.results import Result
+from dllm.eval.run.results import Result
 
 
 def measure(bench: Bench, trials: Sequence[Trial]) -> tuple[list[Outcome], bool]:

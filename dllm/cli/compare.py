@@ -19,8 +19,8 @@ from dllm.eval.compare import Standing, judge
 from dllm.eval.contender import Contender, Outcome
 from dllm.eval.plot import draw
 from dllm.eval.report import LEGEND, heading, record, write_csv, write_markdown
-from dllm.eval.results import Result
-from dllm.eval.runner import RefusedError
+from dllm.eval.run.results import Result
+from dllm.eval.run.run import RefusedError
 from dllm.eval.tasks.problem import Problem
 
 INTERRUPTED = 130

@@ -9,7 +9,7 @@ import typer
 from dllm import load
 from dllm.cli.measure import compare
 from dllm.cli.options import JsonOption
-from dllm.eval.runner import Run
+from dllm.eval.run.run import Run
 from dllm.eval.tasks import find_task
 from dllm.settings import resolve
 

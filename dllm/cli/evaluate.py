@@ -29,9 +29,9 @@ from dllm.cli.options import (
 from dllm.compatible import check
 from dllm.eval.contender import contender
 from dllm.eval.lineup import gather
-from dllm.eval.processes import find_processes
-from dllm.eval.runner import Run
-from dllm.eval.samples import sampled
+from dllm.eval.run.processes import find_processes
+from dllm.eval.run.run import Run
+from dllm.eval.run.samples import sampled
 from dllm.eval.tasks import find_task
 from dllm.eval.tasks.options import TaskOptions
 from dllm.settings import resolve

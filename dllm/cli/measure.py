@@ -18,12 +18,12 @@ from dllm.cli.table import comparison
 from dllm.decoding.loop import BrokenLogitsError
 from dllm.decoding.memory_limits import NotEnoughMemoryError
 from dllm.eval.report import heading, label
-from dllm.eval.results import Result
-from dllm.eval.run_record import RunRecord, read_records
-from dllm.eval.runner import Run
-from dllm.eval.summary import Summary, record, summarise
+from dllm.eval.run.record import RunRecord, read_records
+from dllm.eval.run.results import Result
+from dllm.eval.run.run import Run
+from dllm.eval.run.summary import Summary, record, summarise
+from dllm.eval.run.totals import full_record
 from dllm.eval.tasks.problem import Problem
-from dllm.eval.totals import full_record
 
 INTERRUPTED = 130
 FAILED = 2

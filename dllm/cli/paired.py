@@ -16,7 +16,7 @@ from rich.text import Text
 from dllm.cli.options import JsonOption
 from dllm.eval.choice import choose, label_in
 from dllm.eval.paired import Pairing, pair
-from dllm.eval.summary import Summary, record
+from dllm.eval.run.summary import Summary, record
 
 _LEVEL = 0.05  # the usual one, for the wording alone
 

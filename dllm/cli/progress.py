@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dllm.eval.results import Result
+from dllm.eval.run.results import Result
 
 
 def bars(*, quiet: bool = False) -> Progress:

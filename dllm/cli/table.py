@@ -11,7 +11,7 @@ from rich.text import Text
 
 from dllm.eval.compare import Standing
 from dllm.eval.report import HEADS, cells
-from dllm.eval.summary import Summary
+from dllm.eval.run.summary import Summary
 
 OTHER_COLUMNS = 60  # of a comparison's table, the folded verdict's among them
 

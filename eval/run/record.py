@@ -11,8 +11,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from dllm.eval.environment import Environment
-from dllm.eval.results import read_results
+from dllm.eval.run.environment import Environment
+from dllm.eval.run.results import read_results
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dllm.eval.answers import rescored
-from dllm.eval.results import Result, read_results
-from dllm.eval.run_record import begun, note
-from dllm.eval.shards import absorb
+from dllm.eval.run.answers import rescored
+from dllm.eval.run.record import begun, note
+from dllm.eval.run.results import Result, read_results
+from dllm.eval.run.shards import absorb
+from dllm.eval.run.writer import Writer, writing
 from dllm.eval.tasks.problem import Problem
-from dllm.eval.writer import Writer, writing
 
 if TYPE_CHECKING:
-    from dllm.eval.runner import Run
+    from dllm.eval.run.run import Run
 
 
 def results(run: Run, problems: Sequence[Problem], output: Path) -> Iterator[Result]:

@@ -10,8 +10,8 @@ from typing import Any
 from dllm import cache as caches
 from dllm import schedulers
 from dllm.decoding.speculation import verifiers
-from dllm.eval.results import Result
-from dllm.eval.samples import passes, problem_id
+from dllm.eval.run.results import Result
+from dllm.eval.run.samples import passes, problem_id
 from dllm.registry import Registry
 
 _NORMAL_95 = 1.959963984540054

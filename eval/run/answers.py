@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from dllm.eval.describe import name_of
-from dllm.eval.results import Result
-from dllm.eval.run_record import now
-from dllm.eval.samples import asked
-from dllm.eval.shares import Share, Shares
+from dllm.eval.run.costs import Share, Shares
+from dllm.eval.run.describe import name_of
+from dllm.eval.run.record import now
+from dllm.eval.run.results import Result
+from dllm.eval.run.samples import asked
 from dllm.eval.tasks.problem import Problem
 from dllm.generate import Stream
 from dllm.metrics import RowMetrics
@@ -18,7 +18,7 @@ from dllm.output import GenerationOutput
 from dllm.trace.record import record_of
 
 if TYPE_CHECKING:
-    from dllm.eval.runner import Run
+    from dllm.eval.run.run import Run
 
 
 class Answers:

@@ -9,17 +9,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dllm.eval.alone import kept, left_of
-from dllm.eval.environment import environment_of
-from dllm.eval.failure import KINDS, Failure
-from dllm.eval.results import Result
-from dllm.eval.run_record import RunRecord, begun, note
-from dllm.eval.shards import Tail, absorb, shard_of, split
+from dllm.eval.run.environment import environment_of
+from dllm.eval.run.errors import KINDS, Failure
+from dllm.eval.run.record import RunRecord, begun, note
+from dllm.eval.run.results import Result
+from dllm.eval.run.resume import kept, left_of
+from dllm.eval.run.shards import Tail, absorb, shard_of, split
+from dllm.eval.run.writer import Writer, writing
 from dllm.eval.tasks.problem import Problem
-from dllm.eval.writer import Writer, writing
 
 if TYPE_CHECKING:
-    from dllm.eval.runner import Run
+    from dllm.eval.run.run import Run
 
 _PAUSE = 0.2  # seconds between two looks at what the others have done
 

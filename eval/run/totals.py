@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dllm.eval.results import Result
-from dllm.eval.run_record import RunRecord
-from dllm.eval.summary import record as record_of
-from dllm.eval.summary import summarise
+from dllm.eval.run.record import RunRecord
+from dllm.eval.run.results import Result
+from dllm.eval.run.summary import record as record_of
+from dllm.eval.run.summary import summarise
 
 _ACCURACY = ("accuracy", "accuracy_low", "accuracy_high", "correct", "scored", "scores", "pass_at")
 

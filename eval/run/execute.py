@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from dllm.eval.answers import Answers
-from dllm.eval.describe import seed_of
-from dllm.eval.results import Result
-from dllm.eval.runner import RefusedError, Run
-from dllm.eval.shares import Shares
+from dllm.eval.run.answers import Answers
+from dllm.eval.run.costs import Shares
+from dllm.eval.run.describe import seed_of
+from dllm.eval.run.results import Result
+from dllm.eval.run.run import RefusedError, Run
 from dllm.eval.tasks.problem import Problem
 from dllm.generate import Stream, stream
 from dllm.state.event import StepEvent

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from dllm.eval.results import Result
+from dllm.eval.run.results import Result
 from dllm.eval.tasks.problem import Problem
 from dllm.settings import Settings
 

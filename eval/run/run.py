@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from dllm import cache as caches
-from dllm.eval.describe import describe, name_of
-from dllm.eval.environment import Environment, environment_of
-from dllm.eval.processes import Processes
-from dllm.eval.results import Result
-from dllm.eval.run_record import RunRecord, new_start
-from dllm.eval.shards import by_length
+from dllm.eval.run.describe import describe, name_of
+from dllm.eval.run.environment import Environment, environment_of
+from dllm.eval.run.processes import Processes
+from dllm.eval.run.record import RunRecord, new_start
+from dllm.eval.run.results import Result
+from dllm.eval.run.shards import by_length
 from dllm.eval.tasks import Task
 from dllm.eval.tasks.problem import Problem
 from dllm.models.model import DenoisingModel
@@ -98,7 +98,8 @@ class Run:
         NotEnoughMemoryError when so many rows do not fit; fewer go on where it stopped. Of several
         processes the main one yields all, the others what they decode themselves.
         """
-        from dllm.eval import alone, team
+        from dllm.eval.run import distributed as team
+        from dllm.eval.run import resume as alone
 
         if self.processes.count > 1:
             yield from team.results(self, problems, output)
@@ -113,7 +114,7 @@ class Run:
 
         When memory runs out, or on Ctrl-C, the rows under way are lost and no others.
         """
-        from dllm.eval import decoding
+        from dllm.eval.run import execute as decoding
 
         left, size = by_length(problems), _TOGETHER if self.continuous else self.num_rows
         for start in range(0, len(left), size):

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from dllm.eval.results import Result, read_lines
+from dllm.eval.run.results import Result, read_lines
+from dllm.eval.run.writer import Writer, writing
 from dllm.eval.tasks.problem import Problem
-from dllm.eval.writer import Writer, writing
 
 
 def shard_of(output: Path, rank: int) -> Path:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from dllm.eval.results import Result, append, mend
+from dllm.eval.run.results import Result, append, mend
 
 try:
     import fcntl

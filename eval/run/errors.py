@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from dllm.decoding.loop import BrokenLogitsError
 from dllm.decoding.memory_limits import NotEnoughMemoryError
-from dllm.eval.runner import RefusedError
+from dllm.eval.run.run import RefusedError
 
 KINDS: dict[str, type[Exception]] = {
     kind.__name__: kind

@@ -1,0 +1,1 @@
+"""One run: problems in, results out, resumed after a kill, shared among processes."""
