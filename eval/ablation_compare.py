@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from dllm.eval.ablation.state import FILE, State
 from dllm.eval.ablation_lines import Line
-from dllm.eval.ablation_state import FILE, State
 from dllm.eval.paired import Counts
 from dllm.eval.run.results import Result, read_results
 from dllm.eval.run.summary import summarise

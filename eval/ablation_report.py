@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dllm.eval.ablation import Ablation
+from dllm.eval.ablation.ablation import Ablation
 from dllm.eval.ablation_compare import Difference
 from dllm.eval.ablation_lines import Line, front, groups
 from dllm.eval.report import NUMBERS

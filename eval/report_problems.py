@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dllm.eval.ablation_bench import Trial
+from dllm.eval.ablation.bench import Trial
 from dllm.eval.ablation_lines import Line
 from dllm.eval.run.results import Result
 

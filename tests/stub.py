@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dllm.eval.run import execute as decoding
+from dllm.eval.run import execute
 
 ROW = {"prompt_tokens": 9, "valid_tokens": 5, "raw_tokens": 5, "forwards": 2, "row_forwards": 2}
 
@@ -39,5 +39,5 @@ def answer_with(monkeypatch: pytest.MonkeyPatch, text_of: Callable[[Any], str]) 
         asked.extend(prompts)
         return Answered([text_of(prompt) for prompt in prompts])
 
-    monkeypatch.setattr(decoding, "stream", stream)
+    monkeypatch.setattr(execute, "stream", stream)
     return asked

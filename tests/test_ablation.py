@@ -21,10 +21,10 @@ from typer.testing import CliRunner
 
 import dllm
 from dllm.cli.main import app
-from dllm.eval.ablation import Row
-from dllm.eval.ablation_config import find_config, read_ablation, shipped
-from dllm.eval.ablation_lock import locked
-from dllm.eval.published import Published, agreement
+from dllm.eval.ablation.ablation import Row
+from dllm.eval.ablation.config import find_config, read_ablation, shipped
+from dllm.eval.ablation.lock import locked
+from dllm.eval.ablation.published import Published, agreement
 from dllm.eval.run.summary import Summary
 from dllm.settings import resolve
 from tests.conftest import GOLDEN, golden_model
@@ -301,7 +301,7 @@ def test_what_is_there_is_not_run_again_and_no_model_is_loaded(
     assert ablate(path, "--output", tmp_path / "out").exit_code == 0
     before, figures = lines(tmp_path / "out"), report(tmp_path / "out")
     assert len(before) == 12
-    monkeypatch.setattr("dllm.eval.ablation_bench.load", None)
+    monkeypatch.setattr("dllm.eval.ablation.bench.load", None)
     done = ablate(path, "--output", tmp_path / "out")
     assert done.exit_code == 0, done.output
     assert lines(tmp_path / "out") == before

@@ -15,13 +15,13 @@ from xml.etree import ElementTree
 
 import pytest
 
-from dllm.eval.ablation import Ablation, Row, TaskChoice
-from dllm.eval.ablation_bench import Outcome, Trial
+from dllm.eval.ablation.ablation import Ablation, Row, TaskChoice
+from dllm.eval.ablation.bench import Outcome, Trial
+from dllm.eval.ablation.state import Entry, State
 from dllm.eval.ablation_compare import differences
 from dllm.eval.ablation_files import write
 from dllm.eval.ablation_lines import areas, front, groups, lines_of
 from dllm.eval.ablation_report import Report
-from dllm.eval.ablation_state import Entry, State
 from dllm.eval.ablation_tables import tables
 from dllm.eval.report_page import page
 from dllm.eval.report_problems import problems_of

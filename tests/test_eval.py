@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import binomtest
 
 import dllm
-from dllm.eval.run import execute as decoding
+from dllm.eval.run import execute
 from dllm.eval.run.results import read_results
 from dllm.eval.run.run import RefusedError, Run
 from dllm.eval.run.summary import short, summarise, wilson
@@ -40,7 +40,7 @@ def test_a_killed_run_goes_on_and_repeats_nothing(
 ) -> None:
     problems, output = TASKS["arithmetic"].take(10), tmp_path / "deep" / "rows.jsonl"
     decoded: list[str] = []
-    original = decoding.results
+    original = execute.results
 
     def counted(run: Run, batch: Any) -> Any:
         for results in original(run, batch):
@@ -49,13 +49,13 @@ def test_a_killed_run_goes_on_and_repeats_nothing(
             decoded.extend(result.id for result in results)
             yield results
 
-    monkeypatch.setattr(decoding, "results", counted)
+    monkeypatch.setattr(execute, "results", counted)
     with pytest.raises(KeyboardInterrupt):
         list(run_of(tiny).results(problems, output))
     assert list(read_results(output)) == decoded != []
     with output.open("a") as file:
         file.write('{"run": "cut o')  # the line that a kill cut off
-    monkeypatch.setattr(decoding, "results", original)
+    monkeypatch.setattr(execute, "results", original)
     results = list(run_of(tiny).results(problems, output))
     assert {result.id for result in results} == {problem.id for problem in problems}
     lines = [json.loads(line) for line in output.read_text().splitlines()]

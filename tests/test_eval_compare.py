@@ -26,7 +26,7 @@ from dllm.eval.contender import Contender, Outcome, contender
 from dllm.eval.labels import Label, place
 from dllm.eval.lineup import ALL, gather, read_lineup
 from dllm.eval.plot import draw
-from dllm.eval.run import execute as decoding
+from dllm.eval.run import execute
 from dllm.eval.run.results import Result
 from dllm.eval.run.run import Run
 from dllm.eval.tasks import TASKS
@@ -257,7 +257,7 @@ def test_a_comparison_is_measured_once_and_reported_again(
     table = (runs / "arithmetic.md").read_text()
     assert f"| {REFUSING} | - | - | - | - | refused: steps=7" in table
 
-    monkeypatch.setattr(decoding, "results", only_refuses(decoding.results))
+    monkeypatch.setattr(execute, "results", only_refuses(execute.results))
     (runs / "arithmetic.md").unlink()
     (tmp_path / "pareto.png").unlink()
     compare(tmp_path, as_json=True)
@@ -282,7 +282,7 @@ def only_refuses(original: Callable[..., Any]) -> Callable[..., Any]:
 def test_ctrl_c_prints_what_is_done(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = decoding.results
+    original = execute.results
     calls: list[Any] = []
 
     def stopped(run: Run, problems: Any) -> Any:
@@ -291,7 +291,7 @@ def test_ctrl_c_prints_what_is_done(
             raise KeyboardInterrupt
         return original(run, problems)
 
-    monkeypatch.setattr(decoding, "results", stopped)
+    monkeypatch.setattr(execute, "results", stopped)
     with pytest.raises(typer.Exit) as stop:
         compare(tmp_path, "- threshold:0\n- factor\n- dream\n", batch_size=3)
     assert stop.value.exit_code == 130

@@ -21,8 +21,8 @@ from torch import Tensor
 
 import dllm
 from dllm.decoding.batching import Admission
-from dllm.eval.run import execute as decoding
-from dllm.eval.run import run as runner
+from dllm.eval.run import execute
+from dllm.eval.run import run as run_module
 from dllm.eval.run.costs import Shares, Spent
 from dllm.eval.run.record import read_records
 from dllm.eval.run.results import Result, read_results
@@ -81,7 +81,7 @@ def streams(monkeypatch: pytest.MonkeyPatch) -> Streams:
         found.append(dllm.stream(model, prompts, settings))
         return found[-1]
 
-    monkeypatch.setattr(decoding, "stream", kept)
+    monkeypatch.setattr(execute, "stream", kept)
     return found
 
 
@@ -339,7 +339,7 @@ def test_the_way_of_batching_is_in_the_record_and_not_in_the_name(
 def test_many_problems_are_decoded_in_several_calls(
     tiny: dllm.HostedModel, streams: Streams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "_TOGETHER", 4)
+    monkeypatch.setattr(run_module, "_TOGETHER", 4)
     problems = ARITHMETIC.take(10)
     found = list(run_of(tiny, 2).results(problems, None))
     assert [len(stream.canvas.layout.lengths) for stream in streams] == [4, 4, 2]

@@ -16,8 +16,7 @@ from typer.testing import CliRunner
 import dllm
 from dllm.cli.main import app
 from dllm.eval.report import heading, label
-from dllm.eval.run import environment
-from dllm.eval.run import execute as decoding
+from dllm.eval.run import environment, execute
 from dllm.eval.run.environment import environment_of, weights_digest
 from dllm.eval.run.record import beside, note, read_records
 from dllm.eval.run.results import Result, append, read_results
@@ -107,7 +106,7 @@ def test_a_start_that_finished_nothing_leaves_no_record(
     def short(run: Run, problems: Any) -> Any:
         raise dllm.NotEnoughMemoryError("full")
 
-    monkeypatch.setattr(decoding, "results", short)
+    monkeypatch.setattr(execute, "results", short)
     with pytest.raises(dllm.NotEnoughMemoryError):
         list(run_of(tiny).results(TASKS["arithmetic"].take(1), tmp_path / "rows.jsonl"))
     assert list(tmp_path.iterdir()) == []

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 import dllm
-from dllm.eval.run import execute as decoding
-from dllm.eval.run import shards
+from dllm.eval.run import execute, shards
 from dllm.eval.run.errors import Failure
 from dllm.eval.run.processes import Processes, find_processes
 from dllm.eval.run.results import Result, append, mend, read_lines, read_results
@@ -154,13 +153,13 @@ def test_parts_of_a_killed_launch_are_taken_over(
     for rank in (0, 3):
         append(shard_of(output, rank), [whole[problems[rank].id], whole[problems[rank + 1].id]])
     asked: list[str] = []
-    original = decoding.results
+    original = execute.results
 
     def counted(run: Run, batch: Any) -> Any:
         asked.extend(p.id for p in batch)
         return original(run, batch)
 
-    monkeypatch.setattr(decoding, "results", counted)
+    monkeypatch.setattr(execute, "results", counted)
     assert {r.id: r.text for r in run.results(problems, output)} == {
         name: r.text for name, r in whole.items()
     }

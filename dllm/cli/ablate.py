@@ -13,14 +13,14 @@ from rich.console import Console
 from dllm.cli.ablate_progress import measure
 from dllm.cli.options import DeviceOption, JsonOption
 from dllm.cli.paths import check_writable
-from dllm.eval.ablation import Ablation
-from dllm.eval.ablation_bench import Bench, Outcome, trials_of
-from dllm.eval.ablation_changes import with_files, with_model
+from dllm.eval.ablation.ablation import Ablation
+from dllm.eval.ablation.bench import Bench, Outcome, trials_of
+from dllm.eval.ablation.changes import with_files, with_model
+from dllm.eval.ablation.config import find_config, read_ablation, shipped
+from dllm.eval.ablation.lock import locked
 from dllm.eval.ablation_compare import differences
-from dllm.eval.ablation_config import find_config, read_ablation, shipped
 from dllm.eval.ablation_files import write
 from dllm.eval.ablation_lines import lines_of
-from dllm.eval.ablation_lock import locked
 from dllm.eval.ablation_report import Report, record
 from dllm.eval.ablation_tables import tables
 from dllm.eval.report_page import KEPT

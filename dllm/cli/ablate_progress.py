@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dllm.eval.ablation_bench import FAILURES, Bench, Outcome, Trial, by_model
+from dllm.eval.ablation.bench import FAILURES, Bench, Outcome, Trial, by_model
 from dllm.eval.run.results import Result
 
 

@@ -98,13 +98,12 @@ class Run:
         NotEnoughMemoryError when so many rows do not fit; fewer go on where it stopped. Of several
         processes the main one yields all, the others what they decode themselves.
         """
-        from dllm.eval.run import distributed as team
-        from dllm.eval.run import resume as alone
+        from dllm.eval.run import distributed, resume
 
         if self.processes.count > 1:
-            yield from team.results(self, problems, output)
+            yield from distributed.results(self, problems, output)
         elif output is not None:
-            yield from alone.results(self, problems, output)
+            yield from resume.results(self, problems, output)
         else:
             for results in self.batches(problems):
                 yield from results
@@ -114,8 +113,8 @@ class Run:
 
         When memory runs out, or on Ctrl-C, the rows under way are lost and no others.
         """
-        from dllm.eval.run import execute as decoding
+        from dllm.eval.run import execute
 
         left, size = by_length(problems), _TOGETHER if self.continuous else self.num_rows
         for start in range(0, len(left), size):
-            yield from decoding.results(self, left[start : start + size])
+            yield from execute.results(self, left[start : start + size])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dllm.eval.ablation import Ablation, Row
+from dllm.eval.ablation.ablation import Ablation, Row
 from dllm.eval.tasks import READ
 from dllm.registry import nearest
 

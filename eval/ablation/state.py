@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import dllm
-from dllm.eval.ablation import Row
+from dllm.eval.ablation.ablation import Row
 from dllm.eval.tasks import Task
 from dllm.settings import resolve
 

@@ -10,7 +10,7 @@ from typing import Any
 from dllm import cache as caches
 from dllm import schedulers
 from dllm.decoding.speculation import verifiers
-from dllm.eval.published import Published
+from dllm.eval.ablation.published import Published
 from dllm.eval.run.summary import short
 from dllm.eval.tasks import READ, TASKS
 from dllm.eval.tasks.options import TaskOptions

@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from dllm.eval.ablation import Ablation, Row, unique
-from dllm.eval.ablation_grid import combinations
-from dllm.eval.ablation_row import OWN, SETTINGS, Written, mapping
+from dllm.eval.ablation.ablation import Ablation, Row, unique
+from dllm.eval.ablation.grid import combinations
+from dllm.eval.ablation.row import OWN, SETTINGS, Written, mapping
 from dllm.eval.lineup import ALL
 from dllm.registry import nearest
 

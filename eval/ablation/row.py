@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from dllm.eval.ablation import Row, TaskChoice, check_given, method_of
-from dllm.eval.published import Published, read_published
+from dllm.eval.ablation.ablation import Row, TaskChoice, check_given, method_of
+from dllm.eval.ablation.published import Published, read_published
 from dllm.registry import nearest
 from dllm.settings import ALIASES, SCHEDULER_OPTIONS, Settings
 

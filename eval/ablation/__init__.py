@@ -1,0 +1,1 @@
+"""Grids of settings from YAML: read, run into a folder, resumed."""
