@@ -18,15 +18,15 @@ import pytest
 from dllm.eval.ablation.ablation import Ablation, Row, TaskChoice
 from dllm.eval.ablation.bench import Outcome, Trial
 from dllm.eval.ablation.state import Entry, State
-from dllm.eval.ablation_compare import differences
-from dllm.eval.ablation_files import write
-from dllm.eval.ablation_lines import areas, front, groups, lines_of
-from dllm.eval.ablation_report import Report
-from dllm.eval.ablation_tables import tables
-from dllm.eval.report_page import page
-from dllm.eval.report_problems import problems_of
-from dllm.eval.report_strips import mean_steps
-from dllm.eval.report_svg import Axis
+from dllm.eval.report.ablation import Report
+from dllm.eval.report.differences import differences
+from dllm.eval.report.files import write
+from dllm.eval.report.lines import areas, front, groups, lines_of
+from dllm.eval.report.page import page
+from dllm.eval.report.problems import problems_of
+from dllm.eval.report.strips import mean_steps
+from dllm.eval.report.svg import Axis
+from dllm.eval.report.tables import tables
 from dllm.eval.run.results import Result, append
 from dllm.eval.tasks import TASKS
 from dllm.eval.tasks.problem import Problem

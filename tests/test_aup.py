@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from dllm.eval.aup import Measured, aup
+from dllm.eval.report.aup import Measured, aup
 
 # hao-ai-lab/d3LLM, AUP_leaderboard: its points, and what its code gives for them.
 BOARD = [

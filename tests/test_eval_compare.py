@@ -21,11 +21,11 @@ from rich.console import Console
 import dllm
 from dllm.cli.evaluate import evaluate
 from dllm.cli.table import standings_table
-from dllm.eval.compare import Standing, judge
-from dllm.eval.contender import Contender, Outcome, contender
-from dllm.eval.labels import Label, place
-from dllm.eval.lineup import ALL, gather, read_lineup
-from dllm.eval.plot import draw
+from dllm.eval.report.candidate import Contender, Outcome, contender
+from dllm.eval.report.labels import Label, place
+from dllm.eval.report.plot import draw
+from dllm.eval.report.schedulers_list import ALL, gather, read_lineup
+from dllm.eval.report.standings import Standing, judge
 from dllm.eval.run import execute
 from dllm.eval.run.results import Result
 from dllm.eval.run.run import Run

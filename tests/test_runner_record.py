@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import dllm
 from dllm.cli.main import app
-from dllm.eval.report import heading, label
+from dllm.eval.report.comparison import heading, label
 from dllm.eval.run import environment, execute
 from dllm.eval.run.environment import environment_of, weights_digest
 from dllm.eval.run.record import beside, note, read_records

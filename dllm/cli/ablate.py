@@ -18,12 +18,12 @@ from dllm.eval.ablation.bench import Bench, Outcome, trials_of
 from dllm.eval.ablation.changes import with_files, with_model
 from dllm.eval.ablation.config import find_config, read_ablation, shipped
 from dllm.eval.ablation.lock import locked
-from dllm.eval.ablation_compare import differences
-from dllm.eval.ablation_files import write
-from dllm.eval.ablation_lines import lines_of
-from dllm.eval.ablation_report import Report, record
-from dllm.eval.ablation_tables import tables
-from dllm.eval.report_page import KEPT
+from dllm.eval.report.ablation import Report, record
+from dllm.eval.report.differences import differences
+from dllm.eval.report.files import write
+from dllm.eval.report.lines import lines_of
+from dllm.eval.report.page import KEPT
+from dllm.eval.report.tables import tables
 
 INTERRUPTED = 130
 

@@ -6,7 +6,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from dllm.eval.ablation_tables import Table
+from dllm.eval.report.tables import Table
 
 _WORDS = {"run", "method", "note", "source", "inside its tolerance?", "now right"}
 

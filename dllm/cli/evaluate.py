@@ -27,8 +27,8 @@ from dllm.cli.options import (
     given,
 )
 from dllm.compatible import check
-from dllm.eval.contender import contender
-from dllm.eval.lineup import gather
+from dllm.eval.report.candidate import contender
+from dllm.eval.report.schedulers_list import gather
 from dllm.eval.run.processes import find_processes
 from dllm.eval.run.run import Run
 from dllm.eval.run.samples import sampled

@@ -17,7 +17,7 @@ from dllm.cli.progress import bars, shown
 from dllm.cli.table import comparison
 from dllm.decoding.loop import BrokenLogitsError
 from dllm.decoding.memory_limits import NotEnoughMemoryError
-from dllm.eval.report import heading, label
+from dllm.eval.report.comparison import heading, label
 from dllm.eval.run.record import RunRecord, read_records
 from dllm.eval.run.results import Result
 from dllm.eval.run.run import Run

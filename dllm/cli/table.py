@@ -9,8 +9,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from dllm.eval.compare import Standing
-from dllm.eval.report import HEADS, cells
+from dllm.eval.report.comparison import HEADS, cells
+from dllm.eval.report.standings import Standing
 from dllm.eval.run.summary import Summary
 
 OTHER_COLUMNS = 60  # of a comparison's table, the folded verdict's among them

@@ -13,7 +13,7 @@ from dllm.decoding.loop import BrokenLogitsError
 from dllm.decoding.memory_limits import NotEnoughMemoryError
 from dllm.eval.ablation.ablation import Ablation, Row
 from dllm.eval.ablation.state import Entry, State, key_of
-from dllm.eval.report import label
+from dllm.eval.report.comparison import label
 from dllm.eval.run.record import Start, read_records
 from dllm.eval.run.results import Result, read_results
 from dllm.eval.run.run import RefusedError, Run

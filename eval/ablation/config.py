@@ -11,7 +11,7 @@ import yaml
 from dllm.eval.ablation.ablation import Ablation, Row, unique
 from dllm.eval.ablation.grid import combinations
 from dllm.eval.ablation.row import OWN, SETTINGS, Written, mapping
-from dllm.eval.lineup import ALL
+from dllm.eval.report.schedulers_list import ALL
 from dllm.registry import nearest
 
 CONFIGS = ALL.parent

@@ -74,7 +74,7 @@ class Answers:
     def _trace(self, problem: Problem, row: _Row) -> dict[str, Any] | None:
         if not self._run.keep_trace:
             return None
-        from dllm.eval.report import label_of
+        from dllm.eval.report.comparison import label_of
 
         said = f"{problem.id}: {label_of(self._described)}"
         return record_of(row.out, row.place, self._run.model.tokenizer, said).to_json()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from dllm.eval.contender import BASELINE, Contender, Outcome
+from dllm.eval.report.candidate import BASELINE, Contender, Outcome
 from dllm.eval.run.summary import Summary, summarise
 
 Kind = Literal[

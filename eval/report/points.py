@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dllm.eval.box import Box
-from dllm.eval.compare import Standing
+from dllm.eval.report.box import Box
+from dllm.eval.report.standings import Standing
 
 _MARGIN = 0.25  # of the baseline's extent, on every side of it
 _LEAST = (0.5, 5.0)  # that margin at least: tokens per forward, points of accuracy

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dllm.eval.ablation_lines import Line, Speed, front, groups
-from dllm.eval.ablation_report import Report
-from dllm.eval.labels import Label, place
-from dllm.eval.plot import COLOURS, DOTS_PER_INCH, GREY, MARKERS, SMALL
+from dllm.eval.report.ablation import Report
+from dllm.eval.report.labels import Label, place
+from dllm.eval.report.lines import Line, Speed, front, groups
+from dllm.eval.report.plot import COLOURS, DOTS_PER_INCH, GREY, MARKERS, SMALL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dllm.eval.box import Box
+from dllm.eval.report.box import Box
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from dllm import cache as caches
-from dllm.eval.lineup import Entry
+from dllm.eval.report.schedulers_list import Entry
 from dllm.eval.run.results import Result
 from dllm.eval.run.run import Run
 from dllm.eval.run.summary import short

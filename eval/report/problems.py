@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dllm.eval.ablation.bench import Trial
-from dllm.eval.ablation_lines import Line
+from dllm.eval.report.lines import Line
 from dllm.eval.run.results import Result
 
 LONGEST = 20_000  # characters of a text; a model may fill a page

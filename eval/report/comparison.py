@@ -11,7 +11,7 @@ from typing import Any
 from dllm import cache as caches
 from dllm import schedulers
 from dllm.decoding.speculation import verifiers
-from dllm.eval.compare import Standing
+from dllm.eval.report.standings import Standing
 from dllm.eval.run.run import Run
 from dllm.eval.run.summary import Summary, short
 from dllm.registry import Registry

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dllm.eval.ablation_plot import draw
-from dllm.eval.ablation_report import Report, write_csv
-from dllm.eval.ablation_tables import write_markdown
-from dllm.eval.report_page import page
+from dllm.eval.report.ablation import Report, write_csv
+from dllm.eval.report.ablation_plot import draw
+from dllm.eval.report.page import page
+from dllm.eval.report.tables import write_markdown
 
 
 def write(folder: Path, report: Report, problems: int) -> list[Path]:

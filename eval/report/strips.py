@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from dllm.eval.ablation_lines import Line
+from dllm.eval.report.lines import Line
 from dllm.state.canvas import NEVER
 from dllm.trace.text import visible
 

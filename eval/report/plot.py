@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dllm.eval.box import Box
-from dllm.eval.compare import Standing
-from dllm.eval.labels import Label, place
-from dllm.eval.points import Point, closer_look, points_of
+from dllm.eval.report.box import Box
+from dllm.eval.report.labels import Label, place
+from dllm.eval.report.points import Point, closer_look, points_of
+from dllm.eval.report.standings import Standing
 
 # matplotlib takes a second to import, which commands that draw nothing should not wait for.
 if TYPE_CHECKING:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dllm.eval.ablation_compare import Difference
-from dllm.eval.ablation_lines import Line, areas
-from dllm.eval.ablation_report import Report
+from dllm.eval.report.ablation import Report
+from dllm.eval.report.differences import Difference
+from dllm.eval.report.lines import Line, areas
 from dllm.trace.text import visible
 
 Table = Sequence[Sequence[str]]

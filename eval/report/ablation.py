@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from dllm.eval.ablation.ablation import Ablation
-from dllm.eval.ablation_compare import Difference
-from dllm.eval.ablation_lines import Line, front, groups
-from dllm.eval.report import NUMBERS
+from dllm.eval.report.comparison import NUMBERS
+from dllm.eval.report.differences import Difference
+from dllm.eval.report.lines import Line, front, groups
 from dllm.eval.run.record import Start
 from dllm.eval.run.summary import record as numbers_of
 

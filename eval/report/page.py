@@ -9,12 +9,12 @@ from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from string import Template
 
-from dllm.eval.ablation_lines import Line, groups
-from dllm.eval.ablation_report import Report
-from dllm.eval.ablation_tables import Table, tables
-from dllm.eval.report_problems import problems_of
-from dllm.eval.report_strips import heat_map, histograms
-from dllm.eval.report_svg import COLOURS, scatter
+from dllm.eval.report.ablation import Report
+from dllm.eval.report.lines import Line, groups
+from dllm.eval.report.problems import problems_of
+from dllm.eval.report.strips import heat_map, histograms
+from dllm.eval.report.svg import COLOURS, scatter
+from dllm.eval.report.tables import Table, tables
 from dllm.trace.page import as_script_data, assets
 from dllm.trace.text import visible
 
@@ -124,7 +124,7 @@ def _text(text: str) -> str:
 
 
 def _asset(kind: str) -> str:
-    return (files("dllm.eval") / f"report_page.{kind}").read_text(encoding="utf-8")
+    return (files("dllm.eval.report") / f"page.{kind}").read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:

@@ -13,7 +13,7 @@ import yaml
 from dllm import schedulers
 from dllm.eval.run.summary import short
 
-ALL = Path(__file__).parent / "ablation" / "configs" / "schedulers.yaml"
+ALL = Path(__file__).parents[1] / "ablation" / "configs" / "schedulers.yaml"
 _KEYS = {"label", "settings"}
 
 

@@ -7,8 +7,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dllm.eval.ablation_lines import Line, Speed, front
-from dllm.eval.box import Box
+from dllm.eval.report.box import Box
+from dllm.eval.report.lines import Line, Speed, front
 from dllm.trace.text import visible
 
 WIDTH, HEIGHT = 560, 380

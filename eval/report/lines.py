@@ -10,7 +10,7 @@ from typing import Any, Literal
 from dllm.eval.ablation.ablation import Ablation
 from dllm.eval.ablation.bench import Outcome
 from dllm.eval.ablation.published import Agreement, agreement
-from dllm.eval.aup import TOLERANCE, Measured, aup
+from dllm.eval.report.aup import TOLERANCE, Measured, aup
 from dllm.eval.run.summary import Summary, summarise
 
 Speed = Literal["tokens_per_forward", "tokens_per_second"]

@@ -1,0 +1,1 @@
+"""What runs came to: figures, standings, tables, plots, a page of replays."""
