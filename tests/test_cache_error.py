@@ -19,14 +19,14 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 import dllm
-from dllm import ledger
-from dllm.agreement import divergence, logit_error, rank_correlation, same_first
-from dllm.audit import Audit, audit
-from dllm.cache_error import summarise
 from dllm.cli.main import main
 from dllm.decoding.observer import Pass
-from dllm.ledger import Entries, Ledger, observe
-from dllm.ledger import ages as ages_of
+from dllm.eval.compare import error_recorder as ledger
+from dllm.eval.compare.agreement import divergence, logit_error, rank_correlation, same_first
+from dllm.eval.compare.cache_error import summarise
+from dllm.eval.compare.cache_error_run import Audit, audit
+from dllm.eval.compare.error_recorder import Entries, Ledger, observe
+from dllm.eval.compare.error_recorder import ages as ages_of
 from dllm.settings import Settings
 from dllm.state.candidates import Candidates
 from dllm.state.noise import CounterNoise

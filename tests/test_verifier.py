@@ -19,10 +19,10 @@ from dllm.cli.main import app
 from dllm.decoding.loop import DenoisingLoop
 from dllm.decoding.speculation import verifiers
 from dllm.decoding.speculation.loop import VerifiedLoop
+from dllm.eval.compare.verification import summed
+from dllm.eval.compare.verification_trial import Trial
 from dllm.schedulers.view import State
 from dllm.settings import resolve
-from dllm.speculation.report import summed
-from dllm.speculation.trial import Trial
 from dllm.state.canvas import Canvas
 from dllm.state.drafts import next_match, no_drafts
 from dllm.state.event import StepEvent

@@ -14,8 +14,6 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dllm import load
-from dllm.audit import Audit
-from dllm.cache_error import CacheError, Observed, summarise
 from dllm.cli.error_table import (
     LEGEND,
     Destination,
@@ -41,6 +39,8 @@ from dllm.cli.options import (
     given,
 )
 from dllm.decoding.memory_limits import NotEnoughMemoryError
+from dllm.eval.compare.cache_error import CacheError, Observed, summarise
+from dllm.eval.compare.cache_error_run import Audit
 from dllm.eval.tasks import find_task
 from dllm.output import GenerationOutput
 from dllm.settings import resolve

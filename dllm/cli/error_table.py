@@ -11,9 +11,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from dllm.audit import Audit
-from dllm.cache_error import CacheError, Observed
 from dllm.cli.paths import check_writable
+from dllm.eval.compare.cache_error import CacheError, Observed
+from dllm.eval.compare.cache_error_run import Audit
 from dllm.eval.tasks import Task
 from dllm.eval.tasks.problem import Problem
 from dllm.settings import DEFAULT_BLOCK_LENGTH

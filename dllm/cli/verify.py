@@ -27,11 +27,11 @@ from dllm.cli.options import (
     TemperatureOption,
     given,
 )
+from dllm.eval.compare.verification import Divergence, Spent, Verification, summed
+from dllm.eval.compare.verification_trial import Trial
 from dllm.eval.tasks import find_task
 from dllm.models.model import DenoisingModel
 from dllm.settings import resolve
-from dllm.speculation.report import Divergence, Spent, Verification, summed
-from dllm.speculation.trial import Trial
 
 DIFFERENT = 1  # exit code
 _LISTED = 10  # divergences

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from dllm.eval.ablation.state import FILE, State
-from dllm.eval.paired import Counts
+from dllm.eval.compare.paired import Counts
 from dllm.eval.report.lines import Line
 from dllm.eval.run.results import Result, read_results
 from dllm.eval.run.summary import summarise

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from dllm import cache as caches
 from dllm import schedulers
+from dllm.eval.compare.error_recorder import Entries, join
 from dllm.eval.run.summary import short
-from dllm.ledger import Entries, join
 from dllm.output import GenerationOutput
 from dllm.settings import Settings
 

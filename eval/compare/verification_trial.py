@@ -8,10 +8,10 @@ from typing import Any
 
 from dllm.compatible import check
 from dllm.decoding.observer import Pass
+from dllm.eval.compare.verification import Divergence, Verification, compared, divergences
 from dllm.generate import Stream, generate
 from dllm.models.model import DenoisingModel
 from dllm.settings import Settings
-from dllm.speculation.report import Divergence, Verification, compared, divergences
 from dllm.state.candidates import Candidates
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dllm.agreement import divergence, logit_error, rank_correlation, same_first
 from dllm.cache.base import every_column
 from dllm.decoding.forward import Forward
 from dllm.decoding.head_rows import in_window
 from dllm.decoding.observer import Pass
 from dllm.decoding.shadow import with_shadows
+from dllm.eval.compare.agreement import divergence, logit_error, rank_correlation, same_first
 from dllm.generate import Stream
 from dllm.metrics import Meter
 from dllm.models.model import DenoisingModel

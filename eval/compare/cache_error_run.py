@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dllm import cache as caches
-from dllm.cache_error import CacheError, Observed, summarise
 from dllm.compatible import check
+from dllm.eval.compare.cache_error import CacheError, Observed, summarise
+from dllm.eval.compare.error_recorder import observe
 from dllm.generate import generate
-from dllm.ledger import observe
 from dllm.models.model import DenoisingModel
 from dllm.output import GenerationOutput
 from dllm.settings import Settings
