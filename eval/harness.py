@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dllm.decoding.loop import BrokenLogitsError
 from dllm.decoding.memory_limits import NotEnoughMemoryError
-from dllm.eval.harness_arguments import ArgumentError
+from dllm.eval.lm_eval.arguments import ArgumentError
 from dllm.models.loading.errors import CheckpointError
 
 try:
@@ -23,7 +23,7 @@ except ImportError as error:
         sys.exit(f"error: {missing}")
     raise ImportError(missing) from error
 
-from dllm.eval.harness_model import DiffusionLM
+from dllm.eval.lm_eval.adapter import DiffusionLM
 
 
 def main() -> None:

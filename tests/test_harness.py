@@ -18,11 +18,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 import dllm
-from dllm.eval.harness_arguments import ArgumentError, read_arguments
-from dllm.eval.harness_encoder import Encoder
-from dllm.eval.harness_requests import Asked
-from dllm.eval.harness_wishes import Wishes, seed_of, stops
-from dllm.eval.likelihood import Scorer
+from dllm.eval.lm_eval.arguments import ArgumentError, read_arguments
+from dllm.eval.lm_eval.encoder import Encoder
+from dllm.eval.lm_eval.generation_kwargs import Wishes, seed_of, stops
+from dllm.eval.lm_eval.likelihood import Scorer
+from dllm.eval.lm_eval.requests import Asked
 from dllm.eval.tasks.made import arithmetic
 from dllm.settings import Settings
 
@@ -304,7 +304,7 @@ def test_what_was_answered_before_a_failure_is_kept(
         return decode(model, prompts, settings)
 
     ending: list[int] = []
-    monkeypatch.setattr("dllm.eval.harness_model.generate", generate)
+    monkeypatch.setattr("dllm.eval.lm_eval.adapter.generate", generate)
     options = {"use_cache": str(tmp_path / "answers"), "model_args": {"gen_length": 32}}
     with pytest.raises(KeyboardInterrupt):
         evaluate(folder, "dllm_sums", **options)

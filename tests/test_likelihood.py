@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 import dllm
-from dllm.eval.likelihood import Continuation, Score, Scorer
-from dllm.eval.target_masks import draw
+from dllm.eval.lm_eval.likelihood import Continuation, Score, Scorer
+from dllm.eval.lm_eval.target_masks import draw
 from tests.conftest import golden_model, random_prompts
 from tests.test_block_causal import BLOCK, MASK, family_model
 

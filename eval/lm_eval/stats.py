@@ -14,8 +14,8 @@ import dllm
 from dllm import cache as caches
 from dllm import schedulers
 from dllm.decoding.speculation import verifiers
-from dllm.eval.harness_arguments import ArgumentError, Arguments
-from dllm.eval.likelihood import Continuation, Score
+from dllm.eval.lm_eval.arguments import ArgumentError, Arguments
+from dllm.eval.lm_eval.likelihood import Continuation, Score
 from dllm.eval.run.results import mend
 from dllm.models.model import HostedModel
 from dllm.output import GenerationOutput

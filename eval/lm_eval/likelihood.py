@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from dllm.decoding.loop import BrokenLogitsError
-from dllm.eval.masked_pass import MaskedRow, predict
-from dllm.eval.target_masks import draw
+from dllm.eval.lm_eval.masked_pass import MaskedRow, predict
+from dllm.eval.lm_eval.target_masks import draw
 from dllm.models.model import DenoisingModel
 from dllm.state.candidates import Candidates, rank
 from dllm.state.noise import CounterNoise

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
-from dllm.eval.harness_arguments import ArgumentError, TooLong
-from dllm.eval.harness_encoder import Encoder
-from dllm.eval.harness_wishes import Wishes, seed_of, stops
-from dllm.eval.likelihood import Continuation
+from dllm.eval.lm_eval.arguments import ArgumentError, TooLong
+from dllm.eval.lm_eval.encoder import Encoder
+from dllm.eval.lm_eval.generation_kwargs import Wishes, seed_of, stops
+from dllm.eval.lm_eval.likelihood import Continuation
 from dllm.models.model import DenoisingModel
 from dllm.settings import Settings
 

@@ -13,18 +13,13 @@ from lm_eval.api.registry import register_model
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from dllm.eval.harness_arguments import (
-    ArgumentError,
-    load_model,
-    read_arguments,
-    usable_device,
-)
-from dllm.eval.harness_encoder import Encoder
-from dllm.eval.harness_requests import Asked, Reader, about, batches, fitted, scorable
-from dllm.eval.harness_shared import SharedLM
-from dllm.eval.harness_stats import Stats, describe, stats_file
-from dllm.eval.harness_wishes import Wishes
-from dllm.eval.likelihood import Scorer
+from dllm.eval.lm_eval.arguments import ArgumentError, load_model, read_arguments, usable_device
+from dllm.eval.lm_eval.encoder import Encoder
+from dllm.eval.lm_eval.generation_kwargs import Wishes
+from dllm.eval.lm_eval.likelihood import Scorer
+from dllm.eval.lm_eval.requests import Asked, Reader, about, batches, fitted, scorable
+from dllm.eval.lm_eval.shared import SharedLM
+from dllm.eval.lm_eval.stats import Stats, describe, stats_file
 from dllm.generate import generate
 
 

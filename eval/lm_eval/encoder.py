@@ -8,8 +8,8 @@ from itertools import takewhile
 
 from transformers import PreTrainedTokenizerBase
 
-from dllm.eval.harness_arguments import ArgumentError
-from dllm.eval.likelihood import Continuation
+from dllm.eval.lm_eval.arguments import ArgumentError
+from dllm.eval.lm_eval.likelihood import Continuation
 from dllm.models.config import ModelSpec
 from dllm.prompts import encode_text
 

@@ -9,7 +9,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from torch import Tensor
 
-from dllm.eval.harness_processes import find_processes
+from dllm.eval.lm_eval.processes import find_processes
 
 
 class SharedLM(LM):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dllm.compatible import check
-from dllm.eval.harness_arguments import ArgumentError, Arguments
+from dllm.eval.lm_eval.arguments import ArgumentError, Arguments
 from dllm.models.model import DenoisingModel
 from dllm.settings import ALIASES, SCHEDULER_OPTIONS, Settings, resolve
 
