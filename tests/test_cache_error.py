@@ -21,7 +21,7 @@ from torch import Tensor
 import dllm
 from dllm.cli.main import main
 from dllm.decoding.observer import Pass
-from dllm.eval.compare import error_recorder as ledger
+from dllm.eval.compare import error_recorder
 from dllm.eval.compare.agreement import divergence, logit_error, rank_correlation, same_first
 from dllm.eval.compare.cache_error import summarise
 from dllm.eval.compare.cache_error_run import Audit, audit
@@ -95,7 +95,7 @@ def test_watching_draws_no_noise(cache: str, monkeypatch: pytest.MonkeyPatch) ->
         def tokens(self, columns: Tensor, step: Tensor, vocab_size: int) -> Tensor:
             pytest.fail("proposals are compared without noise")
 
-    monkeypatch.setattr(ledger, "CounterNoise", Silent)
+    monkeypatch.setattr(error_recorder, "CounterNoise", Silent)
     observe(model, prompts, seed=1, **options)
 
 

@@ -161,7 +161,7 @@ def test_imports_are_declared() -> None:
     optional = {
         "dllm/eval/": distribution_names(extras["eval"] + extras["lm-eval"]),
         "dllm/kernels/": distribution_names(extras["kernels"]),
-        "dllm/speed/": distribution_names(extras["quantise"]),
+        "dllm/models/speed/": distribution_names(extras["quantise"]),
     }
     providers = packages_distributions()
     for name, path in source_files().items():
