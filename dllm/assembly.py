@@ -15,10 +15,10 @@ from dllm.models.guidance import GuidedModel
 from dllm.models.model import DenoisingModel
 from dllm.schedulers import Needs, Scheduler
 from dllm.settings import Settings
+from dllm.state.candidates import Sampling
 from dllm.state.canvas import Canvas
 from dllm.state.layout import Layout
 from dllm.state.noise import CounterNoise, Noise
-from dllm.state.sampling import Sampling
 
 
 def loop_of(

@@ -13,8 +13,8 @@ from dllm.cache import Cache
 from dllm.decoding.speculation.verifiers import Verifier
 from dllm.registry import nearest
 from dllm.schedulers import Scheduler
+from dllm.state.candidates import ConfidenceSource
 from dllm.state.noise import Noise
-from dllm.state.sampling import ConfidenceSource
 from dllm.state.settle import AtEnd
 
 DEFAULT_BLOCK_LENGTH = 32

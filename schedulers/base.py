@@ -11,8 +11,7 @@ from torch import Tensor
 
 from dllm.models.config import ModelSpec
 from dllm.schedulers.view import State, View
-from dllm.state.candidates import Candidates, best
-from dllm.state.sampling import ConfidenceSource
+from dllm.state.candidates import Candidates, ConfidenceSource, best
 from dllm.state.variants import Branches
 
 

@@ -107,13 +107,9 @@ class ExploreThenExploit(Scheduler):
     ) -> Branches:
         """Returns the row as it would go on, and one variant for each alternative token."""
         at = target.int().argmax(1, keepdim=True)  # (B, 1)
-        logits = candidates.logits.gather(
-            1, at[..., None].expand(-1, -1, candidates.logits.shape[-1])
-        )
-        log_prob = logits.squeeze(1).log_softmax(-1).clone()
-        log_prob[:, view.layout.mask_token_id] = -torch.inf
-        likeliest, tokens = log_prob.topk(min(self.alternatives, log_prob.shape[1] - 1), dim=1)
-        probability = likeliest.exp()
+        chance = candidates.at(at).probabilities().squeeze(1)
+        chance[:, view.layout.mask_token_id] = 0
+        probability, tokens = chance.topk(min(self.alternatives, chance.shape[1] - 1), dim=1)
         goes_on = self._best(candidates, view) & ~sure.any(1, keepdim=True)
         first = goes_on.int().argmax(1, keepdim=True)
         moves = goes_on.any(1, keepdim=True)

@@ -61,7 +61,7 @@ class Klass(Scheduler):
 
     def select(self, candidates: Candidates, view: View) -> Decision:
         before, known = view.state["probability"], view.known[..., None]
-        now = candidates.logits.softmax(-1)
+        now = candidates.probabilities()
         moved = (now * ((now + _TINY).log() - (before + _TINY).log())).sum(-1, keepdim=True)
         # What this pass did not compute has no history: it may have moved unseen.
         past = view.state["divergence"].masked_fill(~known, torch.inf)

@@ -7,8 +7,7 @@ from typing import ClassVar
 
 from dllm.schedulers.base import Decision, Scheduler
 from dllm.schedulers.view import View
-from dllm.state.candidates import Candidates, rank
-from dllm.state.sampling import ConfidenceSource
+from dllm.state.candidates import Candidates, ConfidenceSource, rank
 
 
 @dataclass(frozen=True)

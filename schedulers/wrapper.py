@@ -12,8 +12,7 @@ from dllm.models.config import ModelSpec
 from dllm.schedulers.base import Decision, Needs, Scheduler, Setup
 from dllm.schedulers.threshold import Threshold
 from dllm.schedulers.view import State, View
-from dllm.state.candidates import Candidates
-from dllm.state.sampling import ConfidenceSource
+from dllm.state.candidates import Candidates, ConfidenceSource
 from dllm.state.variants import Branches
 
 

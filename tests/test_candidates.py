@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dllm.state.candidates import Candidates, best, rank
+from dllm.state.candidates import Candidates, Sampling, best, rank
 from dllm.state.noise import CounterNoise
-from dllm.state.sampling import Sampling
 
 KINDS = ("distinct", "ties", "not numbers", "impossible", "mask first")
 

@@ -218,8 +218,8 @@ def test_generators_seed_rows(model: dllm.HostedModel) -> None:
 
 def test_temperature_follows_the_distribution() -> None:
     """Gumbel noise draws from the softmax: a chi-square test over one slot."""
+    from dllm.state.candidates import Sampling
     from dllm.state.noise import CounterNoise
-    from dllm.state.sampling import Sampling
 
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0, 5.0]).expand(4000, 1, 5)
     sampling = Sampling(mask_token_id=4, temperature=0.7)
@@ -234,8 +234,8 @@ def test_temperature_follows_the_distribution() -> None:
 
 
 def test_top_k_and_top_p_cut_the_tail() -> None:
+    from dllm.state.candidates import Sampling
     from dllm.state.noise import CounterNoise
-    from dllm.state.sampling import Sampling
 
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(500, 1, 4)
     zeros = torch.zeros(500, dtype=torch.int64)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,13 +17,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import dllm
-from dllm.kernels.statistics import Statistics, has_kernel, in_one_pass, in_torch, statistics
+from dllm.kernels import statistics
+from dllm.kernels.statistics import Statistics, has_kernel, in_one_pass, in_torch
 from dllm.schedulers import registry
 from dllm.state import candidates as candidates_module
-from dllm.state import sampling as sampling_module
-from dllm.state.candidates import Candidates
+from dllm.state.candidates import Candidates, Sampling
 from dllm.state.noise import CounterNoise
-from dllm.state.sampling import Sampling
 from tests.conftest import golden_model, random_prompts
 
 pytest.importorskip("triton")
@@ -146,7 +148,7 @@ def test_where_there_is_a_kernel() -> None:
     assert has_kernel(torch.device("cuda"))
     assert not has_kernel(torch.device("cpu"))
     logits = random_logits(1, 2, 50)
-    assert_same(statistics(logits, 3), logits, 3)
+    assert_same(in_torch(logits, 3), logits, 3)
     assert in_torch(logits.double(), 3).entropy.dtype == torch.float64
 
 
@@ -169,8 +171,8 @@ def both(wide: bool) -> tuple[Candidates, Candidates]:
 
 
 def use_kernel(patch: pytest.MonkeyPatch, way: Any = in_one_pass) -> None:
-    patch.setattr(sampling_module, "has_kernel", lambda device: True)
-    patch.setattr(sampling_module, "statistics", way)
+    patch.setattr(statistics, "has_kernel", lambda device: True)
+    patch.setattr(statistics, "in_one_pass", way)
 
 
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="makes its tensors on the CPU")
@@ -245,9 +247,37 @@ def test_schedulers_decide_the_same(scheduler: str, monkeypatch: pytest.MonkeyPa
         return in_torch(logits, mask)
 
     use_kernel(monkeypatch, measured)
-    monkeypatch.setattr(sampling_module, "Candidates", Guarded)
+    monkeypatch.setattr(candidates_module, "Candidates", Guarded)
     found = dllm.generate(model, prompts, **options)
     assert found.sequences == expected.sequences
     assert found.trace.commits(0) == expected.trace.commits(0)
     built = registry.create(options["scheduler"])
     assert bool(used) != built.needs(16, 8).reads_logits
+
+
+WIDTHS = """
+import sys, torch
+from dllm.state.candidates import Candidates
+torch.manual_seed(0)
+found = []
+few = 5.0 * (torch.rand(2, 3, 7000) < 1e-3)  # not randn, whose bits depend on the CPU
+for logits in (24 * torch.rand(2, 3, 9001), few, 9 * torch.rand(2, 3, 126)):
+    for token in (logits.argmax(-1), logits.argmin(-1)):
+        made = Candidates(logits, token)
+        # Entropy is a difference of numbers around 1, and has their ulps.
+        found += [made.confidence, made.margin, made.entropy + 1]
+torch.save(found, sys.argv[1])
+"""
+
+
+def test_no_register_width_decides(tmp_path: Path) -> None:
+    """What a threshold compares is the same to a few ulps however a CPU groups its sums."""
+    found = []
+    for forced in ({"ATEN_CPU_CAPABILITY": "default"}, {"ATEN_CPU_CAPABILITY": "avx2"}, {}):
+        file = tmp_path / f"{len(found)}"
+        command = [sys.executable, "-c", WIDTHS, str(file)]
+        subprocess.run(command, env={**os.environ, **forced}, check=True)
+        found.append(torch.load(file))
+    for several in zip(*found, strict=True):
+        for other in several[1:]:
+            torch.testing.assert_close(other, several[0], rtol=4 * 2**-23, atol=1e-30)

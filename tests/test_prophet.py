@@ -16,9 +16,8 @@ from dllm import schedulers
 from dllm.schedulers.fixed_quota import FixedQuota
 from dllm.schedulers.prophet import Prophet
 from dllm.settings import resolve
-from dllm.state.candidates import Candidates
+from dllm.state.candidates import Candidates, Sampling
 from dllm.state.noise import CounterNoise
-from dllm.state.sampling import Sampling
 from tests.conftest import MODELS, golden_model, random_prompts
 from tests.test_schedulers import MASK, view_of
 

@@ -24,12 +24,11 @@ from dllm.models.model import DenoisingModel
 from dllm.output import GenerationOutput
 from dllm.schedulers import Needs, Scheduler, Setup, View
 from dllm.schedulers.view import State, freeze
-from dllm.state.candidates import Candidates
+from dllm.state.candidates import Candidates, Sampling
 from dllm.state.canvas import Canvas
 from dllm.state.event import StepEvent, event_of
 from dllm.state.noise import Noise
 from dllm.state.plan import StepPlan
-from dllm.state.sampling import Sampling
 from dllm.state.settle import AtEnd, settle
 from dllm.state.status import Feeds, Status, status_of
 from dllm.state.store import KVStore

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dllm.models.model import DenoisingModel
+from dllm.state.candidates import Sampling
 from dllm.state.canvas import Canvas
 from dllm.state.plan import StepPlan
-from dllm.state.sampling import Sampling
 from dllm.state.status import Status
 from dllm.state.store import KVStore
 from dllm.state.window import Window

@@ -69,22 +69,21 @@ def _kernel(  # noqa: PLR0913, PLR0915 a kernel takes its tensors one by one, an
     decay = tl.exp(first - shift)
     total = tl.sum(s * decay, 0)
     moment = tl.sum(tl.where(first == low, 0.0, decay * (t + (first - shift) * s)), 0)
-    normaliser = tl.where(top == float("inf"), top, top + tl.log(total))
     logit = tl.max(best, 0)
     tl.store(token_out + row, tl.min(tl.where(best == logit, token, num_tokens), 0).to(tl.int64))
     nan = tl.where(tl.max(broken, 0) > 0, float("nan"), 0.0)
     tl.store(numbers_out + row, logit + nan)
     tl.store(numbers_out + num_rows + row, top + nan)
     tl.store(numbers_out + 2 * num_rows + row, runner_up + nan)
-    tl.store(numbers_out + 3 * num_rows + row, normaliser + nan)
+    tl.store(numbers_out + 3 * num_rows + row, total + nan)
     tl.store(numbers_out + 4 * num_rows + row, tl.log(total) - moment / total + nan)
 
 
 def measure(logits: Tensor, mask_token_id: int) -> tuple[Tensor, Tensor]:
     """Returns tokens (B, w) int64 and five numbers (5, B, w) float32 of logits (B, w, V).
 
-    The numbers are the token's logit, the largest and the second largest logit, the log of the
-    summed exponentials, and the entropy.
+    The numbers are the token's logit, the largest and the second largest logit, the sum of
+    exp(logit - largest), and the entropy.
     """
     if logits.stride(-1) != 1:
         logits = logits.contiguous()

@@ -1,16 +1,20 @@
-"""What the model proposes for a window: one token a column, and how sure it is."""
+"""What the model proposes for a window: one token a column, drawn how, and how sure it is."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from dllm.kernels.chunks import largest_two, pays
+from dllm.kernels import statistics
 from dllm.kernels.statistics import Statistics
+from dllm.state.noise import Noise
+
+ConfidenceSource = Literal["raw", "tempered"]
 
 _IMPOSSIBLE = -1e4  # nats; finite, so that it times 0 is 0
 
@@ -34,32 +38,40 @@ class Candidates:
     def confidence(self) -> Tensor:
         """The probability of the proposed token, (B, W)."""
         logit = self._logit_of(self.token) if self.measured is None else self.measured.logit
-        return self._spread((logit - self._log_normaliser).exp(), 0)
+        return self._spread(self._probability(logit), 0)
 
     @cached_property
     def entropy(self) -> Tensor:
         """The entropy of the distribution in nats, (B, W)."""
         if self.measured is None:
-            entropy = _entropy(self.logits)
+            found = statistics.entropy(self.logits, self._largest, self._total).to(
+                self.logits.dtype
+            )
         else:
-            entropy = self.measured.entropy
-        return self._spread(entropy, math.log(self.logits.shape[-1]))
+            found = self.measured.entropy
+        return self._spread(found, math.log(self.logits.shape[-1]))
 
     @cached_property
     def margin(self) -> Tensor:
         """The difference of the two largest probabilities, (B, W)."""
-        first, second = (self._top2 - self._log_normaliser[..., None]).exp().unbind(-1)
-        return self._spread(first - second, 0)
+        first, second = self._top2.unbind(-1)
+        difference = -torch.expm1(second - first) / self._total
+        return self._spread(difference.to(first.dtype), 0)
 
     @cached_property
     def gap(self) -> Tensor:
         """The difference of the two largest logits, (B, W); raw ones, whatever is sampled from."""
-        top2 = self._top2 if self.raw is None else _two_largest(self.raw)
+        top2 = self._top2 if self.raw is None else statistics.largest_two(self.raw)
         return self._spread(top2[..., 0] - top2[..., 1], 0)
 
     def log_prob(self, tokens: Tensor) -> Tensor:
         """Returns the log probability (B, W) in nats of tokens (B, W)."""
-        return self._spread(self._logit_of(tokens) - self._log_normaliser, _IMPOSSIBLE)
+        below = self._logit_of(tokens) - self._largest
+        return self._spread((below - self._total.log()).to(below.dtype), _IMPOSSIBLE)
+
+    def probabilities(self) -> Tensor:
+        """Returns the whole distribution, (B, w, V); `log_prob` and others need less memory."""
+        return statistics.softmax(self.logits)
 
     def at(self, index: Tensor) -> Candidates:
         """Returns the candidates of the window's columns `index` (B, n) alone."""
@@ -84,17 +96,29 @@ class Candidates:
     @cached_property
     def log_normaliser(self) -> Tensor:
         """The log of the summed exponentials, (B, W)."""
-        return self._spread(self._log_normaliser, 0)
+        normaliser = self._largest + self._total.log()
+        return self._spread(normaliser.to(self._largest.dtype), 0)
 
     @cached_property
-    def _log_normaliser(self) -> Tensor:
-        return self.logits.logsumexp(-1) if self.measured is None else self.measured.normaliser
+    def _largest(self) -> Tensor:
+        return self.logits.amax(-1) if self.measured is None else self.measured.first
+
+    @cached_property
+    def _total(self) -> Tensor:
+        """The sum of exp(logit - largest), (B, w) float64."""
+        if self.measured is not None:
+            return self.measured.total.double()
+        return statistics.total_weight(self.logits, self._largest)
 
     @cached_property
     def _top2(self) -> Tensor:
         if self.measured is not None:
             return torch.stack([self.measured.first, self.measured.second], -1)
-        return _two_largest(self.logits)
+        return statistics.largest_two(self.logits)
+
+    def _probability(self, logit: Tensor) -> Tensor:
+        """Returns the probability (B, w) of tokens with these logits (B, w)."""
+        return ((logit - self._largest).exp() / self._total).to(logit.dtype)
 
     def _logit_of(self, tokens: Tensor) -> Tensor:
         """Returns the logits (B, w) of tokens (B, W)."""
@@ -109,21 +133,100 @@ class Candidates:
         return statistic.new_full(self.token.shape, otherwise).scatter(1, self.places, statistic)
 
 
-def _two_largest(logits: Tensor) -> Tensor:
-    return largest_two(logits) if pays(logits) else logits.topk(2, dim=-1).values
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn, and from which distribution confidence is read.
 
-
-def _entropy(logits: Tensor) -> Tensor:
-    """Returns the entropy of logits (B, w, V) in nats, (B, w).
-
-    From differences to the largest logit, so that a sure distribution, whose most probable token
-    is at 0, keeps its small entropy; and without a logarithm for each token.
+    `raw` confidence is the plain softmax (LLaDA, Fast-dLLM); `tempered` is read after
+    temperature, top-p and top-k (Dream), where a low temperature pushes it towards 1.
     """
-    below = logits - logits.amax(-1, keepdim=True)
-    weight = below.exp()
-    total = weight.sum(-1)
-    mean = (weight * below.clamp_(min=_IMPOSSIBLE)).sum(-1) / total
-    return total.log() - mean
+
+    mask_token_id: int
+    temperature: float = 0.0  # 0: the most probable token
+    top_p: float | None = None
+    top_k: int | None = None
+    confidence: ConfidenceSource = "raw"
+    forbidden_token_ids: tuple[int, ...] = ()  # never proposed (LLaDA's logits_eos_inf)
+    deferred_token_ids: tuple[int, ...] = ()  # confidence 0 (LLaDA's confidence_eos_eot_inf)
+    dtype: torch.dtype = torch.float32  # of all statistics
+    lean: bool = False  # nobody reads `Candidates.logits`, only what is made of them
+
+    def propose(
+        self,
+        logits: Tensor,
+        noise: Noise,
+        columns: Tensor,
+        step: Tensor,
+        places: Tensor | None = None,
+    ) -> Candidates:
+        """Returns the candidates of a window from its logits (B, w, V).
+
+        `columns` (B, W) and each row's `step` (B,) choose the noise. `places` (B, w) int64 are the
+        columns that the logits are of, by place in the window; None: all.
+        """
+        if self._is_plain and statistics.has_kernel(logits.device):
+            measured = statistics.in_one_pass(logits, self.mask_token_id)
+            token = _at(measured.token, columns, places)
+            return Candidates(logits, token, places=places, measured=measured)
+        wide = _without(logits.to(self.dtype), self.forbidden_token_ids)
+        shaped = self._shape(wide)
+        if self.temperature > 0:
+            at = columns if places is None else columns.gather(1, places)
+            uniform = noise.tokens(at, step, shaped.shape[-1])
+            # float64: in a lower precision the tail of the Gumbel distribution is cut off, which
+            # lowers the effective temperature (arXiv 2409.02908).
+            drawn = shaped.double() - torch.log(-torch.log(uniform))
+            token = statistics.largest_but(drawn, self.mask_token_id)
+        else:
+            token = statistics.largest_but(shaped, self.mask_token_id)
+        scored = shaped if self.confidence == "tempered" else wide
+        scored = _without(scored, self.deferred_token_ids)
+        token = _at(token, columns, places)
+        return Candidates(scored, token, None if scored is wide else wide, places)
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether statistics are those of the model's own logits, in float32, and suffice."""
+        shaped = self.temperature > 0 or self.top_p is not None or self.top_k is not None
+        marked = self.forbidden_token_ids or self.deferred_token_ids
+        return self.lean and self.dtype == torch.float32 and not (shaped or marked)
+
+    def _shape(self, logits: Tensor) -> Tensor:
+        """Returns logits after temperature, top-p and top-k, in this order (Dream)."""
+        if self.temperature > 0:
+            logits = logits / self.temperature
+        if self.top_p is not None and self.top_p < 1:
+            logits = _nucleus(logits, self.top_p)
+        if self.top_k is not None:
+            kept = min(self.top_k, logits.shape[-1])
+            smallest = logits.topk(kept, dim=-1).values[..., -1:]
+            logits = logits.masked_fill(logits < smallest, -torch.inf)
+        return logits
+
+
+def _at(token: Tensor, columns: Tensor, places: Tensor | None) -> Tensor:
+    """Returns tokens (B, w) at their places in the window, (B, W)."""
+    if places is None:
+        return token
+    return torch.zeros_like(columns).scatter(1, places, token)
+
+
+def _nucleus(logits: Tensor, top_p: float) -> Tensor:
+    """Drops the tokens after the one with which the cumulated probability passes `top_p`."""
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    probability = statistics.softmax(ordered).double()  # summed up to what `top_p` is compared with
+    before = probability.cumsum(-1) - probability
+    ordered = ordered.masked_fill(before > top_p, -torch.inf)
+    return torch.empty_like(logits).scatter_(-1, order, ordered)
+
+
+def _without(logits: Tensor, token_ids: tuple[int, ...]) -> Tensor:
+    if not token_ids:
+        return logits
+    logits = logits.clone()
+    for token in token_ids:  # a few, known to the host: an index tensor would be a transfer
+        logits[..., token] = -torch.inf
+    return logits
 
 
 def best(score: Tensor, masked: Tensor) -> Tensor:

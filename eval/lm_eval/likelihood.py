@@ -13,9 +13,8 @@ from dllm.decoding.loop import BrokenLogitsError
 from dllm.eval.lm_eval.masked_pass import MaskedRow, predict
 from dllm.eval.lm_eval.target_masks import draw
 from dllm.models.model import DenoisingModel
-from dllm.state.candidates import Candidates, rank
+from dllm.state.candidates import Candidates, Sampling, rank
 from dllm.state.noise import CounterNoise
-from dllm.state.sampling import Sampling
 
 _AHEAD = 8  # batches of continuations that are scored together and yielded
 

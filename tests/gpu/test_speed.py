@@ -16,10 +16,10 @@ import pytest
 import torch
 
 import dllm
+from dllm.kernels import statistics
 from dllm.kernels.statistics import in_one_pass
 from dllm.models.speed.captured import Captured
 from dllm.models.speed.recorder import CaptureError, CudaRecorder
-from dllm.state import sampling as sampling_module
 from tests.speed_cases import PROMPTS, decode, decodings, model_of
 from tests.test_kernels import NARROW, assert_same, random_logits
 
@@ -131,7 +131,7 @@ def test_the_kernel_equals_float64(size: Any, dtype: torch.dtype) -> None:
 def test_the_kernel_changes_no_token(place: int, monkeypatch: pytest.MonkeyPatch) -> None:
     name, settings = decodings()[place]
     given = expected(place)
-    monkeypatch.setattr(sampling_module, "has_kernel", lambda device: False)
+    monkeypatch.setattr(statistics, "has_kernel", lambda device: False)
     assert decode(on_gpu(name), settings) == given
 
 

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dllm.state.candidates import Candidates
+from dllm.state.candidates import Candidates, Sampling
 from dllm.state.noise import Noise
-from dllm.state.sampling import Sampling
 
 
 @dataclass(frozen=True)
