@@ -14,10 +14,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import dllm
-from tests.conftest import GOLDEN, golden_model, random_prompts
-from tests.test_block_causal import family_model
-from tests.test_laws import CACHES, SCHEDULERS
+from tests.support import GOLDEN
+from tests.support.laws import CACHES, SCHEDULERS
+from tests.support.models import family_model, golden_model, random_prompts
 
 RECORD = GOLDEN / "digest.json"
 FULL = ("llada_gqa", "dream_gqa")
@@ -86,6 +88,7 @@ def recorded() -> dict[str, str]:
 
 def main() -> None:
     """Prints the cases that differ from the record, or writes it anew."""
+    torch.set_num_threads(1)
     found = {name: digest(*case) for name, case in settings().items()}
     if "--write" in sys.argv:
         Path(RECORD).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import dllm
 from dllm.state.plan import StepPlan
-from tests.conftest import golden_model, random_prompts
+from tests.support.models import golden_model, random_prompts
 
 SLOTS: dict[str, Any] = {"max_new_tokens": 16, "block_length": 8}
 MASK, END = 126, 127

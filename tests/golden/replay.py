@@ -50,8 +50,8 @@ KNOWN_DIFFERENCES = {
 
 # Recordings of a part, not of a generation, with the test that replays them.
 NOT_END_TO_END = {
-    "block_refinement_step": "tests/test_token_editing.py",
-    "learn2pd_training_data": "tests/test_learn2pd.py",
+    "block_refinement_step": "tests/schedulers/test_token_editing.py",
+    "learn2pd_training_data": "tests/schedulers/test_learn2pd.py",
 }
 
 

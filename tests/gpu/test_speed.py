@@ -20,8 +20,8 @@ from dllm.kernels import statistics
 from dllm.kernels.statistics import in_one_pass
 from dllm.models.speed.captured import Captured
 from dllm.models.speed.recorder import CaptureError, CudaRecorder
-from tests.speed_cases import PROMPTS, decode, decodings, model_of
-from tests.test_kernels import NARROW, assert_same, random_logits
+from tests.support.speed import PROMPTS, decode, decodings, model_of
+from tests.support.statistics import NARROW, assert_same, random_logits
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda")

@@ -1,0 +1,82 @@
+"""The logits of the reference implementations on the golden models, plain and over a K/V store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dllm.models import HostedModel, load
+from dllm.state.plan import StepPlan
+from dllm.state.store import KVStore
+from tests.support import GOLDEN
+
+MODELS = GOLDEN / "models"
+NAMES = ["llada_mha", "llada_gqa", "llada_eos", "dream_gqa"]
+
+# The reference and `Transformer` normalise in float32 whatever the dtype of the weights.
+TOLERANCE = {"float64": 1e-12, "float32": 2e-4}
+
+
+@pytest.fixture(scope="module", params=TOLERANCE)
+def dtype(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def model(request: pytest.FixtureRequest, dtype: str) -> HostedModel:
+    return load(MODELS / request.param, dtype=dtype)
+
+
+def recorded(model: HostedModel, case: int) -> dict[str, Tensor]:
+    tensors = load_file(Path(model.name) / "ref_logits.safetensors")
+    prefix = f"{case}."
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def feed(model: HostedModel, tokens: Tensor, columns: Tensor, store: KVStore | None) -> Tensor:
+    """Returns the logits (Q, V) of the fed columns of one row, all of which are wanted."""
+    plan = StepPlan(
+        kind="step",
+        columns=columns[None],
+        head=torch.arange(len(columns))[None],
+        num_keys=len(tokens),
+        slots=None if store is None else store.slots(columns[None]),
+    )
+    return model.forward(tokens[columns][None], plan, store)[0]
+
+
+def assert_near(given: Tensor, expected: Tensor, dtype: str) -> None:
+    assert given.dtype == getattr(torch, dtype)
+    assert expected.std() > 1  # a flat reference would agree with anything
+    torch.testing.assert_close(given.double(), expected, rtol=0, atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("case", range(3))
+def test_logits_equal_the_reference(model: HostedModel, dtype: str, case: int) -> None:
+    want = recorded(model, case)
+    tokens = want["input_ids"]
+    every = torch.arange(len(tokens))
+    assert_near(feed(model, tokens, every, None), want["logits_f64"], dtype)
+    assert_near(model.network(tokens[None])[0], want["logits_f64"], dtype)
+
+
+@pytest.mark.parametrize("case", range(3))
+@pytest.mark.parametrize("kind", ["prefix", "dual"])
+def test_cached_logits_equal_the_reference(
+    model: HostedModel, dtype: str, case: int, kind: str
+) -> None:
+    want = recorded(model, case)
+    tokens, changed = want["input_ids"], want["cached_input_ids"]
+    start, block = want["meta"].tolist()
+    store = model.new_store(1, len(tokens))
+    feed(model, tokens, torch.arange(len(tokens)), store)
+    fed = torch.arange(start, len(tokens) if kind == "prefix" else start + block)
+    given = feed(model, changed, fed, store)
+    assert_near(given, want[f"{kind}_logits_f64"], dtype)
+    # The cache is an approximation, so this test can tell a store from a full pass.
+    full = feed(model, changed, torch.arange(len(tokens)), None)
+    assert (full[fed] - given).abs().max() > 1e-2

@@ -1,0 +1,148 @@
+"""Laws of every cache, checked on the passes that it plans: what they write, see and return."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import dllm
+from dllm.state.plan import StepPlan
+from dllm.state.store import KVStore
+from tests.support.models import family_model, golden_model, random_prompts
+
+FULL = [
+    "prefix:refresh_every=3",
+    "dual:vicinity_after=3",
+    "dkv:3",
+    "dkv@pd:3",
+    "dkv_greedy:3,window=2",
+    "window_diffusion:3,window=8,refresh=4",
+    "window_diffusion:3,window=8,refresh=4,pruned=true,contiguous=true",
+    "sparse:0.5",
+    "d2cache:4",
+]
+CASES = [(name, cache) for name in ("llada_gqa", "dream_gqa") for cache in FULL]
+CASES += [(name, c) for name in ("sdar", "fast_dllm_v2") for c in ("block_causal", "sub_block:4")]
+CASES += [("llada_gqa", "dllm_cache:4,answer_every=2")]
+
+
+def model_of(name: str) -> dllm.HostedModel:
+    return golden_model(name) if name in ("llada_gqa", "dream_gqa") else family_model(name)
+
+
+class Witness:
+    """A model that keeps its passes: tokens, plan, the store before and after, the logits."""
+
+    def __init__(self, model: dllm.HostedModel) -> None:
+        self.model = model
+        self.passes: list[tuple[Tensor, StepPlan, KVStore, KVStore, Tensor]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def forward(self, tokens: Tensor, plan: StepPlan, store: KVStore) -> Tensor:
+        before = copy.deepcopy(store)
+        logits = self.model.forward(tokens, plan, store)
+        self.passes.append((tokens, plan, before, copy.deepcopy(store), logits.clone()))
+        return logits
+
+
+@torch.inference_mode()
+def passes(name: str, cache: str) -> Witness:
+    witness: Any = Witness(model_of(name))
+    greedy = cache.startswith("dkv_greedy")
+    scheduler = "fixed_quota:steps=16,order=planned" if greedy else "threshold:0.3"
+    prompts = [[token % 100 for token in row] for row in random_prompts(3, high=20)]
+    slots: dict[str, Any] = {"max_new_tokens": 32, "block_length": 8, "seed": 0}
+    dllm.generate(witness, prompts, scheduler=scheduler, cache=cache, at_eos="ignore", **slots)
+    assert len(witness.passes) >= 6
+    return witness
+
+
+@pytest.mark.parametrize(("name", "cache"), CASES)
+def test_a_pass_writes_the_slots_that_it_names_and_no_others(name: str, cache: str) -> None:
+    for _, plan, before, after, _ in passes(name, cache).passes:
+        assert plan.slots is not None
+        named = torch.zeros(before.scratch + 1, dtype=torch.bool)
+        named[plan.slots.flatten()] = True
+        named[before.scratch] = True
+        kept = plan.slots[plan.slots != before.scratch]
+        assert len(kept.unique()) == len(kept)  # only the scratch slot is written twice
+        changed = torch.zeros_like(named)
+        for held, now in zip(before.keys, after.keys, strict=True):
+            changed |= (held != now).flatten(1).any(1)
+        assert not (changed & ~named).any()
+        assert plan.reuse is not None or bool(changed[kept].any())
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("name", "cache"), CASES)
+def test_hidden_keys_change_nothing_and_visible_ones_do(name: str, cache: str) -> None:
+    model, hidden, visible = model_of(name), 0, 0
+    for tokens, plan, before, _, logits in passes(name, cache).passes[1:]:
+        assert plan.slots is not None
+        num_rows = tokens.shape[0]
+        seen = torch.ones(num_rows, plan.num_keys, dtype=torch.bool)
+        if plan.attend is not None:
+            seen = plan.attend.any(1)
+        slots = before.slots(torch.arange(plan.num_keys).expand(num_rows, -1))
+        stale = ~torch.isin(slots, plan.slots)
+        for places, alike in ((slots[stale & ~seen], True), (slots[stale & seen], False)):
+            if len(places):
+                other = copy.deepcopy(before)
+                for held in (*other.keys, *other.values):
+                    held[places] += 1000
+                again = model.forward(tokens, plan, other)
+                if alike or not plan.sparse:  # then a layer may see none of them
+                    assert torch.equal(again, logits) == alike
+                hidden, visible = hidden + alike, visible + (not alike)
+    assert visible or cache.startswith(("dllm_cache", "sparse"))
+    assert hidden or model.spec.attention == "full"  # rows of one length see all
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("name", "cache"), [it for it in CASES if "dllm_cache" not in it[1]])
+def test_the_order_in_which_columns_are_fed_means_nothing(name: str, cache: str) -> None:
+    model = model_of(name)
+    for tokens, plan, before, _, logits in passes(name, cache).passes:
+        assert plan.slots is not None
+        count = tokens.shape[1]
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(2))
+        place = order.argsort()
+        wide = plan.attend is not None and plan.attend.shape[1] > 1
+        shuffled = replace(
+            plan,
+            columns=plan.columns[:, order],
+            slots=plan.slots[:, order],
+            head=place[plan.head],
+            attend=plan.attend[:, order] if wide and plan.attend is not None else plan.attend,
+            retain=None,
+        )
+        if plan.retain is None:  # which names its queries by their place
+            again = model.forward(tokens[:, order], shuffled, before)
+            torch.testing.assert_close(again, logits, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(("name", "cache"), CASES)
+def test_logits_come_from_the_column_that_predicts_theirs(name: str, cache: str) -> None:
+    model: Any = Witness(model_of(name))
+    greedy = cache.startswith("dkv_greedy")
+    scheduler = "fixed_quota:order=planned" if greedy else "threshold:0.3"
+    options: dict[str, Any] = {"max_new_tokens": 32, "block_length": 8, "at_eos": "ignore"}
+    running = dllm.stream(
+        model, [[5, 6, 7], [9] * 12], scheduler=scheduler, cache=cache, seed=0, **options
+    )
+    for event in running:
+        plan = model.passes[-1][1]
+        window = event.columns.shape[1]
+        head = plan.columns.gather(1, plan.head[:, :window])
+        right = head == event.columns - model.spec.logit_shift
+        assert right[event.committed].all()
+        if plan.known is not None:
+            ends = torch.tensor(running.canvas.layout.lengths)[:, None]
+            assert right[plan.known & (event.columns < ends)].all()

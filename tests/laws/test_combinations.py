@@ -1,0 +1,164 @@
+"""Every scheduler with every cache on every kind of model: it runs, or is refused with a reason.
+
+    python -m tests.laws.test_combinations
+
+writes what was found into docs/caches.md.
+"""
+
+from __future__ import annotations
+
+import itertools
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+import dllm
+from dllm.generate import Stream
+from dllm.schedulers import registry as schedulers
+from tests.support import ROOT
+from tests.support.models import family_model, golden_model, random_prompts
+
+PAGE = ROOT / "docs" / "caches.md"
+MARKER = "<!-- generated: `python -m tests.laws.test_combinations` writes what follows -->"
+
+SLOTS: dict[str, Any] = {"max_new_tokens": 16, "block_length": 8, "seed": 0}
+CACHES: dict[str, Any] = {  # settings small enough for these slots
+    "none": "none",
+    "prefix": "prefix",
+    "dual": "dual:vicinity_after=3",
+    "dkv": "dkv:3",
+    "dkv_greedy": "dkv_greedy:3,window=2",
+    "window_diffusion": "window_diffusion:4,window=8,refresh=4",
+    "sparse": "sparse:0.5",
+    "d2cache": "d2cache:4",
+    "dllm_cache": "dllm_cache",
+    "block_causal": "block_causal",
+    "sub_block": "sub_block:4",
+}
+SCHEDULERS: dict[str, Any] = {  # others at their defaults
+    "fixed_quota": "fixed_quota",
+    "fixed_quota:order=planned": "fixed_quota:order=planned",
+    "adablock": {"name": "adablock", "delimiters": (6, 47, 113), "inner": "threshold:0.5"},
+    "end_of_text": "end_of_text:threshold:0.5",
+    "learn2pd": {"name": "learn2pd", "foreign": True},
+    "quota_threshold": "quota_threshold:steps=24",  # blocks of a row: 2, or 3 from column 0
+    "token_editing": "token_editing:0.4,editing_threshold=0.4",
+}
+MODELS = ("tiny", "llada_gqa", "dream_gqa", "sdar", "fast_dllm_v2")
+QUICK = ("llada_gqa", "fast_dllm_v2")  # unlike in all: attention, shift, reach of a refusal
+KINDS = {
+    "tiny": "full",
+    "llada_gqa": "full, grouped queries",
+    "dream_gqa": "full, shifted",
+    "sdar": "block-causal",
+    "fast_dllm_v2": "block-causal, shifted",
+}
+Cell = tuple[str, str, str]  # scheduler, cache, model
+
+
+@cache
+def model_of(name: str) -> dllm.HostedModel:
+    if name == "tiny":
+        return dllm.load("tiny")
+    return (
+        golden_model(name, "float32") if name in ("llada_gqa", "dream_gqa") else family_model(name)
+    )
+
+
+def all_schedulers() -> dict[str, Any]:
+    return {**{name: name for name in schedulers.names()}, **SCHEDULERS}
+
+
+def started(cell: Cell) -> Stream:
+    """Returns a combination about to run on rows of different lengths; ValueError refuses it."""
+    scheduler, cached, name = cell
+    given = {"scheduler": all_schedulers()[scheduler], "cache": CACHES[cached]}
+    prompts = [[token % 90 for token in row] for row in random_prompts(3, low=3, high=14)]
+    return dllm.stream(model_of(name), prompts, **given, **SLOTS)
+
+
+@cache
+def refusal(cell: Cell) -> str:
+    """Returns why a combination is refused, '' if it is not; nothing is decoded for that."""
+    try:
+        started(cell)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_refused_has_a_reason(name: str) -> None:
+    for cached, scheduler in itertools.product(CACHES, all_schedulers()):
+        cell = scheduler, cached, name
+        assert not refusal(cell) or len(refusal(cell)) > 30, refusal(cell)
+        assert (refusal(cell) == "") == (exception(cell) is None), (cell, refusal(cell))
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK)) for n in MODELS]
+)
+@pytest.mark.parametrize("cached", CACHES)
+def test_whatever_is_not_refused_runs(cached: str, name: str) -> None:
+    mask_token_id = model_of(name).spec.mask_token_id
+    for scheduler in all_schedulers():
+        if not refusal((scheduler, cached, name)):
+            running = started((scheduler, cached, name))
+            for _ in running:
+                pass
+            assert mask_token_id not in itertools.chain(*running.output.sequences), scheduler
+
+
+def exception(cell: Cell) -> str | None:
+    """Returns why a combination is not expected to run, None if it is."""
+    scheduler, cached, name = cell
+    exact = cached in ("block_causal", "sub_block")
+    if exact and not KINDS[name].startswith("block-causal"):
+        return "the model is not block-causal"
+    if cached in ("sparse", "d2cache") and KINDS[name].startswith("block-causal"):
+        return "the block sees one side"
+    if cached == "dkv_greedy" and scheduler != "fixed_quota:order=planned":
+        return "it must know the order beforehand"
+    if scheduler == "wino" and ("shifted" in KINDS[name] or "block-causal" in KINDS[name]):
+        return "a shadow stands at its own column"
+    return None
+
+
+def test_every_cache_is_here() -> None:
+    assert set(CACHES) == set(dllm.cache.registry.names())
+    assert set(schedulers.names()) <= set(all_schedulers())
+
+
+def table() -> str:
+    """Returns the Markdown of which schedulers run with each cache on each kind of model."""
+    rows = [f"| cache | {' | '.join(KINDS[name] for name in MODELS)} |"]
+    rows.append("| --- " * (len(MODELS) + 1) + "|")
+    for cached in CACHES:
+        cells = [served(cached, name) for name in MODELS]
+        rows.append(f"| `{cached}` | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def served(cached: str, name: str) -> str:
+    """Returns which schedulers run, in words."""
+    ran = [it for it in all_schedulers() if not refusal((it, cached, name))]
+    refused = [it for it in all_schedulers() if it not in ran]
+    if not refused:
+        return "all"
+    if not ran:
+        return "none"
+    listed = ", ".join(f"`{it}`" for it in min(ran, refused, key=len))
+    return f"all but {listed}" if len(refused) < len(ran) else f"{listed} only"
+
+
+def test_the_page_says_what_was_found() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert page.partition(MARKER)[2].strip() == table().strip()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    written = PAGE.read_text(encoding="utf-8").partition(MARKER)[0]
+    PAGE.write_text(f"{written}{MARKER}\n\n{table()}\n", encoding="utf-8")

@@ -1,0 +1,295 @@
+"""Captured passes: what is kept, for how long, over which memory; with a recorder for a CPU."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import dllm
+from dllm.generate import Stream
+from dllm.models.speed.captured import Captured
+from dllm.models.speed.recorder import CaptureError, Work
+from dllm.settings import Settings
+from dllm.state.plan import StepPlan
+from dllm.state.store import KVStore, StoreShape
+from tests.support.speed import PROMPTS, cases, decode, decodings, model_of, usual
+
+DUAL = {"cache": "dual", "scheduler": "fixed_quota"}
+
+
+class Replayer:
+    """Stands in for CUDA graphs: a replay does the work again, on the very same tensors."""
+
+    def __init__(self, fails_at: int | None = None) -> None:
+        self.fails_at = fails_at
+        self.recorded, self.replayed = 0, 0
+
+    def record(self, work: Work) -> Work:
+        work()
+        self.recorded += 1
+        if self.recorded == self.fails_at:
+            raise CaptureError("operation not permitted when stream is capturing")
+
+        def replay() -> None:
+            self.replayed += 1
+            work()
+
+        return replay
+
+
+def captured(
+    model: dllm.HostedModel, most: int = 64, fails_at: int | None = None
+) -> tuple[dllm.HostedModel, Captured, Replayer]:
+    recorder = Replayer(fails_at)
+    runner = Captured(model.network, recorder, most)
+    return replace(model, runner=runner), runner, recorder
+
+
+@pytest.mark.parametrize("place", cases())
+def test_tokens_are_those_of_the_passes_themselves(place: int) -> None:
+    name, settings = decodings()[place]
+    model, runner, recorder = captured(model_of(name))
+    for _ in range(2):  # the second time over the memory of the first
+        assert decode(model, settings) == usual(place)
+    assert 0 < runner.num_captured == recorder.recorded
+    assert recorder.replayed > recorder.recorded
+
+
+def test_a_second_generation_captures_nothing_that_is_there() -> None:
+    model, _, recorder = captured(model_of("llada_gqa"))
+    settings = {**DUAL, "at_eos": "ignore"}
+    decode(model, settings)
+    decode(model, settings)  # what was met once before is captured now
+    before = recorder.recorded
+    decode(model, settings)
+    assert recorder.recorded == before
+
+
+def test_a_shape_is_captured_when_it_is_met_again() -> None:
+    model, runner, recorder = captured(model_of("llada_mha"))
+    plan = whole(7)
+    for count, replayed in ((0, 0), (1, 0), (1, 1)):
+        model.forward(torch.full((1, 7), 3), plan, None)
+        assert (runner.num_captured, recorder.replayed) == (count, replayed)
+    model.forward(torch.full((1, 8), 3), whole(8), None)
+    assert runner.num_captured == 1
+
+
+def test_a_masked_pass_is_another_than_an_open_one() -> None:
+    model, runner, _ = captured(model_of("llada_mha"))
+    tokens, hidden = torch.arange(7)[None], torch.arange(7)[None, None] < 5
+    for attend in (None, hidden, hidden.expand(1, 7, 7)):
+        plan = replace(whole(7), attend=attend)
+        expected = model_of("llada_mha").forward(tokens, plan, None)
+        for _ in range(3):
+            assert torch.equal(model.forward(tokens, plan, None), expected)
+    assert runner.num_captured == 3
+
+
+def test_logits_outlive_the_next_pass() -> None:
+    model, _, _ = captured(model_of("llada_mha"))
+    given = [torch.full((1, 7), token) for token in (3, 4, 5, 6)]
+    all_logits = [model.forward(tokens, whole(7), None) for tokens in given]
+    for tokens, logits in zip(given, all_logits, strict=True):
+        assert torch.equal(logits, model_of("llada_mha").forward(tokens, whole(7), None))
+
+
+def test_those_used_last_are_kept() -> None:
+    model, runner, recorder = captured(model_of("llada_mha"), most=2)
+    for width in (5, 5, 6, 6, 5, 7, 7):  # 5 is used again after 6, so 6 makes room for 7
+        model.forward(torch.full((1, width), 3), whole(width), None)
+    assert runner.num_captured == 2
+    replayed = recorder.replayed
+    for width, more in ((5, 1), (7, 2), (6, 2)):
+        model.forward(torch.full((1, width), 3), whole(width), None)
+        assert recorder.replayed - replayed == more
+
+
+def test_memory_of_shapes_met_once_is_bounded() -> None:
+    model, runner, _ = captured(model_of("llada_mha"), most=1)
+    for width in range(2, 12):
+        model.forward(torch.full((1, width), 3), whole(width), None)
+    assert len(runner._met) == 4
+
+
+def test_most_must_be_positive() -> None:
+    with pytest.raises(ValueError, match="most=0 captured passes must be at least 1"):
+        Captured(model_of("llada_mha").network, Replayer(), most=0)
+
+
+def test_a_failed_capture_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    model, runner, recorder = captured(model_of("llada_gqa"), fails_at=2)
+    expected = decode(model_of("llada_gqa"), DUAL)
+    with caplog.at_level(logging.WARNING, "dllm"):
+        assert decode(model, DUAL) == expected
+        assert decode(model, DUAL) == expected
+    (record,) = caplog.records
+    assert "run one by one from now on: operation not permitted" in record.getMessage()
+    assert (runner.num_captured, recorder.recorded) == (0, 2)
+
+
+def test_an_error_of_the_pass_itself_is_not_hidden() -> None:
+    model, runner, _ = captured(model_of("llada_mha"))
+    plan = replace(whole(7), head=torch.tensor([[9]]))
+    for _ in range(2):
+        with pytest.raises((RuntimeError, IndexError)):
+            model.forward(torch.full((1, 7), 3), plan, None)
+    assert runner.failed is None
+
+
+@pytest.mark.parametrize("cache", ["d2cache:4", "dllm_cache", "sparse:0.5", "dkv:3"])
+def test_caches_that_do_more_than_keys_and_values(cache: str) -> None:
+    settings = {"cache": cache, "scheduler": "fixed_quota"}
+    model, _, _ = captured(model_of("llada_gqa"))
+    for _ in range(2):
+        assert decode(model, settings) == decode(model_of("llada_gqa"), settings)
+
+
+def test_observed_passes_run_as_they_are() -> None:
+    model, runner, _ = captured(model_of("llada_gqa"))
+    seen: list[int] = []
+
+    def note(one: Any) -> None:
+        seen.append(int(one.store.age(1).max()))
+
+    settings = Settings(max_new_tokens=16, block_length=8, cache="dual", scheduler="fixed_quota")
+    assert len(list(Stream(model, PROMPTS, settings, observer=note))) == len(seen) > 2
+    assert runner.num_captured == 0
+
+
+@pytest.mark.parametrize("scheduler", ["wino", "ete:0.9", "lopa", "klass"])
+@pytest.mark.parametrize("cache", ["none", "dual"])
+def test_methods_with_passes_of_their_own(scheduler: str, cache: str) -> None:
+    settings = {"scheduler": scheduler, "cache": cache}
+    model, _, _ = captured(model_of("llada_gqa"))
+    for _ in range(2):
+        assert decode(model, settings) == decode(model_of("llada_gqa"), settings)
+
+
+def test_guided_passes() -> None:
+    model, runner, _ = captured(model_of("llada_gqa"))
+    for _ in range(2):
+        options = {**DUAL, "guidance_scale": 1.5}
+        assert decode(model, options) == decode(model_of("llada_gqa"), options)
+    assert runner.num_captured > 0
+
+
+def test_generations_at_the_same_time_have_memory_of_their_own() -> None:
+    model, _, _ = captured(model_of("llada_gqa"))
+    options: dict[str, Any] = {**DUAL, "max_new_tokens": 16, "block_length": 8}
+    alone = [dllm.generate(model_of("llada_gqa"), [p], **options).sequences for p in PROMPTS]
+    streams = [dllm.stream(model, [prompt], **options) for prompt in PROMPTS]
+    running = [iter(one) for one in streams]
+    while running:
+        running = [one for one in running if next(one, None) is not None]
+    assert [one.output.sequences for one in streams] == alone
+
+
+def test_a_conversation_goes_on_over_its_stored_beginning() -> None:
+    plain = model_of("sdar")
+    model, _, _ = captured(plain)
+    memory, own = dllm.PromptMemory(), dllm.PromptMemory()
+    options: dict[str, Any] = {"cache": "block_causal", "max_new_tokens": 16, "block_length": 8}
+    row = PROMPTS[0] * 4
+    for _ in range(3):
+        ours = dllm.generate(model, [row], memory=memory, **options).sequences
+        assert ours == dllm.generate(plain, [row], memory=own, **options).sequences
+        row = [*ours[0], 5, 6, 7]
+    assert memory.reused == own.reused
+    assert memory.reused[0] > 0
+
+
+SHAPE = StoreShape(2, 20, 2, 4)
+CPU = torch.device("cpu")
+
+
+def new_store(runner: Captured, shape: StoreShape = SHAPE) -> KVStore:
+    return runner.new_store(shape, torch.float32, [CPU, CPU])
+
+
+def test_a_store_that_is_over_leaves_its_memory_empty() -> None:
+    _, runner, _ = captured(model_of("llada_gqa"))
+    store = new_store(runner)
+    place = [held.data_ptr() for held in (*store.keys, *store.values)]
+    with torch.inference_mode():
+        for held in (*store.keys, *store.values):
+            held.fill_(torch.nan)
+    store.keep_stamps()
+    del store
+    gc.collect()
+    for shape in (SHAPE, replace(SHAPE, num_columns=11), replace(SHAPE, num_rows=1)):
+        again = new_store(runner, shape)
+        assert [held.data_ptr() for held in (*again.keys, *again.values)] == place
+        assert again.shape == shape
+        assert all(len(held) == again.scratch + 1 for held in again.keys)
+        assert not any(held.any() for held in (*again.keys, *again.values))
+        assert again.stamp is None
+        del again
+
+
+def test_two_stores_share_nothing() -> None:
+    _, runner, _ = captured(model_of("llada_gqa"))
+    one, other = new_store(runner), new_store(runner)
+    assert one.keys[0].data_ptr() != other.keys[0].data_ptr()
+    assert runner.stores.number_of(one) != runner.stores.number_of(other)
+
+
+def test_memory_that_is_too_small_takes_what_was_captured_with_it() -> None:
+    model, runner, recorder = captured(model_of("llada_gqa"))
+    options = {**DUAL, "at_eos": "ignore"}
+    decode(model, options)
+    assert runner.num_captured > 0
+    store = model.new_store(3, 4000)
+    assert (runner.num_captured, len(runner._met)) == (0, 0)
+    del store
+    before = recorder.recorded
+    assert decode(model, options) == decode(model_of("llada_gqa"), options)
+    assert recorder.recorded > before
+
+
+def test_another_dtype_is_other_memory() -> None:
+    _, runner, _ = captured(model_of("llada_gqa"))
+    first = runner.stores.number_of(new_store(runner))
+    wide = runner.new_store(SHAPE, torch.float64, [CPU, CPU])
+    assert runner.stores.number_of(wide) != first
+    assert wide.keys[0].dtype == torch.float64
+
+
+@pytest.mark.parametrize("others", [(10, 8), (12, 10), (20, 12)])
+def test_passes_that_differ_in_keys_or_in_the_extent_of_the_store(others: tuple[int, int]) -> None:
+    model, _, _ = captured(model_of("llada_gqa"))
+    plain, columns = model_of("llada_gqa"), torch.arange(6).expand(2, 6)
+    for width, num_keys in ((12, 8), others, (12, 8), others):
+        stores = [one.new_store(2, width) for one in (plain, model)]
+        slots = stores[0].slots(columns)
+        plan = StepPlan("step", columns, columns, num_keys, slots=slots)
+        for token in (3, 4, 5):
+            tokens = torch.full((2, 6), token)
+            expected, found = (
+                one.forward(tokens, plan, store)
+                for one, store in zip((plain, model), stores, strict=True)
+            )
+            assert torch.equal(found, expected)
+            assert all(map(torch.equal, stores[1].keys, stores[0].keys))
+        del stores
+
+
+def test_a_store_from_elsewhere_is_not_captured() -> None:
+    model, runner, _ = captured(model_of("llada_gqa"))
+    store = model_of("llada_gqa").new_store(1, 12)
+    columns = torch.arange(8)[None]
+    plan = StepPlan("step", columns, columns, 8, slots=store.slots(columns))
+    for _ in range(3):
+        model.forward(torch.full((1, 8), 3), plan, store)
+    assert runner.num_captured == 0
+
+
+def whole(width: int) -> StepPlan:
+    columns: Tensor = torch.arange(width)[None]
+    return StepPlan("refresh", columns, columns, width)

@@ -1,0 +1,118 @@
+"""Models small enough for a CPU, sensitive to order and context, and what watches their passes."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+import dllm
+from dllm.models.families import FAMILIES
+from dllm.models.transformer import Transformer
+from dllm.state.plan import StepPlan
+from dllm.state.store import KVStore
+from tests.support import GOLDEN
+
+MODELS = ("llada_mha", "llada_gqa", "dream_gqa")
+
+
+@cache
+def golden_model(name: str, dtype: str = "float64") -> dllm.HostedModel:
+    """Returns one of the models on which the official implementations were recorded."""
+    return dllm.load(GOLDEN / "models" / name, dtype=dtype)
+
+
+def random_prompts(count: int, seed: int = 0, low: int = 3, high: int = 40) -> list[list[int]]:
+    """Returns prompts of different lengths in token ids of the golden models."""
+    source = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(low, high, (count,), generator=source).tolist()
+    return [torch.randint(0, 125, (n,), generator=source).tolist() for n in lengths]
+
+
+class Watched:
+    """A model that hands each pass to a check, before and after it runs."""
+
+    def __init__(self, model: dllm.HostedModel, check: Any) -> None:
+        self.model, self.check = model, check
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def forward(self, tokens: Tensor, plan: StepPlan, store: KVStore) -> Tensor:
+        before = [tensor.clone() for tensor in (*store.keys, *store.values)]
+        logits = self.model.forward(tokens, plan, store)
+        self.check(tokens, plan, store, before, logits)
+        return logits
+
+
+class Poisoned:
+    """A model whose store starts with large random values: nothing stale may be read."""
+
+    def __init__(self, model: dllm.HostedModel) -> None:
+        self.model = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def new_store(self, num_rows: int, num_columns: int) -> KVStore:
+        store = self.model.new_store(num_rows, num_columns)
+        for tensor in (*store.keys, *store.values):
+            tensor.normal_(std=30, generator=torch.Generator().manual_seed(3))
+        return store
+
+
+BLOCK = 8
+
+
+MASK = 127
+
+
+FAMILY = {"sdar": "SDARForCausalLM", "fast_dllm_v2": "Fast_dLLM_QwenForCausalLM"}
+
+
+CONFIG: dict[str, Any] = {
+    "vocab_size": 128,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "rope_theta": 10000.0,
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 512,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "block_size": BLOCK,
+    "bd_size": BLOCK,
+}
+
+
+@cache
+def family_model(name: str) -> dllm.HostedModel:
+    """Returns a random model of a block-causal family, or of none with causal attention."""
+    with torch.inference_mode(False):  # whoever asks first: all tests share it
+        return _family_model(name)
+
+
+def _family_model(name: str) -> dllm.HostedModel:
+    family = FAMILIES[FAMILY.get(name, "SDARForCausalLM")]
+    network = Transformer(family.read_network(CONFIG))
+    source = torch.Generator().manual_seed(4)
+    for weight in network.parameters():
+        torch.nn.init.normal_(weight, 1.0, 0.2, source) if weight.dim() == 1 else None
+        torch.nn.init.normal_(weight, 0.0, 0.4, source) if weight.dim() == 2 else None
+    attention: Literal["causal", "block_causal"] = "causal" if name == "causal" else "block_causal"
+    spec = dllm.ModelSpec(
+        vocab_size=128,
+        max_length=512,
+        mask_token_id=MASK,
+        eos_token_ids=(126,),
+        pad_token_id=126,
+        logit_shift=family.logit_shift,
+        attention=attention,
+        block_length=None if name == "causal" else family.read_block_length(CONFIG),
+    )
+    return dllm.HostedModel(name, network.double().eval(), spec)

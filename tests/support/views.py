@@ -1,0 +1,144 @@
+"""Views and candidates by hand, and a block that a scheduler fills from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dllm import schedulers
+from dllm.schedulers import Decision, Scheduler, Setup, View
+from dllm.schedulers.view import PER_COLUMN, PER_ROW, freeze
+from dllm.state.candidates import Candidates
+from dllm.state.layout import Layout
+from dllm.state.noise import CounterNoise
+
+MASK = 10
+
+
+SETUP = Setup(
+    num_rows=4,
+    width=8,
+    num_slots=8,
+    block_length=8,
+    vocab_size=11,
+    dtype=torch.float32,
+    device=torch.device("cpu"),
+)
+
+
+def view_of(masked: Tensor, block_step: int = 0, steps_done: int = 0, **other: Any) -> View:
+    rows, width = masked.shape
+    each = torch.ones(rows, dtype=torch.int64)
+    fields: dict[str, Any] = {
+        "columns": torch.arange(width).expand(rows, width),
+        "tokens": torch.where(masked, MASK, 0),
+        "masked": masked,
+        "block": torch.ones_like(masked),
+        "known": torch.ones_like(masked),
+        "fixed": torch.zeros_like(masked),
+        "length": each * width,
+        "prompt_length": each * 0,
+        "num_slots": each * width,
+        "step": each * steps_done,
+        "block_step": each * block_step,
+        "block_masks": masked.sum(1),
+        "num_blocks": each,
+        "fresh": each * block_step == 0,
+        "layout": layout_of(rows, width),
+        "noise": CounterNoise(torch.arange(rows)),
+    }
+    return View(**{**fields, **other})
+
+
+def layout_of(rows: int, width: int) -> Layout:
+    return Layout(
+        num_rows=rows,
+        num_columns=width,
+        block_length=width,
+        mask_token_id=MASK,
+        fill_token_id=9,
+        eos_token_ids=(9,),
+        lengths=(width,) * rows,
+        num_slots=width,
+        window_length=width,
+    )
+
+
+def candidates_of(confidence: list[list[float]]) -> Candidates:
+    """Candidates over three tokens, the first of which has the given probability."""
+    first = torch.tensor(confidence, dtype=torch.float64)
+    rest = (1 - first) / 2
+    return Candidates(torch.stack([first, rest, rest], -1).log(), torch.zeros(first.shape).long())
+
+
+def _row(view: View, row: int) -> View:
+    one = {name: getattr(view, name)[row : row + 1] for name in PER_COLUMN + PER_ROW}
+    state = {name: value[row : row + 1] for name, value in view.state.items()}
+    assert isinstance(view.noise, CounterNoise)
+    return replace(view, **one, state=state, noise=CounterNoise(view.noise.seeds[row : row + 1]))
+
+
+ROWS, WIDTH = 3, 6  # of what meets logits that mean nothing
+
+
+def one_block(
+    scheduler: Scheduler, draw: Callable[[], Candidates], fixed: Tensor
+) -> Iterator[tuple[Decision, Tensor, Tensor]]:
+    """Fills a block of each row as the loop does; yields decisions, tokens (B, W) and who moved."""
+    tokens = torch.full((ROWS, WIDTH), MASK).masked_fill(fixed, 0)
+    state = scheduler.start(replace(SETUP, num_rows=ROWS, width=WIDTH))
+    held = torch.zeros(ROWS, dtype=torch.bool)
+    step, block_masks = torch.zeros(ROWS, dtype=torch.int64), (tokens == MASK).sum(1)
+    while True:
+        masked = (tokens == MASK) & ~fixed
+        active = masked.any(1) | held
+        if not active.any():
+            return
+        candidates, shadow = draw(), draw()
+        given: dict[str, Any] = {"tokens": tokens, "fixed": fixed, "state": state, "shadow": shadow}
+        given |= {"block_masks": block_masks, "fresh": step == 0, "step": step, "block_step": step}
+        decision = scheduler.decide(candidates, view_of(masked, **given))
+        nowhere = torch.zeros_like(masked)
+        edit, remask = (nowhere if x is None else x for x in (decision.edit, decision.remask))
+        moving = active[:, None]
+        tokens = torch.where((decision.commit | edit) & moving, candidates.token, tokens)
+        tokens = tokens.masked_fill(remask & moving, MASK)
+        if decision.hold is not None:
+            held = torch.where(active, decision.hold, held)
+        if decision.state is not None:
+            state = freeze(state, decision.state, active)
+        step = step + active
+        yield decision, tokens, step
+
+
+def check_contract(name: str) -> None:
+    """Fails where a scheduler of the registry breaks the contract, on random logits."""
+    source = torch.Generator().manual_seed(0)
+    scheduler = schedulers.registry.create(name)
+    assert scheduler.source
+    assert schedulers.registry.create(scheduler.summary()) == scheduler
+    for _ in range(20):
+        logits = torch.randn(4, 8, 11, generator=source) * 3
+        masked = torch.rand(4, 8, generator=source) < 0.6
+        masked[3] = False
+        candidates = Candidates(logits, logits.argmax(-1))
+        view = view_of(masked, state=scheduler.start(SETUP), shadow=candidates)
+        decision = scheduler.decide(candidates, view)
+        assert decision.commit.dtype == torch.bool
+        assert not (decision.commit & ~masked).any()
+        if not scheduler.may_skip:
+            variants = decision.branches
+            moved = decision.commit.any(1)
+            if variants is not None:
+                moved = moved | variants.needed
+            assert torch.equal(moved, masked.any(1))
+        for row in range(3):
+            alone = scheduler.decide(
+                Candidates(logits[row : row + 1], candidates.token[row : row + 1]),
+                _row(view, row),
+            )
+            assert torch.equal(alone.commit[0], decision.commit[row])
