@@ -13,7 +13,7 @@ from pathlib import Path
 from dllm.decoding.loop import BrokenLogitsError
 from dllm.decoding.memory_limits import NotEnoughMemoryError
 from dllm.eval.lm_eval.arguments import ArgumentError
-from dllm.models.loading.errors import CheckpointError
+from dllm.models.config import CheckpointError
 
 try:
     from lm_eval.__main__ import cli_evaluate

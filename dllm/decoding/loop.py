@@ -19,7 +19,7 @@ from dllm.decoding.prompt_memory import PromptMemory
 from dllm.decoding.shadow import with_shadows
 from dllm.metrics import Meter
 from dllm.models.attention_maps import watch
-from dllm.models.cost import cost_of
+from dllm.models.config import cost_of
 from dllm.models.model import DenoisingModel
 from dllm.output import GenerationOutput
 from dllm.schedulers import Needs, Scheduler, Setup, View

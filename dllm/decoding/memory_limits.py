@@ -10,7 +10,7 @@ import torch
 
 from dllm.decoding.loop import DenoisingLoop
 from dllm.metrics import Meter
-from dllm.models.cost import Cost, cost_of
+from dllm.models.config import Cost, cost_of
 from dllm.output import GenerationOutput
 from dllm.state.event import StepEvent
 from dllm.state.layout import Layout

@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from transformers import PreTrainedTokenizerBase
 
-from dllm.models.config import NetworkConfig
+from dllm.models.config import CheckpointError, NetworkConfig
 from dllm.models.families import Family, find_family
 from dllm.models.loading.checkpoint import (
     StoredTensor,
@@ -22,7 +22,6 @@ from dllm.models.loading.checkpoint import (
     read_optional,
     stored_dtype,
 )
-from dllm.models.loading.errors import CheckpointError
 from dllm.models.loading.hub import find_folder
 from dllm.models.loading.load import own_dtype
 from dllm.models.loading.tokenizer import load_tokenizer

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from dllm.models.loading.errors import CheckpointError
+from dllm.models.config import CheckpointError
 
 Level = Literal["ok", "warning", "failure"]
 

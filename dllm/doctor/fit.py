@@ -10,7 +10,7 @@ from dllm.decoding.memory_limits import available, readable
 from dllm.doctor.checkpoint import Checkpoint
 from dllm.doctor.finding import Finding, failure, ok, warning
 from dllm.doctor.hardware import fast_bfloat16
-from dllm.models.cost import network_cost
+from dllm.models.config import network_cost
 from dllm.settings import DEFAULT_BLOCK_LENGTH
 
 CANVAS = 1024  # tokens, prompt and answer, for which batches are estimated

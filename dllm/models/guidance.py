@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from dllm.models.config import ModelSpec
-from dllm.models.cost import Cost, cost_of
+from dllm.models.config import Cost, ModelSpec, cost_of
 from dllm.models.model import DenoisingModel
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore

@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from dllm.models.config import ModelSpec
-from dllm.models.cost import Cost, network_cost
+from dllm.models.config import Cost, ModelSpec, network_cost
 from dllm.models.feature_reuse import partly_computed
-from dllm.models.loading.placement import execution_device
-from dllm.models.speed.runner import Runner
+from dllm.models.runner import Runner, execution_device
 from dllm.models.transformer import Transformer
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore, StoreShape

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dllm.models.config import CheckpointError
 from dllm.models.families import dream, fast_dllm_v2, illada, llada, sdar
 from dllm.models.families.family import Family
-from dllm.models.loading.errors import CheckpointError
 from dllm.registry import nearest
 
 FAMILIES: dict[str, Family] = {

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dllm.models.loading.errors import CheckpointError
+from dllm.models.config import CheckpointError
 
 
 @dataclass(frozen=True)

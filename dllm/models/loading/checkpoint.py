@@ -12,7 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dllm.models.loading.errors import CheckpointError, first_few
+from dllm.models.config import CheckpointError
+from dllm.models.loading.errors import first_few
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -5,10 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be found, read or hosted."""
-
-
 def first_few(lines: Iterable[str], limit: int = 5) -> str:
     """Returns the first lines for a message, and how many more there are."""
     lines = list(lines)

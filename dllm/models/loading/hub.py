@@ -8,9 +8,9 @@ from pathlib import Path
 
 from huggingface_hub import hf_hub_download, snapshot_download
 
+from dllm.models.config import CheckpointError
 from dllm.models.families import find_family
 from dllm.models.loading.checkpoint import read_config
-from dllm.models.loading.errors import CheckpointError
 
 EMBEDDED = Path(__file__).parents[2] / "tiny" / "checkpoint"
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from dllm.models.config import CheckpointError
 from dllm.models.families import find_family
 from dllm.models.loading.checkpoint import list_tensors, read_config, read_optional, stored_dtype
-from dllm.models.loading.errors import CheckpointError
 from dllm.models.loading.hub import find_folder
 from dllm.models.loading.placement import DeviceMap, dispatch, parse_device, parse_dtype, place
 from dllm.models.loading.spec import Settings, read_spec

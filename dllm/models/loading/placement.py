@@ -11,7 +11,6 @@ from accelerate import (  # type: ignore[import-untyped]
     infer_auto_device_map,
 )
 from accelerate.utils import get_balanced_memory  # type: ignore[import-untyped]
-from torch import nn
 
 from dllm.models.transformer import Block, Transformer
 
@@ -87,14 +86,3 @@ def dispatch(network: Transformer, devices: Devices) -> None:
     """Adds accelerate's hooks, which move activations from device to device, if there are many."""
     if len(set(devices.values())) > 1:
         dispatch_model(network, dict(devices))
-
-
-def execution_device(module: nn.Module) -> torch.device:
-    """Returns where a module computes, which accelerate's offloading parts from its weights."""
-    for part in module.modules():
-        hook = getattr(part, "_hf_hook", None)
-        for inner in (hook, *getattr(hook, "hooks", ())):
-            device = getattr(inner, "execution_device", None)
-            if device is not None:
-                return torch.device(device)
-    return next(module.parameters()).device

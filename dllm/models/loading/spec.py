@@ -8,9 +8,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from dllm.models.config import ModelSpec, NetworkConfig
+from dllm.models.config import CheckpointError, ModelSpec, NetworkConfig
 from dllm.models.families.family import Family
-from dllm.models.loading.errors import CheckpointError
 from dllm.models.loading.tokenizer import find_token
 
 

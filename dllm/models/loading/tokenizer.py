@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Tokenizer
 
-from dllm.models.loading.errors import CheckpointError
+from dllm.models.config import CheckpointError
 
 BYTE_LEVEL = ("vocab.json", "merges.txt")
 OTHER = ("tokenizer_config.json", "tokenizer.model", *BYTE_LEVEL)

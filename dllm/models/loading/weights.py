@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dllm.models.config import NetworkConfig
+from dllm.models.config import CheckpointError, NetworkConfig
 from dllm.models.families.family import TensorNames
 from dllm.models.loading.checkpoint import StoredTensor, stream_tensors
-from dllm.models.loading.errors import CheckpointError, first_few
+from dllm.models.loading.errors import first_few
 from dllm.models.loading.placement import Devices, device_of
 from dllm.models.transformer import Transformer
 

@@ -12,8 +12,8 @@ from threading import Lock
 import torch
 from torch import Tensor
 
+from dllm.models.runner import Pass, is_plain
 from dllm.models.speed.recorder import CaptureError, Recorder, Work
-from dllm.models.speed.runner import Pass, is_plain
 from dllm.models.speed.stores import StorePool
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore, StoreShape

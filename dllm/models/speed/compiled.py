@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dllm.models.attention import Fed, rows_of
-from dllm.models.speed.runner import is_plain
+from dllm.models.runner import is_plain
 from dllm.models.transformer import Block, Transformer
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore, StoreShape

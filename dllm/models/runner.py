@@ -1,4 +1,4 @@
-"""The contract of other ways to run the passes of a network."""
+"""How the passes of a network run, and where: the contract of the ways that are faster."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore, StoreShape
@@ -32,3 +32,14 @@ def is_plain(plan: StepPlan, store: KVStore | None) -> bool:
     """Whether a pass is no more than its tensors: nothing is noted, chosen or left beside K/V."""
     asks = plan.maps or plan.sparse or plan.retain is not None or plan.reuse is not None
     return not asks and (store is None or store.stamp is None)
+
+
+def execution_device(module: nn.Module) -> torch.device:
+    """Returns where a module computes, which accelerate's offloading parts from its weights."""
+    for part in module.modules():
+        hook = getattr(part, "_hf_hook", None)
+        for inner in (hook, *getattr(hook, "hooks", ())):
+            device = getattr(inner, "execution_device", None)
+            if device is not None:
+                return torch.device(device)
+    return next(module.parameters()).device
