@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 import dllm
 from dllm.models.model import DenoisingModel
-from dllm.models.speed.fused import parts_of
-from dllm.models.speed.narrow import is_narrow
+from dllm.models.speed.linear import is_narrow, parts_of
 from dllm.models.transformer import Transformer
 
 _SAMPLED = 4096  # elements of a tensor that enter the digest of the weights

@@ -18,8 +18,7 @@ import torch
 import dllm
 from dllm.kernels import statistics
 from dllm.kernels.statistics import in_one_pass
-from dllm.models.speed.captured import Captured
-from dllm.models.speed.recorder import CaptureError, CudaRecorder
+from dllm.models.speed.captured import Captured, CaptureError, CudaRecorder
 from tests.support.speed import PROMPTS, decode, decodings, model_of
 from tests.support.statistics import NARROW, assert_same, random_logits
 

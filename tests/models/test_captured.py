@@ -13,8 +13,7 @@ from torch import Tensor
 
 import dllm
 from dllm.generate import Stream
-from dllm.models.speed.captured import Captured
-from dllm.models.speed.recorder import CaptureError, Work
+from dllm.models.speed.captured import Captured, CaptureError, Work
 from dllm.settings import Settings
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore, StoreShape

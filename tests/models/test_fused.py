@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 import dllm
 from dllm.eval.run.environment import weights_digest
-from dllm.models.speed import narrow as narrow_module
+from dllm.models.speed import linear
 from dllm.models.speed.captured import Captured
-from dllm.models.speed.fused import fuse, parts_of
+from dllm.models.speed.linear import fuse, parts_of
 from dllm.models.speed.speed_up import parse_ways
 from dllm.models.transformer import Transformer
 from tests.support import GOLDEN
@@ -115,7 +115,7 @@ def test_eight_bits_are_named_and_near() -> None:
 
 
 def test_eight_bits_without_torchao(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(narrow_module, "find_spec", lambda name: None)
+    monkeypatch.setattr(linear, "find_spec", lambda name: None)
     model = own("llada_mha")
     with pytest.raises(ValueError, match=r"'int8' needs torchao: pip install 'dllm\[quantise\]'"):
         dllm.speed_up(model, "fused", "int8")

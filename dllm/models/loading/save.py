@@ -12,8 +12,7 @@ from torch import Tensor
 
 from dllm.models.families import find_family
 from dllm.models.model import HostedModel
-from dllm.models.speed.fused import parts_of
-from dllm.models.speed.narrow import is_narrow
+from dllm.models.speed.linear import is_narrow, parts_of
 
 
 def save(model: HostedModel, folder: str | Path, *, max_shard_size: str = "5GB") -> None:

@@ -3,22 +3,98 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from threading import Lock
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from dllm.models.runner import Pass, is_plain
-from dllm.models.speed.recorder import CaptureError, Recorder, Work
 from dllm.models.speed.stores import StorePool
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore, StoreShape
 
 _LOG = logging.getLogger(__name__)
+
+Work = Callable[[], None]
+
+
+class CaptureError(RuntimeError):
+    """Work that ran could not be captured."""
+
+
+class Recorder(Protocol):
+    """Does work and keeps how it is done."""
+
+    def record(self, work: Work) -> Work:
+        """Does the work; returns what does it again, on what is then in the same tensors.
+
+        Raises CaptureError where it was done but cannot be kept.
+        """
+        ...
+
+
+class CudaRecorder:
+    """Captures work in CUDA graphs, which share the memory of what they compute on the way.
+
+    That is safe although they run in any order: none leaves anything in that memory for another.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device)
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def record(self, work: Work) -> Work:
+        """Does the work on a stream of its own, then captures it there."""
+        with torch.cuda.device(self.device), self._aside():
+            work()  # what is made at the first use, such as workspaces, must not be captured
+            torch.cuda.synchronize()
+            return self._capture(work)
+
+    def _capture(self, work: Work) -> Work:
+        # Not `torch.cuda.graph`, which collects garbage and empties the allocator's cache before
+        # each capture: a tenth of a second, where a decoding captures several passes.
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with _no_collection():
+                graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+                try:
+                    work()
+                except BaseException:
+                    with suppress(RuntimeError):  # that the capture was broken off is known
+                        graph.capture_end()
+                    raise
+                graph.capture_end()
+        except RuntimeError as error:
+            raise CaptureError(str(error).split("\n")[0]) from error
+        return graph.replay
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        current = torch.cuda.current_stream()
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            yield
+        current.wait_stream(self.stream)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keeps tensors and graphs from being freed by chance, which breaks a capture off."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @dataclass(frozen=True)
@@ -51,18 +127,16 @@ class Inputs:
         """All of them, in one order."""
         return (self.tokens, self.columns, self.head, self.attend, self.slots)
 
-    def kept(self) -> Inputs:
+    def copies(self) -> Inputs:
         """Returns copies, into which other inputs of the same shapes can be written."""
         # Contiguous, as a copy of a plan's expanded tensors would not be.
-        copies = [
-            None if t is None else t.clone(memory_format=torch.contiguous_format)
-            for t in self.tensors
-        ]
+        form = torch.contiguous_format
+        copies = (None if t is None else t.clone(memory_format=form) for t in self.tensors)
         return Inputs(*copies)  # type: ignore[arg-type]
 
-    def write(self, given: Inputs) -> None:
+    def write(self, inputs: Inputs) -> None:
         """Takes over the content of other inputs."""
-        for own, other in zip(self.tensors, given.tensors, strict=True):
+        for own, other in zip(self.tensors, inputs.tensors, strict=True):
             if own is not None and other is not None:
                 own.copy_(other)
 
@@ -102,7 +176,7 @@ class Captured:
 
     @property
     def num_captured(self) -> int:
-        """How many passes are kept."""
+        """Number of captured passes."""
         return len(self._captured)
 
     def new_store(
@@ -118,20 +192,20 @@ class Captured:
         if key is None:
             return self.run(tokens, plan, store)
         with self._lock:
-            found = self._captured.get(key)
-            if found is None:
-                return self._first(key, Inputs.of(tokens, plan), plan, store)
+            captured, inputs = self._captured.get(key), Inputs.of(tokens, plan)
+            if captured is None:
+                return self._first(key, inputs, plan, store)
             self._captured.move_to_end(key)
-            found.inputs.write(Inputs.of(tokens, plan))
-            found.replay()
-            return found.logits.clone()
+            captured.inputs.write(inputs)
+            captured.replay()
+            return captured.logits.clone()
 
     def _key(self, tokens: Tensor, plan: StepPlan, store: KVStore | None) -> PassKey | None:
         """Returns what a pass is kept by; None where it must run as it is."""
         if not is_plain(plan, store):
             return None
-        given = Inputs.of(tokens, plan)
-        shapes = tuple(None if t is None else tuple(t.shape) for t in given.tensors)
+        tensors = Inputs.of(tokens, plan).tensors
+        shapes = tuple(None if t is None else tuple(t.shape) for t in tensors)
         if store is None or plan.slots is None:
             return PassKey(plan.num_keys, shapes, None, None)
         memory = self.stores.number_of(store)
@@ -140,23 +214,23 @@ class Captured:
         extent = (store.shape.num_rows, store.shape.num_columns)
         return PassKey(plan.num_keys, shapes, memory, extent)
 
-    def _first(self, key: PassKey, given: Inputs, plan: StepPlan, store: KVStore | None) -> Tensor:
+    def _first(self, key: PassKey, inputs: Inputs, plan: StepPlan, store: KVStore | None) -> Tensor:
         """Runs a pass that is not captured yet; the second of its kind is then."""
         if key not in self._met:
             self._met[key] = None
             while len(self._met) > 4 * self.most:
                 self._met.popitem(last=False)
-            return self.run(given.tokens, plan, store)
+            return self.run(inputs.tokens, plan, store)
         try:
-            found = self._record(given.kept(), plan, store)
+            captured = self._record(inputs.copies(), plan, store)
         except CaptureError as error:
             self._give_up(str(error))
-            return self.run(given.tokens, plan, store)
+            return self.run(inputs.tokens, plan, store)
         del self._met[key]
-        self._captured[key] = found
+        self._captured[key] = captured
         while len(self._captured) > self.most:
             self._captured.popitem(last=False)
-        return found.logits.clone()
+        return captured.logits.clone()
 
     def _record(self, inputs: Inputs, plan: StepPlan, store: KVStore | None) -> _Captured:
         rows, width = inputs.head.shape
@@ -184,9 +258,9 @@ class Captured:
 
     def _forget(self, memory: int) -> None:
         """Drops what was captured over memory that is given up."""
-        for kept in (self._captured, self._met):
-            for key in [key for key in kept if key.memory == memory]:
-                del kept[key]
+        for passes in (self._captured, self._met):
+            for key in [key for key in passes if key.memory == memory]:
+                del passes[key]
 
     def _give_up(self, why: str) -> None:
         self.failed = why

@@ -80,7 +80,7 @@ class Compiled:
 
     @property
     def num_variants(self) -> int:
-        """How many variants were compiled."""
+        """Number of compiled variants."""
         return len(self._variants)
 
     def new_store(

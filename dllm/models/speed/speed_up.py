@@ -8,12 +8,10 @@ from typing import Any, Literal, get_args
 
 from dllm.models.model import HostedModel
 from dllm.models.runner import Runner, execution_device
-from dllm.models.speed.captured import Captured
+from dllm.models.speed.captured import Captured, CudaRecorder
 from dllm.models.speed.compiled import Compiled
-from dllm.models.speed.fused import fuse
-from dllm.models.speed.narrow import check_narrow, is_narrow, narrow
+from dllm.models.speed.linear import check_narrow, fuse, is_narrow, narrow
 from dllm.models.speed.packed import check_pack, pack
-from dllm.models.speed.recorder import CudaRecorder
 from dllm.registry import nearest
 
 Way = Literal["fused", "packed", "int8", "compiled", "captured"]

@@ -50,9 +50,8 @@ class _Memory:
 class StorePool:
     """Gives a generation the K/V memory of one that is over.
 
-    A store is over when nobody holds it any more; two generations at the same time have memory of
-    their own. Free memory is kept until a store does not fit into it; `drop` is then told its
-    number.
+    A store is over when nobody refers to it; two generations at the same time have memory of their
+    own. Free memory stays until a store does not fit into it; `drop` then gets its number.
     """
 
     def __init__(self, drop: Callable[[int], None]) -> None:

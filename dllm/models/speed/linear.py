@@ -1,15 +1,17 @@
-"""Fewer, larger products: queries, keys and values in one, and both halves of the gated layer."""
+"""Linear layers rewritten in place: fewer, larger products, or weights in 8 bits."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from dllm.models.attention import Attention
+from dllm.models.model import HostedModel
 from dllm.models.transformer import Block, SwiGLU, Transformer
 
 _QKV, _GATE_UP = ("q", "k", "v"), ("gate", "up")
@@ -67,3 +69,28 @@ def _replace(owner: nn.Module, names: Sequence[str], joined: str) -> None:
     for name in names:
         delattr(owner, name)
     setattr(owner, joined, linear)
+
+
+def narrow(network: Transformer) -> None:
+    """Rounds the weights of all layers to 8 bits with a scale a row, in place (torchao).
+
+    Embedding and head keep theirs: the head decides between tokens, and may be the embedding.
+    """
+    # An optional dependency, which `check_narrow` looks for.
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    for block in network.blocks:
+        quantize_(block, Int8WeightOnlyConfig(), lambda part, _: isinstance(part, nn.Linear))
+
+
+def is_narrow(network: Transformer) -> bool:
+    """Whether any weight is more than a plain tensor."""
+    return any(type(weight.data) is not Tensor for weight in network.parameters())
+
+
+def check_narrow(model: HostedModel) -> None:
+    """Raises ValueError where weights cannot be rounded."""
+    if find_spec("torchao") is None:
+        raise ValueError("'int8' needs torchao: pip install 'dllm[quantise]'")
+    if is_narrow(model.network):
+        raise ValueError(f"{model.name!r} has 8-bit weights already: leave 'int8' out")
