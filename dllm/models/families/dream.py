@@ -6,24 +6,21 @@ model). No tensor name differs from Qwen2's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from dllm.models.config import NetworkConfig
 from dllm.models.families import qwen
-from dllm.models.families.family import Family
-from dllm.models.families.fields import Fields
+from dllm.models.families.family import Family, Fields
 
 
-def read_network(config: Mapping[str, Any]) -> NetworkConfig:
+def network_of(fields: Fields) -> NetworkConfig:
     """Returns the network of a Dream config.json; q, k and v have biases, which no key says."""
-    return replace(qwen.read_dense(Fields(config, "DreamModel")), qkv_bias=True)
+    return replace(qwen.read_dense(fields), qkv_bias=True)
 
 
 FAMILY = Family(
     architecture="DreamModel",
-    read_network=read_network,
+    network_of=network_of,
     names=qwen.NAMES,
     mask_tokens=("<|mask|>",),
     logit_shift=1,

@@ -5,20 +5,16 @@ Source: NVlabs/Fast-dLLM, v2; arXiv 2509.26328. Blocks count from column 0, prom
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from dllm.models.config import NetworkConfig
 from dllm.models.families import qwen
-from dllm.models.families.family import Family
-from dllm.models.families.fields import Fields
+from dllm.models.families.family import Family, Fields
 
 
-def read_network(config: Mapping[str, Any]) -> NetworkConfig:
+def network_of(fields: Fields) -> NetworkConfig:
     """Returns the network of a Fast-dLLM v2 config.json; q, k and v have biases."""
-    fields = Fields(config, "Fast_dLLM_QwenForCausalLM")
-    for kind in config.get("layer_types") or ():
+    for kind in fields.config.get("layer_types") or ():
         if kind != "full_attention":
             raise fields.error("layer_types", kind, '"full_attention" in every layer')
     return replace(qwen.read_dense(fields), qkv_bias=True)
@@ -26,7 +22,7 @@ def read_network(config: Mapping[str, Any]) -> NetworkConfig:
 
 FAMILY = Family(
     architecture="Fast_dLLM_QwenForCausalLM",
-    read_network=read_network,
+    network_of=network_of,
     names=qwen.NAMES,
     mask_tokens=("|<MASK>|",),
     logit_shift=1,

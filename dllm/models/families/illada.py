@@ -5,28 +5,23 @@ Source: GSAI-ML/iLLaDA-8B-Base, modeling file. Its config.json names no mask tok
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from dllm.models.config import NetworkConfig
 from dllm.models.families import qwen
-from dllm.models.families.family import Family
-from dllm.models.families.fields import Fields
+from dllm.models.families.family import Family, Fields
 
 
-def read_network(config: Mapping[str, Any]) -> NetworkConfig:
+def network_of(fields: Fields) -> NetworkConfig:
     """Returns the network of an iLLaDA config.json."""
-    fields = Fields(config, "ILLaDAForCausalLM")
     fields.only({"attention_bias": False, "mlp_bias": False})
     if fields.has("layer_norm_eps"):
         allowed = "null, which selects RMSNorm; a number would mean LayerNorm"
-        raise fields.error("layer_norm_eps", config["layer_norm_eps"], allowed)
+        raise fields.error("layer_norm_eps", fields.config["layer_norm_eps"], allowed)
     return qwen.read_dense(fields)
 
 
 FAMILY = Family(
     architecture="ILLaDAForCausalLM",
-    read_network=read_network,
+    network_of=network_of,
     names=qwen.NAMES,
     mask_tokens=("<[MASK]>",),
 )

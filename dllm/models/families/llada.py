@@ -5,12 +5,8 @@ Source: GSAI-ML/LLaDA-8B-Instruct, modeling_llada.py; arXiv 2502.09992.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from dllm.models.config import NetworkConfig
-from dllm.models.families.family import Family, TensorNames
-from dllm.models.families.fields import Fields
+from dllm.models.families.family import Family, Fields, TensorNames
 
 # Descendants reuse the class with these switches set otherwise; the network has no such parts.
 SUPPORTED = {
@@ -49,12 +45,11 @@ NAMES = TensorNames(
 )
 
 
-def read_network(config: Mapping[str, Any]) -> NetworkConfig:
+def network_of(fields: Fields) -> NetworkConfig:
     """Returns the network of a LLaDA config.json."""
-    fields = Fields(config, "LLaDAModelLM")
     fields.only(SUPPORTED)
     if fields.has("clip_qkv"):
-        raise fields.error("clip_qkv", config["clip_qkv"], "null or the key left out")
+        raise fields.error("clip_qkv", fields.config["clip_qkv"], "null or the key left out")
     width, num_heads = fields.integer("d_model"), fields.integer("n_heads")
     if width % num_heads:
         raise fields.error("d_model", width, f"a multiple of n_heads={num_heads}")
@@ -90,7 +85,7 @@ def read_num_kv_heads(fields: Fields, num_heads: int) -> int:
 
 FAMILY = Family(
     architecture="LLaDAModelLM",
-    read_network=read_network,
+    network_of=network_of,
     names=NAMES,
     mask_tokens=("<|mdm_mask|>",),
     max_length_key="max_sequence_length",

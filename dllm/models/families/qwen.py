@@ -1,10 +1,9 @@
-"""What the families with Qwen and Llama key and tensor names share; not a family itself."""
+"""Keys and tensor names that families of Qwen and Llama blocks share; not a family itself."""
 
 from __future__ import annotations
 
 from dllm.models.config import NetworkConfig
-from dllm.models.families.family import TensorNames
-from dllm.models.families.fields import Fields
+from dllm.models.families.family import Fields, TensorNames
 
 NAMES = TensorNames(
     embedding="model.embed_tokens",

@@ -5,17 +5,14 @@ Source: JetAstra/SDAR, modeling_sdar.py; arXiv 2510.06303. Blocks count from col
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from dllm.models.config import NetworkConfig
 from dllm.models.families import qwen
-from dllm.models.families.family import Family
-from dllm.models.families.fields import Fields
+from dllm.models.families.family import Family, Fields
 
 
-def read_network(config: Mapping[str, Any]) -> NetworkConfig:
+def network_of(fields: Fields) -> NetworkConfig:
     """Returns the network of an SDAR config.json.
 
     The published file calls flash-attn's fused RMSNorm for all norms, which multiplies by the
@@ -23,9 +20,8 @@ def read_network(config: Mapping[str, Any]) -> NetworkConfig:
     the checkpoints were trained and published with. `"norm_multiply_first": false` in
     config.json selects the rounding of transformers' Qwen3 instead. In float32 they are one.
     """
-    fields = Fields(config, "SDARForCausalLM")
     if fields.has("num_experts"):
-        raise fields.error("num_experts", config["num_experts"], "dense checkpoints only")
+        raise fields.error("num_experts", fields.config["num_experts"], "dense checkpoints only")
     fields.only({"attention_bias": False})
     fields.require("head_dim")  # SDAR-4B: 32 heads of 128 on a width of 2560, so never derived
     return replace(
@@ -37,7 +33,7 @@ def read_network(config: Mapping[str, Any]) -> NetworkConfig:
 
 FAMILY = Family(
     architecture="SDARForCausalLM",
-    read_network=read_network,
+    network_of=network_of,
     names=qwen.NAMES,
     mask_tokens=("<|MASK|>", "<MASK>"),  # released tokenizers, training folder
     attention="block_causal",
