@@ -10,7 +10,7 @@ import torch
 from dllm.doctor import fit, hardware, software
 from dllm.doctor import model as checkpoints
 from dllm.doctor import threads as doctor_threads
-from dllm.doctor.checkpoint import Checkpoint
+from dllm.doctor.checkpoint import LocalCheckpoint
 from dllm.doctor.finding import Check, Finding, run
 from dllm.models.loading.placement import parse_device
 
@@ -47,7 +47,7 @@ def examine_machine(where: torch.device) -> Iterator[Finding]:
 
 def examine_model(name: str, where: torch.device) -> Iterator[Finding]:
     """Yields what is found of "tiny", a checkpoint folder or a hub id that was downloaded."""
-    checkpoint = Checkpoint(name)
+    checkpoint = LocalCheckpoint(name)
     checks: list[tuple[str, Check]] = [
         ("checkpoint", partial(checkpoints.folder, checkpoint)),
         ("architecture", partial(checkpoints.architecture, checkpoint)),

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from dllm.decoding.memory_limits import available, readable
-from dllm.doctor.checkpoint import Checkpoint
+from dllm.doctor.checkpoint import LocalCheckpoint
 from dllm.doctor.finding import Finding, failure, ok, warning
 from dllm.doctor.hardware import fast_bfloat16
 from dllm.models.config import network_cost
@@ -17,7 +17,7 @@ CANVAS = 1024  # tokens, prompt and answer, for which batches are estimated
 CROWDED = 0.9  # of the free memory: what is left is too little to decode with
 
 
-def size(checkpoint: Checkpoint, where: torch.device) -> Iterator[Finding]:
+def size(checkpoint: LocalCheckpoint, where: torch.device) -> Iterator[Finding]:
     """Yields whether the weights fit the device."""
     needed, free = checkpoint.weight_bytes, available(where)
     text = f"{readable(needed)} in {_name(checkpoint.dtype)}"
@@ -34,7 +34,7 @@ def size(checkpoint: Checkpoint, where: torch.device) -> Iterator[Finding]:
         yield ok("size", text)
 
 
-def dtype(checkpoint: Checkpoint, where: torch.device) -> Iterator[Finding]:
+def dtype(checkpoint: LocalCheckpoint, where: torch.device) -> Iterator[Finding]:
     """Yields whether the device is fast with the checkpoint's dtype."""
     given, name = checkpoint.dtype, _name(checkpoint.dtype)
     if given == torch.bfloat16 and fast_bfloat16(where) is False:
@@ -49,7 +49,7 @@ def dtype(checkpoint: Checkpoint, where: torch.device) -> Iterator[Finding]:
         yield ok("dtype", name)
 
 
-def batch(checkpoint: Checkpoint, where: torch.device) -> Iterator[Finding]:
+def batch(checkpoint: LocalCheckpoint, where: torch.device) -> Iterator[Finding]:
     """Yields how many rows are estimated to fit beside the weights, without and with a cache."""
     free = available(where)
     if free is None or checkpoint.weight_bytes > free:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dllm.doctor.checkpoint import Checkpoint
+from dllm.doctor.checkpoint import LocalCheckpoint
 from dllm.doctor.finding import Finding, failure, ok, warning
-from dllm.models.loading.spec import Settings, read_spec
 from dllm.models.loading.weights import Weights
 from dllm.settings import resolve
 
 
-def folder(checkpoint: Checkpoint) -> Iterator[Finding]:
+def folder(checkpoint: LocalCheckpoint) -> Iterator[Finding]:
     """Yields where it is."""
     yield ok("checkpoint", str(checkpoint.folder))
 
 
-def architecture(checkpoint: Checkpoint) -> Iterator[Finding]:
+def architecture(checkpoint: LocalCheckpoint) -> Iterator[Finding]:
     """Yields whether the network can be hosted."""
     network, family = checkpoint.network, checkpoint.family
     count = f"{checkpoint.num_parameters:,} parameters"
@@ -26,7 +25,7 @@ def architecture(checkpoint: Checkpoint) -> Iterator[Finding]:
     yield ok("architecture", f"{family.architecture}: {shape}, {attends}")
 
 
-def tokenizer(checkpoint: Checkpoint) -> Iterator[Finding]:
+def tokenizer(checkpoint: LocalCheckpoint) -> Iterator[Finding]:
     """Yields the tokenizer, whose ids the network must know."""
     found = checkpoint.tokenizer
     if found is None:
@@ -43,7 +42,7 @@ def tokenizer(checkpoint: Checkpoint) -> Iterator[Finding]:
         yield ok("tokenizer", text)
 
 
-def chat_template(checkpoint: Checkpoint) -> Iterator[Finding]:
+def chat_template(checkpoint: LocalCheckpoint) -> Iterator[Finding]:
     """Yields whether messages can be given."""
     found = checkpoint.tokenizer
     if found is None:
@@ -57,10 +56,9 @@ def chat_template(checkpoint: Checkpoint) -> Iterator[Finding]:
     yield ok("chat template", "renders a message")
 
 
-def special_tokens(checkpoint: Checkpoint) -> Iterator[Finding]:
+def special_tokens(checkpoint: LocalCheckpoint) -> Iterator[Finding]:
     """Yields the mask and end tokens."""
-    known = Settings(checkpoint.config, checkpoint.generation, checkpoint.tokenizer)
-    spec = read_spec(checkpoint.family, checkpoint.network, known)
+    spec = checkpoint.spec
     outside = [token for token in spec.eos_token_ids if not 0 <= token < spec.vocab_size]
     if outside:
         text = f"end token {outside[0]} is outside the vocabulary of {spec.vocab_size}"
@@ -71,13 +69,13 @@ def special_tokens(checkpoint: Checkpoint) -> Iterator[Finding]:
     yield ok("special tokens", f"mask {spec.mask_token_id}, end {ends}; {limit}")
 
 
-def defaults(checkpoint: Checkpoint) -> Iterator[Finding]:
+def defaults(checkpoint: LocalCheckpoint) -> Iterator[Finding]:
     """Yields the settings that the checkpoint recommends."""
     settings = resolve(checkpoint.generation, None, {})
     yield ok("defaults", f"{settings.max_new_tokens} new tokens, scheduler {settings.scheduler}")
 
 
-def files(checkpoint: Checkpoint) -> Iterator[Finding]:
+def files(checkpoint: LocalCheckpoint) -> Iterator[Finding]:
     """Yields whether all weights are there, whole, and those of the architecture."""
     stored, names = checkpoint.stored, checkpoint.family.names
     if checkpoint.network.tie_embeddings:  # to compare them would read both

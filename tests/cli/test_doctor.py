@@ -27,9 +27,9 @@ from dllm.doctor import fit as doctor_fit
 from dllm.doctor import hardware as doctor_hardware
 from dllm.doctor import software as doctor_software
 from dllm.doctor import threads as doctor_threads
-from dllm.doctor.checkpoint import Checkpoint
+from dllm.doctor.checkpoint import LocalCheckpoint
 from dllm.doctor.finding import Finding, failure, ok, run, warning
-from dllm.models.loading.hub import EMBEDDED
+from dllm.models.loading.checkpoint import EMBEDDED
 from dllm.models.loading.placement import parse_device
 from tests.support import GOLDEN
 
@@ -278,7 +278,7 @@ def test_dtypes_against_devices(
 ) -> None:
     set_config(folder, torch_dtype=dtype)
     monkeypatch.setattr(doctor_fit, "fast_bfloat16", lambda where: fast)
-    (finding,) = doctor_fit.dtype(Checkpoint(str(folder)), torch.device(device))
+    (finding,) = doctor_fit.dtype(LocalCheckpoint(str(folder)), torch.device(device))
     assert (finding.level, finding.way_out) == ("warning" if way_out else "ok", way_out)
 
 

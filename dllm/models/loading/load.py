@@ -1,22 +1,24 @@
-"""Loads a checkpoint, by hub id or from a folder, onto the project's own transformer."""
+"""Loads a checkpoint onto the project's own transformer, and saves one of its own family."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import save_torch_state_dict
+from torch import Tensor
 
 from dllm.models.config import CheckpointError
 from dllm.models.families import find_family
-from dllm.models.loading.checkpoint import list_tensors, read_config, read_optional, stored_dtype
-from dllm.models.loading.hub import find_folder
+from dllm.models.loading.checkpoint import Checkpoint
 from dllm.models.loading.placement import DeviceMap, dispatch, parse_device, parse_dtype, place
-from dllm.models.loading.spec import Settings, read_spec
-from dllm.models.loading.tokenizer import load_tokenizer
 from dllm.models.loading.weights import Weights, empty_network
 from dllm.models.model import HostedModel
+from dllm.models.speed.linear import is_narrow, parts_of
 from dllm.models.speed.speed_up import parse_ways, speed_up
 
 
@@ -40,34 +42,61 @@ def load(  # noqa: PLR0913 one argument for each choice that loading leaves open
         raise ValueError(f"give device={device!r} or device_map={device_map!r}, not both")
     where = parse_device(device)
     ways = parse_ways(speed)
-    asked = None if dtype is None or dtype == "auto" else parse_dtype(dtype)
-    folder = find_folder(name_or_path, revision)
-    config = read_config(folder)
-    family = find_family(config)
-    generation = read_optional(folder / "generation_config.json")
-    settings = Settings(config, generation, load_tokenizer(folder))
+    named = None if dtype is None or dtype == "auto" else parse_dtype(dtype)
+    checkpoint = Checkpoint(os.fspath(name_or_path), revision)
+    # Read first, as these errors name their file themselves.
+    family, defaults, tokenizer = checkpoint.family, checkpoint.generation, checkpoint.tokenizer
     try:
-        network = empty_network(family.read_network(config))
-        spec = read_spec(family, network.config, settings)
-        weights = Weights(family.names, list_tensors(folder))
+        network = empty_network(checkpoint.network)
+        spec = checkpoint.spec
+        weights = Weights(family.names, checkpoint.stored)
         weights.check(network)
     except ValueError as error:
-        raise CheckpointError(f"{folder}: {error}") from error
-    chosen = asked or own_dtype(config) or stored_dtype(weights.stored)
+        raise CheckpointError(f"{checkpoint.folder}: {error}") from error
+    chosen = named or checkpoint.dtype
     devices = place(network, chosen, device_map or {"": where})
     weights.fill(network, chosen, devices)
     dispatch(network, devices)
-    name = os.fspath(name_or_path)
     # The hub's cache keeps each commit in a folder of its name.
+    folder = checkpoint.folder
     commit = folder.name if folder.parent.name == "snapshots" else None
-    held = (settings.tokenizer, generation, config)
-    return speed_up(HostedModel(name, network, spec, *held, revision=commit), *ways)
+    parts = (network, spec, tokenizer, defaults, checkpoint.config)
+    return speed_up(HostedModel(checkpoint.name, *parts, revision=commit), *ways)
 
 
-def own_dtype(config: Mapping[str, Any]) -> torch.dtype | None:
-    """Returns the dtype that a config.json names; transformers 5 calls the key `dtype`."""
-    name = config.get("dtype") or config.get("torch_dtype")
-    try:
-        return None if name is None else parse_dtype(name)
-    except ValueError as error:
-        raise CheckpointError(f"config.json: {error}") from None
+def save(model: HostedModel, folder: str | Path, *, max_shard_size: str = "5GB") -> None:
+    """Writes weights under the family's own names, configuration and tokenizer to a folder.
+
+    A tied head is not written. Weights beyond `max_shard_size` are split into files with an index.
+    """
+    if not model.config:
+        raise ValueError(
+            f"{model.name!r} has no config, so its family is unknown; give HostedModel the "
+            "config.json that describes it"
+        )
+    if is_narrow(model.network):
+        raise ValueError(f"{model.name!r} has weights rounded to 8 bits; load it again to save it")
+    names = find_family(model.config).names
+    parts = parts_of(model.network, model.network.named_parameters())
+    weights = {names.of(name): _own(weight.detach()) for name, weight in parts}
+    if any(weight.is_meta for weight in weights.values()):
+        raise ValueError(f"{model.name!r} is offloaded; load it on one device to save it")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_torch_state_dict(weights, folder, max_shard_size=max_shard_size)
+    key = "dtype" if "dtype" in model.config else "torch_dtype"
+    _write(folder / "config.json", {**model.config, key: str(model.dtype).removeprefix("torch.")})
+    if model.defaults:
+        _write(folder / "generation_config.json", model.defaults)
+    if model.tokenizer is not None:
+        model.tokenizer.save_pretrained(folder)
+
+
+def _own(weight: Tensor) -> Tensor:
+    """Returns a weight in memory of its own: of several in one only the first is written."""
+    shares = weight.untyped_storage().nbytes() > weight.nbytes
+    return weight.clone() if shares and not weight.is_meta else weight
+
+
+def _write(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(dict(value), indent=1) + "\n", encoding="utf-8")

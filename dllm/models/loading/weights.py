@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dllm.models.config import CheckpointError, NetworkConfig
 from dllm.models.families.family import TensorNames
-from dllm.models.loading.checkpoint import StoredTensor, stream_tensors
-from dllm.models.loading.errors import first_few
+from dllm.models.loading.files import StoredTensor, first_few, stream_tensors
 from dllm.models.loading.placement import Devices, device_of
 from dllm.models.transformer import Transformer
 
@@ -42,25 +41,25 @@ class Weights:
         missing = sorted(wanted.keys() - self.stored.keys())
         if missing:
             raise CheckpointError(f"{len(missing)} tensors are missing: {_list(missing, wanted)}")
-        held = {name: tensor.shape for name, tensor in self.stored.items()}
-        extra = sorted(name for name in held.keys() - allowed if not name.endswith(COMPUTED))
+        shapes = {name: tensor.shape for name, tensor in self.stored.items()}
+        extra = sorted(name for name in shapes.keys() - allowed if not name.endswith(COMPUTED))
         if extra:
             raise CheckpointError(
-                f"{len(extra)} tensors are not of this architecture: {_list(extra, held)}"
+                f"{len(extra)} tensors are not of this architecture: {_list(extra, shapes)}"
             )
-        wrong = [name for name, shape in wanted.items() if held[name] != tuple(shape)]
+        wrong = [name for name, shape in wanted.items() if shapes[name] != tuple(shape)]
         if wrong:
             raise CheckpointError(
                 f"{len(wrong)} tensors have other shapes than config.json says: "
-                f"{_list(wrong, held)}; expected {_list(wrong, wanted)}"
+                f"{_list(wrong, shapes)}; expected {_list(wrong, wanted)}"
             )
-        if network.config.tie_embeddings and self._head in held:
+        if network.config.tie_embeddings and self._head in shapes:
             self._check_tied_head()
 
     def fill(self, network: Transformer, dtype: torch.dtype, devices: Devices) -> None:
         """Puts every tensor into its place in the network."""
         parameters = {self.names.of(name): name for name, _ in network.named_parameters()}
-        for name, tensor in self._stream(*parameters):
+        for name, tensor in stream_tensors(self.stored, parameters):
             module, _, kind = parameters[name].rpartition(".")
             device = device_of(parameters[name], devices)
             # A copy even where nothing changes: what was read is a view of the file's pages.
@@ -73,12 +72,10 @@ class Weights:
     def _head(self) -> str:
         return self.names.of("head.weight")
 
-    def _stream(self, *names: str) -> Iterator[tuple[str, Tensor]]:
-        return stream_tensors(self.stored, names)
-
     def _check_tied_head(self) -> None:
         """Refuses a head that is stored beside a tied embedding and differs from it."""
-        (_, first), (_, second) = self._stream(self._head, self.names.of("embedding.weight"))
+        pair = (self._head, self.names.of("embedding.weight"))
+        (_, first), (_, second) = stream_tensors(self.stored, pair)
         if first.shape != second.shape or not torch.equal(first, second):
             raise CheckpointError(
                 f"config.json ties the head to the embedding, but {self._head} is stored and "
