@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from dllm.cli.options import DeviceOption, JsonOption
-from dllm.doctor.examine import examine
+from dllm.doctor import examine
 from dllm.doctor.finding import Finding
 
 FAILED = 1  # exit code

@@ -1,19 +1,27 @@
-"""A checkpoint as the doctor reads it: part by part, no weight loaded, nothing downloaded."""
+"""Looks at a checkpoint and whether it suits a device; no weight is loaded, nothing downloaded."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from huggingface_hub import try_to_load_from_cache
 
-from dllm.models.config import CheckpointError
+from dllm.decoding.memory_limits import available, readable
+from dllm.doctor.finding import Finding, failure, ok, warning
+from dllm.doctor.hardware import fast_bfloat16
+from dllm.models.config import CheckpointError, network_cost
 from dllm.models.loading.checkpoint import HUB_ID, Checkpoint, find_folder
-from dllm.models.loading.weights import empty_network
+from dllm.models.loading.weights import Weights, empty_network
 from dllm.models.transformer import Transformer
+from dllm.settings import DEFAULT_BLOCK_LENGTH, resolve
 
 MOST_LAYERS = 10_000  # beyond that a number in config.json is a mistake that takes hours to build
+CANVAS = 1024  # tokens, prompt and answer, for which batches are estimated
+CROWDED = 0.9  # of the free memory: what is left is too little to decode with
 
 
 class LocalCheckpoint(Checkpoint):
@@ -49,3 +57,132 @@ class LocalCheckpoint(Checkpoint):
     def weight_bytes(self) -> int:
         """The memory of its weights."""
         return self.num_parameters * self.dtype.itemsize
+
+
+def folder(checkpoint: LocalCheckpoint) -> Iterator[Finding]:
+    """Yields where it is."""
+    yield ok("checkpoint", str(checkpoint.folder))
+
+
+def architecture(checkpoint: LocalCheckpoint) -> Iterator[Finding]:
+    """Yields whether the network can be hosted."""
+    network, family = checkpoint.network, checkpoint.family
+    count = f"{checkpoint.num_parameters:,} parameters"
+    shape = f"{network.num_layers} layers of {network.hidden_size}, {count}"
+    shifted = ", logits shifted by one" if family.logit_shift else ""
+    attends = f"{family.attention.replace('_', '-')} attention{shifted}"
+    yield ok("architecture", f"{family.architecture}: {shape}, {attends}")
+
+
+def tokenizer(checkpoint: LocalCheckpoint) -> Iterator[Finding]:
+    """Yields the tokenizer, whose ids the network must know."""
+    found = checkpoint.tokenizer
+    if found is None:
+        text = "none: prompts must be token ids, and answers are no text"
+        yield warning("tokenizer", text, "put tokenizer.json beside config.json")
+        return
+    rows = checkpoint.network.vocab_size
+    largest = max(found.get_vocab().values(), default=-1)
+    text = f"{len(found)} tokens for a vocabulary of {rows}"
+    if largest >= rows:
+        text = f"{text}: id {largest} is outside of it"
+        yield failure("tokenizer", text, "take the tokenizer of this very checkpoint")
+    else:
+        yield ok("tokenizer", text)
+
+
+def chat_template(checkpoint: LocalCheckpoint) -> Iterator[Finding]:
+    """Yields whether messages can be given."""
+    found = checkpoint.tokenizer
+    if found is None:
+        return
+    if not found.chat_template:
+        text = "none: --chat, `dllm chat` and messages will be refused"
+        yield warning("chat template", text, "give plain text, or add chat_template.jinja")
+        return
+    message = [{"role": "user", "content": "hello"}]
+    found.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    yield ok("chat template", "renders a message")
+
+
+def special_tokens(checkpoint: LocalCheckpoint) -> Iterator[Finding]:
+    """Yields the mask and end tokens."""
+    spec = checkpoint.spec
+    outside = [token for token in spec.eos_token_ids if not 0 <= token < spec.vocab_size]
+    if outside:
+        text = f"end token {outside[0]} is outside the vocabulary of {spec.vocab_size}"
+        yield failure("special tokens", text, "mend eos_token_id in config.json")
+        return
+    ends = ", ".join(map(str, spec.eos_token_ids))
+    limit = f"at most {spec.max_length} tokens"
+    yield ok("special tokens", f"mask {spec.mask_token_id}, end {ends}; {limit}")
+
+
+def defaults(checkpoint: LocalCheckpoint) -> Iterator[Finding]:
+    """Yields the settings that the checkpoint recommends."""
+    settings = resolve(checkpoint.generation, None, {})
+    yield ok("defaults", f"{settings.max_new_tokens} new tokens, scheduler {settings.scheduler}")
+
+
+def files(checkpoint: LocalCheckpoint) -> Iterator[Finding]:
+    """Yields whether all weights are there, whole, and those of the architecture."""
+    stored, names = checkpoint.stored, checkpoint.family.names
+    if checkpoint.network.tie_embeddings:  # to compare them would read both
+        stored = {name: part for name, part in stored.items() if name != names.of("head.weight")}
+    Weights(names, stored).check(checkpoint.empty)
+    num_files = len({part.file for part in stored.values()})
+    yield ok("weights", f"{len(stored)} tensors in {num_files} file(s), none missing or cut off")
+
+
+def size(checkpoint: LocalCheckpoint, where: torch.device) -> Iterator[Finding]:
+    """Yields whether the weights fit the device."""
+    needed, free = checkpoint.weight_bytes, available(where)
+    text = f"{readable(needed)} in {_name(checkpoint.dtype)}"
+    if free is None:
+        yield ok("size", f"{text}; the free memory of {where} is not known")
+        return
+    text = f"{text}, {readable(free)} free on {where}"
+    if needed > free:
+        ways = "take a narrower --dtype, a larger device, or device_map='auto' in dllm.load"
+        yield failure("size", f"{text}: the weights do not fit", ways)
+    elif needed > CROWDED * free:
+        yield warning("size", f"{text}: little is left to decode with", "take a narrower --dtype")
+    else:
+        yield ok("size", text)
+
+
+def dtype(checkpoint: LocalCheckpoint, where: torch.device) -> Iterator[Finding]:
+    """Yields whether the device is fast with the checkpoint's dtype."""
+    given, name = checkpoint.dtype, _name(checkpoint.dtype)
+    if given == torch.bfloat16 and fast_bfloat16(where) is False:
+        text = f"{name} is emulated on this {where.type}, which takes several times as long"
+        yield warning("dtype", text, "give --dtype float32")
+    elif given == torch.float16 and where.type == "cpu":
+        yield warning("dtype", f"{name} is slow on a CPU", "give --dtype float32")
+    elif given in (torch.float32, torch.float64) and where.type == "cuda":
+        text = f"{name} takes at least twice the memory and time of bfloat16"
+        yield warning("dtype", text, "give --dtype bfloat16")
+    else:
+        yield ok("dtype", name)
+
+
+def batch(checkpoint: LocalCheckpoint, where: torch.device) -> Iterator[Finding]:
+    """Yields how many rows are estimated to fit beside the weights, without and with a cache."""
+    free = available(where)
+    if free is None or checkpoint.weight_bytes > free:
+        return
+    cost = network_cost(checkpoint.network, checkpoint.dtype.itemsize)
+    columns = min(CANVAS, checkpoint.family.read_max_length(checkpoint.config))
+    block = checkpoint.family.read_block_length(checkpoint.config) or DEFAULT_BLOCK_LENGTH
+    left = free - checkpoint.weight_bytes
+    plain, cached = (left // cost.row_bytes(n, columns, block) for n in (0, columns))
+    if not plain:
+        text = f"by estimate not even one row of {columns} tokens fits beside the weights"
+        yield failure("batch", text, "take a narrower --dtype or shorter prompts")
+        return
+    text = f"about {plain} rows of {columns} tokens fit by estimate, {cached} with a cache"
+    yield ok("batch", text)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

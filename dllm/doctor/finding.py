@@ -1,4 +1,4 @@
-"""What an examination finds, and the checks that find it."""
+"""Findings of an examination, and how the checks that yield them run."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ Check = Callable[[], Iterable[Finding]]
 def run(checks: Iterable[tuple[str, Check]]) -> Iterator[Finding]:
     """Yields what each named check finds; one that breaks down is a failure, not an end.
 
-    What several checks break down on is said once.
+    What several checks break down on is reported once.
     """
-    said: set[str] = set()
+    reported: set[str] = set()
     for subject, check in checks:
         try:
             yield from check()
@@ -41,9 +41,9 @@ def run(checks: Iterable[tuple[str, Check]]) -> Iterator[Finding]:
             text = f"{type(error).__name__}: {str(error).strip() or 'no message'}"
         else:
             continue
-        if text not in said:
+        if text not in reported:
             yield failure(subject, text)
-        said.add(text)
+        reported.add(text)
 
 
 def ok(subject: str, text: str) -> Finding:

@@ -1,9 +1,11 @@
-"""Looks at processors, memory and the attention kernels that run on them."""
+"""Looks at processors, threads, memory and the attention kernels that run on them."""
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,9 +21,10 @@ KERNELS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "math": SDPBackend.MATH,
 }
-# Of the processor: what makes bfloat16 fast, and what else is worth telling.
+# Of the processor: what makes bfloat16 fast, and what else is worth showing.
 BF16 = ("amx_bf16", "avx512_bf16")
-TOLD = ("avx2", "avx512_f", *BF16)
+SHOWN = ("avx2", "avx512_f", *BF16)
+QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of a period, or "max"
 
 
 def device(found: torch.device) -> Iterator[Finding]:
@@ -47,10 +50,10 @@ def cuda() -> Iterator[Finding]:
 def processor(where: torch.device) -> Iterator[Finding]:
     """Yields what the CPU has for matrix products."""
     has = capabilities()
-    known = [name for name in TOLD if has.get(name)]
-    told = f" ({', '.join(known)})" if known else ""
+    known = [name for name in SHOWN if has.get(name)]
+    listed = f" ({', '.join(known)})" if known else ""
     level = torch.backends.cpu.get_cpu_capability()
-    text = f"{has.get('cpu_name', 'CPU')}, torch uses {level}{told}"
+    text = f"{has.get('cpu_name', 'CPU')}, torch uses {level}{listed}"
     if where.type == "cpu" and level == "DEFAULT":
         yield warning("processor", f"{text}: no vector units that torch knows, so slow")
     else:
@@ -69,6 +72,34 @@ def capabilities() -> Mapping[str, Any]:
     """Returns torch's list of the CPU's features; empty before the version that has it."""
     listed = getattr(torch.cpu, "get_capabilities", None)
     return {} if listed is None else listed()
+
+
+def threads(where: torch.device) -> Iterator[Finding]:
+    """Yields threads against cores, and whether they spin while they wait."""
+    count, cores = torch.get_num_threads(), usable_cores()
+    policy = os.environ.get("OMP_WAIT_POLICY", "unset")
+    text = f"{count} for {cores} usable cores, OMP_WAIT_POLICY {policy}"
+    if where.type != "cpu":
+        yield ok("threads", text)
+    elif count > cores:
+        text = f"{text}: more threads than cores wait for each other"
+        yield warning("threads", text, f"export OMP_NUM_THREADS={max(int(cores), 1)}")
+    elif count > 1 and policy.lower() != "passive":
+        slow = "threads that spin while they wait make small models several times slower"
+        text = f"{text}: {slow} where cores are shared"
+        yield warning("threads", text, "export OMP_WAIT_POLICY=passive")
+    else:
+        yield ok("threads", text)
+
+
+def usable_cores() -> float:
+    """Returns the cores that this process may use, a container's share of them included."""
+    known = hasattr(os, "sched_getaffinity")
+    cores = float(len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1)
+    if QUOTA.is_file():
+        quota, period = QUOTA.read_text(encoding="utf-8").split()
+        cores = cores if quota == "max" else min(cores, int(quota) / int(period))
+    return cores
 
 
 def memory(where: torch.device) -> Iterator[Finding]:

@@ -12,8 +12,9 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from dllm.doctor.finding import Finding, failure, ok, warning
+from dllm.eval.sandbox import SandboxError, open_sandbox
 
-SHOWN = ("torch", "transformers", "accelerate")  # whose version is told even if it is right
+SHOWN = ("torch", "transformers", "accelerate")  # whose version is shown even if it is right
 FOR_DEVELOPERS = ("dev",)  # extras
 
 
@@ -58,9 +59,8 @@ def triton(device: torch.device) -> Iterator[Finding]:
     if importlib.util.find_spec("triton") is not None:
         yield ok("triton", _version("triton") or "there")
     elif device.type == "cuda":
-        yield warning(
-            "triton", "not installed, so torch.compile does not work", "pip install triton"
-        )
+        text = "not installed, so torch.compile does not work"
+        yield warning("triton", text, "pip install triton")
     else:
         yield ok("triton", f"not installed, not needed on {device.type}")
 
@@ -70,23 +70,19 @@ def compiler(device: torch.device) -> Iterator[Finding]:
     try:
         compiled = torch.compile(_line)
         right = bool((compiled(torch.ones(4, device=device)) == 3).all())
-        said = "" if right else "it computes something else"
+        fault = "" if right else "it computes something else"
     except Exception as error:  # noqa: BLE001 it fails in many ways: compiler, headers, triton
-        said = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
-    if said:
-        hint = (
-            "install a C++ compiler" if device.type == "cpu" else "install triton and a C compiler"
-        )
-        yield warning("torch.compile", f"does not work ({said}); only training uses it", hint)
+        fault = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+    if fault:
+        needed = "a C++ compiler" if device.type == "cpu" else "triton and a C compiler"
+        text = f"does not work ({fault}); only training uses it"
+        yield warning("torch.compile", text, f"install {needed}")
     else:
         yield ok("torch.compile", "works; only training uses it")
 
 
 def sandbox() -> Iterator[Finding]:
     """Yields how well model-written code would be shut in."""
-    from dllm.eval.sandbox import open_sandbox
-    from dllm.eval.sandbox.verdict import SandboxError
-
     try:
         level = open_sandbox().level
     except SandboxError as error:

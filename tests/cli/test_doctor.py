@@ -20,13 +20,12 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import dllm
+from dllm import doctor
 from dllm.cli import doctor as cli
 from dllm.cli.main import app
-from dllm.doctor import examine as doctor
-from dllm.doctor import fit as doctor_fit
+from dllm.doctor import checkpoint as doctor_checkpoint
 from dllm.doctor import hardware as doctor_hardware
 from dllm.doctor import software as doctor_software
-from dllm.doctor import threads as doctor_threads
 from dllm.doctor.checkpoint import LocalCheckpoint
 from dllm.doctor.finding import Finding, failure, ok, run, warning
 from dllm.models.loading.checkpoint import EMBEDDED
@@ -242,14 +241,14 @@ def test_pickles_say_how_to_convert_them(folder: Path) -> None:
 def test_weights_against_memory(
     free: int, level: str, rows: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor_fit, "available", lambda device: free)
+    monkeypatch.setattr(doctor_checkpoint, "available", lambda device: free)
     seen = found("tiny")
     assert seen["size"].level == level
     assert (seen["batch"].level if "batch" in seen else None) == rows
 
 
 def test_unknown_memory_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor_fit, "available", lambda device: None)
+    monkeypatch.setattr(doctor_checkpoint, "available", lambda device: None)
     seen = found("tiny")
     assert "is not known" in seen["size"].text
     assert "batch" not in seen
@@ -277,8 +276,8 @@ def test_dtypes_against_devices(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     set_config(folder, torch_dtype=dtype)
-    monkeypatch.setattr(doctor_fit, "fast_bfloat16", lambda where: fast)
-    (finding,) = doctor_fit.dtype(LocalCheckpoint(str(folder)), torch.device(device))
+    monkeypatch.setattr(doctor_checkpoint, "fast_bfloat16", lambda where: fast)
+    (finding,) = doctor_checkpoint.dtype(LocalCheckpoint(str(folder)), torch.device(device))
     assert (finding.level, finding.way_out) == ("warning" if way_out else "ok", way_out)
 
 
@@ -319,13 +318,13 @@ def test_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: count)
-    monkeypatch.setattr(doctor_threads, "usable_cores", lambda: cores)
+    monkeypatch.setattr(doctor_hardware, "usable_cores", lambda: cores)
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     if policy is not None:
         monkeypatch.setenv("OMP_WAIT_POLICY", policy)
-    (finding,) = doctor_threads.threads(CPU)
+    (finding,) = doctor_hardware.threads(CPU)
     assert (finding.level, finding.way_out) == (level, way_out)
-    (on_gpu,) = doctor_threads.threads(torch.device("cuda"))
+    (on_gpu,) = doctor_hardware.threads(torch.device("cuda"))
     assert on_gpu.level == "ok"
 
 
@@ -333,11 +332,11 @@ def test_threads(
 def test_a_containers_share_of_the_cores_counts(
     quota: str, most: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor_threads, "QUOTA", tmp_path / "none")
-    cores = doctor_threads.usable_cores()
-    monkeypatch.setattr(doctor_threads, "QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(doctor_hardware, "QUOTA", tmp_path / "none")
+    cores = doctor_hardware.usable_cores()
+    monkeypatch.setattr(doctor_hardware, "QUOTA", tmp_path / "cpu.max")
     (tmp_path / "cpu.max").write_text(quota)
-    assert doctor_threads.usable_cores() == min(cores, most or cores)
+    assert doctor_hardware.usable_cores() == min(cores, most or cores)
 
 
 def test_packages_against_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
