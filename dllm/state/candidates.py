@@ -10,13 +10,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dllm.kernels import statistics
-from dllm.kernels.statistics import Statistics
+from dllm.kernels import statistics as kernel
 from dllm.state.noise import Noise
 
 ConfidenceSource = Literal["raw", "tempered"]
 
 _IMPOSSIBLE = -1e4  # nats; finite, so that it times 0 is 0
+_MANY = 4096  # tokens of a vocabulary from which on chunks pay
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,9 @@ class Candidates:
     token: Tensor  # (B, W) int64 proposed tokens; never the mask token
     raw: Tensor | None = None  # (B, w, V) float before temperature and filters; None: `logits`
     places: Tensor | None = None  # (B, w) int64 columns that have logits; None: all W
-    measured: Statistics | None = None  # of `logits`, which may then be narrower; None: not yet
+    measured: kernel.Statistics | None = (
+        None  # of `logits`, which may then be narrower; None: not yet
+    )
 
     @cached_property
     def confidence(self) -> Tensor:
@@ -44,12 +46,10 @@ class Candidates:
     def entropy(self) -> Tensor:
         """The entropy of the distribution in nats, (B, W)."""
         if self.measured is None:
-            found = statistics.entropy(self.logits, self._largest, self._total).to(
-                self.logits.dtype
-            )
+            nats = entropy_of(self.logits, self._largest, self._total).to(self.logits.dtype)
         else:
-            found = self.measured.entropy
-        return self._spread(found, math.log(self.logits.shape[-1]))
+            nats = self.measured.entropy
+        return self._spread(nats, math.log(self.logits.shape[-1]))
 
     @cached_property
     def margin(self) -> Tensor:
@@ -61,7 +61,7 @@ class Candidates:
     @cached_property
     def gap(self) -> Tensor:
         """The difference of the two largest logits, (B, W); raw ones, whatever is sampled from."""
-        top2 = self._top2 if self.raw is None else statistics.largest_two(self.raw)
+        top2 = self._top2 if self.raw is None else largest_two(self.raw)
         return self._spread(top2[..., 0] - top2[..., 1], 0)
 
     def log_prob(self, tokens: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class Candidates:
 
     def probabilities(self) -> Tensor:
         """Returns the whole distribution, (B, w, V); `log_prob` and others need less memory."""
-        return statistics.softmax(self.logits)
+        return softmax(self.logits)
 
     def at(self, index: Tensor) -> Candidates:
         """Returns the candidates of the window's columns `index` (B, n) alone."""
@@ -108,13 +108,13 @@ class Candidates:
         """The sum of exp(logit - largest), (B, w) float64."""
         if self.measured is not None:
             return self.measured.total.double()
-        return statistics.total_weight(self.logits, self._largest)
+        return total_weight(self.logits, self._largest)
 
     @cached_property
     def _top2(self) -> Tensor:
         if self.measured is not None:
             return torch.stack([self.measured.first, self.measured.second], -1)
-        return statistics.largest_two(self.logits)
+        return largest_two(self.logits)
 
     def _probability(self, logit: Tensor) -> Tensor:
         """Returns the probability (B, w) of tokens with these logits (B, w)."""
@@ -164,8 +164,8 @@ class Sampling:
         `columns` (B, W) and each row's `step` (B,) choose the noise. `places` (B, w) int64 are the
         columns that the logits are of, by place in the window; None: all.
         """
-        if self._is_plain and statistics.has_kernel(logits.device):
-            measured = statistics.in_one_pass(logits, self.mask_token_id)
+        if self._is_plain and kernel.has_kernel(logits.device):
+            measured = kernel.in_one_pass(logits, self.mask_token_id)
             token = _at(measured.token, columns, places)
             return Candidates(logits, token, places=places, measured=measured)
         wide = _without(logits.to(self.dtype), self.forbidden_token_ids)
@@ -176,9 +176,9 @@ class Sampling:
             # float64: in a lower precision the tail of the Gumbel distribution is cut off, which
             # lowers the effective temperature (arXiv 2409.02908).
             drawn = shaped.double() - torch.log(-torch.log(uniform))
-            token = statistics.largest_but(drawn, self.mask_token_id)
+            token = largest_but(drawn, self.mask_token_id)
         else:
-            token = statistics.largest_but(shaped, self.mask_token_id)
+            token = largest_but(shaped, self.mask_token_id)
         scored = shaped if self.confidence == "tempered" else wide
         scored = _without(scored, self.deferred_token_ids)
         token = _at(token, columns, places)
@@ -214,7 +214,7 @@ def _at(token: Tensor, columns: Tensor, places: Tensor | None) -> Tensor:
 def _nucleus(logits: Tensor, top_p: float) -> Tensor:
     """Drops the tokens after the one with which the cumulated probability passes `top_p`."""
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
-    probability = statistics.softmax(ordered).double()  # summed up to what `top_p` is compared with
+    probability = softmax(ordered).double()  # summed up to what `top_p` is compared with
     before = probability.cumsum(-1) - probability
     ordered = ordered.masked_fill(before > top_p, -torch.inf)
     return torch.empty_like(logits).scatter_(-1, order, ordered)
@@ -227,6 +227,58 @@ def _without(logits: Tensor, token_ids: tuple[int, ...]) -> Tensor:
     for token in token_ids:  # a few, known to the host: an index tensor would be a transfer
         logits[..., token] = -torch.inf
     return logits
+
+
+def total_weight(logits: Tensor, largest: Tensor) -> Tensor:
+    """Returns the sum of exp(logit - largest) of logits (..., V), (...) float64."""
+    return _summed((logits - largest[..., None]).exp_())
+
+
+def entropy_of(logits: Tensor, largest: Tensor, total: Tensor) -> Tensor:
+    """Returns the entropy of logits (..., V) in nats, (...) float64.
+
+    From differences to the largest logit, so that a sure distribution, whose most probable token
+    is at 0, keeps its small entropy; and without a logarithm for each token.
+    """
+    below = (logits - largest[..., None]).clamp_(min=_IMPOSSIBLE)
+    return total.log() - _summed(below.exp().mul_(below)) / total
+
+
+def softmax(logits: Tensor) -> Tensor:
+    """Returns the probabilities of logits (..., V), in their dtype and to a few ulps."""
+    weight = (logits - logits.amax(-1, keepdim=True)).exp_()
+    return weight.div_(_summed(weight)[..., None].to(weight.dtype))
+
+
+def largest_but(logits: Tensor, but: int) -> Tensor:
+    """Returns where the largest logit (..., V) but one is, (...) int64; of equal ones the first."""
+    if _is_long(logits):
+        token = kernel.largest_but(logits, but)
+    else:
+        others = logits.clone()
+        others[..., but] = -torch.inf
+        token = others.argmax(-1)
+    # Where nothing else is possible, the one left out would be the first of equal ones.
+    return torch.where(token == but, int(but == 0), token)
+
+
+def largest_two(logits: Tensor) -> Tensor:
+    """Returns the two largest logits (..., V), (..., 2), the same twice where two are equal."""
+    return kernel.largest_two(logits) if _is_long(logits) else logits.topk(2, dim=-1).values
+
+
+def _is_long(logits: Tensor) -> bool:
+    """Whether a CPU reads logits (..., V) several times faster chunk by chunk."""
+    return logits.device.type == "cpu" and logits.shape[-1] >= _MANY
+
+
+def _summed(values: Tensor) -> Tensor:
+    """Returns the sums of values (..., V), (...) float64.
+
+    How a CPU's registers group a long float32 sum must not decide what a threshold compares.
+    """
+    exact = values.dtype == torch.float64 or not _is_long(values)
+    return values.sum(-1, dtype=torch.float64) if exact else kernel.summed(values)
 
 
 def best(score: Tensor, masked: Tensor) -> Tensor:

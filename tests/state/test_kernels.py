@@ -18,13 +18,13 @@ from torch import Tensor
 
 import dllm
 from dllm.kernels import statistics
-from dllm.kernels.statistics import Statistics, has_kernel, in_one_pass, in_torch
+from dllm.kernels.statistics import Statistics, has_kernel, in_one_pass
 from dllm.schedulers import registry
 from dllm.state import candidates as candidates_module
 from dllm.state.candidates import Candidates, Sampling
 from dllm.state.noise import CounterNoise
 from tests.support.models import golden_model, random_prompts
-from tests.support.statistics import NARROW, NUMBERS, assert_same, random_logits
+from tests.support.statistics import NARROW, NUMBERS, assert_same, in_torch, random_logits
 
 pytest.importorskip("triton")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

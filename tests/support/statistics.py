@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dllm.kernels.statistics import Statistics
+from dllm.state.candidates import entropy_of, largest_but, largest_two, total_weight
 
 NUMBERS = ("logit", "first", "second", "normaliser", "entropy")
 NARROW = (torch.float32, torch.bfloat16, torch.float16)
@@ -39,3 +40,14 @@ def assert_same(found: Statistics, logits: Tensor, mask: int, atol: float = 3e-6
             assert torch.equal(value.cpu().double(), expected[name])
         else:
             torch.testing.assert_close(value.cpu().double(), expected[name], rtol=1e-6, atol=atol)
+
+
+def in_torch(logits: Tensor, mask_token_id: int) -> Statistics:
+    """Returns what candidates make of logits without the kernel, as the kernel has it."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    token, (first, second) = largest_but(wide, mask_token_id), largest_two(wide).unbind(-1)
+    total = total_weight(wide, first)
+    logit = wide.gather(-1, token[..., None]).squeeze(-1)
+    numbers = (logit, first, second, total, entropy_of(wide, first, total))
+    broken = wide.isnan().any(-1)
+    return Statistics(token, *(n.to(wide.dtype).masked_fill(broken, torch.nan) for n in numbers))
