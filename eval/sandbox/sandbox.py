@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -15,7 +16,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from dllm.eval.sandbox.access import private_to_root
 from dllm.eval.sandbox.verdict import Level, Limits, SandboxError, Verdict, ending, read_report
 from dllm.eval.sandbox.walls import NO_WALLS
 
@@ -147,3 +147,25 @@ def open_sandbox(limits: Limits | None = None) -> Sandbox:
         problems.append(f"at level {level!r} a harmless program {verdict.kind}: {verdict.detail}")
     reasons = "; ".join(filter(None, [*problems, private_to_root(sys.executable)]))
     raise SandboxError(f"no sandbox works here, so that model-written code is not run: {reasons}")
+
+
+def private_to_root(python: str) -> str:
+    """Returns what keeps the user that root becomes from an interpreter, with the way out.
+
+    An empty text if nothing does, or if this user is not root and so becomes nobody else.
+    """
+    if os.geteuid() != 0:
+        return ""
+    paths = [python, os.path.realpath(python)]
+    if python == sys.executable:
+        paths.append(os.__file__)  # its standard library
+    for path in map(Path, paths):
+        for part in (*reversed(path.parents), path):
+            needed = stat.S_IXOTH if part.is_dir() else stat.S_IROTH
+            if part.exists() and not part.stat().st_mode & needed:
+                return (
+                    f"root becomes another user to run the code, who may not read {part}: install "
+                    "Python and the environment where every user may read them, or start as "
+                    "another user than root"
+                )
+    return ""

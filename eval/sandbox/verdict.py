@@ -1,4 +1,4 @@
-"""What a program in the sandbox may use, and how it ended."""
+"""The limits of a program in the sandbox, and how it ended."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class SandboxError(OSError):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a program may use."""
+    """The most that a program may use."""
 
     cpu_seconds: int = 3  # of its processor time, so that a busy machine fails nobody
     seconds: float = 10.0  # of the clock
@@ -66,9 +66,9 @@ class Verdict:
 def read_report(report: str, nonce: str) -> tuple[Kind, str] | None:
     """Returns what was reported with the nonce, None for anything else."""
     try:
-        told = json.loads(report)
-        if isinstance(told, dict) and secrets.compare_digest(str(told.get("nonce")), nonce):
-            return told["kind"], str(told["detail"])
+        line = json.loads(report)
+        if isinstance(line, dict) and secrets.compare_digest(str(line.get("nonce")), nonce):
+            return line["kind"], str(line["detail"])
     except (ValueError, TypeError, KeyError):
         pass
     return None

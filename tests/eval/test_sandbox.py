@@ -21,7 +21,7 @@ import pytest
 
 from dllm.eval.sandbox import Sandbox, open_sandbox
 from dllm.eval.sandbox import sandbox as module
-from dllm.eval.sandbox.access import private_to_root
+from dllm.eval.sandbox.sandbox import private_to_root
 from dllm.eval.sandbox.verdict import Level, Limits, SandboxError, Verdict
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the sandbox is for Linux")
