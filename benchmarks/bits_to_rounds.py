@@ -16,7 +16,7 @@ from pathlib import Path
 import dllm
 from dllm.eval.run.summary import wilson
 from dllm.eval.tasks import find_task
-from dllm.eval.tasks.problem import Problem, Split
+from dllm.eval.tasks.task import Problem, Split
 
 BATCH = 100
 CURVES = {

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dllm
-from dllm.eval.tasks.parallel_bench import closed_forms
-from dllm.eval.tasks.parallel_bench.families import FAMILIES
+from dllm.eval.tasks.parallel_bench import FAMILIES
+from dllm.eval.tasks.parallel_bench import ideal as closed_forms
 from dllm.eval.tasks.parallel_bench.ideal import Ideal
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from dllm.eval.report.plot import draw
 from dllm.eval.report.standings import Standing, judge
 from dllm.eval.run.results import Result
 from dllm.eval.run.run import RefusedError
-from dllm.eval.tasks.problem import Problem
+from dllm.eval.tasks.task import Problem
 
 INTERRUPTED = 130
 

@@ -15,7 +15,7 @@ from dllm.cli.paths import check_writable
 from dllm.eval.compare.cache_error import CacheError, Observed
 from dllm.eval.compare.cache_error_run import Audit
 from dllm.eval.tasks import Task
-from dllm.eval.tasks.problem import Problem
+from dllm.eval.tasks.task import Problem
 from dllm.settings import DEFAULT_BLOCK_LENGTH
 
 LEGEND = (

@@ -33,7 +33,7 @@ from dllm.eval.run.processes import find_processes
 from dllm.eval.run.run import Run
 from dllm.eval.run.samples import sampled
 from dllm.eval.tasks import find_task
-from dllm.eval.tasks.options import TaskOptions
+from dllm.eval.tasks.task import TaskOptions
 from dllm.settings import resolve
 
 

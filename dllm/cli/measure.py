@@ -23,7 +23,7 @@ from dllm.eval.run.results import Result
 from dllm.eval.run.run import Run
 from dllm.eval.run.summary import Summary, record, summarise
 from dllm.eval.run.totals import full_record
-from dllm.eval.tasks.problem import Problem
+from dllm.eval.tasks.task import Problem
 
 INTERRUPTED = 130
 FAILED = 2

@@ -13,7 +13,7 @@ from dllm.decoding.speculation import verifiers
 from dllm.eval.ablation.published import Published
 from dllm.eval.run.summary import short
 from dllm.eval.tasks import READ, TASKS
-from dllm.eval.tasks.options import TaskOptions
+from dllm.eval.tasks.task import TaskOptions
 from dllm.registry import nearest
 from dllm.settings import resolve
 

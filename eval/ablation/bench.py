@@ -18,7 +18,7 @@ from dllm.eval.run.record import Start, read_records
 from dllm.eval.run.results import Result, read_results
 from dllm.eval.run.run import RefusedError, Run
 from dllm.eval.tasks import Task, find_task
-from dllm.eval.tasks.problem import Problem
+from dllm.eval.tasks.task import Problem
 from dllm.models import HostedModel, load
 from dllm.settings import resolve
 

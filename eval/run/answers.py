@@ -11,7 +11,7 @@ from dllm.eval.run.describe import name_of
 from dllm.eval.run.record import now
 from dllm.eval.run.results import Result
 from dllm.eval.run.samples import asked
-from dllm.eval.tasks.problem import Problem
+from dllm.eval.tasks.task import Problem
 from dllm.generate import Stream
 from dllm.metrics import RowMetrics
 from dllm.output import GenerationOutput

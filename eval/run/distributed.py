@@ -16,7 +16,7 @@ from dllm.eval.run.results import Result
 from dllm.eval.run.resume import kept, left_of
 from dllm.eval.run.shards import Tail, absorb, shard_of, split
 from dllm.eval.run.writer import Writer, writing
-from dllm.eval.tasks.problem import Problem
+from dllm.eval.tasks.task import Problem
 
 if TYPE_CHECKING:
     from dllm.eval.run.run import Run

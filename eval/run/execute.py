@@ -12,7 +12,7 @@ from dllm.eval.run.costs import Shares
 from dllm.eval.run.describe import seed_of
 from dllm.eval.run.results import Result
 from dllm.eval.run.run import RefusedError, Run
-from dllm.eval.tasks.problem import Problem
+from dllm.eval.tasks.task import Problem
 from dllm.generate import Stream, stream
 from dllm.state.event import StepEvent
 

@@ -12,7 +12,7 @@ from dllm.eval.run.record import begun, note
 from dllm.eval.run.results import Result, read_results
 from dllm.eval.run.shards import absorb
 from dllm.eval.run.writer import Writer, writing
-from dllm.eval.tasks.problem import Problem
+from dllm.eval.tasks.task import Problem
 
 if TYPE_CHECKING:
     from dllm.eval.run.run import Run

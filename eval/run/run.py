@@ -16,7 +16,7 @@ from dllm.eval.run.record import RunRecord, new_start
 from dllm.eval.run.results import Result
 from dllm.eval.run.shards import by_length
 from dllm.eval.tasks import Task
-from dllm.eval.tasks.problem import Problem
+from dllm.eval.tasks.task import Problem
 from dllm.models.model import DenoisingModel
 from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from dllm.eval.run.results import Result
-from dllm.eval.tasks.problem import Problem
+from dllm.eval.tasks.task import Problem
 from dllm.settings import Settings
 
 _MARK = "#"  # between a problem's id and the number of a sample

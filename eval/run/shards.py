@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dllm.eval.run.results import Result, read_lines
 from dllm.eval.run.writer import Writer, writing
-from dllm.eval.tasks.problem import Problem
+from dllm.eval.tasks.task import Problem
 
 
 def shard_of(output: Path, rank: int) -> Path:

@@ -40,12 +40,13 @@ def _from_file(source: Source, file: Path) -> list[Record]:
             f"{source.option} {file}: {wrong} JSON lines with {', '.join(source.keys)}"
         )
     read = gzip.open if file.suffix == ".gz" else open
-    found = []
     try:
         with read(file, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    found.append(_record(json.loads(line), source.keys, f"{file} line {number}"))
+            found = [
+                _record(json.loads(line), source.keys, f"{file} line {number}")
+                for number, line in enumerate(lines, start=1)
+                if line.strip()
+            ]
     except (OSError, EOFError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{file} is not a file of JSON lines: {error}") from None
     if not found:

@@ -6,11 +6,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
+from functools import partial
 
 from dllm.eval.tasks.dataset import Record, Source, records
-from dllm.eval.tasks.judgement import Judgement
-from dllm.eval.tasks.options import TaskOptions
-from dllm.eval.tasks.problem import Problem
+from dllm.eval.tasks.task import Judgement, Problem, ReadTask, Task, TaskOptions
 from dllm.registry import nearest
 
 _KEYS = ("question", "answer")
@@ -59,6 +58,17 @@ def find_style(name: str | None) -> Style:
     return STYLES[name]
 
 
+def read_task(options: TaskOptions) -> Task:
+    """Returns the task with the problems of the file or of the hub."""
+    style = find_style(options.style)
+    shots = style.shots if options.shots is None else options.shots
+    name = options.style or DEFAULT_STYLE
+    return TASK.of(problems(options), partial(judge, style), name, {"shots": shots})
+
+
+TASK = ReadTask("gsm8k", "grade-school word problems", "arXiv 2110.14168", read_task)
+
+
 def problems(options: TaskOptions) -> list[Problem]:
     """Returns all problems of the file or of the hub's test split, in their order."""
     if options.run_code:
@@ -72,16 +82,9 @@ def problems(options: TaskOptions) -> list[Problem]:
         others = [e for e in examples[: shots + 1] if e["question"] != record["question"]]
         if len(others) < shots:
             raise ValueError(f"{shots} shots were asked for, but there are {len(others)} examples")
-        text = prompt(style, record["question"], others[:shots])
-        found.append(
-            Problem(
-                id=f"gsm8k-{number}",
-                prompt=text,
-                response=record["answer"],
-                answer=gold(record["answer"]),
-                turns=(("user", text),) if style.chat else (),
-            )
-        )
+        text, answer = prompt(style, record["question"], others[:shots]), record["answer"]
+        turns = (("user", text),) if style.chat else ()
+        found.append(Problem(f"gsm8k-{number}", text, answer, gold(answer), turns))
     return found
 
 

@@ -1,23 +1,72 @@
-"""The tasks that `dllm eval` knows: where problems come from and what counts as right."""
+"""A task: its problems in three splits, the judge of their answers, and its options."""
 
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
-from itertools import islice
-from typing import Any
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
 
-from dllm.eval.sandbox import open_sandbox
-from dllm.eval.tasks import gsm8k, humaneval
-from dllm.eval.tasks.judgement import Judgement
-from dllm.eval.tasks.made import arithmetic, functions, lists
-from dllm.eval.tasks.options import TaskOptions
-from dllm.eval.tasks.parallel_bench import questions
-from dllm.eval.tasks.parallel_bench.selection import Selection, select
-from dllm.eval.tasks.problem import Problem, Split
-from dllm.registry import nearest
+Split = Literal["train", "validation", "test"]
+Maker = Callable[[random.Random], tuple[str, str, str]]  # of prompt, response and answer
+DEFAULT_NUM = 1000  # problems of a stream
+_BUCKETS: dict[str, range] = {
+    "test": range(10),
+    "validation": range(10, 15),
+    "train": range(15, 100),
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem with the single response that is right."""
+
+    id: str
+    prompt: str
+    response: str  # everything the model should write
+    answer: str  # what is compared, a part of the response
+    turns: tuple[tuple[str, str], ...] = ()  # role and text; empty: the prompt is no chat
+
+    @property
+    def given(self) -> str | list[dict[str, str]]:
+        """The model's input: text, or the messages of a chat."""
+        messages = [{"role": role, "content": text} for role, text in self.turns]
+        return messages or self.prompt
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Whether an answer counts as right, and how that came about."""
+
+    correct: bool | None  # None: not scored
+    details: Mapping[str, Any] = field(default_factory=dict)  # JSON-ready; bools are scores
+    extracted: bool | None = None  # whether the text states an answer; None: not looked for
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """Options of a task; None takes the task's own."""
+
+    data: Path | None = None  # JSON lines with the problems; None: the hub
+    style: str | None = None  # of the prompt
+    examples: Path | None = None  # JSON lines with solved problems; None: the hub
+    shots: int | None = None  # solved problems in each prompt
+    run_code: bool = False  # whether model-written code may be executed
+
+    def __post_init__(self) -> None:
+        if self.shots is not None and self.shots < 0:
+            raise ValueError(f"shots={self.shots} must be 0 or more")
+
+    @property
+    def flags(self) -> list[str]:
+        """The command-line names of the options that were set."""
+        return [
+            f"--{option.name.replace('_', '-')}"
+            for option in fields(self)
+            if getattr(self, option.name) != option.default
+        ]
 
 
 @dataclass(frozen=True)
@@ -27,17 +76,21 @@ class Task:
     name: str
     description: str
     problems: Callable[[Split, int, int], Iterator[Problem]]
-    is_correct: Callable[[Problem, str], bool]
-    judge: Callable[[Problem, str], Judgement] | None = None  # who says more than right or wrong
+    judge: Callable[[Problem, str], Judgement | bool]
     options: Mapping[str, Any] = field(default_factory=dict)  # what decides the problems
     scored: bool = True
     notes: Mapping[str, Any] = field(default_factory=dict)  # for the record: shots, sandbox, ...
+    # The task by the text behind its name's colon and by options; None: it has neither.
+    select: Callable[[str, TaskOptions], Task] | None = None
 
     def judgement(self, problem: Problem, text: str) -> Judgement:
         """Returns what the judge says of an answer."""
-        if self.judge is not None:
-            return self.judge(problem, text)
-        return Judgement(self.is_correct(problem, text))
+        found = self.judge(problem, text)
+        return Judgement(found) if isinstance(found, bool) else found
+
+    def is_correct(self, problem: Problem, text: str) -> bool:
+        """Whether the judge takes an answer for right."""
+        return self.judgement(problem, text).correct is True
 
     def take(self, count: int, split: Split = "test", seed: int = 0) -> list[Problem]:
         """Returns the first problems of a split, all different."""
@@ -48,102 +101,62 @@ class Task:
             different.setdefault(problem.prompt, problem)
             if len(different) == count:
                 break
-        return list(islice(different.values(), count))
-
-
-def _parallel_bench(selection: Selection) -> Task:
-    return Task(
-        name="parallel_bench",
-        description="lists and grids whose tokens depend on each other (arXiv 2510.04767)",
-        problems=partial(questions.problems, selection),
-        is_correct=lambda problem, text: questions.judge(problem, text).correct is True,
-        judge=questions.judge,
-        options=selection.describe(),
-        notes={"shots": selection.shots},
-    )
-
-
-TASKS = {
-    task.name: task
-    for task in (
-        Task("arithmetic", "word problems", arithmetic.problems, arithmetic.is_correct),
-        Task("lists", "list operations", lists.problems, lists.is_correct),
-        Task("functions", "tiny Python functions", functions.problems, functions.is_correct),
-        _parallel_bench(Selection()),
-    )
-}
-
-
-def _read_gsm8k(options: TaskOptions) -> Task:
-    style = gsm8k.find_style(options.style)
-    judge = partial(gsm8k.judge, style)
-    decides = {"style": options.style or gsm8k.DEFAULT_STYLE}
-    shots = style.shots if options.shots is None else options.shots
-    task = _read("gsm8k", gsm8k.problems(options), judge, decides)
-    return replace(task, notes={"shots": shots})
-
-
-def _read_humaneval(options: TaskOptions) -> Task:
-    style, data = humaneval.find_style(options.style), humaneval.read(options)
-    judge = humaneval.Judge(style, data, open_sandbox() if options.run_code else None)
-    decides = {"style": options.style or humaneval.DEFAULT_STYLE}
-    task = _read("humaneval", humaneval.problems(style, data), judge, decides)
-    level = None if judge.sandbox is None else judge.sandbox.level
-    return replace(task, scored=options.run_code, notes={"shots": 0, "sandbox": level})
-
-
-def _read(
-    name: str,
-    problems: Sequence[Problem],
-    judge: Callable[[Problem, str], Judgement],
-    decides: Mapping[str, Any],
-) -> Task:
-    """Returns a task with problems that are there already; a digest stands for all of them."""
-
-    def stream(split: Split, seed: int, num: int) -> Iterator[Problem]:
-        if split != "test":
-            raise ValueError(f"split={split!r}: of {name} only the test split is read")
-        return iter(problems[:num])
-
-    digest = hashlib.sha256(repr(problems).encode()).hexdigest()[:12]
-    return Task(
-        name=name,
-        description=READ[name].description,
-        problems=stream,
-        is_correct=lambda problem, text: judge(problem, text).correct is True,
-        judge=judge,
-        options={**decides, "problems": digest},
-    )
+        return list(different.values())
 
 
 @dataclass(frozen=True)
 class ReadTask:
     """A task whose problems are a published data set."""
 
+    name: str
     description: str
     source: str
     read: Callable[[TaskOptions], Task]
 
+    def of(
+        self,
+        problems: Sequence[Problem],
+        judge: Callable[[Problem, str], Judgement],
+        style: str,
+        notes: Mapping[str, Any],
+        scored: bool = True,
+    ) -> Task:
+        """Returns the task with the problems that were read; a digest stands for all of them."""
 
-READ = {
-    "gsm8k": ReadTask("grade-school word problems", "arXiv 2110.14168", _read_gsm8k),
-    "humaneval": ReadTask("Python functions", "arXiv 2107.03374", _read_humaneval),
-}
+        def stream(split: Split, seed: int, num: int) -> Iterator[Problem]:
+            if split != "test":
+                raise ValueError(f"split={split!r}: of {self.name} only the test split is read")
+            return iter(problems[:num])
 
-
-def find_task(name: str, options: TaskOptions | None = None) -> Task:
-    """Returns a task by name; raises ValueError that lists the known ones."""
-    options = options or TaskOptions()
-    if name in READ:
-        return READ[name].read(options)
-    base, _, chosen = name.partition(":")
-    if base == "parallel_bench":
-        return _parallel_bench(select(chosen, options))
-    if name not in TASKS:
-        raise ValueError(f"unknown task {name!r}: {nearest(name, [*TASKS, *READ])}")
-    if options.given:
-        raise ValueError(
-            f"{', '.join(options.given)}: the task {name!r} makes its own problems; only "
-            f"{', '.join(READ)} and, for two of them, parallel_bench have these options"
+        digest = hashlib.sha256(repr(problems).encode()).hexdigest()[:12]
+        return Task(
+            name=self.name,
+            description=self.description,
+            problems=stream,
+            judge=judge,
+            options={"style": style, "problems": digest},
+            scored=scored,
+            notes=notes,
         )
-    return TASKS[name]
+
+
+def split_of(prompt: str) -> str:
+    """Returns the split of a prompt by a hash of its text, so that splits never share one."""
+    bucket = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big") % 100
+    return next(name for name, buckets in _BUCKETS.items() if bucket in buckets)
+
+
+def draw(name: str, make: Maker, split: Split, seed: int, num: int) -> Iterator[Problem]:
+    """Yields `num` problems of a split.
+
+    The same seed gives the same problems; raises ValueError for an unknown split.
+    """
+    if split not in _BUCKETS:
+        raise ValueError(f"split={split!r}: known: {', '.join(_BUCKETS)}")
+    source = random.Random(f"{name}-{split}-{seed}")
+    number = 0
+    while number < num:
+        prompt, response, answer = make(source)
+        if split_of(prompt) == split:
+            yield Problem(f"{name}-{split}-{seed}-{number}", prompt, response, answer)
+            number += 1

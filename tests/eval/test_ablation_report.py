@@ -29,7 +29,7 @@ from dllm.eval.report.svg import Axis
 from dllm.eval.report.tables import tables
 from dllm.eval.run.results import Result, append
 from dllm.eval.tasks import TASKS
-from dllm.eval.tasks.problem import Problem
+from dllm.eval.tasks.task import Problem
 
 HOSTILE = '</script><script>alert(1)</script><!--<img src=x onerror="alert(2)">\u202e|`*\n'
 VALID = 60  # tokens of a made-up answer

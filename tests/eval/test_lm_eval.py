@@ -23,7 +23,7 @@ from dllm.eval.lm_eval.encoder import Encoder
 from dllm.eval.lm_eval.generation_kwargs import Wishes, seed_of, stops
 from dllm.eval.lm_eval.likelihood import Scorer
 from dllm.eval.lm_eval.requests import Asked
-from dllm.eval.tasks.made import arithmetic
+from dllm.eval.tasks import arithmetic
 from dllm.settings import Settings
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm_eval is not installed: the extra lm-eval")

@@ -13,8 +13,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from dllm.eval.tasks.made import arithmetic, functions, lists
-from dllm.eval.tasks.problem import Problem, Split, split_of
+from dllm.eval.tasks import arithmetic, functions, lists
+from dllm.eval.tasks.task import Problem, Split, split_of
 from dllm.training.tiny.corpus import GROUP, ROWS, Corpus, Mixture
 from dllm.training.tiny.tokenizer import build_tokenizer, save_tokenizer
 

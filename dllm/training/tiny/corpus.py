@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from dllm.eval.tasks.made import arithmetic, functions, lists
-from dllm.eval.tasks.problem import Problem
+from dllm.eval.tasks import arithmetic, functions, lists
+from dllm.eval.tasks.task import Problem
 from dllm.training.tiny.tokenizer import END, MASK
 
 ROWS = 64  # in a batch

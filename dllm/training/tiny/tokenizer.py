@@ -8,7 +8,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from dllm.eval.tasks.made import arithmetic, functions, lists
+from dllm.eval.tasks import arithmetic, functions, lists
 
 MASK, END, UNKNOWN = "<mask>", "<eos>", "<unk>"
 # A token keeps the space before a word or after a comma, so that joining tokens gives the text.

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
-from dllm.eval.tasks import TASKS
-from dllm.eval.tasks.made import arithmetic
+from dllm.eval.tasks import TASKS, arithmetic
 from dllm.generate import generate
 from dllm.models.config import ModelSpec, NetworkConfig
 from dllm.models.families import llada

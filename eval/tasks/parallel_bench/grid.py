@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
-from itertools import chain
+from functools import cache, partial
+from itertools import chain, islice
 
 from dllm.eval.tasks.parallel_bench.instance import Answer, Instance
 
 SIZE = 4
 BOX = 2
 EMPTY = "_"
+LETTERS = "ABCDEFGH"  # of Latin squares
+FEWEST_GIVEN, MOST_GIVEN = 2, 6
+NUM_CLUES = 12  # of sudokus
+_DIGITS = ("1", "2", "3", "4")
 _BETWEEN = re.compile(r"[\s|,\[\]\"'`]+")  # cells, in whatever way a model writes a grid
 
 
@@ -39,10 +44,10 @@ class Grid(Instance):
         return completions(self.cells, self.symbols, self.boxes)
 
     def is_right(self, answer: Answer) -> bool:
-        kept = len(answer) == len(self.cells) and all(
+        keeps = len(answer) == len(self.cells) and all(
             given in (EMPTY, cell) for given, cell in zip(self.cells, answer, strict=True)
         )
-        return kept and all(
+        return keeps and all(
             {answer[cell] for cell in unit} == set(self.symbols) for unit in units(self.boxes)
         )
 
@@ -60,13 +65,13 @@ class Grid(Instance):
 @cache
 def units(boxes: bool) -> tuple[frozenset[int], ...]:
     """Returns the cells of each row and column, and of each box if boxes count."""
-    places = [divmod(cell, SIZE) for cell in range(SIZE**2)]
-    names = [[("row", row), ("column", column)] for row, column in places]
-    if boxes:
-        for (row, column), of_cell in zip(places, names, strict=True):
-            of_cell.append(("box", row // BOX * BOX + column // BOX))
-    every = sorted(set(chain.from_iterable(names)))
-    return tuple(frozenset(c for c in range(SIZE**2) if unit in names[c]) for unit in every)
+    cells = [divmod(cell, SIZE) for cell in range(SIZE**2)]
+    found: dict[tuple[str, int, int], set[int]] = {}
+    for number, (row, column) in enumerate(cells):
+        names = [("row", row, 0), ("column", 0, column), ("box", row // BOX, column // BOX)]
+        for name in names if boxes else names[:2]:
+            found.setdefault(name, set()).add(number)
+    return tuple(map(frozenset, found.values()))
 
 
 def completions(cells: Answer, symbols: Answer, boxes: bool) -> Iterator[Answer]:
@@ -87,3 +92,33 @@ def full_grids(boxes: bool) -> tuple[tuple[int, ...], ...]:
     digits = tuple(map(str, range(SIZE)))
     found = completions((EMPTY,) * SIZE**2, digits, boxes)
     return tuple(tuple(map(int, grid)) for grid in found)
+
+
+def latin_square(source: random.Random) -> Grid:
+    """Returns a random square of four letters with two to six given cells and some choice left."""
+    symbols = tuple(sorted(source.sample(LETTERS, SIZE)))
+    rule = f"each row and column has {', '.join(symbols)} once."
+    while True:
+        num_given = partial(source.randint, FEWEST_GIVEN, MOST_GIVEN)
+        grid = _emptied(source, symbols, rule, num_given, boxes=False)
+        if len(list(islice(grid.outputs(), 2))) == 2:
+            return grid
+
+
+def sudoku(source: random.Random) -> Grid:
+    """Returns a random sudoku of twelve given cells, drawn again until it has one solution."""
+    rule = "each row, column and 2x2 box has 1, 2, 3, 4 once."
+    while True:
+        grid = _emptied(source, _DIGITS, rule, lambda: NUM_CLUES, boxes=True)
+        if len(list(islice(grid.outputs(), 2))) == 1:
+            return grid
+
+
+def _emptied(
+    source: random.Random, symbols: Answer, rule: str, num_given: Callable[[], int], boxes: bool
+) -> Grid:
+    """Returns a random full grid of which so many cells are given."""
+    filled = tuple(symbols[digit] for digit in source.choice(full_grids(boxes)))
+    given = set(source.sample(range(SIZE**2), num_given()))
+    cells = tuple(s if cell in given else EMPTY for cell, s in enumerate(filled))
+    return Grid(cells, symbols, boxes, rule, filled)

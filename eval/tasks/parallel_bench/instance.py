@@ -1,4 +1,4 @@
-"""What every question of the benchmark can do: ask, show an answer, judge one."""
+"""A question of the benchmark: asks, shows an answer, judges one."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Instance(ABC):
 
     @property
     def response(self) -> str:
-        """What a model might write."""
+        """A text that a model might write."""
         return self.write(self.solution)
 
     def verdict(self, text: str) -> Verdict:

@@ -28,7 +28,7 @@ from dllm.eval.run.record import read_records
 from dllm.eval.run.results import Result, read_results
 from dllm.eval.run.run import RefusedError, Run
 from dllm.eval.run.samples import sampled
-from dllm.eval.tasks.judgement import Judgement
+from dllm.eval.tasks.task import Judgement
 from dllm.generate import Stream
 from tests.support import ROOT
 from tests.support.runs import ARITHMETIC, FAST, Counting, run_of

@@ -20,8 +20,7 @@ from dllm.eval.run.samples import asked, pass_at, passes, problem_id, sampled
 from dllm.eval.run.summary import summarise, wilson
 from dllm.eval.sandbox.verdict import SandboxError
 from dllm.eval.tasks import TASKS, find_task
-from dllm.eval.tasks.options import TaskOptions
-from dllm.eval.tasks.problem import Problem
+from dllm.eval.tasks.task import Problem, TaskOptions
 from dllm.settings import Settings, resolve
 from tests.support.answers import answer_with
 from tests.support.runs import result

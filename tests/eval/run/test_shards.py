@@ -19,7 +19,7 @@ from dllm.eval.run.run import Run
 from dllm.eval.run.shards import Tail, absorb, find_shards, shard_of, split
 from dllm.eval.run.writer import BusyError, Writer, writing
 from dllm.eval.tasks import TASKS
-from dllm.eval.tasks.problem import Problem
+from dllm.eval.tasks.task import Problem
 from dllm.settings import resolve
 from tests.support.runs import result
 

@@ -16,8 +16,7 @@ from dllm.eval.run.results import read_results
 from dllm.eval.run.run import RefusedError, Run
 from dllm.eval.run.summary import summarise
 from dllm.eval.tasks import Task, find_task, gsm8k
-from dllm.eval.tasks.options import TaskOptions
-from dllm.eval.tasks.problem import Problem
+from dllm.eval.tasks.task import Problem, TaskOptions
 from dllm.settings import resolve
 from tests.support import DATA
 from tests.support.answers import answer_with

@@ -17,11 +17,10 @@ from dllm.eval.run.summary import record, summarise
 from dllm.eval.sandbox import Sandbox, open_sandbox
 from dllm.eval.sandbox.verdict import SandboxError, Verdict
 from dllm.eval.tasks import Task, find_task
-from dllm.eval.tasks import task as task_module
-from dllm.eval.tasks.completion import complete, cut
+from dllm.eval.tasks import humaneval as task_module
 from dllm.eval.tasks.dataset import Record
-from dllm.eval.tasks.humaneval import Judge, find_style, program, read
-from dllm.eval.tasks.options import TaskOptions
+from dllm.eval.tasks.humaneval import Judge, complete, cut, find_style, program, read
+from dllm.eval.tasks.task import TaskOptions
 from dllm.settings import resolve
 from tests.support import DATA
 from tests.support.answers import answer_with

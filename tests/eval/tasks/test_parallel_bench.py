@@ -25,18 +25,28 @@ from dllm.cli.main import app
 from dllm.eval.run.run import Run
 from dllm.eval.run.summary import summarise
 from dllm.eval.tasks import TASKS, Task, find_task
-from dllm.eval.tasks.options import TaskOptions
-from dllm.eval.tasks.parallel_bench import closed_forms, latin_square, sudoku, waiting_line
-from dllm.eval.tasks.parallel_bench.families import FAMILIES
-from dllm.eval.tasks.parallel_bench.grid import EMPTY, SIZE, Grid, full_grids, units
+from dllm.eval.tasks.parallel_bench import FAMILIES, Question, Selection, select, waiting_line
+from dllm.eval.tasks.parallel_bench import ideal as closed_forms
+from dllm.eval.tasks.parallel_bench.grid import (
+    EMPTY,
+    SIZE,
+    Grid,
+    full_grids,
+    latin_square,
+    sudoku,
+    units,
+)
 from dllm.eval.tasks.parallel_bench.ideal import Ideal
 from dllm.eval.tasks.parallel_bench.instance import Instance
-from dllm.eval.tasks.parallel_bench.list_text import read_list, write_list
-from dllm.eval.tasks.parallel_bench.names import NAMES
-from dllm.eval.tasks.parallel_bench.questions import Question
-from dllm.eval.tasks.parallel_bench.selection import Selection, select
-from dllm.eval.tasks.parallel_bench.waiting_line import OPERATIONS, Line, WaitingLine
-from dllm.eval.tasks.problem import Split, split_of
+from dllm.eval.tasks.parallel_bench.waiting_line import (
+    NAMES,
+    OPERATIONS,
+    Line,
+    WaitingLine,
+    read_list,
+    write_list,
+)
+from dllm.eval.tasks.task import Split, TaskOptions, split_of
 from dllm.settings import resolve
 from tests.support.answers import answer_with
 
@@ -161,7 +171,7 @@ def brute_force(cells: Sequence[str], boxes: bool, symbols: Sequence[str]) -> li
 
 def test_sudokus_have_twelve_clues_and_one_solution() -> None:
     source = random.Random(0)
-    puzzles = [sudoku.make(source) for _ in range(2000)]  # one in some hundred had to be redrawn
+    puzzles = [sudoku(source) for _ in range(2000)]  # one in some hundred had to be redrawn
     assert all(len(list(puzzle.outputs())) == 1 for puzzle in puzzles)
     for puzzle in puzzles[:100]:
         assert sum(cell != EMPTY for cell in puzzle.cells) == 12
@@ -171,7 +181,7 @@ def test_sudokus_have_twelve_clues_and_one_solution() -> None:
 def test_latin_squares_leave_a_choice_and_keep_what_is_given() -> None:
     source, counts = random.Random(0), set()
     for _ in range(60):
-        puzzle = latin_square.make(source)
+        puzzle = latin_square(source)
         counts.add(sum(cell != EMPTY for cell in puzzle.cells))
         outputs = list(puzzle.outputs())
         assert len(outputs) >= 2

@@ -5,15 +5,15 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from dllm.eval.tasks.made.arithmetic import NAMES
-from dllm.eval.tasks.problem import DEFAULT_NUM, Family, Problem, Split, draw
+from dllm.eval.tasks.arithmetic import NAMES
+from dllm.eval.tasks.task import DEFAULT_NUM, Problem, Split, Task, draw
 
 SHORTEST, LONGEST = 3, 8
 
 
 def problems(split: Split = "test", seed: int = 0, num: int = DEFAULT_NUM) -> Iterator[Problem]:
     """Yields list problems of a split."""
-    return draw(Family("lists", _make), split, seed, num)
+    return draw("lists", _make, split, seed, num)
 
 
 def extract(text: str) -> str | None:
@@ -24,6 +24,9 @@ def extract(text: str) -> str | None:
 def is_correct(problem: Problem, text: str) -> bool:
     """Whether a text is the list asked for."""
     return extract(text) == problem.answer
+
+
+TASK = Task("lists", "list operations", problems, is_correct)
 
 
 def _make(source: random.Random) -> tuple[str, str, str]:

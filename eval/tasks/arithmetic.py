@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from functools import partial
 
-from dllm.eval.tasks.problem import DEFAULT_NUM, Family, Problem, Split, draw
+from dllm.eval.tasks.task import DEFAULT_NUM, Problem, Split, Task, draw
 
 NAMES = ("tom", "ann", "bob", "sue", "jack", "mia", "leo", "eva", "joe", "zoe", "sam", "amy")
 THINGS = (
@@ -21,16 +21,12 @@ MOST_OPERATIONS = 5
 
 
 def problems(
-    split: Split = "test",
-    seed: int = 0,
-    num: int = DEFAULT_NUM,
-    operations: int | None = None,
+    split: Split = "test", seed: int = 0, num: int = DEFAULT_NUM, operations: int | None = None
 ) -> Iterator[Problem]:
     """Yields word problems of a split, of one to five operations if their number is not fixed."""
     if operations is not None and not 1 <= operations <= MOST_OPERATIONS:
         raise ValueError(f"operations={operations} must be from 1 to {MOST_OPERATIONS}")
-    family = Family("arithmetic", partial(_make, operations=operations))
-    return draw(family, split, seed, num)
+    return draw("arithmetic", partial(_make, operations=operations), split, seed, num)
 
 
 def extract(text: str) -> str | None:
@@ -42,6 +38,9 @@ def extract(text: str) -> str | None:
 def is_correct(problem: Problem, text: str) -> bool:
     """Whether a text gives the problem's answer."""
     return extract(text) == problem.answer
+
+
+TASK = Task("arithmetic", "word problems", problems, is_correct)
 
 
 def step(value: int, source: random.Random) -> tuple[str, int, int]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from dllm.eval.tasks.problem import DEFAULT_NUM, Family, Problem, Split, draw
+from dllm.eval.tasks.task import DEFAULT_NUM, Problem, Split, Task, draw
 
 MOST_OPERATIONS = 5
 
 
 def problems(split: Split = "test", seed: int = 0, num: int = DEFAULT_NUM) -> Iterator[Problem]:
     """Yields function problems of a split."""
-    return draw(Family("functions", _make), split, seed, num)
+    return draw("functions", _make, split, seed, num)
 
 
 def extract(text: str) -> str | None:
@@ -23,6 +23,9 @@ def extract(text: str) -> str | None:
 def is_correct(problem: Problem, text: str) -> bool:
     """Whether a text is exactly the source asked for; nothing is executed."""
     return extract(text) == problem.answer
+
+
+TASK = Task("functions", "tiny Python functions", problems, is_correct)
 
 
 def _make(source: random.Random) -> tuple[str, str, str]:

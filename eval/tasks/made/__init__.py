@@ -1,1 +1,0 @@
-"""Tasks whose problems are made here, for small models."""
