@@ -17,7 +17,7 @@ import torch
 import transformers
 
 import dllm
-from dllm.eval.run.environment import commit
+from dllm.eval.run.record import commit
 
 
 def machine(device: torch.device | str) -> dict[str, Any]:

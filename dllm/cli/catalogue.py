@@ -16,7 +16,7 @@ from typing import Any
 from dllm import cache, schedulers
 from dllm.cli.traits import Trait, traits_of
 from dllm.decoding.speculation import verifiers
-from dllm.eval.run.summary import short
+from dllm.eval.run.describe import short
 from dllm.eval.tasks import READ, TASKS
 from dllm.registry import Registry, nearest
 from dllm.schedulers import Scheduler

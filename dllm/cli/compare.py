@@ -15,12 +15,12 @@ from dllm.cli.paths import check_writable
 from dllm.cli.progress import bars, shown
 from dllm.cli.table import standings_table
 from dllm.decoding.memory_limits import NotEnoughMemoryError
+from dllm.eval.errors import RefusedError
 from dllm.eval.report.candidate import Contender, Outcome
 from dllm.eval.report.comparison import LEGEND, heading, record, write_csv, write_markdown
 from dllm.eval.report.plot import draw
 from dllm.eval.report.standings import Standing, judge
 from dllm.eval.run.results import Result
-from dllm.eval.run.run import RefusedError
 from dllm.eval.tasks.task import Problem
 
 INTERRUPTED = 130

@@ -30,8 +30,8 @@ from dllm.compatible import check
 from dllm.eval.report.candidate import contender
 from dllm.eval.report.schedulers_list import gather
 from dllm.eval.run.processes import find_processes
+from dllm.eval.run.results import sampled
 from dllm.eval.run.run import Run
-from dllm.eval.run.samples import sampled
 from dllm.eval.tasks import find_task
 from dllm.eval.tasks.task import TaskOptions
 from dllm.settings import resolve

@@ -34,7 +34,7 @@ from dllm.cli.texts import read_texts
 from dllm.cli.watch import watch as draw
 from dllm.decoding.loop import BrokenLogitsError
 from dllm.decoding.memory_limits import NotEnoughMemoryError
-from dllm.eval.run.summary import short
+from dllm.eval.run.describe import short
 from dllm.generate import Stream, stream
 from dllm.models.model import DenoisingModel
 from dllm.output import GenerationOutput

@@ -21,8 +21,7 @@ from dllm.eval.report.comparison import heading, label
 from dllm.eval.run.record import RunRecord, read_records
 from dllm.eval.run.results import Result
 from dllm.eval.run.run import Run
-from dllm.eval.run.summary import Summary, record, summarise
-from dllm.eval.run.totals import full_record
+from dllm.eval.run.summary import Summary, full_record, record, summarise
 from dllm.eval.tasks.task import Problem
 
 INTERRUPTED = 130

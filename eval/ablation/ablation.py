@@ -11,7 +11,7 @@ from dllm import cache as caches
 from dllm import schedulers
 from dllm.decoding.speculation import verifiers
 from dllm.eval.ablation.published import Published
-from dllm.eval.run.summary import short
+from dllm.eval.run.describe import short
 from dllm.eval.tasks import READ, TASKS
 from dllm.eval.tasks.task import TaskOptions
 from dllm.registry import nearest

@@ -13,10 +13,11 @@ from dllm.decoding.loop import BrokenLogitsError
 from dllm.decoding.memory_limits import NotEnoughMemoryError
 from dllm.eval.ablation.ablation import Ablation, Row
 from dllm.eval.ablation.state import Entry, State, key_of
+from dllm.eval.errors import RefusedError
 from dllm.eval.report.comparison import label
 from dllm.eval.run.record import Start, read_records
 from dllm.eval.run.results import Result, read_results
-from dllm.eval.run.run import RefusedError, Run
+from dllm.eval.run.run import Run
 from dllm.eval.tasks import Task, find_task
 from dllm.eval.tasks.task import Problem
 from dllm.models import HostedModel, load

@@ -9,7 +9,7 @@ from typing import Any
 from dllm import cache as caches
 from dllm import schedulers
 from dllm.decoding.speculation import verifiers
-from dllm.eval.run.summary import short
+from dllm.eval.run.describe import short
 from dllm.registry import Registry
 
 _PARTS: dict[str, Registry[Any]] = {

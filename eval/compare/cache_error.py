@@ -11,7 +11,7 @@ from torch import Tensor
 from dllm import cache as caches
 from dllm import schedulers
 from dllm.eval.compare.error_recorder import Entries, join
-from dllm.eval.run.summary import short
+from dllm.eval.run.describe import short
 from dllm.output import GenerationOutput
 from dllm.settings import Settings
 

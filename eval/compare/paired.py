@@ -6,8 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dllm.eval.run.results import Result
-from dllm.eval.run.samples import problem_id
+from dllm.eval.run.results import Result, problem_id
 from dllm.eval.run.summary import Summary, summarise
 
 _NORMAL_95 = 1.959963984540054

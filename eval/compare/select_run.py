@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from dllm.eval.report.comparison import label_of
+from dllm.eval.run.describe import label_of
 from dllm.eval.run.results import Result, read_lines
 
 Results = Mapping[str, Result]  # by problem id

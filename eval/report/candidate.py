@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from dllm import cache as caches
 from dllm.eval.report.schedulers_list import Entry
+from dllm.eval.run.describe import short
 from dllm.eval.run.results import Result
 from dllm.eval.run.run import Run
-from dllm.eval.run.summary import short
 
 BASELINE = "threshold"  # what every other scheduler has to be better than
 

@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dllm import cache as caches
-from dllm import schedulers
 from dllm.decoding.speculation import verifiers
 from dllm.eval.report.standings import Standing
+from dllm.eval.run.describe import label_of, short
 from dllm.eval.run.run import Run
-from dllm.eval.run.summary import Summary, short
-from dllm.registry import Registry
+from dllm.eval.run.summary import Summary
 
 NUMBERS = (
     *("problems", "correct", "accuracy", "accuracy_low", "accuracy_high", "tokens_per_forward"),
     *("raw_tokens_per_forward", "tokens_per_row_forward", "forwards", "row_forwards"),
     *("tokens_fed", "tokens_per_second"),
 )
-_PARTS: dict[str, Registry[Any]] = {
-    "scheduler": schedulers.registry,
-    "cache": caches.registry,
-    "verifier": verifiers.registry,
-}
 HEADS = (
     *("scheduler", "accuracy (95 %)", "tokens/forward", "forwards", "row forwards"),
     "beside threshold",
@@ -52,14 +45,6 @@ def heading(run: Run, num_problems: int) -> str:
 def label(run: Run) -> str:
     """Returns the scheduler and cache of a run, and the verifier if it has one."""
     return label_of(run.describe())
-
-
-def label_of(described: Mapping[str, Any]) -> str:
-    """Returns the same of a run's description, such as the results in a file have."""
-    names = [
-        short(described[part], registry) for part, registry in _PARTS.items() if part in described
-    ]
-    return " / ".join(names)
 
 
 def record(standing: Standing) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from dllm import schedulers
-from dllm.eval.run.summary import short
+from dllm.eval.run.describe import short
 
 ALL = Path(__file__).parents[1] / "ablation" / "configs" / "schedulers.yaml"
 _KEYS = {"label", "settings"}

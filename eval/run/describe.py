@@ -1,55 +1,108 @@
-"""What decides the answers of a run: the description that names it."""
+"""The setup of a run, and the description of what decides its answers, which names it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from dllm import cache as caches
 from dllm import schedulers
 from dllm.decoding.speculation import verifiers
+from dllm.eval.run.processes import Processes
 from dllm.eval.tasks import Task
 from dllm.models.model import DenoisingModel
-from dllm.settings import Settings
+from dllm.registry import Registry
+from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings
 
-# Named one by one in a run's description, or, as the noise, not a part of it.
-_DESCRIBED = (
-    *("scheduler", "cache", "max_new_tokens", "block_length", "temperature", "top_p", "top_k"),
-    *("guidance_scale", "seed", "generator", "noise", "verifier", "batch_size"),
+_PARTS: dict[str, Registry[Any]] = {
+    "scheduler": schedulers.registry,
+    "cache": caches.registry,
+    "verifier": verifiers.registry,
+}
+# Named one by one in a run's description, whatever their value.
+_NAMED = (
+    *("max_new_tokens", "block_length", "temperature", "top_p", "top_k", "guidance_scale"),
+    "seed",
 )
-
+_DESCRIBED = {*_PARTS, *_NAMED, "generator", "noise", "batch_size"}  # or no part of it, as noise
 _EMBEDDED = "tiny"  # comes with the package, whatever lies in the folder
 
 
-def describe(model: DenoisingModel, task: Task, settings: Settings) -> dict[str, Any]:
-    """Returns what decides the answers, as JSON-ready values.
+@dataclass(frozen=True)
+class Setup:
+    """A model with settings, over the problems of a task.
 
-    A verifier, files and the options of a task are there only if there are any, so that runs which
-    were made before one could name them keep their names.
+    `settings.batch_size`, if it is given, takes the place of `batch_size`.
     """
-    dtype = getattr(model, "dtype", None)
-    parts = _parts(settings)
-    files = {place: digest for name, part in parts.items() for place, digest in _files(name, part)}
-    return {
-        "model": model.name,
-        "dtype": None if dtype is None else str(dtype),
-        "task": task.name,
-        **({"task_options": dict(task.options)} if task.options else {}),
-        **parts,
-        **({"files": files} if files else {}),
-        "max_new_tokens": settings.max_new_tokens,
-        "block_length": settings.block_length,
-        "temperature": settings.temperature,
-        "top_p": settings.top_p,
-        "top_k": settings.top_k,
-        "guidance_scale": settings.guidance_scale,
-        "seed": settings.seed,
-        "other": _changed(settings),
-    }
+
+    model: DenoisingModel
+    task: Task
+    settings: Settings
+    batch_size: int = 32  # rows decoded at a time
+    processes: Processes = field(default_factory=Processes)  # that share the problems
+    keep_trace: bool = False  # in each result; decides no answer, so the name is the same
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size} must be at least 1")
+
+    def describe(self) -> dict[str, Any]:
+        """Returns what decides the answers, as JSON-ready values.
+
+        A verifier, files and the options of a task are there only if there are any, so that runs
+        which were made before one could name them keep their names.
+        """
+        dtype, options = getattr(self.model, "dtype", None), self.task.options
+        settings = self.settings
+        parts = {
+            name: registry.create(getattr(settings, name)).summary()
+            for name, registry in _PARTS.items()
+            if getattr(settings, name) is not None
+        }
+        files = dict(pair for name, part in parts.items() for pair in _files(name, part))
+        return {
+            "model": self.model.name,
+            "dtype": None if dtype is None else str(dtype),
+            "task": self.task.name,
+            **({"task_options": dict(options)} if options else {}),
+            **parts,
+            **({"files": files} if files else {}),
+            **{name: getattr(settings, name) for name in _NAMED},
+            "other": _changed(settings),
+        }
+
+    @property
+    def name(self) -> str:
+        """A short name that is the same for the same settings."""
+        return name_of(self.describe())
+
+    @property
+    def num_rows(self) -> int:
+        """Rows decoded at a time."""
+        return self.settings.batch_size or self.batch_size
+
+    @property
+    def continuous(self) -> bool:
+        """Whether waiting problems take the places of finished ones; else batch follows batch.
+
+        They do where a row that enters feeds no more columns than the others, and with any cache
+        if `settings.batch_size` asks for it. Custom noise does not tell problems apart, and has
+        them in batches unless asked, which is then refused. Decides no answer.
+        """
+        if self.settings.batch_size is not None:
+            return True
+        even = caches.registry.create(self.settings.cache).even
+        return even and self.settings.noise is None
+
+    @property
+    def block_length(self) -> int:
+        """Columns decoded together, whoever chose their number."""
+        own = self.settings.block_length or self.model.spec.block_length
+        return own or min(DEFAULT_BLOCK_LENGTH, self.settings.max_new_tokens)
 
 
 def name_of(described: Mapping[str, Any]) -> str:
@@ -64,29 +117,56 @@ def seed_of(seed: int | list[int] | None, problem_id: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
 
-def _parts(settings: Settings) -> dict[str, Any]:
-    found = {
-        "scheduler": schedulers.registry.create(settings.scheduler).summary(),
-        "cache": caches.registry.create(settings.cache).summary(),
+def label_of(described: Mapping[str, Any]) -> str:
+    """Returns scheduler / cache, and the verifier if there is one, of a run's description."""
+    return " / ".join(short_names(described).values())
+
+
+def short_names(described: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the short forms of scheduler, cache and verifier of a run's description."""
+    return {
+        part: short(described[part], registry)
+        for part, registry in _PARTS.items()
+        if part in described
     }
-    if settings.verifier is not None:
-        found["verifier"] = verifiers.registry.create(settings.verifier).summary()
-    return found
 
 
-def _files(place: str, part: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Returns the place and the digest of each file that a part's options name.
+def short(part: Mapping[str, Any], registry: Registry[Any]) -> str:
+    """Returns the short form of a scheduler or cache, options at their default left out.
+
+    One that was given as an instance from elsewhere has no known defaults: all are named.
+    """
+    known = part["name"] in registry.names()
+    usual = {f.name: _default(f) for f in fields(registry.get(part["name"]))} if known else {}
+    first = next(iter(usual), None)  # its name may be left out
+    options = []
+    for key in usual or [key for key in part if key != "name"]:
+        if not known or part[key] != usual[key]:
+            inner = isinstance(part[key], Mapping) and "name" in part[key]
+            value = short(part[key], registry) if inner else part[key]
+            options.append(str(value) if key == first else f"{key}={value}")
+    return ":".join([str(part["name"]), *([",".join(options)] if options else [])])
+
+
+def _default(field: Field[Any]) -> Any:
+    """Returns an option's default as a summary holds it: a part that is an option is a mapping."""
+    value = field.default if field.default_factory is MISSING else field.default_factory()
+    return value.summary() if isinstance(value, schedulers.Scheduler) else value
+
+
+def _files(path: str, part: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns the path within the part and the digest of each file that its options name.
 
     What is trained anew under an old name then makes another run.
     """
     found = []
     for key, value in part.items():
         if isinstance(value, Mapping):
-            found += _files(f"{place}.{key}", value)
+            found += _files(f"{path}.{key}", value)
         elif isinstance(value, str) and key != "name":
             file = Path(value).expanduser()
             if value != _EMBEDDED and file.is_file():
-                found.append((f"{place}.{key}", _digest(file)))
+                found.append((f"{path}.{key}", _digest(file)))
     return found
 
 

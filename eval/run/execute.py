@@ -1,23 +1,26 @@
-"""Decodes problems in one call and gives each result in the step that finished its row."""
+"""Decodes problems in one call, each result with its share of the cost as its row is finished."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import Any
 
-from dllm.eval.run.answers import Answers
-from dllm.eval.run.costs import Shares
-from dllm.eval.run.describe import seed_of
-from dllm.eval.run.results import Result
-from dllm.eval.run.run import RefusedError, Run
-from dllm.eval.tasks.task import Problem
+from dllm.eval.errors import RefusedError
+from dllm.eval.run.describe import Setup, label_of, name_of, seed_of
+from dllm.eval.run.record import now
+from dllm.eval.run.results import Result, asked
+from dllm.eval.tasks.task import Problem, Task
 from dllm.generate import Stream, stream
+from dllm.metrics import Meter
+from dllm.output import GenerationOutput
 from dllm.state.event import StepEvent
+from dllm.trace.record import record_of
 
 
-def results(run: Run, problems: Sequence[Problem]) -> Iterator[list[Result]]:
+def results(run: Setup, problems: Sequence[Problem]) -> Iterator[list[Result]]:
     """Yields the results of the rows that one step finished, `run.num_rows` rows at a time."""
     answers, left = Answers(run), dict(enumerate(problems))
     with _refused():
@@ -31,7 +34,7 @@ def results(run: Run, problems: Sequence[Problem]) -> Iterator[list[Result]]:
         yield answers.results(left, running, shares)
 
 
-def _stream(run: Run, problems: Sequence[Problem]) -> Stream:
+def _stream(run: Setup, problems: Sequence[Problem]) -> Stream:
     seeds = [seed_of(run.settings.seed, problem.id) for problem in problems]
     prompts: list[Any] = [problem.given for problem in problems]
     settings = replace(run.settings, seed=seeds, batch_size=run.num_rows)
@@ -50,3 +53,133 @@ def _refused() -> Iterator[None]:
         yield
     except ValueError as error:
         raise RefusedError(str(error)) from error
+
+
+class Answers:
+    """Makes results of finished rows; what is the same for all of them is worked out once."""
+
+    def __init__(self, run: Setup) -> None:
+        self._run, self._described = run, run.describe()
+        self._name = name_of(self._described)
+
+    def results(
+        self, problems: Mapping[int, Problem], running: Stream, shares: Shares
+    ) -> list[Result]:
+        """Returns the scored answers to problems by the number of their prompts."""
+        out, finished = running.rows(list(problems)), now()
+        results = []
+        for row, (prompt, problem) in enumerate(problems.items()):
+            result = self._result(problem, out, row, shares.of(prompt))
+            results.append(scored(self._run.task, problem, replace(result, finished=finished)))
+        return results
+
+    def _result(self, problem: Problem, out: GenerationOutput, row: int, share: Share) -> Result:
+        """Returns the result of a row, not scored yet."""
+        if out.texts is None:
+            raise ValueError(f"model {self._run.model.name!r} has no tokenizer, which tasks need")
+        counted, spent, metrics = out.metrics.rows[row], share.spent, out.metrics
+        return Result(
+            run=self._name,
+            id=problem.id,
+            prompt=problem.prompt,
+            text=out.texts[row],
+            answer=problem.answer,
+            correct=None,
+            prompt_tokens=counted.prompt_tokens,
+            valid_tokens=counted.valid_tokens,
+            raw_tokens=counted.raw_tokens,
+            forwards=counted.forwards,
+            row_forwards=counted.row_forwards,
+            tokens_fed=spent.tokens_fed,
+            seconds=spent.seconds,
+            finish_reason=counted.finish_reason,
+            settings=self._described,
+            flops=None if metrics.flops is None else spent.flops,
+            prefill_seconds=share.first,
+            latency=share.latency,
+            rows_fed=spent.rows_fed,
+            peak_memory=metrics.peak_memory_bytes,
+            trace=self._trace(problem, out, row) if self._run.keep_trace else None,
+        )
+
+    def _trace(self, problem: Problem, out: GenerationOutput, row: int) -> dict[str, Any]:
+        title = f"{problem.id}: {label_of(self._described)}"
+        return record_of(out, row, self._run.model.tokenizer, title).to_json()
+
+
+def scored(task: Task, problem: Problem, result: Result) -> Result:
+    """Returns a result with its score, if the task scores."""
+    found = task.judgement(asked(problem), result.text)
+    details = dict(found.details)
+    return replace(result, correct=found.correct, details=details, extracted=found.extracted)
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Time and work of a batch, or of a row of it."""
+
+    seconds: float = 0.0
+    rows_fed: float = 0.0
+    tokens_fed: float = 0.0
+    flops: float = 0.0
+
+    def plus(self, other: Spent, times: float = 1.0) -> Spent:
+        """Returns the sum of this and a multiple of another."""
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return Spent(*(ours + times * theirs for ours, theirs in pairs))
+
+
+@dataclass(frozen=True)
+class Share:
+    """The cost of one answer."""
+
+    spent: Spent  # shares of its steps
+    first: float  # seconds of them that its first step took
+    latency: float  # seconds from the beginning of its first step to the end of its last
+
+
+class Shares:
+    """Divides each step evenly among the rows that were under way in it.
+
+    So the shares of all answers add up to what was spent, places that nobody was left for
+    included. The clock stands still between two steps, while answers are judged and written.
+    """
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+        self._total = Spent()
+        self._each = Spent()  # of a row that is under way from the first step on
+        self._begun: dict[int, Share] = {}  # counters when a row began
+        self._ended: set[int] = set()
+
+    def watch(self, events: Iterable[StepEvent]) -> Iterator[StepEvent]:
+        """Yields the events of a generation, each when its step has been divided."""
+        steps = iter(events)
+        while True:
+            start = perf_counter()
+            event = next(steps, None)
+            if event is None:
+                return
+            self._divide(event, perf_counter() - start)
+            yield event
+
+    def of(self, prompt: int) -> Share:
+        """Returns the cost of a prompt's row; right after the step that finished it."""
+        begun = self._begun.get(prompt)
+        if begun is None:  # it had nothing to fill
+            return Share(Spent(), 0.0, 0.0)
+        spent = self._each.plus(begun.spent, -1)
+        return Share(spent, begun.first, self._total.seconds - begun.latency)
+
+    def _divide(self, event: StepEvent, seconds: float) -> None:
+        meter = self._meter
+        seconds += self._total.seconds
+        total = Spent(seconds, meter.rows_fed, meter.tokens_fed, meter.flops)
+        step = total.plus(self._total, -1)
+        running = [prompt for prompt in event.prompts if prompt not in self._ended]
+        for prompt in running:
+            if prompt not in self._begun:
+                first = step.seconds / len(running)
+                self._begun[prompt] = Share(self._each, first, self._total.seconds)
+        self._total, self._each = total, self._each.plus(step, 1 / len(running))
+        self._ended.update(event.finished)

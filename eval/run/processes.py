@@ -1,25 +1,29 @@
-"""The processes that share an evaluation: what they tell each other, and that one has ended."""
+"""The processes that share an evaluation: their messages, their errors and their part files."""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import distributed
+
+from dllm.decoding.loop import BrokenLogitsError
+from dllm.decoding.memory_limits import NotEnoughMemoryError
+from dllm.eval.errors import LostProcessError, RefusedError
+from dllm.eval.run.results import Result, Writer, read_lines, writing
+from dllm.eval.tasks.task import Problem
 
 _TO_START = timedelta(minutes=10)
 # Parts of a run take hours and are not equally long. A process that ends is noticed at once all the
 # same, by its connections.
 _TO_FINISH = timedelta(days=30)
-
-
-class LostProcessError(ConnectionError):
-    """Another process of the launch ended before its part was done."""
 
 
 @dataclass(frozen=True)
@@ -41,25 +45,25 @@ class Processes:
         return self.rank == 0
 
     def device(self, asked: str | None) -> str | None:
-        """Returns the device of this process: what is asked for, else one of its own."""
+        """Returns the device of this process: the one that is named, else one of its own."""
         if asked is None and self.count > 1 and torch.cuda.is_available():
             return f"cuda:{self.local_rank % torch.cuda.device_count()}"
         return asked
 
-    def tell(self, given: Any) -> Any:
-        """Returns what the main process gives."""
-        box = [given]
+    def tell(self, message: Any) -> Any:
+        """Returns the main process's message."""
+        box = [message]
         if self.count > 1:
             with _lost():
                 distributed.broadcast_object_list(box, src=0, group=self.group)
         return box[0]
 
-    def share(self, given: Any) -> list[Any]:
-        """Returns what every process gives, in the order of their ranks."""
-        found = [given] * self.count
+    def share(self, message: Any) -> list[Any]:
+        """Returns the messages of all processes in the order of their ranks."""
+        found = [message] * self.count
         if self.count > 1:
             with _lost():
-                distributed.all_gather_object(found, given, group=self.group)
+                distributed.all_gather_object(found, message, group=self.group)
         return found
 
     def meet(self) -> Iterator[None]:
@@ -98,3 +102,92 @@ def find_processes() -> Processes:
         distributed.init_process_group("gloo", timeout=_TO_START)
     group = distributed.new_group(backend="gloo", timeout=_TO_FINISH)
     return Processes(int(rank), count, int(os.environ.get("LOCAL_RANK", rank)), group)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An error that one process tells the others, so that all of them end a run the same way."""
+
+    KINDS: ClassVar[tuple[type[Exception], ...]] = (
+        *(RefusedError, NotEnoughMemoryError, BrokenLogitsError),
+        *(ValueError, OSError),
+    )
+    kind: str
+    message: str
+
+    @classmethod
+    def of(cls, error: Exception) -> Failure:
+        """Returns an error as a message: of the nearest kind that all of them know."""
+        kind = next(base for base in type(error).__mro__ if base in cls.KINDS)
+        return cls(kind.__name__, str(error))
+
+    def as_error(self) -> Exception:
+        """Returns the error again."""
+        (kind,) = (kind for kind in self.KINDS if kind.__name__ == self.kind)
+        return kind(self.message)
+
+
+def shard_of(output: Path, rank: int) -> Path:
+    """Returns where a process writes: `rows.jsonl.part0` and so on."""
+    return output.with_name(f"{output.name}.part{rank}")
+
+
+def find_shards(output: Path) -> list[Path]:
+    """Returns the part files that are there, of whichever launch."""
+    if not output.parent.is_dir():
+        return []
+    prefix = f"{output.name}.part"
+    found = [path for path in output.parent.iterdir() if path.name.startswith(prefix)]
+    return sorted(path for path in found if path.name.removeprefix(prefix).isdigit())
+
+
+def absorb(writer: Writer, problems: Sequence[Problem]) -> None:
+    """Moves the lines of all part files into the results file, those of short prompts first.
+
+    A kill at any moment loses nothing: a part file goes when its lines are on the disk, and lines
+    that are there already do not come twice. Raises BusyError if a process still writes one.
+    """
+    shards = find_shards(writer.path)
+    if not shards:
+        return
+    with ExitStack() as open_shards:
+        parts = [open_shards.enter_context(writing(shard)) for shard in shards]
+        there = {(result.run, result.id) for result in read_lines(writer.path)}
+        found = {(r.run, r.id): r for shard in shards for r in read_lines(shard)}
+        new = [result for key, result in found.items() if key not in there]
+        order = {problem.id: number for number, problem in enumerate(problems)}
+        if new:
+            writer.append(sorted(new, key=lambda r: (r.run, len(r.prompt), order.get(r.id, -1))))
+        for part in parts:
+            part.remove()
+
+
+def by_length(problems: Iterable[Problem]) -> list[Problem]:
+    """Returns problems with the shortest prompts first: a pass costs what its longest row does."""
+    return sorted(problems, key=lambda problem: len(problem.prompt))
+
+
+def split(problems: Sequence[Problem], count: int) -> list[list[Problem]]:
+    """Returns a part for each process; every one has prompts of all lengths."""
+    ordered = by_length(problems)
+    return [ordered[rank::count] for rank in range(count)]
+
+
+class Tail:
+    """Reads what other processes add to their part files."""
+
+    def __init__(self, shards: Iterable[Path]) -> None:
+        self._read = dict.fromkeys(shards, 0)  # bytes of each
+
+    def new(self) -> list[Result]:
+        """Returns the results that have come since the last call."""
+        found = []
+        for shard, start in self._read.items():
+            if shard.exists():
+                with shard.open("rb") as file:
+                    file.seek(start)
+                    whole = file.read().rpartition(b"\n")[0]
+                if whole:
+                    self._read[shard] = start + len(whole) + 1
+                    found += [Result(**json.loads(line)) for line in whole.split(b"\n")]
+        return found

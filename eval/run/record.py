@@ -1,18 +1,47 @@
-"""What is the same for a whole run, written once beside its results."""
+"""The record of a run: settings, weights, versions and hardware, once beside its results."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-import secrets
-from collections.abc import Mapping, Sequence
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from dllm.eval.run.environment import Environment
+import torch
+import transformers
+from torch import Tensor, nn
+
+import dllm
 from dllm.eval.run.results import read_results
+from dllm.models.model import DenoisingModel
+from dllm.models.speed.linear import is_narrow, parts_of
+from dllm.models.transformer import Transformer
+
+_SAMPLED = 4096  # elements of a tensor that enter the digest of the weights
+
+
+@dataclass(frozen=True)
+class Environment:
+    """The weights, versions and hardware that a figure depends on beside the settings."""
+
+    weights: str | None  # digest of evenly spaced elements of each tensor; None: not a module
+    revision: str | None  # commit of the hub's repository
+    chat_template: str | None  # digest of the template
+    attention: str | None  # what computes it
+    device: str
+    threads: int  # of torch on the CPU
+    python: str
+    torch: str
+    transformers: str
+    dllm: str
+    commit: str | None  # of the checkout that dllm is in; "+" marks changed files
 
 
 @dataclass(frozen=True)
@@ -72,7 +101,7 @@ def note(output: Path, name: str, record: RunRecord) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_suffix(".new")
     with new.open("w", encoding="utf-8") as file:
-        runs = {run: asdict(known) for run, known in records.items()}
+        runs = {run: asdict(one) for run, one in records.items()}
         json.dump({"runs": runs}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
@@ -88,14 +117,13 @@ def begun(output: Path, name: str, fresh: RunRecord) -> RunRecord:
     old = read_records(output).get(name, RunRecord({})).starts
     made = {result.start for result in read_results(output, name).values()}
     for one in old:
-        if one.id in made and None not in (one.weights, start.weights):
-            _check_weights(output, one, start)
+        known = one.id in made and None not in (one.weights, start.weights)
+        if known and one.weights != start.weights:
+            raise ValueError(
+                f"{output} holds results of this run that were made with other weights (digest "
+                f"{one.weights} on {one.began[:10]}, now {start.weights}): choose another --output"
+            )
     return replace(fresh, starts=(*old, start))
-
-
-def new_start(batch_size: int, prompts: str, processes: Sequence[Environment]) -> Start:
-    """Returns a start that begins now."""
-    return Start(secrets.token_hex(4), now(), batch_size, prompts, tuple(processes))
 
 
 def now() -> str:
@@ -111,9 +139,87 @@ def _record(run: Mapping[str, Any]) -> RunRecord:
     return RunRecord(run["settings"], run["task"], tuple(starts))
 
 
-def _check_weights(output: Path, old: Start, new: Start) -> None:
-    if old.weights != new.weights:
-        raise ValueError(
-            f"{output} holds results of this run that were made with other weights (digest "
-            f"{old.weights} on {old.began[:10]}, now {new.weights}): choose another --output"
-        )
+def environment_of(model: DenoisingModel) -> Environment:
+    """Returns what there is now."""
+    template = getattr(model.tokenizer, "chat_template", None)
+    return Environment(
+        weights=weights_digest(model),
+        revision=getattr(model, "revision", None),
+        chat_template=None if template is None else _digest([str(template).encode()]),
+        attention=_attention(model),
+        device=_device(model.device),
+        threads=torch.get_num_threads(),
+        python=platform.python_version(),
+        torch=torch.__version__,
+        transformers=transformers.__version__,
+        dllm=dllm.__version__,
+        commit=commit(),
+    )
+
+
+def weights_digest(model: DenoisingModel) -> str | None:
+    """Returns a digest that another training changes, in a moment for a model of any size.
+
+    Up to 4096 evenly spaced elements of each tensor with its name, shape and dtype; the same on
+    every device, since nothing is computed.
+    """
+    module = getattr(model, "network", None) or getattr(model, "module", None)
+    if not isinstance(module, nn.Module):
+        return None
+    parts: list[bytes] = []
+    weights: Iterable[tuple[str, Tensor]] = module.state_dict().items()
+    if isinstance(module, Transformer) and not is_narrow(module):
+        weights = parts_of(module, weights)  # joined projections are the same weights
+    for name, tensor in sorted(weights, key=lambda pair: pair[0]):
+        parts.append(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        parts.append(_bytes(tensor))
+    return _digest(parts)
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    if type(tensor) is not Tensor:  # of torchao, which has few of a tensor's operations
+        tensor = tensor.dequantize()
+    flat = tensor.detach().flatten()
+    count, last = min(flat.numel(), _SAMPLED), max(flat.numel() - 1, 0)
+    sampled = torch.linspace(0, last, count, dtype=torch.float64).long()
+    sample = flat[sampled.to(flat.device)].cpu().contiguous()
+    return sample.view(torch.uint8).numpy().tobytes() if sample.numel() else b""
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()[:16]
+
+
+def _attention(model: Any) -> str | None:
+    if hasattr(model, "network"):
+        return "torch scaled_dot_product_attention"
+    config = getattr(getattr(model, "module", None), "config", None)
+    return getattr(config, "_attn_implementation", None)
+
+
+def _device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({platform.machine()}, {os.cpu_count()} cores)"
+
+
+@lru_cache(maxsize=1)
+def commit() -> str | None:
+    """Returns the commit of the checkout that this code is in, None where it is installed."""
+    root = Path(dllm.__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        return commit + ("+" if _git(root, "status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):  # no git here, or not our repository
+        return None
+
+
+def _git(root: Path, *words: str) -> str:
+    command = ["git", "-C", str(root), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    return done.stdout.strip()

@@ -1,15 +1,26 @@
-"""The results file: a JSON line a problem, written and synced as soon as it is answered."""
+"""The results file: a JSON line a problem, synced as soon as it is answered, by one process."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from dllm.eval.errors import BusyError
+from dllm.eval.tasks.task import Problem
+from dllm.settings import Settings
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows has no such locks: two writers are not told apart there
+    fcntl = None  # type: ignore[assignment]
 
 _BEGINNING = '{"run": "'  # of every line
+_MARK = "#"  # between a problem's id and the number of a sample
 _BLOCK = 1 << 16  # bytes read at a time from the end
 
 
@@ -106,3 +117,84 @@ def mend(path: Path) -> None:
 def _is_cut(line: str) -> bool:
     """Whether it is the beginning of a result, not something else that must not be lost."""
     return line[: len(_BEGINNING)] == _BEGINNING[: len(line)]
+
+
+class Writer:
+    """Appends to a results file, which no other process may write until `close`.
+
+    The lock is the kernel's, so that a kill lifts it; it begins as soon as there is a file, and no
+    file is made before there is a line for it. Raises BusyError if another process has it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: IO[bytes] | None = None
+        if path.exists():
+            self._take()
+
+    def append(self, results: Sequence[Result]) -> None:
+        """Writes results and waits until they are on the disk."""
+        if self._lock is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._take()
+        mend(self.path)
+        append(self.path, results)
+
+    def remove(self) -> None:
+        """Deletes the file."""
+        self.path.unlink()
+        self.close()
+
+    def close(self) -> None:
+        """Lets others write."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _take(self) -> None:
+        lock = self.path.open("ab")
+        try:
+            if fcntl is not None:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise BusyError(
+                f"another process is writing {self.path}: wait for it, stop it, or choose "
+                "another --output"
+            ) from None
+        self._lock = lock
+
+
+def writing(path: Path) -> closing[Writer]:
+    """Opens a results file for writing and lets it go at the end."""
+    return closing(Writer(path))
+
+
+def sampled(problems: Sequence[Problem], count: int, settings: Settings) -> list[Problem]:
+    """Returns every problem `count` times, with ids of their own, so with seeds of their own.
+
+    The first sample has the problem's id: asking for more samples later goes on with those that
+    are there. Raises ValueError where all samples would be the same.
+    """
+    if count < 1:
+        raise ValueError(f"samples={count} must be at least 1")
+    if count > 1 and settings.temperature == 0:
+        raise ValueError(
+            f"samples={count} at temperature=0 would all be the same: set --temperature above 0"
+        )
+    return [
+        replace(problem, id=f"{problem.id}{_MARK}{number}") if number else problem
+        for problem in problems
+        for number in range(count)
+    ]
+
+
+def asked(problem: Problem) -> Problem:
+    """Returns the problem that a sample is of, as the judge knows it."""
+    return replace(problem, id=problem_id(problem.id))
+
+
+def problem_id(sample_id: str) -> str:
+    """Returns the id of the problem that a sample is of."""
+    base, mark, number = sample_id.rpartition(_MARK)
+    return base if mark and number.isdigit() else sample_id

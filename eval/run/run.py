@@ -1,91 +1,43 @@
-"""Runs a model over problems, keeps each answer as it comes, resumes after a kill."""
+"""Runs a model over problems, writes each answer as it comes, resumes after a kill.
+
+One process writes the results file; of several each decodes a part into a file of its own, and the
+main one puts them together.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+import secrets
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from dllm import cache as caches
-from dllm.eval.run.describe import describe, name_of
-from dllm.eval.run.environment import Environment, environment_of
-from dllm.eval.run.processes import Processes
-from dllm.eval.run.record import RunRecord, new_start
-from dllm.eval.run.results import Result
-from dllm.eval.run.shards import by_length
-from dllm.eval.tasks import Task
+from dllm.eval.run import execute
+from dllm.eval.run.describe import Setup
+from dllm.eval.run.processes import Failure, Tail, absorb, by_length, shard_of, split
+from dllm.eval.run.record import Environment, RunRecord, Start, begun, environment_of, note, now
+from dllm.eval.run.results import Result, Writer, read_results, writing
 from dllm.eval.tasks.task import Problem
-from dllm.models.model import DenoisingModel
-from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings
 
 # Problems decoded in one call, so that what is kept of all of them stays small: 22 bytes a column.
 _TOGETHER = 1024
-
-
-class RefusedError(ValueError):
-    """The settings do not suit the model or the problems; the message says why."""
+_PAUSE = 0.2  # seconds between two looks at what the others have done
 
 
 @dataclass(frozen=True)
-class Run:
-    """A model with settings, over the problems of a task.
-
-    `settings.batch_size`, if it is given, takes the place of `batch_size`.
-    """
-
-    model: DenoisingModel
-    task: Task
-    settings: Settings
-    batch_size: int = 32  # rows decoded at a time
-    processes: Processes = field(default_factory=Processes)  # that share the problems
-    keep_trace: bool = False  # in each result; decides no answer, so the name is the same
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size} must be at least 1")
-
-    def describe(self) -> dict[str, Any]:
-        """Returns what decides the answers, as JSON-ready values."""
-        return describe(self.model, self.task, self.settings)
-
-    @property
-    def name(self) -> str:
-        """A short name that is the same for the same settings."""
-        return name_of(self.describe())
-
-    @property
-    def num_rows(self) -> int:
-        """Rows decoded at a time."""
-        return self.settings.batch_size or self.batch_size
-
-    @property
-    def continuous(self) -> bool:
-        """Whether waiting problems take the places of finished ones; else batch follows batch.
-
-        They do where a row that enters feeds no more columns than the others, and with any cache
-        if `settings.batch_size` asks for it. Custom noise does not tell problems apart, and has
-        them in batches unless asked, which is then refused. Decides no answer.
-        """
-        if self.settings.batch_size is not None:
-            return True
-        even = caches.registry.create(self.settings.cache).even
-        return even and self.settings.noise is None
-
-    @property
-    def block_length(self) -> int:
-        """Columns decoded together, whoever chose their number."""
-        own = self.settings.block_length or self.model.spec.block_length
-        return own or min(DEFAULT_BLOCK_LENGTH, self.settings.max_new_tokens)
+class Run(Setup):
+    """A setup that is carried out: by one process, or by several that share its problems."""
 
     def record(
         self, problems: Sequence[Problem], processes: Sequence[Environment] = ()
     ) -> RunRecord:
         """Returns what is the same for all results that this run makes from now on."""
         digest = hashlib.sha256(repr(problems).encode()).hexdigest()[:16]
-        start = new_start(self.num_rows, digest, processes or [environment_of(self.model)])
-        start = replace(start, continuous=self.continuous)
+        made_by = tuple(processes) or (environment_of(self.model),)
+        rows, continuous = self.num_rows, self.continuous
+        start = Start(secrets.token_hex(4), now(), rows, digest, made_by, continuous)
         notes = {"description": self.task.description, **self.task.notes}
         return RunRecord(self.describe(), notes, (start,))
 
@@ -98,23 +50,166 @@ class Run:
         NotEnoughMemoryError when so many rows do not fit; fewer go on where it stopped. Of several
         processes the main one yields all, the others what they decode themselves.
         """
-        from dllm.eval.run import distributed, resume
-
-        if self.processes.count > 1:
-            yield from distributed.results(self, problems, output)
-        elif output is not None:
-            yield from resume.results(self, problems, output)
+        if self.processes.count == 1 and output is None:
+            for batch in self.batches(problems):
+                yield from batch
+        elif output is None:
+            raise ValueError(
+                f"{self.processes.count} processes need --output FILE, beside which each writes "
+                "its part"
+            )
+        elif self.processes.count == 1:
+            yield from _alone(self, problems, output)
+        elif self.processes.is_main:
+            yield from _lead(self, problems, output)
         else:
-            for results in self.batches(problems):
-                yield from results
+            yield from _follow(self, problems, output)
 
     def batches(self, problems: Sequence[Problem]) -> Iterator[list[Result]]:
         """Yields the results of the rows that one step finished, shortest prompts first.
 
         When memory runs out, or on Ctrl-C, the rows under way are lost and no others.
         """
-        from dllm.eval.run import execute
-
         left, size = by_length(problems), _TOGETHER if self.continuous else self.num_rows
         for start in range(0, len(left), size):
             yield from execute.results(self, left[start : start + size])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The problems of each process, as the main one shares them out."""
+
+    start: str
+    parts: tuple[tuple[str, ...], ...]  # ids
+
+
+def _alone(run: Run, problems: Sequence[Problem], output: Path) -> Iterator[Result]:
+    """Yields the results that are there, then new ones, each as soon as it is on the disk."""
+    with writing(output) as writer:
+        left = _left(run, problems, writer)
+        fresh = run.record(problems)
+        record = begun(output, run.name, fresh) if left else fresh
+        yield from _known(run, problems, writer)
+        for number, batch in enumerate(run.batches(left)):
+            if number == 0:  # a run that is refused leaves no file
+                note(output, run.name, record)
+            yield from _written(batch, fresh.starts[0].id, writer)
+
+
+def _left(run: Run, problems: Sequence[Problem], writer: Writer) -> list[Problem]:
+    """Returns what is left to do, with what killed processes left beside the file taken over."""
+    absorb(writer, problems)
+    done = read_results(writer.path, run.name)
+    return [problem for problem in problems if problem.id not in done]
+
+
+def _known(run: Run, problems: Sequence[Problem], writer: Writer) -> Iterator[Result]:
+    """Yields results that are there, with a new line for those that can be scored only now."""
+    done = read_results(writer.path, run.name)
+    for problem in problems:
+        if problem.id in done:
+            result = done[problem.id]
+            if result.correct is None and run.task.scored:
+                result = execute.scored(run.task, problem, result)
+                writer.append([result])
+            yield result
+
+
+def _written(batch: Iterable[Result], start: str, writer: Writer) -> Iterator[Result]:
+    stamped = [replace(result, start=start) for result in batch]
+    writer.append(stamped)
+    yield from stamped
+
+
+def _lead(run: Run, problems: Sequence[Problem], output: Path) -> Iterator[Result]:
+    """Yields all results, in the process that plans and merges.
+
+    A process that ends makes the others raise LostProcessError; the part files stay, and the next
+    start takes them over, with any number of processes. An error of one ends the run in all of
+    them, once the others are through with their parts.
+    """
+    processes = run.processes
+    fresh = run.record(problems, processes.share(environment_of(run.model)))
+    with ExitStack() as stack:
+        try:
+            writer = stack.enter_context(writing(output))
+            plan = _plan(run, problems, writer, fresh)
+        except (ValueError, OSError) as error:
+            processes.tell(Failure.of(error))
+            raise
+        processes.tell(plan)
+        yield from _known(run, problems, writer)
+        own = _Part(run, plan, problems, output)
+        yield from _gathered(own)
+        failures = processes.share(own.failure)
+        absorb(writer, problems)
+    _raise_first(failures, own)
+
+
+def _plan(run: Run, problems: Sequence[Problem], writer: Writer, fresh: RunRecord) -> Plan:
+    """Takes over what earlier starts left and returns who decodes the rest."""
+    left = _left(run, problems, writer)
+    if left:
+        note(writer.path, run.name, begun(writer.path, run.name, fresh))
+    parts = split(left, run.processes.count)
+    return Plan(fresh.starts[0].id, tuple(tuple(p.id for p in part) for part in parts))
+
+
+def _gathered(own: _Part) -> Iterator[Result]:
+    """Yields the main process's results and those of the others as they come, until all is done."""
+    processes = own.run.processes
+    tail = Tail(shard_of(own.output, rank) for rank in range(1, processes.count))
+    for result in own.results():
+        yield result
+        yield from tail.new()
+    for _ in processes.meet():
+        yield from tail.new()
+        time.sleep(_PAUSE)
+    yield from tail.new()
+
+
+def _follow(run: Run, problems: Sequence[Problem], output: Path) -> Iterator[Result]:
+    """Yields the results of this process's part."""
+    processes = run.processes
+    processes.share(environment_of(run.model))
+    plan = processes.tell(None)
+    if isinstance(plan, Failure):
+        raise plan.as_error()
+    own = _Part(run, plan, problems, output)
+    yield from own.results()
+    for _ in processes.meet():
+        time.sleep(_PAUSE)
+    _raise_first(processes.share(own.failure), own)
+
+
+class _Part:
+    """The part of this process, with a file of its own; an error waits for the others."""
+
+    def __init__(self, run: Run, plan: Plan, problems: Sequence[Problem], output: Path) -> None:
+        self.run, self.start = run, plan.start
+        own = set(plan.parts[run.processes.rank])
+        self.problems = [problem for problem in problems if problem.id in own]
+        self.output, self.shard = output, shard_of(output, run.processes.rank)
+        self.error: Exception | None = None
+
+    @property
+    def failure(self) -> Failure | None:
+        """The error as the others learn of it."""
+        return None if self.error is None else Failure.of(self.error)
+
+    def results(self) -> Iterator[Result]:
+        """Yields the results of this part; after an error, those of before it."""
+        try:
+            with writing(self.shard) as writer:
+                for batch in self.run.batches(self.problems):
+                    yield from _written(batch, self.start, writer)
+        except Failure.KINDS as error:
+            self.error = error
+
+
+def _raise_first(failures: Sequence[Failure | None], own: _Part) -> None:
+    if own.error is not None:
+        raise own.error
+    for failure in failures:
+        if failure is not None:
+            raise failure.as_error()

@@ -1,20 +1,18 @@
-"""What the results of one run come to."""
+"""Sums up the results of one run: accuracy beside its cost, and all that should be published."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from dllm import cache as caches
-from dllm import schedulers
-from dllm.decoding.speculation import verifiers
-from dllm.eval.run.results import Result
-from dllm.eval.run.samples import passes, problem_id
-from dllm.registry import Registry
+from dllm.eval.run.describe import short_names
+from dllm.eval.run.record import RunRecord
+from dllm.eval.run.results import Result, problem_id
 
 _NORMAL_95 = 1.959963984540054
+_ACCURACY = ("accuracy", "accuracy_low", "accuracy_high", "correct", "scored", "scores", "pass_at")
 
 
 @dataclass(frozen=True)
@@ -56,35 +54,31 @@ def summarise(results: Sequence[Result]) -> Summary:
         raise ValueError("there are no results to summarise")
     scores = [result.correct for result in results if result.correct is not None]
     count, correct, scored = len(results), sum(scores), len(scores)
-    forwards = sum(result.forwards for result in results)
-    row_forwards = sum(result.row_forwards for result in results)
-    seconds = sum(result.seconds for result in results)
-    valid = sum(result.valid_tokens for result in results)
+    valid, raw = sum(r.valid_tokens for r in results), sum(r.raw_tokens for r in results)
+    forwards, row_forwards = sum(r.forwards for r in results), sum(r.row_forwards for r in results)
     problems = len({problem_id(result.id) for result in results})
     low, high = _interval(results) if scored else (0.0, 1.0)
-    settings = results[0].settings
+    names = short_names(results[0].settings)
     flops = [result.flops for result in results if result.flops is not None]
     return Summary(
-        scheduler=short(settings["scheduler"], schedulers.registry),
-        cache=short(settings["cache"], caches.registry),
+        scheduler=names["scheduler"],
+        cache=names["cache"],
         problems=problems,
         correct=correct,
-        accuracy=correct / scored if scored else 0.0,
+        accuracy=_ratio(correct, scored),
         accuracy_low=low,
         accuracy_high=high,
         forwards=forwards / count,
         row_forwards=row_forwards / count,
         tokens_fed=sum(result.tokens_fed for result in results) / count,
-        tokens_per_forward=valid / forwards if forwards else 0.0,
-        tokens_per_row_forward=valid / row_forwards if row_forwards else 0.0,
-        raw_tokens_per_forward=(
-            sum(result.raw_tokens for result in results) / forwards if forwards else 0.0
-        ),
-        tokens_per_second=valid / seconds if seconds else 0.0,
+        tokens_per_forward=_ratio(valid, forwards),
+        tokens_per_row_forward=_ratio(valid, row_forwards),
+        raw_tokens_per_forward=_ratio(raw, forwards),
+        tokens_per_second=_ratio(valid, sum(r.seconds for r in results)),
         flops=sum(flops) / count if len(flops) == count else None,
         scored=scored,
         scores=_further(results),
-        verifier=short(settings["verifier"], verifiers.registry) if "verifier" in settings else "",
+        verifier=names.get("verifier", ""),
         pass_at=passes(results),
     )
 
@@ -111,33 +105,149 @@ def wilson(successes: float, trials: int) -> tuple[float, float]:
 
 
 def _further(results: Sequence[Result]) -> dict[str, float]:
-    """Returns the mean of each score in the details, over the results whose judge keeps it."""
-    kept: dict[str, list[bool]] = {}
+    """Returns the mean of each score in the details, over the results that have it."""
+    found: dict[str, list[bool]] = {}
     for result in results:
         for name, value in result.details.items():
             if isinstance(value, bool) and result.correct is not None:
-                kept.setdefault(name, []).append(value)
-    return {name: sum(values) / len(values) for name, values in kept.items()}
+                found.setdefault(name, []).append(value)
+    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
-def short(part: Mapping[str, Any], registry: Registry[Any]) -> str:
-    """Returns the short form of a scheduler or cache, options at their default left out.
+def pass_at(samples: int, correct: int, k: int) -> float:
+    """Returns the unbiased estimate of pass@k from `correct` of `samples` (2107.03374, eq. 1).
 
-    One that was given as an instance from elsewhere has no known defaults: all are named.
+    1 - C(n - c, k) / C(n, k), as a product that does not overflow.
     """
-    known = part["name"] in registry.names()
-    usual = {f.name: _default(f) for f in fields(registry.get(part["name"]))} if known else {}
-    first = next(iter(usual), None)  # its name may be left out
-    options = []
-    for key in usual or [key for key in part if key != "name"]:
-        if not known or part[key] != usual[key]:
-            inner = isinstance(part[key], Mapping) and "name" in part[key]
-            value = short(part[key], registry) if inner else part[key]
-            options.append(str(value) if key == first else f"{key}={value}")
-    return ":".join([str(part["name"]), *([",".join(options)] if options else [])])
+    if not 0 <= correct <= samples or not 1 <= k <= samples:
+        raise ValueError(
+            f"pass@{k} of {correct} correct ones among {samples} samples is not defined: it takes "
+            "0 <= correct <= samples and 1 <= k <= samples"
+        )
+    missed = 1.0  # 0 as soon as fewer than k are wrong: k is then one of the numbers
+    for number in range(samples - correct + 1, samples + 1):
+        missed *= 1 - k / number
+    return 1 - missed
 
 
-def _default(field: Field[Any]) -> Any:
-    """Returns an option's default as a summary holds it: a part that is an option is a mapping."""
-    value = field.default if field.default_factory is MISSING else field.default_factory()
-    return value.summary() if isinstance(value, schedulers.Scheduler) else value
+def passes(results: Iterable[Result]) -> dict[int, float]:
+    """Returns the mean of pass@1 to pass@n over the problems; empty without several samples.
+
+    n is the most samples that every problem has; those that were not scored do not count.
+    """
+    judged: dict[str, list[bool]] = {}
+    for result in results:
+        if result.correct is not None:
+            judged.setdefault(problem_id(result.id), []).append(result.correct)
+    fewest = min(map(len, judged.values()), default=0)
+    if max(map(len, judged.values()), default=0) < 2:
+        return {}
+    return {
+        k: sum(pass_at(len(s), sum(s), k) for s in judged.values()) / len(judged)
+        for k in range(1, fewest + 1)
+    }
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums and rates; None where lines of before a figure was kept do not have it."""
+
+    answers: int
+    prompt_tokens: int
+    valid_tokens: int  # before the first end token
+    raw_tokens: int  # all that the model committed
+    forwards: int  # in which a row had something to commit, summed over rows
+    row_forwards: int  # the same, with every variant of a row counted
+    rows_fed: float | None  # over all passes, places of finished rows included
+    tokens_fed: float  # columns
+    tokens_per_forward: float  # valid ones
+    raw_tokens_per_forward: float
+    seconds: float  # of decoding, summed over the processes
+    prefill_seconds: float | None  # the part of it that went to each row's first pass
+    tokens_per_second: float  # valid ones; sums divided
+    tokens_per_second_mean: float  # mean over answers
+    tokens_per_second_decode: float | None  # the two without prefill
+    tokens_per_second_decode_mean: float | None
+    latency_p50: float | None  # seconds of decoding from an answer's first pass to its last
+    latency_p95: float | None
+    peak_memory: int | None  # bytes of device memory; None on a CPU
+    early_stops: int  # answers that ended with an end token
+    truncated: int  # answers without one: all slots were filled
+    not_extracted: int | None  # answers in which the judge found none
+    ended: str | None  # when the last result came, UTC
+
+
+def totals_of(results: Sequence[Result]) -> Totals:
+    """Returns the totals of the results of one run, of which there is at least one."""
+    if not results:
+        raise ValueError("there are no results to sum up")
+    valid, raw = sum(r.valid_tokens for r in results), sum(r.raw_tokens for r in results)
+    forwards, seconds = sum(r.forwards for r in results), math.fsum(r.seconds for r in results)
+    prefill = _sum(r.prefill_seconds for r in results)
+    known = [r for r in results if r.prefill_seconds is not None]
+    decode = [(r.valid_tokens, r.seconds - (r.prefill_seconds or 0.0)) for r in known]
+    whole = prefill is not None
+    latency = [r.latency for r in results if r.latency is not None]
+    memory = [r.peak_memory for r in results if r.peak_memory is not None]
+    extracted = [r.extracted for r in results if r.extracted is not None]
+    finished = [r.finished for r in results if r.finished is not None]
+    return Totals(
+        answers=len(results),
+        prompt_tokens=sum(r.prompt_tokens for r in results),
+        valid_tokens=valid,
+        raw_tokens=raw,
+        forwards=forwards,
+        row_forwards=sum(r.row_forwards for r in results),
+        rows_fed=_sum(r.rows_fed for r in results),
+        tokens_fed=math.fsum(r.tokens_fed for r in results),
+        tokens_per_forward=_ratio(valid, forwards),
+        raw_tokens_per_forward=_ratio(raw, forwards),
+        seconds=seconds,
+        prefill_seconds=prefill,
+        tokens_per_second=_ratio(valid, seconds),
+        tokens_per_second_mean=_mean([(r.valid_tokens, r.seconds) for r in results]),
+        tokens_per_second_decode=_ratio(valid, math.fsum(s for _, s in decode)) if whole else None,
+        tokens_per_second_decode_mean=_mean(decode) if whole else None,
+        latency_p50=_percentile(latency, 0.5),
+        latency_p95=_percentile(latency, 0.95),
+        peak_memory=max(memory, default=None),
+        early_stops=sum(r.finish_reason == "eos" for r in results),
+        truncated=sum(r.finish_reason == "length" for r in results),
+        not_extracted=extracted.count(False) if extracted else None,
+        ended=max(finished, default=None),
+    )
+
+
+def full_record(name: str, run: RunRecord, results: Sequence[Result]) -> dict[str, Any]:
+    """Returns all that should be published with a run's figures, as JSON-ready values."""
+    summarised = record(summarise(results))
+    made = [result.start for result in results]
+    starts = [{**asdict(start), "answers": made.count(start.id)} for start in run.starts]
+    return {
+        "run": name,
+        "settings": dict(run.settings),
+        "task": dict(run.task),
+        "accuracy": {name: summarised[name] for name in _ACCURACY},
+        "totals": asdict(totals_of(results)),
+        "starts": starts,
+    }
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    listed = list(values)
+    known = [value for value in listed if value is not None]
+    return math.fsum(known) if len(known) == len(listed) else None
+
+
+def _ratio(count: float, total: float) -> float:
+    return count / total if total else 0.0
+
+
+def _mean(pairs: Sequence[tuple[int, float]]) -> float:
+    return math.fsum(_ratio(tokens, seconds) for tokens, seconds in pairs) / len(pairs)
+
+
+def _percentile(values: Sequence[float], part: float) -> float | None:
+    """Returns the smallest value that at least this part of them does not exceed."""
+    ordered = sorted(values)
+    return ordered[max(math.ceil(part * len(ordered)) - 1, 0)] if ordered else None

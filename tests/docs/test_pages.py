@@ -25,7 +25,7 @@ from dllm import schedulers
 from dllm.cli.catalogue import Method, Option, comments_of, find_methods
 from dllm.cli.main import app
 from dllm.cli.markdown import MARKER, escape, render, rewrite
-from dllm.eval.run.summary import short
+from dllm.eval.run.describe import short
 from dllm.schedulers import Decision, Needs, Scheduler, Setup, View
 from dllm.schedulers.threshold import Threshold
 from dllm.schedulers.wrapper import Wrapper

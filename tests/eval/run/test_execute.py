@@ -21,13 +21,13 @@ from torch import Tensor
 
 import dllm
 from dllm.decoding.batching import Admission
+from dllm.eval.errors import RefusedError
 from dllm.eval.run import execute
 from dllm.eval.run import run as run_module
-from dllm.eval.run.costs import Shares, Spent
+from dllm.eval.run.execute import Shares, Spent
 from dllm.eval.run.record import read_records
-from dllm.eval.run.results import Result, read_results
-from dllm.eval.run.run import RefusedError, Run
-from dllm.eval.run.samples import sampled
+from dllm.eval.run.results import Result, read_results, sampled
+from dllm.eval.run.run import Run
 from dllm.eval.tasks.task import Judgement
 from dllm.generate import Stream
 from tests.support import ROOT
@@ -203,7 +203,7 @@ def test_shares_add_up_to_what_was_spent(
 def test_shares_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     meter: Any = SimpleNamespace(rows_fed=0, tokens_fed=0, flops=0)
     clock = 100.0
-    monkeypatch.setattr("dllm.eval.run.costs.perf_counter", lambda: clock)
+    monkeypatch.setattr("dllm.eval.run.execute.perf_counter", lambda: clock)
     steps = [  # prompts in the two places, finished ones, columns of a row, seconds
         ((0, 1), (0,), 12, 1.0),
         ((2, 1), (1,), 30, 2.0),

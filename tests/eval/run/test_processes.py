@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 import dllm
+from dllm.eval.run.processes import find_shards
 from dllm.eval.run.record import read_records
 from dllm.eval.run.results import read_lines
 from dllm.eval.run.run import Run
-from dllm.eval.run.shards import find_shards
 from dllm.eval.tasks import TASKS
 from dllm.settings import resolve
 

@@ -15,13 +15,14 @@ from typer.testing import CliRunner
 
 import dllm
 from dllm.cli.main import app
+from dllm.eval.errors import RefusedError
 from dllm.eval.report.comparison import heading, label
-from dllm.eval.run import environment, execute
-from dllm.eval.run.environment import environment_of, weights_digest
-from dllm.eval.run.record import beside, note, read_records
+from dllm.eval.run import execute
+from dllm.eval.run import record as environment
+from dllm.eval.run.record import beside, environment_of, note, read_records, weights_digest
 from dllm.eval.run.results import Result, append, read_results
-from dllm.eval.run.run import RefusedError, Run
-from dllm.eval.run.totals import full_record, totals_of
+from dllm.eval.run.run import Run
+from dllm.eval.run.summary import full_record, totals_of
 from dllm.eval.tasks import TASKS
 from dllm.learn2pd.filter import TINY
 from dllm.settings import resolve

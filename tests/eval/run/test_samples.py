@@ -14,10 +14,9 @@ from typer.testing import CliRunner
 
 import dllm
 from dllm.cli.main import app
-from dllm.eval.run.results import Result
+from dllm.eval.run.results import Result, asked, problem_id, sampled
 from dllm.eval.run.run import Run
-from dllm.eval.run.samples import asked, pass_at, passes, problem_id, sampled
-from dllm.eval.run.summary import summarise, wilson
+from dllm.eval.run.summary import pass_at, passes, summarise, wilson
 from dllm.eval.sandbox.verdict import SandboxError
 from dllm.eval.tasks import TASKS, find_task
 from dllm.eval.tasks.task import Problem, TaskOptions

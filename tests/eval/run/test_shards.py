@@ -11,13 +11,21 @@ from typing import Any
 import pytest
 
 import dllm
-from dllm.eval.run import execute, shards
-from dllm.eval.run.errors import Failure
-from dllm.eval.run.processes import Processes, find_processes
-from dllm.eval.run.results import append, mend, read_lines, read_results
+from dllm.eval.errors import BusyError
+from dllm.eval.run import execute
+from dllm.eval.run import processes as shards
+from dllm.eval.run.processes import (
+    Failure,
+    Processes,
+    Tail,
+    absorb,
+    find_processes,
+    find_shards,
+    shard_of,
+    split,
+)
+from dllm.eval.run.results import Writer, append, mend, read_lines, read_results, writing
 from dllm.eval.run.run import Run
-from dllm.eval.run.shards import Tail, absorb, find_shards, shard_of, split
-from dllm.eval.run.writer import BusyError, Writer, writing
 from dllm.eval.tasks import TASKS
 from dllm.eval.tasks.task import Problem
 from dllm.settings import resolve
