@@ -40,7 +40,7 @@ from dllm.cli.options import (
 )
 from dllm.decoding.memory_limits import NotEnoughMemoryError
 from dllm.eval.compare.cache_error import CacheError, Observed, summarise
-from dllm.eval.compare.cache_error_run import Audit
+from dllm.eval.compare.cache_error_run import CacheErrorRun
 from dllm.eval.tasks import find_task
 from dllm.output import GenerationOutput
 from dllm.settings import resolve
@@ -92,7 +92,7 @@ def cache_error(
         seed=seed,
     )
     resolved = resolve(loaded.defaults, None, {**options, "cache": "none"})
-    audit = Audit(loaded, subject.prompts, resolved, batch_size)
+    audit = CacheErrorRun(loaded, subject.prompts, resolved, batch_size)
     _Job(audit, subject, _chosen(audit, cache), to).run()
 
 
@@ -100,7 +100,7 @@ def cache_error(
 class _Job:
     """All caches on the same prompts, and where the report goes."""
 
-    audit: Audit
+    audit: CacheErrorRun
     subject: Subject
     caches: Sequence[str]
     to: Destination
@@ -169,7 +169,7 @@ def _subject(task: str | None, prompts: Path | None, limit: int) -> Subject:
     return Subject(chosen.name, tuple(p.prompt for p in problems), chosen, tuple(problems))
 
 
-def _chosen(audit: Audit, given: Sequence[str] | None) -> list[str]:
+def _chosen(audit: CacheErrorRun, given: Sequence[str] | None) -> list[str]:
     """Returns the caches to look at: those given, else all that the model allows."""
     if given:
         for cache in given:

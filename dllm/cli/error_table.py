@@ -13,7 +13,7 @@ from rich.text import Text
 
 from dllm.cli.paths import check_writable
 from dllm.eval.compare.cache_error import CacheError, Observed
-from dllm.eval.compare.cache_error_run import Audit
+from dllm.eval.compare.cache_error_run import CacheErrorRun
 from dllm.eval.tasks import Task
 from dllm.eval.tasks.task import Problem
 from dllm.settings import DEFAULT_BLOCK_LENGTH
@@ -79,7 +79,7 @@ class Destination:
             check_writable(path, f"--{name}", mark)
 
 
-def heading(audit: Audit) -> str:
+def heading(audit: CacheErrorRun) -> str:
     """Returns what every cache has in common."""
     settings, model = audit.settings, audit.model
     own = min(DEFAULT_BLOCK_LENGTH, settings.max_new_tokens)

@@ -14,8 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dllm.cli.options import JsonOption
-from dllm.eval.compare.paired import Pairing, pair
-from dllm.eval.compare.select_run import choose, label_in
+from dllm.eval.compare.paired import Pairing, choose, label_in, pair
 from dllm.eval.run.summary import Summary, record
 
 _LEVEL = 0.05  # the usual one, for the wording alone

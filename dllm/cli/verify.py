@@ -27,8 +27,7 @@ from dllm.cli.options import (
     TemperatureOption,
     given,
 )
-from dllm.eval.compare.verification import Divergence, Spent, Verification, summed
-from dllm.eval.compare.verification_trial import Trial
+from dllm.eval.compare.verification import Divergence, Spent, Trial, Verification, summed
 from dllm.eval.tasks import find_task
 from dllm.models.model import DenoisingModel
 from dllm.settings import resolve

@@ -1,21 +1,50 @@
-"""What a cache changed and saved, summed up."""
+"""Cached passes beside exact ones in figures: errors of logits, what they change, what is saved."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+import torch
 from torch import Tensor
 
 from dllm import cache as caches
 from dllm import schedulers
-from dllm.eval.compare.error_recorder import Entries, join
 from dllm.eval.run.describe import short
 from dllm.output import GenerationOutput
 from dllm.settings import Settings
+from dllm.state.candidates import Candidates
 
 Answer = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Entries:
+    """N passes of one row each, as they were beside the exact pass; float64 but for `row`, `step`.
+
+    A row has an entry for each pass in which it had masks to commit.
+    """
+
+    row: Tensor  # (N,) int64 of the batch
+    step: Tensor  # (N,) int64 passes of the row before this one
+    num_masks: Tensor  # (N,) columns that were compared
+    max_error: Tensor  # (N,) of a logit
+    mean_error: Tensor  # (N,) of all logits of the compared columns
+    divergence: Tensor  # (N,) nats, KL(exact || cached), mean of the compared columns
+    same_tokens: Tensor  # (N,) compared columns for which the same token is proposed
+    same_first: Tensor  # (N,) 1: the most confident column is the same
+    rank_correlation: Tensor  # (N,) Spearman's rho of confidence; NaN without an order
+    mean_age: Tensor  # (N,) passes since the keys that the row attended to were written
+    max_age: Tensor  # (N,)
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def records(self) -> list[dict[str, float]]:
+        """Returns the entries as a mapping each."""
+        columns = [value.tolist() for value in vars(self).values()]
+        return [dict(zip(vars(self), line, strict=True)) for line in zip(*columns, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -30,7 +59,7 @@ class Observed:
 
 @dataclass(frozen=True)
 class CacheError:
-    """What one cache changed and saved; means are over passes of a row, sums over prompts.
+    """The changes and savings of one cache; means are over passes of a row, sums over prompts.
 
     What is not defined is None: an order of one column, FLOPs of a wrapped module.
     """
@@ -57,8 +86,71 @@ class CacheError:
     correct: float | None = None  # part of the prompts, where the answers are known
 
 
+def logit_error(logits: Tensor, exact: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the largest and the mean absolute difference over each row's chosen columns, (B,).
+
+    Logits are (B, W, V), `chosen` (B, W) bool. Two equal infinities do not differ; a row without
+    chosen columns has no error.
+    """
+    difference = torch.where(logits == exact, 0, (logits - exact).abs())
+    difference = torch.where(chosen[..., None], difference, 0).double()
+    largest = difference.amax((1, 2))
+    return largest, difference.mean(2).sum(1) / chosen.sum(1).clamp(min=1)
+
+
+def divergence(logits: Tensor, exact: Tensor, chosen: Tensor) -> Tensor:
+    """Returns the mean KL(exact || cached) of the chosen columns in nats, (B,) float64."""
+    cached, true = logits.double().log_softmax(-1), exact.double().log_softmax(-1)
+    terms = torch.where(true.isneginf(), 0, true.exp() * (true - cached))
+    each = torch.where(chosen, terms.sum(-1), 0)
+    return each.sum(1).clamp(min=0) / chosen.sum(1).clamp(min=1)
+
+
+def same_first(cached: Candidates, exact: Candidates, chosen: Tensor) -> Tensor:
+    """Returns whether the same chosen column is the most confident one, (B,) float64.
+
+    Ties go to the lower column, as in schedulers; NaN where a row has no chosen column.
+    """
+    first = [c.confidence.masked_fill(~chosen, -torch.inf).argmax(1) for c in (cached, exact)]
+    return (first[0] == first[1]).double().masked_fill(~chosen.any(1), torch.nan)
+
+
+def rank_correlation(cached: Tensor, exact: Tensor, chosen: Tensor) -> Tensor:
+    """Returns Spearman's rho of two scores (B, W) over each row's chosen columns, (B,) float64.
+
+    Equal scores share their mean rank. NaN where there is no order to compare: fewer than two
+    columns, or all scores of one side equal.
+    """
+    count = chosen.sum(1, keepdim=True)
+    centred = []
+    for score in (cached, exact):
+        rank = _mean_rank(score, chosen)
+        mean = torch.where(chosen, rank, 0).sum(1, keepdim=True) / count.clamp(min=1)
+        centred.append(torch.where(chosen, rank - mean, 0))
+    one, other = centred
+    spread = (one.square().sum(1) * other.square().sum(1)).sqrt()
+    return torch.where(spread > 0, (one * other).sum(1) / spread, torch.nan)
+
+
+def _mean_rank(score: Tensor, chosen: Tensor) -> Tensor:
+    """Returns ranks (B, W) float64 among the chosen columns, the mean one for equal scores."""
+    score = score.double().masked_fill(~chosen, torch.inf)  # the others come last
+    ordered = score.sort(1).values
+    below = torch.searchsorted(ordered, score)
+    above = torch.searchsorted(ordered, score, right=True)
+    return (below + above - 1).double() / 2
+
+
+def join(parts: Sequence[Entries]) -> Entries:
+    """Returns the entries of all sets, on the CPU."""
+    names = [field.name for field in fields(Entries)]
+    if not parts:
+        return Entries(**{name: torch.empty(0, dtype=torch.float64) for name in names})
+    return Entries(**{name: torch.cat([getattr(p, name) for p in parts]).cpu() for name in names})
+
+
 def summarise(settings: Settings, parts: Sequence[Observed]) -> CacheError:
-    """Returns what all batches of one cache come to."""
+    """Returns the sum of all batches of one cache."""
     found = join([part.entries for part in parts])
     if not len(found):
         raise ValueError("no pass was made: the prompts leave nothing to commit")
@@ -106,7 +198,7 @@ def _answers(part: Observed) -> list[tuple[Answer, Answer]]:
 
 def _answer(out: GenerationOutput, row: int, ends: Sequence[int]) -> Answer:
     tokens = out.sequences[row][out.metrics.rows[row].prompt_tokens :]
-    stops = (place + 1 for place, token in enumerate(tokens) if token in ends)
+    stops = (number + 1 for number, token in enumerate(tokens) if token in ends)
     return tokens[: next(stops, len(tokens))]
 
 

@@ -1,23 +1,44 @@
-"""Runs caches beside exact passes, and beside the run without a cache."""
+"""Runs caches beside exact passes over the same canvas, and beside the run without a cache."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from dllm import cache as caches
+from dllm.cache.base import every_column
 from dllm.compatible import check
-from dllm.eval.compare.cache_error import CacheError, Observed, summarise
-from dllm.eval.compare.error_recorder import observe
-from dllm.generate import generate
+from dllm.decoding.forward import Forward
+from dllm.decoding.head_rows import in_window
+from dllm.decoding.observer import Pass
+from dllm.decoding.shadow import with_shadows
+from dllm.eval.compare import batches
+from dllm.eval.compare.cache_error import (
+    CacheError,
+    Entries,
+    Observed,
+    divergence,
+    join,
+    logit_error,
+    rank_correlation,
+    same_first,
+    summarise,
+)
+from dllm.generate import Stream, generate
+from dllm.metrics import Meter
 from dllm.models.model import DenoisingModel
 from dllm.output import GenerationOutput
-from dllm.settings import Settings
+from dllm.prompts import Prompts
+from dllm.settings import Settings, resolve
+from dllm.state.noise import CounterNoise
 
 
 @dataclass(frozen=True)
-class Audit:
+class CacheErrorRun:
     """Prompts, and how they are decoded whatever the cache."""
 
     model: DenoisingModel
@@ -37,7 +58,7 @@ class Audit:
 
     @property
     def num_batches(self) -> int:
-        """How often a cache is observed."""
+        """The number of batches in which a cache is observed."""
         return -(-len(self.prompts) // self.batch_size)
 
     def check(self, cache: Any) -> None:
@@ -46,53 +67,133 @@ class Audit:
 
     def allowed(self) -> dict[str, str | None]:
         """Returns every cache by name, with the reason why it is refused, None if it is not."""
-        found: dict[str, str | None] = {}
+        reasons: dict[str, str | None] = {}
         for name in caches.registry.names():
             try:
                 self.check(name)
             except ValueError as error:
-                found[name] = str(error)
+                reasons[name] = str(error)
             else:
-                found[name] = None
-        return found
+                reasons[name] = None
+        return reasons
 
     def reference(self) -> Iterator[GenerationOutput]:
         """Yields each batch decoded without a cache."""
-        for start in range(0, len(self.prompts), self.batch_size):
-            prompts, settings = self._batch(start)
+        for _, prompts, settings in batches(self.prompts, self.settings, self.batch_size):
             yield generate(self.model, prompts, replace(settings, cache="none"))
 
     def observed(self, cache: Any, references: Sequence[GenerationOutput]) -> Iterator[Observed]:
         """Yields each batch decoded with a cache, beside exact passes and the reference."""
-        given = self.settings.eos_token_id
-        ends = self.model.spec.eos_token_ids if given is None else given
+        named = self.settings.eos_token_id
+        ends = self.model.spec.eos_token_ids if named is None else named
         ends = (ends,) if isinstance(ends, int) else tuple(ends)
-        for start, reference in zip(
-            range(0, len(self.prompts), self.batch_size), references, strict=True
-        ):
-            prompts, settings = self._batch(start)
+        parts = batches(self.prompts, self.settings, self.batch_size)
+        for (_, prompts, settings), reference in zip(parts, references, strict=True):
             output, entries = observe(self.model, prompts, replace(settings, cache=cache))
             yield Observed(output, entries, reference, ends)
 
-    def _batch(self, start: int) -> tuple[list[Any], Settings]:
-        """Returns prompts and settings of a batch; a prompt's seed does not depend on it."""
-        prompts = list(self.prompts[start : start + self.batch_size])
-        seed = self.settings.seed
-        if isinstance(seed, list):
-            seeds = seed[start : start + self.batch_size]
-        else:
-            seeds = [(seed or 0) + start + row for row in range(len(prompts))]
-        return prompts, replace(self.settings, seed=seeds)
 
-
-def audit(
+def cache_error(
     model: DenoisingModel,
     prompts: Sequence[Any],
     settings: Settings,
     cache: Any = "dual",
     batch_size: int = 32,
 ) -> CacheError:
-    """Returns what a cache changes and saves on a list of prompts."""
-    asked = Audit(model, prompts, settings, batch_size)
-    parts = list(asked.observed(cache, list(asked.reference())))
+    """Returns the changes and savings of a cache on a list of prompts."""
+    run = CacheErrorRun(model, prompts, settings, batch_size)
+    parts = list(run.observed(cache, list(run.reference())))
     return summarise(replace(settings, cache=cache), parts)
+
+
+@dataclass
+class ErrorRecorder:
+    """An observer that runs the exact pass beside each pass and keeps the differences.
+
+    The exact pass is a full one without a store, on the canvas as it is: it costs time, but
+    writes nothing and draws no noise, so that the observed run goes as it would alone.
+    """
+
+    parts: list[Entries] = field(default_factory=list)
+
+    def __call__(self, seen: Pass) -> None:
+        """Compares one pass."""
+        masked, width = seen.window.masked, seen.window.columns.shape[1]
+        cached, exact = seen.logits[:, :width], exact_logits(seen)
+        largest, mean = logit_error(cached, exact, masked)
+        # At temperature 0 no noise is drawn, whatever it is.
+        noise = CounterNoise(torch.zeros_like(seen.canvas.step))
+        sampling = replace(seen.sampling, temperature=0.0)
+        ours, theirs = (
+            sampling.propose(logits, noise, seen.window.columns, seen.canvas.step)
+            for logits in (cached, exact)
+        )
+        mean_age, max_age = ages(seen)
+        entries = Entries(
+            row=torch.arange(len(masked), device=masked.device),
+            step=seen.canvas.step.clone(),
+            num_masks=masked.sum(1).double(),
+            max_error=largest,
+            mean_error=mean,
+            divergence=divergence(cached, exact, masked),
+            same_tokens=(masked & (ours.token == theirs.token)).sum(1).double(),
+            same_first=same_first(ours, theirs, masked),
+            rank_correlation=rank_correlation(ours.confidence, theirs.confidence, masked),
+            mean_age=mean_age,
+            max_age=max_age,
+        )
+        self.parts.append(entries)
+
+    @property
+    def entries(self) -> Entries:
+        """All passes so far in their order, on the CPU, without rows that only waited."""
+        found = join(self.parts)
+        compared = found.num_masks > 0
+        return Entries(**{name: value[compared] for name, value in vars(found).items()})
+
+
+def observe(
+    model: DenoisingModel, prompts: Prompts, settings: Settings | None = None, **given: Any
+) -> tuple[GenerationOutput, Entries]:
+    """Returns what `generate` returns, and how each pass compared with an exact one.
+
+    Arguments are those of `generate`. The metrics count the observed passes alone, but their
+    times hold the exact ones too.
+    """
+    recorder = ErrorRecorder()
+    settings = resolve(model.defaults, settings, given)
+    running = Stream(model, prompts, settings, observer=recorder)
+    for _ in running:
+        pass
+    return running.output, recorder.entries
+
+
+def exact_logits(seen: Pass) -> Tensor:
+    """Returns the window's logits (B, W, V) by a full pass over the same canvas."""
+    plan = every_column(seen.canvas, seen.model.spec, store=False, width=seen.status.length)
+    if seen.plan.num_shadows:  # alike in shape, or else rounding would differ
+        plan = with_shadows(plan, seen.canvas)
+    places, width = seen.plan.places, seen.window.columns.shape[1]
+    if places is not None:
+        plan = replace(plan, head=plan.head.gather(1, places), places=places)
+    forward = Forward(seen.model, None, Meter(seen.canvas.tokens.device))
+    return in_window(forward(seen.canvas.tokens, plan)[:, :width], plan, width)
+
+
+def ages(seen: Pass) -> tuple[Tensor, Tensor]:
+    """Returns the mean and the largest age of the keys that each row attended to, (B,) float64.
+
+    Age is counted in passes, 0 for keys that this pass wrote. Shadows are left out.
+    """
+    layout, plan = seen.canvas.layout, seen.plan
+    if seen.store is None:
+        nothing = torch.zeros(layout.num_rows, device=plan.columns.device, dtype=torch.float64)
+        return nothing, nothing
+    num_keys = min(plan.num_keys, layout.num_columns)
+    first = slice(0, layout.num_rows * seen.num_variants, seen.num_variants)
+    age = seen.store.age(num_keys)[first].to(plan.columns.device).double()
+    visible = torch.ones_like(age, dtype=torch.bool)
+    if plan.attend is not None:
+        visible = plan.attend.any(1)[:, :num_keys]
+    age = torch.where(visible, age, 0)
+    return age.sum(1) / visible.sum(1).clamp(min=1), age.amax(1)

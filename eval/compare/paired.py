@@ -1,15 +1,17 @@
-"""Two runs on the same problems: where only one is right, and whether that may be chance."""
+"""Two runs of results files on the same problems: where one is right, and whether by chance."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from dllm.eval.run.results import Result, problem_id
-from dllm.eval.run.summary import Summary, summarise
+from dllm.eval.run.describe import label_of
+from dllm.eval.run.results import Result, problem_id, read_lines
+from dllm.eval.run.summary import NORMAL_95, Summary, summarise
 
-_NORMAL_95 = 1.959963984540054
+Results = Mapping[str, Result]  # by problem id
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Counts:
         """
         total, gain = self.total + 2, self.only_first - self.only_second
         spread = math.sqrt(self.discordant + 1 - gain**2 / total) / total
-        half = _NORMAL_95 * spread
+        half = NORMAL_95 * spread
         return max(gain / total - half, -1.0), min(gain / total + half, 1.0)
 
     @property
@@ -93,7 +95,7 @@ class Pairing:
         return self.second.tokens_per_forward / before if before else None
 
 
-def pair(first: Mapping[str, Result], second: Mapping[str, Result]) -> Pairing:
+def pair(first: Results, second: Results) -> Pairing:
     """Returns two runs side by side, given their results by id.
 
     Raises ValueError where that says nothing: no problem in common, or other right answers.
@@ -122,14 +124,14 @@ def pair(first: Mapping[str, Result], second: Mapping[str, Result]) -> Pairing:
     )
 
 
-def _first_samples(results: Mapping[str, Result]) -> dict[str, Result]:
+def _first_samples(results: Results) -> dict[str, Result]:
     """Returns one answer a problem: McNemar's test takes problems as independent trials."""
     return {name: result for name, result in results.items() if problem_id(name) == name}
 
 
 def _check(
-    one: Mapping[str, Result],
-    other: Mapping[str, Result],
+    one: Results,
+    other: Results,
     common: Sequence[tuple[Result, Result]],
 ) -> None:
     if not common:
@@ -144,3 +146,46 @@ def _check(
     changed = next((a.id for a, b in common if a.answer != b.answer), None)
     if changed is not None:
         raise ValueError(f"problem {changed!r} has another right answer in each: not the same data")
+
+
+def runs_in(path: Path) -> dict[str, dict[str, Result]]:
+    """Returns the results of each run in a file, in the order of their first lines.
+
+    Raises ValueError for a file that is missing, empty or no results file.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: name a results file of `dllm eval --output`")
+    if not path.is_file():
+        raise ValueError(f"there is no results file {path}: `dllm eval --output {path}` writes one")
+    found: dict[str, dict[str, Result]] = {}
+    for result in read_lines(path):
+        found.setdefault(result.run, {})[result.id] = result
+    if not found:
+        raise ValueError(f"{path} holds no results yet")
+    return found
+
+
+def label_in(results: Results) -> str:
+    """Returns what a run is called: scheduler / cache, and the verifier if there is one."""
+    return label_of(next(iter(results.values())).settings)
+
+
+def choose(path: Path, text: str | None, option: str) -> Results:
+    """Returns the run whose name begins with `text`, or whose label has it in it; or the only one.
+
+    Raises ValueError that lists the runs if that is none or several.
+    """
+    runs = runs_in(path)
+    labels = {name: label_in(results) for name, results in runs.items()}
+    fits = list(runs)
+    if text is not None:
+        exact = [name for name in runs if text in (name, labels[name])]
+        fits = exact or [n for n in runs if n.startswith(text) or text in labels[n]]
+    if len(fits) == 1:
+        return runs[fits[0]]
+    listed = "; ".join(f"{name} = {labels[name]}, {len(runs[name])} problems" for name in runs)
+    problem = f"{path} has {len(runs)} runs"
+    if text is not None:
+        number = len(fits) or "none"
+        problem = f"{option} {text!r} fits {number} of the {len(runs)} runs in {path}"
+    raise ValueError(f"{problem}: name one by {option} with its name or label: {listed}")

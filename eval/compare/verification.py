@@ -1,14 +1,22 @@
-"""What a verifier saved and cost, and where it differs from its base, if it does."""
+"""Decodes prompts with and without a verifier: what it saves, costs, and changes if it does."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from itertools import zip_longest
+from typing import Any
 
 import torch
 
+from dllm.compatible import check
+from dllm.decoding.observer import Pass
+from dllm.eval.compare import batches
+from dllm.generate import Stream, generate
+from dllm.models.model import DenoisingModel
 from dllm.output import GenerationOutput
+from dllm.settings import Settings
+from dllm.state.candidates import Candidates
 from dllm.state.canvas import NEVER
 
 
@@ -26,7 +34,7 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Spent:
-    """What one way of decoding took, over all prompts."""
+    """The cost of one way of decoding, over all prompts."""
 
     forwards: int  # passes of the batches
     row_forwards: int  # canvases in them that a row had something to gain from
@@ -52,6 +60,51 @@ class Verification:
         """Schedule steps for each forward that a row took part in."""
         steps = sum(count * steps for steps, count in enumerate(self.accepted, start=1))
         return steps / max(sum(self.accepted), 1)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A verifier, named in the settings, on a list of prompts."""
+
+    model: DenoisingModel
+    prompts: Sequence[Any]
+    settings: Settings
+    batch_size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.settings.verifier is None:
+            raise ValueError("there is no verifier in the settings: such as verifier='ssd'")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size} must be at least 1")
+        if self.settings.generator is not None:
+            raise ValueError("both runs must draw the same noise: give seed, not generator")
+        check(self.model, self.settings)
+
+    def parts(self) -> Iterator[Verification]:
+        """Yields each batch, decoded without and with the verifier."""
+        for start, prompts, settings in batches(self.prompts, self.settings, self.batch_size):
+            plain = replace(settings, verifier=None)
+            pair = generate(self.model, prompts, plain), generate(self.model, prompts, settings)
+            found = tuple(
+                replace(one, prompt=start + one.prompt, margin=self._margin(prompts, plain, one))
+                for one in divergences(*pair)
+            )
+            yield compared(*pair, found)
+
+    def _margin(self, prompts: list[Any], plain: Settings, at: Divergence) -> float:
+        """Returns how sure the base was in the pass and at the place of a divergence."""
+        margins: list[float] = []
+
+        def look(done: Pass) -> None:
+            if int(done.canvas.step[at.prompt]) == at.step and bool(done.window.active[at.prompt]):
+                column = int(done.canvas.prompt_length[at.prompt]) + at.place
+                here = (done.window.columns[at.prompt] == column).nonzero().flatten()
+                logits = done.logits[at.prompt, here].double()
+                margins.extend(Candidates(logits, logits.argmax(-1)).margin.tolist())
+
+        for _ in Stream(self.model, prompts, plain, observer=look):
+            pass
+        return margins[0] if margins else float("nan")
 
 
 def divergences(base: GenerationOutput, other: GenerationOutput) -> Iterator[Divergence]:
@@ -90,7 +143,7 @@ def summed(parts: Sequence[Verification]) -> Verification:
 def compared(
     base: GenerationOutput, other: GenerationOutput, found: tuple[Divergence, ...]
 ) -> Verification:
-    """Returns one batch decoded without and with a verifier, and what was found to differ."""
+    """Returns one batch decoded without and with a verifier, and where the two differ."""
     generated = base.trace.commit_step != NEVER
     same = (base.trace.tokens == other.trace.tokens) & generated
     rows = other.metrics.rows
@@ -112,9 +165,4 @@ def _spent(out: GenerationOutput) -> Spent:
 
 
 def _total(parts: Sequence[Spent]) -> Spent:
-    return Spent(
-        forwards=sum(part.forwards for part in parts),
-        row_forwards=sum(part.row_forwards for part in parts),
-        rows_fed=sum(part.rows_fed for part in parts),
-        seconds=sum(part.seconds for part in parts),
-    )
+    return Spent(*(sum(getattr(part, own.name) for part in parts) for own in fields(Spent)))

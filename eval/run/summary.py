@@ -11,7 +11,7 @@ from dllm.eval.run.describe import short_names
 from dllm.eval.run.record import RunRecord
 from dllm.eval.run.results import Result, problem_id
 
-_NORMAL_95 = 1.959963984540054
+NORMAL_95 = 1.959963984540054  # standard deviations on each side that hold 95 %
 _ACCURACY = ("accuracy", "accuracy_low", "accuracy_high", "correct", "scored", "scores", "pass_at")
 
 
@@ -96,10 +96,10 @@ def _interval(results: Sequence[Result]) -> tuple[float, float]:
 
 def wilson(successes: float, trials: int) -> tuple[float, float]:
     """Returns the 95 % Wilson score interval of a proportion."""
-    z2 = _NORMAL_95**2
+    z2 = NORMAL_95**2
     centre = (successes + z2 / 2) / (trials + z2)
     spread = math.sqrt(successes * (trials - successes) / trials + z2 / 4)
-    half, share = _NORMAL_95 * spread / (trials + z2), successes / trials
+    half, share = NORMAL_95 * spread / (trials + z2), successes / trials
     # The bounds of 0 and 1 are themselves, which rounding would miss on the wrong side.
     return max(min(centre - half, share), 0.0), min(max(centre + half, share), 1.0)
 

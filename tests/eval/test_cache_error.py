@@ -21,12 +21,17 @@ from torch import Tensor
 import dllm
 from dllm.cli.main import main
 from dllm.decoding.observer import Pass
-from dllm.eval.compare import error_recorder
-from dllm.eval.compare.agreement import divergence, logit_error, rank_correlation, same_first
-from dllm.eval.compare.cache_error import summarise
-from dllm.eval.compare.cache_error_run import Audit, audit
-from dllm.eval.compare.error_recorder import Entries, Ledger, observe
-from dllm.eval.compare.error_recorder import ages as ages_of
+from dllm.eval.compare import cache_error_run
+from dllm.eval.compare.cache_error import (
+    Entries,
+    divergence,
+    logit_error,
+    rank_correlation,
+    same_first,
+    summarise,
+)
+from dllm.eval.compare.cache_error_run import CacheErrorRun, ErrorRecorder, cache_error, observe
+from dllm.eval.compare.cache_error_run import ages as ages_of
 from dllm.settings import Settings
 from dllm.state.candidates import Candidates
 from dllm.state.noise import CounterNoise
@@ -58,7 +63,7 @@ def exact(entries: Entries) -> bool:
 def names() -> list[str]:
     """Every cache that any of the golden models allows."""
     model = golden_model("llada_gqa", "float32")
-    allowed = Audit(model, [[1]], Settings(**SLOTS)).allowed()
+    allowed = CacheErrorRun(model, [[1]], Settings(**SLOTS)).allowed()
     return [name for name, reason in allowed.items() if reason is None]
 
 
@@ -95,7 +100,7 @@ def test_watching_draws_no_noise(cache: str, monkeypatch: pytest.MonkeyPatch) ->
         def tokens(self, columns: Tensor, step: Tensor, vocab_size: int) -> Tensor:
             pytest.fail("proposals are compared without noise")
 
-    monkeypatch.setattr(error_recorder, "CounterNoise", Silent)
+    monkeypatch.setattr(cache_error_run, "CounterNoise", Silent)
     observe(model, prompts, seed=1, **options)
 
 
@@ -270,7 +275,7 @@ def test_rank_correlation_is_spearmans(rows: list[tuple[int, int, bool]]) -> Non
 def test_an_audit_of_a_list_of_prompts(tiny: dllm.HostedModel) -> None:
     prompts = ["tom has 53 pens. tom loses 3. how many pens does tom have?", "copy: tom, ann."]
     settings = Settings(max_new_tokens=32, block_length=16, scheduler="threshold")
-    none, dual = (audit(tiny, prompts, settings, cache) for cache in ("none", "dual"))
+    none, dual = (cache_error(tiny, prompts, settings, cache) for cache in ("none", "dual"))
     assert (none.max_error, none.same_output, none.same_rows, none.flops_saved) == (0, 1, 1, 0)
     assert none.store_bytes == 0 == none.max_age
     assert dual.max_error > 0
@@ -289,15 +294,15 @@ def test_prompts_draw_the_same_noise_in_any_batch(tiny: dllm.HostedModel) -> Non
     settings = Settings(max_new_tokens=16, temperature=1.5, scheduler="fixed_quota", seed=4)
     texts = []
     for size in (1, 2, 3):
-        asked = Audit(tiny, prompts, settings, size)
+        asked = CacheErrorRun(tiny, prompts, settings, size)
         texts.append([text for out in asked.reference() for text in out.texts or ()])
     assert texts[0] == texts[1] == texts[2]
-    assert audit(tiny, prompts, settings, "none", 2).same_rows == 1
+    assert cache_error(tiny, prompts, settings, "none", 2).same_rows == 1
 
 
 def test_answers_are_compared_up_to_their_end(tiny: dllm.HostedModel) -> None:
     settings = Settings(max_new_tokens=16, scheduler="fixed_quota", block_length=16)
-    asked = Audit(tiny, ["copy: tom, ann."], settings)
+    asked = CacheErrorRun(tiny, ["copy: tom, ann."], settings)
     (reference,) = asked.reference()
     (part,) = asked.observed("none", [reference])
     end = tiny.spec.eos_token_ids[0]
@@ -327,7 +332,7 @@ def entries_of(**given: list[float]) -> Entries:
 def test_what_batches_come_to_worked_by_hand(tiny: dllm.HostedModel) -> None:
     prompts = ["copy: tom, ann.", "reverse: tom, ann."]
     settings = Settings(max_new_tokens=16, scheduler="fixed_quota", cache="dual")
-    asked = Audit(tiny, prompts, settings, 1)
+    asked = CacheErrorRun(tiny, prompts, settings, 1)
     one, two = asked.observed("none", list(asked.reference()))
     one = replace(one, entries=entries_of(num_masks=[4, 1], mean_error=[1, 6], same_tokens=[3, 1]))
     numbers = entries_of(
@@ -388,25 +393,25 @@ def test_ages_of_variants_are_those_of_their_row(guidance: float) -> None:
 
 def test_wrong_audits_are_explained(tiny: dllm.HostedModel) -> None:
     with pytest.raises(ValueError, match="batch_size=0"):
-        Audit(tiny, ["copy: tom."], Settings(), 0)
+        CacheErrorRun(tiny, ["copy: tom."], Settings(), 0)
     with pytest.raises(ValueError, match="no prompts"):
-        Audit(tiny, [], Settings())
+        CacheErrorRun(tiny, [], Settings())
     with pytest.raises(ValueError, match="give seed, not generator"):
-        Audit(tiny, ["copy: tom."], Settings(generator=torch.Generator()))
+        CacheErrorRun(tiny, ["copy: tom."], Settings(generator=torch.Generator()))
     filled = dict.fromkeys(range(8), 5)
     full = Settings(max_new_tokens=8, fixed=filled)
     with pytest.raises(ValueError, match="no pass was made"):
-        audit(tiny, ["copy: tom."], full, "none")
-    assert len(Ledger().entries) == 0
+        cache_error(tiny, ["copy: tom."], full, "none")
+    assert len(ErrorRecorder().entries) == 0
 
 
 def test_a_wrapped_module_has_only_the_exact_run() -> None:
     network = golden_model("llada_gqa").network
     model = dllm.wrap(network, mask_token_id=126, eos_token_id=127, vocab_size=128)
     settings = Settings(**SLOTS, scheduler="fixed_quota")
-    asked = Audit(model, [[5] * 8], settings)
+    asked = CacheErrorRun(model, [[5] * 8], settings)
     assert [name for name, reason in asked.allowed().items() if reason is None] == ["none"]
-    found = audit(model, [[5] * 8], settings, "none")
+    found = cache_error(model, [[5] * 8], settings, "none")
     assert (found.max_error, found.flops, found.flops_saved) == (0, None, None)
 
 
@@ -506,14 +511,14 @@ def test_wrong_commands_are_explained(arguments: list[str], message: str, comman
 def test_ctrl_c_keeps_the_caches_that_were_done(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Audit.observed
+    original = CacheErrorRun.observed
 
-    def stopped(self: Audit, cache: Any, references: Any) -> Any:
+    def stopped(self: CacheErrorRun, cache: Any, references: Any) -> Any:
         if cache == "dual":
             raise KeyboardInterrupt
         return original(self, cache, references)
 
-    monkeypatch.setattr(Audit, "observed", stopped)
+    monkeypatch.setattr(CacheErrorRun, "observed", stopped)
     code, out, err = command("-c", "prefix", "-c", "dual", "--limit", "2", "--json")
     assert code == 130
     assert [row["cache"] for row in json.loads(out)["rows"]] == ["prefix"]
@@ -523,14 +528,14 @@ def test_ctrl_c_keeps_the_caches_that_were_done(
 def test_without_memory_the_caches_that_were_done_are_printed(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Audit.observed
+    original = CacheErrorRun.observed
 
-    def failing(self: Audit, cache: Any, references: Any) -> Any:
+    def failing(self: CacheErrorRun, cache: Any, references: Any) -> Any:
         if cache == "dual":
             raise dllm.NotEnoughMemoryError("memory ran out")
         return original(self, cache, references)
 
-    monkeypatch.setattr(Audit, "observed", failing)
+    monkeypatch.setattr(CacheErrorRun, "observed", failing)
     code, out, err = command("-c", "prefix", "-c", "dual", "--limit", "2", "--json")
     assert code == 2
     assert [row["cache"] for row in json.loads(out)["rows"]] == ["prefix"]

@@ -14,8 +14,7 @@ from scipy.stats import binomtest, chi2, norm
 from typer.testing import CliRunner
 
 from dllm.cli.main import app
-from dllm.eval.compare.paired import Counts, pair
-from dllm.eval.compare.select_run import choose
+from dllm.eval.compare.paired import Counts, choose, pair
 from dllm.eval.run.results import Result, append
 from dllm.eval.run.summary import wilson
 from tests.support.runs import result

@@ -19,8 +19,7 @@ from dllm.cli.main import app
 from dllm.decoding.loop import DenoisingLoop
 from dllm.decoding.speculation import verifiers
 from dllm.decoding.speculation.loop import VerifiedLoop
-from dllm.eval.compare.verification import summed
-from dllm.eval.compare.verification_trial import Trial
+from dllm.eval.compare.verification import Trial, summed
 from dllm.schedulers.view import State
 from dllm.settings import resolve
 from dllm.state.canvas import Canvas
