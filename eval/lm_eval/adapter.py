@@ -2,25 +2,83 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from accelerate import Accelerator  # type: ignore[import-untyped]
 from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
+from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from dllm.eval.lm_eval.arguments import ArgumentError, load_model, read_arguments, usable_device
-from dllm.eval.lm_eval.encoder import Encoder
-from dllm.eval.lm_eval.generation_kwargs import Wishes
+from dllm.eval.lm_eval.arguments import (
+    ArgumentError,
+    Wishes,
+    load_model,
+    read_arguments,
+    usable_device,
+)
 from dllm.eval.lm_eval.likelihood import Scorer
-from dllm.eval.lm_eval.requests import Asked, Reader, about, batches, fitted, scorable
-from dllm.eval.lm_eval.shared import SharedLM
+from dllm.eval.lm_eval.requests import Asked, Encoder, Reader, about, batches, fitted, scorable
 from dllm.eval.lm_eval.stats import Stats, describe, stats_file
 from dllm.generate import generate
+
+
+class SharedLM(LM):
+    """A model on one of several processes, each of which answers its part of the requests."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Of `accelerate launch` or `torchrun`; older versions of lm_eval talk to it themselves.
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        self.accelerator = Accelerator(cpu=not torch.cuda.is_available()) if several else None
+
+    @property
+    def rank(self) -> int:
+        """The number of this process."""
+        return 0 if self.accelerator is None else int(self.accelerator.process_index)
+
+    @property
+    def world_size(self) -> int:
+        """The number of processes that share the requests."""
+        return 1 if self.accelerator is None else int(self.accelerator.num_processes)
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """Returns the tensors of all processes in one."""
+        if self.accelerator is None:
+            return tensor
+        gathered: Tensor = self.accelerator.gather(tensor)
+        return gathered
+
+    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
+        """Returns the objects of all processes on process `dst`, None on the others."""
+        if self.accelerator is None:
+            return [obj]
+        gathered: list[Any] | None = [None] * self.world_size if self.rank == dst else None
+        torch.distributed.gather_object(obj, gathered, dst=dst)
+        return gathered
+
+    def barrier(self) -> None:
+        """Returns when all processes are here."""
+        if self.accelerator is not None:
+            self.accelerator.wait_for_everyone()
+
+    def loglikelihood_rolling(
+        self, requests: Sequence[Instance], disable_tqdm: bool = False
+    ) -> list[float]:
+        """Raises NotImplementedError; see the message."""
+        raise NotImplementedError(
+            "perplexity tasks need the likelihood of a whole text. A masked diffusion model only "
+            "has a bound on it, which depends on how the text is cut into windows and must not be "
+            "compared with the exact figures of other models: take tasks that generate or that "
+            "choose between answers"
+        )
 
 
 @register_model("dllm")
@@ -32,7 +90,9 @@ class DiffusionLM(SharedLM):
     def __init__(self, **given: Any) -> None:
         super().__init__()
         self.arguments = read_arguments(given)
-        device = self.processes.device(usable_device(self.arguments))
+        device = usable_device(self.arguments)
+        if self.accelerator is not None:  # a device of its own for each process
+            device = str(self.accelerator.device)
         self.model = load_model(self.arguments, device)
         if self.model.tokenizer is None:
             raise ArgumentError(f"{self.arguments.pretrained!r} has no tokenizer, which tasks need")

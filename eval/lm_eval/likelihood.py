@@ -1,20 +1,24 @@
-"""How likely a masked diffusion model finds a text, and whether it would write it."""
+"""The likelihood of a text under a masked diffusion model, and whether it would write it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from dllm.decoding.loop import BrokenLogitsError
-from dllm.eval.lm_eval.masked_pass import MaskedRow, predict
-from dllm.eval.lm_eval.target_masks import draw
+from dllm.decoding.memory_limits import NotEnoughMemoryError, ran_out
+from dllm.models.config import ModelSpec
+from dllm.models.guidance import GuidedModel
 from dllm.models.model import DenoisingModel
 from dllm.state.candidates import Candidates, Sampling, rank
 from dllm.state.noise import CounterNoise
+from dllm.state.plan import StepPlan
 
 _AHEAD = 8  # batches of continuations that are scored together and yielded
 
@@ -30,12 +34,39 @@ class Continuation:
 
 @dataclass(frozen=True)
 class Score:
-    """What a model says of a continuation."""
+    """The verdict of a model on a continuation."""
 
     log_likelihood: float  # the any-order bound, in nats
     is_greedy: bool  # decoding the surest token at each step gives it; False if not asked
     num_draws: int  # masks that were tried
     exact: bool  # they were all there are, so that the bound has no sampling error
+
+
+@dataclass(frozen=True)
+class MaskedRow:
+    """A text in token ids; of those from `start` on, the masked ones are hidden."""
+
+    tokens: tuple[int, ...]
+    start: int
+    masked: Tensor  # (n,) bool
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The logits of a pass for the columns from each row's start on."""
+
+    logits: Tensor  # (B, W, V) float32, or float64 of a model in float64
+    target: Tensor  # (B, W) int64 tokens that stand there
+    masked: Tensor  # (B, W) bool; False where a row is shorter
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Ways to mask a target of n tokens, and the weight of each one's summed loss."""
+
+    masked: Tensor  # (D, n) bool
+    weight: Tensor  # (D,) float64
+    exact: bool  # these are all the ways there are
 
 
 @dataclass(frozen=True)
@@ -129,8 +160,8 @@ class Scorer:
         segments = [(i, part) for i, listed in enumerate(parts) for part in listed]
         for begin in range(0, len(segments), self.batch_size):
             batch = segments[begin : begin + self.batch_size]
-            held = self._decoded([part for _, part in batch])
-            for (index, _), holds in zip(batch, held, strict=True):
+            decoded = self._decoded([part for _, part in batch])
+            for (index, _), holds in zip(batch, decoded, strict=True):
                 right[index] &= holds
         return right
 
@@ -141,9 +172,9 @@ class Scorer:
         while running:
             rows = [MaskedRow(parts[i].tokens, parts[i].start, masks[i]) for i in running]
             column, holds = self._surest(rows)
-            for i, place, held in zip(running, column.tolist(), holds.tolist(), strict=True):
-                right[i] = held
-                masks[i][place] = False
+            for i, filled, is_right in zip(running, column.tolist(), holds.tolist(), strict=True):
+                right[i] = is_right
+                masks[i][filled] = False
             running = [i for i in running if right[i] and bool(masks[i].any())]
         return right
 
@@ -156,3 +187,81 @@ class Scorer:
         first = rank(found.confidence, seen.masked).argmin(1, keepdim=True)
         holds = (found.token == seen.target).gather(1, first)
         return first[:, 0], holds[:, 0]
+
+
+def draw(length: int, count: int, seed: int) -> Draws:
+    """Returns `count` ways to mask a target, or all there are if they are not more.
+
+    log p >= -E[n/k * loss of k masked tokens], with k uniform in 1..n and the k tokens uniform as
+    well (arXiv 2502.09992, equation 6). All 2**n - 1 ways with their probabilities give the
+    expectation itself. Sampled counts are spread over 1..n from a random first one
+    (ML-GSAI/LLaDA eval_llada.py), but in whole steps: rounding half a step to the even number, as
+    there, would favour even counts.
+    """
+    if length <= count.bit_length() and 2**length - 1 <= count:
+        ways = (torch.arange(1, 2**length)[:, None] >> torch.arange(length)) & 1
+        sizes = ways.sum(1)
+        alike = torch.tensor([math.comb(length, int(size)) for size in sizes], dtype=torch.float64)
+        return Draws(ways.bool(), 1 / (sizes * alike), exact=True)
+    source = torch.Generator().manual_seed(seed)
+    first = torch.randint(length, (), generator=source)
+    sizes = (first + torch.arange(count) * length // count) % length + 1
+    ranks = torch.rand(count, length, generator=source).argsort(1)
+    return Draws(ranks < sizes[:, None], length / (sizes.double() * count), exact=False)
+
+
+def predict(
+    model: DenoisingModel, rows: Sequence[MaskedRow], guidance_scale: float = 0.0
+) -> Prediction:
+    """Returns one pass's logits; raises NotEnoughMemoryError when the rows do not fit.
+
+    With guidance the unconditional half does not see the columns before `start`.
+    """
+    device, spec = model.device, model.spec
+    tokens = _padded([torch.tensor(row.tokens) for row in rows], spec.pad_token_id).to(device)
+    parts = [torch.cat([torch.zeros(row.start, dtype=torch.bool), row.masked]) for row in rows]
+    hidden = _padded(parts, False).to(device)
+    masked = _padded([row.masked for row in rows], False).to(device)
+    start = torch.tensor([row.start for row in rows], device=device)[:, None]
+    length = torch.tensor([len(row.tokens) for row in rows], device=device)
+    columns = torch.arange(tokens.shape[1], device=device).expand_as(tokens)
+    wanted = (start + torch.arange(masked.shape[1], device=device)).clamp(max=tokens.shape[1] - 1)
+    if guidance_scale > 0:
+        model = GuidedModel(model, guidance_scale, given=columns < start)
+    plan = StepPlan(
+        kind="step",
+        columns=columns,
+        head=(wanted - spec.logit_shift).clamp(min=0),
+        num_keys=tokens.shape[1],
+        attend=_visible(columns, length, spec),
+    )
+    try:
+        with torch.inference_mode():
+            fed = tokens.masked_fill(hidden, spec.mask_token_id)
+            logits = model.forward(fed, plan, None)
+            wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            return Prediction(wide, tokens.gather(1, wanted), masked)
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
+        raise NotEnoughMemoryError(
+            f"memory ran out for {len(rows)} row(s) of {tokens.shape[1]} tokens: lower batch_size"
+        ) from error
+
+
+def _padded(parts: Sequence[Tensor], value: float) -> Tensor:
+    return pad_sequence(list(parts), batch_first=True, padding_value=value)
+
+
+def _visible(columns: Tensor, length: Tensor, spec: ModelSpec) -> Tensor | None:
+    """Returns which keys each column sees, (B, 1 or Q, K) bool; None if all."""
+    width = columns.shape[1]
+    if spec.attention == "full" and bool((length == width).all()):
+        return None
+    keys = torch.arange(width, device=columns.device)
+    real = keys < length[:, None, None]
+    if spec.attention == "full":
+        return real
+    block = spec.block_length if spec.attention == "block_causal" else 1
+    assert block is not None
+    return real & (keys // block <= columns[..., None] // block)

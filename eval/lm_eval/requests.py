@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import groupby
+from dataclasses import dataclass, field, replace
+from itertools import groupby, takewhile
 from typing import Any
 
-from dllm.eval.lm_eval.arguments import ArgumentError, TooLong
-from dllm.eval.lm_eval.encoder import Encoder
-from dllm.eval.lm_eval.generation_kwargs import Wishes, seed_of, stops
+from transformers import PreTrainedTokenizerBase
+
+from dllm.eval.lm_eval.arguments import ArgumentError, TooLong, Wishes, seed_of, stops
 from dllm.eval.lm_eval.likelihood import Continuation
+from dllm.models.config import ModelSpec
 from dllm.models.model import DenoisingModel
+from dllm.prompts import encode_text
 from dllm.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -37,6 +39,56 @@ class Asked:
 
 
 @dataclass
+class Encoder:
+    """Texts to token ids; texts that come from the chat template have their special tokens."""
+
+    tokenizer: PreTrainedTokenizerBase
+    chats: set[str] = field(default_factory=set)
+
+    def chat(self, history: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
+        """Returns messages in the chat template, which `encode` then knows.
+
+        Without `add_generation_prompt` the last message is left open, to be continued.
+        """
+        if not self.tokenizer.chat_template:
+            raise ArgumentError(
+                "the checkpoint has no chat template: leave out --apply_chat_template"
+            )
+        text = str(
+            self.tokenizer.apply_chat_template(
+                [dict(message) for message in history],
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
+        )
+        self.chats.add(text)
+        return text
+
+    def encode(self, text: str, chat: bool = False) -> list[int]:
+        """Returns the ids of a text, with special tokens unless it brings its own."""
+        begin = self.tokenizer.bos_token
+        has_own = chat or text in self.chats or bool(begin and text.startswith(str(begin)))
+        return encode_text(self.tokenizer, text, special=not has_own)
+
+    def pair(self, context: str, continuation: str, spec: ModelSpec) -> Continuation:
+        """Returns the ids of both together, of which those of the continuation are scored.
+
+        Spaces at the end of the context go to the continuation, where tokenizers expect them. A
+        token that the two share is scored, so that an answer never loses its first characters.
+        """
+        chat = context in self.chats
+        first = self.encode(context.rstrip(), chat)
+        whole = self.encode(context + continuation, chat)
+        if spec.logit_shift and not first:
+            begin = self.tokenizer.bos_token_id
+            whole = [spec.eos_token_ids[0] if begin is None else begin, *whole]
+            first = whole[:1]
+        same = (a == b for a, b in zip(first, whole, strict=False))
+        return Continuation(tuple(whole), sum(takewhile(bool, same)))
+
+
+@dataclass
 class Reader:
     """Makes prompts, settings and seeds of the harness's requests."""
 
@@ -44,7 +96,7 @@ class Reader:
     wishes: Wishes
 
     def asked(self, requests: Sequence[Any]) -> list[Asked]:
-        """Returns what `generate_until` is asked."""
+        """Returns the requests of `generate_until`."""
         seed = self.wishes.seed
         return [
             Asked(
@@ -59,7 +111,7 @@ class Reader:
         ]
 
     def pairs(self, requests: Sequence[Any], model: DenoisingModel) -> list[Continuation]:
-        """Returns what `loglikelihood` is asked."""
+        """Returns the requests of `loglikelihood`."""
         seed = self.wishes.seed
         return [
             replace(
@@ -86,7 +138,7 @@ def _times(requests: Iterable[Any]) -> Iterator[tuple[Any, int]]:
 
 
 def batches(asked: Sequence[Asked], size: int) -> Iterator[list[int]]:
-    """Yields the places of requests that are decoded together, long prompts first.
+    """Yields the numbers of requests that are decoded together, long prompts first.
 
     They have the same settings. The longest come first, so that memory runs out at once or never.
     """
@@ -129,16 +181,16 @@ def _over(
         return over
     worst = over.index(max(over))
     context, rest = lengths[worst]
-    said = (
+    message = (
         f"{sum(map(bool, over))} of {len(over)} requests are too long for the model's limit of "
         f"{limit} tokens: one has {context} of context and {rest} to write or score"
     )
     if any(rest + least > limit for _, rest in lengths):
-        raise ArgumentError(f"{said}; give a smaller gen_length in --model_args")
+        raise ArgumentError(f"{message}; give a smaller gen_length in --model_args")
     if too_long == "error":
         raise ArgumentError(
-            f"{said}; give a smaller gen_length or too_long=cut, which drops the beginning of the "
-            "context, in --model_args, or fewer shots"
+            f"{message}; give a smaller gen_length or too_long=cut, which drops the beginning of "
+            "the context, in --model_args, or fewer shots"
         )
-    logger.warning("%s; the beginning of such contexts is dropped (too_long=cut)", said)
+    logger.warning("%s; the beginning of such contexts is dropped (too_long=cut)", message)
     return over

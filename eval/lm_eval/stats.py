@@ -1,4 +1,4 @@
-"""What the requests of the lm-evaluation-harness cost: a JSON line each, and totals."""
+"""The cost of the requests of the lm-evaluation-harness: a JSON line each, and totals."""
 
 from __future__ import annotations
 
@@ -80,10 +80,10 @@ class Stats:
             raise ArgumentError(f"stats={str(self.path)!r} cannot be written: {error}") from error
 
     def generated(self, about: Sequence[Mapping[str, Any]], out: GenerationOutput) -> None:
-        """Notes a batch; `about` says of each row which request it was."""
+        """Notes a batch; `about` names the request of each row."""
         share = 1 / len(about)
         lines = []
-        for said, row in zip(about, out.metrics.rows, strict=True):
+        for request, row in zip(about, out.metrics.rows, strict=True):
             cost = {
                 "valid_tokens": row.valid_tokens,
                 "raw_tokens": row.raw_tokens,
@@ -98,7 +98,7 @@ class Stats:
             lines.append(
                 {
                     "kind": "generate_until",
-                    **said,
+                    **request,
                     "prompt_tokens": row.prompt_tokens,
                     **cost,
                     "tokens_per_forward": row.tokens_per_forward,

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 import dllm
-from dllm.eval.lm_eval.likelihood import Continuation, Score, Scorer
-from dllm.eval.lm_eval.target_masks import draw
+from dllm.eval.lm_eval.likelihood import Continuation, Score, Scorer, draw
 from tests.support.models import BLOCK, MASK, family_model, golden_model, random_prompts
 
 VOCABULARY = 11

@@ -18,11 +18,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 import dllm
-from dllm.eval.lm_eval.arguments import ArgumentError, read_arguments
-from dllm.eval.lm_eval.encoder import Encoder
-from dllm.eval.lm_eval.generation_kwargs import Wishes, seed_of, stops
+from dllm.eval.lm_eval.arguments import ArgumentError, Wishes, read_arguments, seed_of, stops
 from dllm.eval.lm_eval.likelihood import Scorer
-from dllm.eval.lm_eval.requests import Asked
+from dllm.eval.lm_eval.requests import Asked, Encoder
 from dllm.eval.tasks import arithmetic
 from dllm.settings import Settings
 
