@@ -14,7 +14,7 @@ from dllm.output import GenerationInterrupted, GenerationOutput
 from dllm.prompts import Infill
 from dllm.settings import Settings
 from dllm.state.event import StepEvent
-from dllm.trace import Trace
+from dllm.state.trace import Trace
 
 __version__ = "0.1.0"
 

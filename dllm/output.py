@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from dllm.metrics import Meter, Metrics, RowMetrics
 from dllm.state.canvas import NEVER, Canvas
 from dllm.state.layout import Layout
-from dllm.trace import Trace
+from dllm.state.trace import Trace
 
 
 @dataclass(frozen=True)

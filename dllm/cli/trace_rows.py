@@ -10,8 +10,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from dllm.trace.cells import texts
 from dllm.trace.file import Held
+from dllm.trace.page import texts
 from dllm.trace.record import TraceRecord
 from dllm.trace.text import visible
 

@@ -13,7 +13,7 @@ from rich.text import Text
 from dllm.cli import trace_colours as colours
 from dllm.cli.trace_lines import Cell, Lines, in_lines
 from dllm.state.canvas import NEVER
-from dllm.trace.cells import AGAIN, OPEN, block_at, count, story, texts
+from dllm.trace.page import AGAIN, OPEN, block_at, count, story, texts
 from dllm.trace.record import Frame, TraceRecord
 from dllm.trace.text import visible
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dllm.trace.cells import plural
 from dllm.trace.record import TraceRecord
-from dllm.trace.text import visible
+from dllm.trace.text import plural, visible
 
 HOW = (
     "`dllm generate ... --trace FILE` or `dllm eval ... --output FILE --trace` write files with "
@@ -51,15 +50,15 @@ def read_held(path: Path) -> list[Held]:
     if not path.exists():
         raise ValueError(f"there is no file {path}: {HOW}")
     rows: dict[tuple[str, ...], tuple[str, str, str, Any]] = {}
-    for place, (where, line) in enumerate(_lines(path)):
+    for index, (where, line) in enumerate(_lines(path)):
         id_, run, content = _row(line, where)
-        key = (run, id_) if run else (str(place),)
+        key = (run, id_) if run else (str(index),)
         rows.pop(key, None)
         rows[key] = (id_, run, where, content)
     held = [Held(number, *row) for number, row in enumerate(rows.values(), start=1)]
     if not any(row.content is not None for row in held):
-        said = "is empty" if not held else f"holds {plural(len(held), 'row')} without a trace"
-        raise ValueError(f"{path} {said}: {HOW}")
+        lack = "is empty" if not held else f"holds {plural(len(held), 'row')} without a trace"
+        raise ValueError(f"{path} {lack}: {HOW}")
     return held
 
 
@@ -87,7 +86,7 @@ def check_free(path: Path) -> None:
 
 
 def _lines(path: Path) -> list[tuple[str, Any]]:
-    """Returns each line's place in words and what it says."""
+    """Returns each line's position in words and its JSON value."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:

@@ -1,20 +1,21 @@
-"""The story of one row as plain values: what a file keeps and a viewer shows."""
+"""The story of one row as plain values, which files keep and viewers show; checked when read."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from math import isfinite
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
 from dllm.output import GenerationOutput
 from dllm.state.canvas import NEVER
-from dllm.trace.check import checked
-from dllm.trace.text import joined, pieces_of, special_of
+from dllm.trace.text import joined, pieces_of, special_of, visible
 
 FORMAT = 1
 _DIGITS = 4  # of a confidence
+_MOST_STEPS = 1_000_000  # more is damage, and would fill the memory
 
 Kind = Literal["commit", "edit", "remask", "fill"]
 
@@ -60,7 +61,7 @@ class TraceRecord:
     @classmethod
     def from_json(cls, record: object) -> TraceRecord:
         """Returns the record that `to_json` gave; raises ValueError for anything else."""
-        return cls(**checked(record, FORMAT))
+        return cls(**_checked(record))
 
     @property
     def writes(self) -> tuple[tuple[int, int, int], ...]:
@@ -75,17 +76,19 @@ class TraceRecord:
 
         What an end token filled or cut off shows in the last one.
         """
-        start, kept = self.prompt_length, set(self.given)
-        tokens = list(self.tokens)
-        for column in range(start, len(tokens)):
-            if column not in kept:
-                tokens[column] = self.mask_token_id
-        written, steps = [NEVER] * len(tokens), self._by_step()
+        start, mask, infill = self.prompt_length, self.mask_token_id, set(self.given)
+        columns = enumerate(self.tokens)
+        tokens = [t if column < start or column in infill else mask for column, t in columns]
+        written = [NEVER] * len(tokens)
+        steps: list[list[tuple[int, int]]] = [[] for _ in range(self.num_steps)]
+        for step, column, token in self.writes:
+            steps[step].append((column, token))
         yield Frame(tuple(tokens), tuple(written), {})
         for step, writes in enumerate(steps):
             changed: dict[int, Kind] = {}
             for column, token in writes:
-                changed[column] = self._kind(tokens[column], token)
+                fresh = tokens[column] == mask
+                changed[column] = "remask" if token == mask else "commit" if fresh else "edit"
                 tokens[column], written[column] = token, step
             if step == self.num_steps - 1:
                 for column, token in enumerate(self.tokens):
@@ -93,17 +96,6 @@ class TraceRecord:
                         changed[column] = "fill"
                         tokens[column], written[column] = token, NEVER
             yield Frame(tuple(tokens), tuple(written), changed)
-
-    def _by_step(self) -> list[list[tuple[int, int]]]:
-        steps: list[list[tuple[int, int]]] = [[] for _ in range(self.num_steps)]
-        for step, column, token in self.writes:
-            steps[step].append((column, token))
-        return steps
-
-    def _kind(self, before: int, after: int) -> Kind:
-        if after == self.mask_token_id:
-            return "remask"
-        return "commit" if before == self.mask_token_id else "edit"
 
 
 def record_of(
@@ -139,3 +131,75 @@ def record_of(
         row_forwards=metrics.row_forwards,
         finish_reason=metrics.finish_reason,
     )
+
+
+def _checked(record: object) -> dict[str, Any]:
+    """Returns the fields of a record with their types; raises ValueError that names the fault.
+
+    Files come from elsewhere.
+    """
+    if not isinstance(record, dict) or "dllm_trace" not in record:
+        raise ValueError("it is no trace: the key 'dllm_trace' is missing")
+    if record["dllm_trace"] != FORMAT:
+        raise ValueError(
+            f"its format is dllm_trace={record['dllm_trace']!r}, and this version reads {FORMAT}"
+        )
+    names = [field.name for field in fields(TraceRecord)]
+    missing = [name for name in names if name not in record]
+    unknown = sorted(map(str, set(record) - {*names, "dllm_trace"}))
+    if missing or unknown:
+        raise ValueError(f"its keys are wrong: missing {missing}, unknown {unknown}")
+    try:
+        values = _typed(record)
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise ValueError(f"its values are wrong: {error}") from None
+    _check(values)
+    return values
+
+
+def _typed(record: dict[str, Any]) -> dict[str, Any]:
+    numbers = ("prompt_length", "mask_token_id", "num_steps", "forwards", "row_forwards")
+    lists = ("tokens", "given", "commit_step", "special")
+    writes = record["changes"]
+    if writes is not None:
+        writes = tuple((_int(step), _int(column), _int(token)) for step, column, token in writes)
+    return {
+        **{name: _int(record[name]) for name in numbers},
+        **{name: tuple(_int(value) for value in record[name]) for name in lists},
+        **{name: visible(str(record[name])) for name in ("label", "finish_reason")},
+        "confidence": tuple(None if v is None else float(v) for v in record["confidence"]),
+        "pieces": {int(token): visible(str(text)) for token, text in record["pieces"].items()},
+        "joined": tuple((_int(s), _int(e), visible(str(text))) for s, e, text in record["joined"]),
+        "blocks": tuple((_int(column), _int(step)) for column, step in record["blocks"]),
+        "changes": writes,
+    }
+
+
+def _int(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{value!r} must be a whole number")
+    return value
+
+
+def _check(values: dict[str, Any]) -> None:
+    """Checks that every column, step and token that is named exists."""
+    length, steps = len(values["tokens"]), values["num_steps"]
+    slots, changes = length - values["prompt_length"], values["changes"] or ()
+    columns = [*values["given"], *(c for c, _ in values["blocks"]), *(c for _, c, _ in changes)]
+    columns += [column for start, end, _ in values["joined"] for column in (start, end - 1)]
+    named = [*values["commit_step"], *(step for step, _, _ in changes)]
+    tokens = {*values["tokens"], values["mask_token_id"], *(token for _, _, token in changes)}
+    wild = any(value is not None and not isfinite(value) for value in values["confidence"])
+    faults = {
+        "prompt_length": not 0 <= slots <= length,
+        "commit_step": len(values["commit_step"]) != slots,
+        "confidence": len(values["confidence"]) != slots or wild,
+        "num_steps": not 0 <= steps <= _MOST_STEPS,
+        "a column": not all(0 <= column < length for column in columns),
+        "a step": not all(-1 <= step < steps for step in named),
+        "a step of changes": not all(step >= 0 for step, _, _ in changes),
+        "pieces": not tokens <= set(values["pieces"]),
+    }
+    wrong = [name for name, fault in faults.items() if fault]
+    if wrong:
+        raise ValueError(f"its values do not fit each other: {', '.join(wrong)}")

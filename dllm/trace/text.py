@@ -22,6 +22,11 @@ def visible(text: str) -> str:
     return "".join(_visible(character) for character in text)
 
 
+def plural(number: int, noun: str) -> str:
+    """Returns a number with its noun."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
 def _visible(character: str) -> str:
     if character in "\n\t" or character in _JOINERS:
         return character
@@ -78,16 +83,13 @@ def special_of(tokenizer: PreTrainedTokenizerBase | None, tokens: Iterable[int])
     """Returns which of the tokens are special, such as end tokens."""
     if tokenizer is None:
         return set()
-    added = {token for token, said in tokenizer.added_tokens_decoder.items() if said.special}
+    added = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
     return (added | set(tokenizer.all_special_ids)) & set(tokens)
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
-    return str(
-        tokenizer.decode(
-            list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
-    )
+    options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+    return str(tokenizer.decode(list(tokens), **options))
 
 
 def _byte_alphabet() -> dict[str, int]:

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import dllm
-from dllm.trace.cells import count, texts
-from dllm.trace.page import assets, page
+from dllm.trace.page import assets, count, page, texts
 from dllm.trace.record import TraceRecord, record_of
 from tests.support.traces import BY_HAND, GAPS, METHODS, OPTIONS, QUESTIONS, hostile
 
