@@ -44,7 +44,7 @@ from dllm.eval.compare.cache_error_run import CacheErrorRun
 from dllm.eval.tasks import find_task
 from dllm.output import GenerationOutput
 from dllm.settings import resolve
-from dllm.training.learn2pd.data import read_prompts
+from dllm.training.learn2pd_examples import read_prompts
 
 INTERRUPTED = 130
 

@@ -29,9 +29,7 @@ from dllm.eval.tasks import find_task
 from dllm.learn2pd.filter import Filter, Origin, write_filter
 from dllm.models.model import HostedModel
 from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings, resolve
-from dllm.training.learn2pd.data import Source, read_prompts
-from dllm.training.learn2pd.oracle import join
-from dllm.training.learn2pd.training import (
+from dllm.training.learn2pd import (
     FEWEST_PROMPTS,
     Recipe,
     Score,
@@ -41,6 +39,7 @@ from dllm.training.learn2pd.training import (
     split,
     state_name,
 )
+from dllm.training.learn2pd_examples import Source, join, read_prompts
 
 INTERRUPTED = 130
 

@@ -1,1 +1,1 @@
-"""Learn2PD: the filter, the data that it learns from, and its training."""
+"""Learn2PD: the filter that its scheduler decodes with; `dllm.training` trains one."""

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Origin:
-    """What a filter was trained for; a filter serves one model and one block length."""
+    """The model and block length that a filter was trained for, the only ones that it serves."""
 
     model: str
     vocab_size: int

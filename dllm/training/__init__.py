@@ -1,1 +1,1 @@
-"""Trains what the package ships: the embedded model, the filters of Learn2PD."""
+"""Trains files that the package ships: the embedded model, the filters of Learn2PD."""

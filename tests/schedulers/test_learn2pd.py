@@ -25,10 +25,10 @@ from dllm.schedulers.fixed_quota import FixedQuota
 from dllm.schedulers.learn2pd import Learn2PD
 from dllm.settings import Settings
 from dllm.state.candidates import Candidates
-from dllm.training.learn2pd import data, training
-from dllm.training.learn2pd.data import Source, read_prompts
-from dllm.training.learn2pd.oracle import Examples, Oracle, collect, observe
-from dllm.training.learn2pd.training import Recipe, Training, score, split
+from dllm.training import learn2pd as training
+from dllm.training import learn2pd_examples as data
+from dllm.training.learn2pd import Recipe, Training, score, split
+from dllm.training.learn2pd_examples import Examples, Oracle, Source, collect, observe, read_prompts
 from tests.support import GOLDEN
 from tests.support.models import golden_model, random_prompts
 from tests.support.views import MASK, layout_of, view_of

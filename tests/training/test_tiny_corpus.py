@@ -15,8 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from dllm.eval.tasks import arithmetic, functions, lists
 from dllm.eval.tasks.task import Problem, Split, split_of
-from dllm.training.tiny.corpus import GROUP, ROWS, Corpus, Mixture
-from dllm.training.tiny.tokenizer import build_tokenizer, save_tokenizer
+from dllm.training.tiny_corpus import GROUP, ROWS, Corpus, Mixture, build_tokenizer
 
 FAMILIES = (arithmetic, lists, functions)
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -195,7 +194,7 @@ def test_tokenizer_knows_single_digits_lower_case_and_nothing_else(
 
 
 def test_tokenizer_survives_saving(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    save_tokenizer(tmp_path)
+    build_tokenizer().save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     text = take(functions, 1)[0].response
     assert loaded.get_vocab() == tokenizer.get_vocab()

@@ -1,4 +1,4 @@
-"""Trains the embedded model: `python -m dllm.training.tiny.train --output FOLDER`."""
+"""Trains the embedded model: `python -m dllm.training.tiny --output FOLDER`."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ from dllm.models.families import llada
 from dllm.models.loading.load import save
 from dllm.models.model import HostedModel
 from dllm.models.transformer import Transformer
-from dllm.training.tiny.corpus import GROUP, WIDTHS, Batch, Corpus, Mixture
-from dllm.training.tiny.tokenizer import END, MASK, build_tokenizer
+from dllm.training.tiny_corpus import GROUP, WIDTHS, Batch, Corpus, Mixture, build_tokenizer
 
 SAVE_EVERY, VALIDATE_EVERY = 200, 800  # steps
 VALIDATED = 100  # problems
@@ -155,12 +154,8 @@ class Run:
         """Writes the checkpoint, the optimiser's state and a line of the log."""
         model = hosted(self.network, self.tokenizer, self.recipe)
         save(model, self.folder)
-        state = {
-            "step": self.step,
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
-        torch.save(state, self.folder / "state.tmp")
+        parts = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+        torch.save({"step": self.step, **parts}, self.folder / "state.tmp")
         (self.folder / "state.tmp").replace(self.folder / "state.pt")
         entry: dict[str, float] = {"step": self.step, "loss": round(loss, 5)}
         if self.step % VALIDATE_EVERY < GROUP or self.step >= self.recipe.steps:
@@ -192,12 +187,8 @@ def accuracy(model: HostedModel) -> float:
 
 def hosted(network: Transformer, tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> HostedModel:
     """Returns the network as a model of LLaDA's architecture, with what its config.json says."""
-    shape, known = network.config, tokenizer.get_vocab()
-    special = {
-        "eos_token_id": known[END],
-        "pad_token_id": known[END],
-        "mask_token_id": known[MASK],
-    }
+    shape, mask, end = network.config, tokenizer.mask_token_id, tokenizer.eos_token_id
+    special = {"eos_token_id": end, "pad_token_id": end, "mask_token_id": mask}
     config = {
         "architectures": ["LLaDAModelLM"],
         "model_type": "llada",
@@ -218,13 +209,7 @@ def hosted(network: Transformer, tokenizer: PreTrainedTokenizerFast, recipe: Rec
         **special,
     }
     defaults = {"max_new_tokens": 64, "block_length": 16, "scheduler": "threshold", **special}
-    spec = ModelSpec(
-        vocab_size=shape.vocab_size,
-        max_length=recipe.max_length,
-        mask_token_id=known[MASK],
-        eos_token_ids=(known[END],),
-        pad_token_id=known[END],
-    )
+    spec = ModelSpec(shape.vocab_size, recipe.max_length, mask, (end,), pad_token_id=end)
     return HostedModel("tiny", network, spec, tokenizer, defaults, config)
 
 

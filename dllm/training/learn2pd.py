@@ -1,4 +1,4 @@
-"""Trains a filter on an oracle's examples; a stopped run goes on where it was saved last."""
+"""Trains a filter of Learn2PD on an oracle's examples; a stopped run goes on where it was saved."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dllm.learn2pd.filter import Filter
-from dllm.training.learn2pd.oracle import Examples
+from dllm.training.learn2pd_examples import Examples
 
 FEWEST_PROMPTS = 10  # one of them for validation, one for the test
 REPORT_EVERY, SAVE_EVERY = 100, 2000  # epochs
@@ -50,7 +50,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Score:
-    """How well a filter judges."""
+    """Measures of how well a filter judges."""
 
     loss: float  # nats a column
     accuracy: float  # part of all columns that it judges right at the threshold
@@ -111,12 +111,9 @@ class Training:
 
     def __init__(self, data: Split, recipe: Recipe, state: Path, device: torch.device) -> None:
         self.recipe, self.state = recipe, state
-        self.train = Examples(
-            **{name: value.to(device) for name, value in vars(data.train).items()}
-        )
-        self.counted = (
-            self.train.real & self.train.masked if recipe.masked_only else self.train.real
-        )
+        self.train = data.train.to(device)
+        real, masked = self.train.real, self.train.masked
+        self.counted = real & masked if recipe.masked_only else real
         with torch.random.fork_rng():
             torch.manual_seed(recipe.seed)
             self.network = Filter(self.train.confidence.shape[1], recipe.num_layers).to(device)
@@ -125,7 +122,7 @@ class Training:
         self._resume()
 
     def run(self) -> Iterator[float]:
-        """Trains to the last epoch and yields the loss every now and then."""
+        """Trains to the last epoch and yields the loss at times; ValueError if it is not finite."""
         while self.epoch < self.recipe.epochs:
             self.optimizer.zero_grad(set_to_none=True)
             loss = loss_of(self.network, self.train, self.counted)
@@ -134,39 +131,29 @@ class Training:
             self.epoch += 1
             last = self.epoch == self.recipe.epochs
             if last or self.epoch % SAVE_EVERY == 0:
-                self._check(loss.detach())
+                if not loss.isfinite():  # before it is saved
+                    raise ValueError(
+                        f"the loss is {float(loss.detach())} after epoch {self.epoch}: train with "
+                        f"a lower rate than lr={self.recipe.learning_rate}"
+                    )
                 self._save()
             if last or self.epoch % REPORT_EVERY == 0:
                 yield float(loss.detach())
 
-    def _check(self, loss: Tensor) -> None:
-        """Raises ValueError if the training has come to nothing, before it is kept."""
-        if not loss.isfinite():
-            raise ValueError(
-                f"the loss is {float(loss)} after epoch {self.epoch}: train with a lower rate than "
-                f"lr={self.recipe.learning_rate}"
-            )
-
     def _save(self) -> None:
-        kept = {
-            "epoch": self.epoch,
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
+        parts = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
         part = self.state.with_suffix(".part")
-        torch.save(kept, part)
+        torch.save({"epoch": self.epoch, **parts}, part)
         part.replace(self.state)
 
     def _resume(self) -> None:
         if not self.state.exists():
             return
-        device = self.train.confidence.device
         try:
-            kept = torch.load(self.state, weights_only=True, map_location=device)
+            state = torch.load(self.state, weights_only=True, map_location=self.train.real.device)
         except (RuntimeError, OSError, EOFError, UnpicklingError):  # damaged: begin anew
             return
-        if kept["epoch"] > self.recipe.epochs:
-            return
-        self.network.load_state_dict(kept["network"])
-        self.optimizer.load_state_dict(kept["optimizer"])
-        self.epoch = kept["epoch"]
+        if state["epoch"] <= self.recipe.epochs:
+            self.network.load_state_dict(state["network"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.epoch = state["epoch"]

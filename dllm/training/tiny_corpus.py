@@ -1,18 +1,24 @@
-"""The training data of the embedded model: problems, drills, and what is masked in them."""
+"""The embedded model's tokenizer and data: problems, drills, and what is masked in them."""
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from itertools import islice
 from types import ModuleType
 
 import torch
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from dllm.eval.tasks import arithmetic, functions, lists
 from dllm.eval.tasks.task import Problem
-from dllm.training.tiny.tokenizer import END, MASK
+
+MASK, END, UNKNOWN = "<mask>", "<eos>", "<unk>"
+# A token keeps the space before a word or after a comma, so that joining tokens gives the text.
+_PIECE = r"#### |\n    |[.,:;] | ?[a-z]+|[0-9]| ?[^a-z0-9\s]|\s"
+_SAMPLES = 4000
 
 ROWS = 64  # in a batch
 GROUP = 4  # batches drawn together: problems are sorted by length, so that little is padded
@@ -21,6 +27,30 @@ REGIONS = (32, 48, 64, 96)  # response slots
 DEFAULT_REGION = 64
 END_WEIGHT, RESULT_WEIGHT, CONTEXT_WEIGHT = 0.1, 3.0, 0.05
 FAMILIES = (arithmetic, lists, functions)
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Returns the tokenizer, its vocabulary read off the problem generators in a fixed order."""
+    pieces = pre_tokenizers.Split(Regex(_PIECE), behavior="isolated")
+    words = {str(digit) for digit in range(10)} | {" ", "+", "-", "*", "/", "="}
+    for family in FAMILIES:
+        for problem in islice(family.problems("train", seed=0), _SAMPLES):
+            for text in (problem.prompt, problem.response):
+                words |= {piece for piece, _ in pieces.pre_tokenize_str(text)}
+    vocabulary = {word: index for index, word in enumerate([MASK, END, UNKNOWN, *sorted(words)])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pieces
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        mask_token=MASK,
+        eos_token=END,
+        pad_token=END,
+        unk_token=UNKNOWN,
+        chat_template="{{ messages[-1]['content'] }}",
+        clean_up_tokenization_spaces=False,
+    )
 
 
 @dataclass(frozen=True)
@@ -109,8 +139,7 @@ class Corpus:
 
         Drills teach the tables, this to use them in the middle of a response.
         """
-        prompt, answer = self._encode(problem.prompt), self._encode(problem.response)
-        region = self._region(len(answer), source)
+        prompt, answer, region = self._parts(problem, source)
         result = source.choice([i + 1 for i, token in enumerate(answer) if token == self.equals])
         weight = [
             RESULT_WEIGHT if result <= i < result + 2 else CONTEXT_WEIGHT for i in range(region)
@@ -122,8 +151,7 @@ class Corpus:
         )
 
     def _problem(self, problem: Problem, source: random.Random) -> Row:
-        prompt, answer = self._encode(problem.prompt), self._encode(problem.response)
-        region = self._region(len(answer), source)
+        prompt, answer, region = self._parts(problem, source)
         response = answer + [self.end] * (region - len(answer))
         weight = [END_WEIGHT if token == self.end else 1.0 for token in response]
         weight[len(answer)] = 1.0  # where the answer ends matters as much as any token
@@ -133,12 +161,13 @@ class Corpus:
         hidden = _mask(region, len(answer), source)
         return Row(prompt + response, [False] * len(prompt) + hidden, [0.0] * len(prompt) + weight)
 
-    def _region(self, length: int, source: random.Random) -> int:
-        """Returns the number of slots of a row: mostly the default or the least that fits."""
-        fitting = [region for region in REGIONS if region > length]
-        if source.random() < 0.4 and length < DEFAULT_REGION:
-            return DEFAULT_REGION
-        return fitting[0] if source.random() < 0.9 else source.choice(fitting)
+    def _parts(self, problem: Problem, source: random.Random) -> tuple[list[int], list[int], int]:
+        """Returns prompt, answer and how many slots: mostly the default or the least that fit."""
+        prompt, answer = self._encode(problem.prompt), self._encode(problem.response)
+        fitting = [region for region in REGIONS if region > len(answer)]
+        if source.random() < 0.4 and len(answer) < DEFAULT_REGION:
+            return prompt, answer, DEFAULT_REGION
+        return prompt, answer, fitting[0] if source.random() < 0.9 else source.choice(fitting)
 
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False))

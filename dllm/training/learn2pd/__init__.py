@@ -1,1 +1,0 @@
-"""Learns a filter of Learn2PD from what an oracle accepts."""

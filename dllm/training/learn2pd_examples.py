@@ -1,0 +1,228 @@
+"""Examples that a filter learns from: what an oracle accepts, batch by batch, kept in files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dllm import schedulers
+from dllm.generate import Stream, generate, stream
+from dllm.models.model import DenoisingModel, HostedModel
+from dllm.prompts import Prompts
+from dllm.schedulers import Decision, Needs, Scheduler, Setup, View
+from dllm.schedulers.view import State
+from dllm.settings import Settings
+from dllm.state.candidates import Candidates
+from dllm.state.event import StepEvent
+
+_COMPARED = 256  # values of each weight that tell one model from another
+
+
+@dataclass(frozen=True)
+class Examples:
+    """N blocks as a pass saw them."""
+
+    confidence: Tensor  # (N, W) float32 of the proposed tokens
+    final: Tensor  # (N, W) bool: the proposed token is the one that will stand there
+    masked: Tensor  # (N, W) bool: it was still to be decided
+    real: Tensor  # (N, W) bool: the column is within the row
+    prompt: Tensor  # (N,) int64 which prompt the block is of
+
+    def at(self, index: Tensor) -> Examples:
+        """Returns the examples at an index, (n,) int64 or (N,) bool."""
+        return Examples(**{name: value[index] for name, value in vars(self).items()})
+
+    def to(self, device: torch.device) -> Examples:
+        """Returns the examples on a device."""
+        return Examples(**{name: value.to(device) for name, value in vars(self).items()})
+
+
+def join(parts: Sequence[Examples]) -> Examples:
+    """Returns all examples of one or more sets, on the CPU."""
+    names = vars(parts[0])
+    return Examples(**{name: torch.cat([getattr(p, name).cpu() for p in parts]) for name in names})
+
+
+@dataclass(frozen=True, eq=False)
+class Oracle(Scheduler):
+    """Commits the block's columns whose proposed token equals the reference.
+
+    If a pass proposes for the whole block what the last one did, the rest of the block is given:
+    some columns are never proposed right (the authors' guard).
+    """
+
+    reference: Tensor  # (B, C) int64 by canvas column
+
+    source: ClassVar[str] = (
+        "arXiv 2509.25188 (extremely greedy parallel); ims-kdks/Learning-to-Parallel-Decoding "
+        "llada/generate_training_data.py:generate_data"
+    )
+
+    @property
+    def may_skip(self) -> bool:
+        return True
+
+    def needs(self, num_slots: int, block_length: int) -> Needs:
+        return Needs(whole_block=True)  # the filter sees committed columns, too
+
+    def start(self, setup: Setup) -> State:
+        shape = (setup.num_rows, setup.width)
+        return {"proposed": torch.full(shape, -1, device=setup.device)}
+
+    def select(self, candidates: Candidates, view: View) -> Decision:
+        known = view.columns.clamp(max=self.reference.shape[1] - 1)
+        reference = self.reference.gather(1, known)
+        real = view.columns < view.length[:, None]
+        again = ((candidates.token == view.state["proposed"]) | ~real).all(1)
+        stuck = again & (view.block_step > 0)
+        commit = (candidates.token == reference) | stuck[:, None]
+        return Decision(commit, tokens=reference, state={"proposed": candidates.token})
+
+
+def collect(model: DenoisingModel, prompts: Prompts, settings: Settings) -> Examples:
+    """Returns what the oracle's run over a batch of prompts shows, a block and pass at a time.
+
+    The reference is the model's own answer under `settings`, whose scheduler should be slow.
+    """
+    answered = generate(model, prompts, settings).sequences
+    longest = max(map(len, answered))
+    by_column = [[*tokens, *[-1] * (longest - len(tokens))] for tokens in answered]
+    oracle = Oracle(torch.tensor(by_column, device=model.device))
+    return observe(stream(model, prompts, settings, scheduler=oracle), oracle.reference)
+
+
+def observe(running: Stream, reference: Tensor) -> Examples:
+    """Drains an oracle's run and returns its examples, in the order of passes, then rows."""
+    parts, before = [], running.canvas.step.clone()
+    for event in running:
+        step = running.canvas.step
+        parts.append(_examples(running, event, reference).at(step > before))
+        before = step.clone()
+    return join(parts)
+
+
+def _examples(running: Stream, event: StepEvent, reference: Tensor) -> Examples:
+    """Returns the blocks of all rows after a step, (B, W)."""
+    columns = event.columns
+    known = columns.clamp(max=reference.shape[1] - 1)
+    masked = event.committed | (event.tokens == running.canvas.layout.mask_token_id)
+    return Examples(
+        confidence=event.confidence.float(),
+        final=event.drafts == reference.gather(1, known),
+        masked=masked,
+        real=columns < running.canvas.length[:, None],
+        prompt=torch.arange(len(columns), device=columns.device),
+    )
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model, the prompts that it answers, and the settings of the answers.
+
+    Examples are written batch by batch, so that a stopped run repeats nothing.
+    """
+
+    model: HostedModel
+    prompts: Sequence[Any]  # texts or chats
+    settings: Settings
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size} must be at least 1")
+
+    def names(self) -> list[str]:
+        """Returns the file of each batch, named after all that decides what it holds."""
+        decides = json.dumps(self._describe(), sort_keys=True)
+        starts = range(0, len(self.prompts), self.batch_size)
+        texts = (f"{decides}\n{json.dumps(self._batch(start))}".encode() for start in starts)
+        return [f"{hashlib.sha256(text).hexdigest()[:16]}.safetensors" for text in texts]
+
+    def examples(self, folder: Path) -> Iterator[Examples]:
+        """Yields each batch, from `folder` if it is there, and else after it was written there."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, name in enumerate(self.names()):
+            start = number * self.batch_size
+            examples = _read(folder / name)
+            if examples is None:
+                examples = collect(self.model, self._batch(start), self.settings)
+                _write(examples, folder / name)
+            yield replace(examples, prompt=examples.prompt + start)
+
+    def _batch(self, start: int) -> list[Any]:
+        return list(self.prompts[start : start + self.batch_size])
+
+    def _describe(self) -> dict[str, Any]:
+        settings = self.settings
+        return {
+            "model": self.model.name,
+            "weights": _fingerprint(self.model),
+            "dtype": str(self.model.dtype),
+            "scheduler": schedulers.registry.create(settings.scheduler).summary(),
+            "max_new_tokens": settings.max_new_tokens,
+            "block_length": settings.block_length,
+            "at_eos": settings.at_eos,
+            "statistics_dtype": str(settings.statistics_dtype),
+        }
+
+
+def read_prompts(path: Path, count: int) -> list[str]:
+    """Returns up to `count` prompts: the lines of a text file, or each "prompt" of a .jsonl.
+
+    Raises ValueError that names the line which is not one.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no file of prompts {str(path)!r}")
+    prompts: list[str] = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text file: {error}") from None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or len(prompts) == count:
+            continue
+        prompts.append(_prompt(line, f"{path} line {number}") if path.suffix == ".jsonl" else line)
+    return prompts
+
+
+def _prompt(line: str, where: str) -> str:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where} is not JSON: {error}") from None
+    prompt = value.get("prompt") if isinstance(value, dict) else value
+    if not isinstance(prompt, str):
+        raise ValueError(f'{where} must be a text or a mapping with the text "prompt"')
+    return prompt
+
+
+def _fingerprint(model: HostedModel) -> str:
+    """Returns a digest of some of each weight: any training, of adapters too, changes some."""
+    digest = hashlib.sha256()
+    for weight in model.network.parameters():
+        some = weight.detach().reshape(-1)[:_COMPARED]
+        digest.update(some.float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> Examples | None:
+    """Returns the examples of a file, None if it is missing or was cut off."""
+    try:
+        return Examples(**load_file(path))
+    except (FileNotFoundError, SafetensorError, TypeError):
+        return None
+
+
+def _write(examples: Examples, path: Path) -> None:
+    part = path.with_suffix(".part")
+    save_file({name: value.contiguous() for name, value in vars(examples).items()}, part)
+    part.replace(path)

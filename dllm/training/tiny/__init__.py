@@ -1,1 +1,0 @@
-"""The embedded model: its data, its tokenizer, its training."""
