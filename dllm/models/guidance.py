@@ -54,7 +54,7 @@ class GuidedModel:
 
     @property
     def cost(self) -> Cost | None:
-        """What a pass of both halves costs."""
+        """The price of a pass of both halves."""
         cost = cost_of(self.model)
         return None if cost is None else cost.times(2)
 

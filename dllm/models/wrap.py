@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeGuard, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,6 @@ from transformers import PreTrainedTokenizerBase
 from dllm.models.config import ModelSpec
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 MaskStyle = Literal["none", "padding", "additive"]
 NO_LIMIT = 2**31 - 1
@@ -82,14 +79,13 @@ class WrappedModel:
 
     def _check(self, logits: Any, tokens: Tensor) -> Tensor:
         expected = [*tokens.shape, self.spec.vocab_size]
-        if not isinstance(logits, Tensor):
-            given = type(logits).__name__
-        elif list(logits.shape) != expected or not logits.is_floating_point():
-            given = f"{list(logits.shape)} {logits.dtype}"
-        else:
-            return logits
+        actual = type(logits).__name__
+        if isinstance(logits, Tensor):
+            if list(logits.shape) == expected and logits.is_floating_point():
+                return logits
+            actual = f"{list(logits.shape)} {logits.dtype}"
         raise ValueError(
-            f"{self.name!r} returned {given}; expected floating logits {expected}: rows, columns, "
+            f"{self.name!r} returned {actual}; expected floating logits {expected}: rows, columns, "
             "vocabulary"
         )
 
@@ -135,28 +131,18 @@ class _Known:
     config: Any  # of the wrapped module, if it has one
     tokenizer: PreTrainedTokenizerBase | None
 
-    def find(self, given: Any, key: str) -> Any:
-        """Returns what was given, else the configuration's, else the tokenizer's; may be None."""
-        sources = (given, getattr(self.config, key, None))
-        found = next((value for value in sources if value is not None), None)
-        ours = self.tokenizer is not None and key.endswith("token_id")
-        return getattr(self.tokenizer, key) if found is None and ours else found
+    def find(self, value: Any, key: str) -> Any:
+        """Returns the value, else the configuration's, else the tokenizer's; may be None."""
+        for source in (self.config, self.tokenizer if key.endswith("token_id") else None):
+            value = getattr(source, key, None) if value is None else value
+        return value
 
-    def get(self, given: Any, key: str) -> Any:
+    def get(self, value: Any, key: str) -> Any:
         """Returns the same, which must not be None nor an empty list."""
-        found = self.find(given, key)
-        if found is None or found == [] or found == ():
+        known = self.find(value, key)
+        if known is None or known == [] or known == ():
             raise ValueError(f"wrap() cannot tell the {key} from the module's config: give {key}=")
-        return found
-
-
-def _of_transformers(module: Callable[..., Any]) -> TypeGuard[PreTrainedModel]:
-    """Returns whether it is a transformers model, whose class takes two seconds to import."""
-    if "transformers.modeling_utils" not in sys.modules:
-        return False
-    from transformers import PreTrainedModel
-
-    return isinstance(module, PreTrainedModel)
+        return known
 
 
 def _mask_style(module: Callable[..., Any], name: str) -> MaskStyle:
@@ -165,8 +151,10 @@ def _mask_style(module: Callable[..., Any], name: str) -> MaskStyle:
         raise ValueError(
             f"{name!r} is in training mode, so dropout is on: call module.eval() first"
         )
-    if _of_transformers(module):
-        kernel = module.config._attn_implementation
+    # Looked up, not imported: the class takes two seconds, and none of its models is without it.
+    modeling = sys.modules.get("transformers.modeling_utils")
+    if modeling is not None and isinstance(module, modeling.PreTrainedModel):
+        kernel = cast("Any", module).config._attn_implementation
         if kernel not in ("sdpa", "eager"):
             raise ValueError(
                 f"{name!r} uses attn_implementation={kernel!r}, which takes no 4-D mask; load it "
