@@ -30,8 +30,8 @@ class LocalCheckpoint(Checkpoint):
     @cached_property
     def folder(self) -> Path:
         """Its folder, or the copy of a hub id that is there already; nothing is downloaded."""
-        given = Path(self.name).expanduser()
-        if self.name == "tiny" or given.exists() or not HUB_ID.fullmatch(self.name):
+        path = Path(self.name).expanduser()
+        if self.name == "tiny" or path.exists() or not HUB_ID.fullmatch(self.name):
             return find_folder(self.name)
         cached = try_to_load_from_cache(self.name, "config.json")
         if not isinstance(cached, str):
@@ -76,14 +76,14 @@ def architecture(checkpoint: LocalCheckpoint) -> Iterator[Finding]:
 
 def tokenizer(checkpoint: LocalCheckpoint) -> Iterator[Finding]:
     """Yields the tokenizer, whose ids the network must know."""
-    found = checkpoint.tokenizer
-    if found is None:
+    known = checkpoint.tokenizer
+    if known is None:
         text = "none: prompts must be token ids, and answers are no text"
         yield warning("tokenizer", text, "put tokenizer.json beside config.json")
         return
     rows = checkpoint.network.vocab_size
-    largest = max(found.get_vocab().values(), default=-1)
-    text = f"{len(found)} tokens for a vocabulary of {rows}"
+    largest = max(known.get_vocab().values(), default=-1)
+    text = f"{len(known)} tokens for a vocabulary of {rows}"
     if largest >= rows:
         text = f"{text}: id {largest} is outside of it"
         yield failure("tokenizer", text, "take the tokenizer of this very checkpoint")
@@ -92,16 +92,16 @@ def tokenizer(checkpoint: LocalCheckpoint) -> Iterator[Finding]:
 
 
 def chat_template(checkpoint: LocalCheckpoint) -> Iterator[Finding]:
-    """Yields whether messages can be given."""
-    found = checkpoint.tokenizer
-    if found is None:
+    """Yields whether a prompt can be messages."""
+    known = checkpoint.tokenizer
+    if known is None:
         return
-    if not found.chat_template:
+    if not known.chat_template:
         text = "none: --chat, `dllm chat` and messages will be refused"
         yield warning("chat template", text, "give plain text, or add chat_template.jinja")
         return
     message = [{"role": "user", "content": "hello"}]
-    found.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    known.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
     yield ok("chat template", "renders a message")
 
 
@@ -153,13 +153,13 @@ def size(checkpoint: LocalCheckpoint, where: torch.device) -> Iterator[Finding]:
 
 def dtype(checkpoint: LocalCheckpoint, where: torch.device) -> Iterator[Finding]:
     """Yields whether the device is fast with the checkpoint's dtype."""
-    given, name = checkpoint.dtype, _name(checkpoint.dtype)
-    if given == torch.bfloat16 and fast_bfloat16(where) is False:
+    own, name = checkpoint.dtype, _name(checkpoint.dtype)
+    if own == torch.bfloat16 and fast_bfloat16(where) is False:
         text = f"{name} is emulated on this {where.type}, which takes several times as long"
         yield warning("dtype", text, "give --dtype float32")
-    elif given == torch.float16 and where.type == "cpu":
+    elif own == torch.float16 and where.type == "cpu":
         yield warning("dtype", f"{name} is slow on a CPU", "give --dtype float32")
-    elif given in (torch.float32, torch.float64) and where.type == "cuda":
+    elif own in (torch.float32, torch.float64) and where.type == "cuda":
         text = f"{name} takes at least twice the memory and time of bfloat16"
         yield warning("dtype", text, "give --dtype bfloat16")
     else:

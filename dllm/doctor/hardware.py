@@ -27,11 +27,11 @@ SHOWN = ("avx2", "avx512_f", *BF16)
 QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of a period, or "max"
 
 
-def device(found: torch.device) -> Iterator[Finding]:
-    """Yields the device that is asked about."""
-    name = torch.cuda.get_device_name(found) if found.type == "cuda" else ""
-    yield ok("device", f"{found} {name}".strip())
-    if found.type == "cpu" and torch.version.cuda and not torch.cuda.is_available():
+def device(where: torch.device) -> Iterator[Finding]:
+    """Yields the device that is examined."""
+    name = torch.cuda.get_device_name(where) if where.type == "cuda" else ""
+    yield ok("device", f"{where} {name}".strip())
+    if where.type == "cpu" and torch.version.cuda and not torch.cuda.is_available():
         text = f"torch is built for CUDA {torch.version.cuda} but finds no device"
         yield warning("cuda", text, "see whether `nvidia-smi` runs and fits the driver's version")
 
@@ -126,7 +126,7 @@ def _kernels(where: torch.device, masked: bool) -> list[str]:
     dtype = torch.float32 if where.type == "cpu" else torch.float16
     query = torch.ones(2, 4, 16, 64, device=where, dtype=dtype)
     mask = torch.ones(2, 1, 1, 16, dtype=torch.bool, device=where) if masked else None
-    found = []
+    running = []
     for name, kernel in KERNELS.items():
         with warnings.catch_warnings(), sdpa_kernel(kernel):
             warnings.simplefilter("ignore")  # each says at length why it does not run
@@ -134,5 +134,5 @@ def _kernels(where: torch.device, masked: bool) -> list[str]:
                 F.scaled_dot_product_attention(query, query, query, attn_mask=mask)
             except RuntimeError:
                 continue
-        found.append(name)
-    return found
+        running.append(name)
+    return running

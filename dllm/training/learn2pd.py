@@ -93,8 +93,8 @@ def score(network: Filter, examples: Examples, threshold: float) -> Score:
     final, open_ = examples.final & examples.real, examples.masked & examples.real
     wrong = accepted & ~final
 
-    def part(found: Tensor, among: Tensor) -> float:
-        return float(found.sum() / among.sum().clamp(min=1))
+    def part(columns: Tensor, among: Tensor) -> float:
+        return float(columns.sum() / among.sum().clamp(min=1))
 
     return Score(
         loss=float(loss_of(network, examples, examples.real)),

@@ -1,1 +1,1 @@
-"""Checkpoints: found, checked, read, placed, saved."""
+"""Loads and saves checkpoints: their files, their settings, their weights on devices."""

@@ -24,6 +24,7 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 # Never pickles, never code.
 DOWNLOADED = ["*.safetensors", "*.json", "merges.txt", "*.jinja"]
 
+COMPLETE = "tokenizer.json"
 BYTE_LEVEL = ("vocab.json", "merges.txt")
 OTHER = ("tokenizer_config.json", "tokenizer.model", *BYTE_LEVEL)
 
@@ -69,8 +70,29 @@ class Checkpoint:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """Its tokenizer, if it has one."""
-        return load_tokenizer(self.folder)
+        """Its tokenizer, None when it has no tokenizer files; none of their code is run.
+
+        `tokenizer.json` describes a tokenizer completely, so its class is not looked up: the
+        classes that LLaDA and Dream name are remote code. Dream ships only vocab.json and
+        merges.txt, in Qwen2's byte-level format.
+        """
+        folder = self.folder
+        present = {name for name in (COMPLETE, *OTHER) if (folder / name).is_file()}
+        if not present:
+            return None
+        if COMPLETE not in present and not present.issuperset(BYTE_LEVEL):
+            listed = ", ".join(name for name in OTHER if name in present)
+            raise CheckpointError(
+                f"{folder} has {listed} but no complete tokenizer; needed: {COMPLETE}, or "
+                f"{' and '.join(BYTE_LEVEL)}"
+            )
+        kind = PreTrainedTokenizerFast if COMPLETE in present else Qwen2Tokenizer
+        try:
+            return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except Exception as error:
+            raise CheckpointError(
+                f"the tokenizer files in {folder} cannot be read: {error}"
+            ) from error
 
     @cached_property
     def network(self) -> NetworkConfig:
@@ -170,34 +192,6 @@ def _download(name: str, revision: str | None) -> Path:
             f"there is no folder {name!r}, and downloading it from the hub failed: {error}. "
             "Without a network, download the folder elsewhere and give its path"
         ) from error
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
-    """Returns the tokenizer of a checkpoint folder, None when it has no tokenizer files.
-
-    `tokenizer.json` describes a tokenizer completely, so its class is not looked up: the classes
-    that LLaDA and Dream name are remote code. Dream ships only vocab.json and merges.txt, in
-    Qwen2's byte-level format.
-    """
-    if (folder / "tokenizer.json").is_file():
-        kind: type[PreTrainedTokenizerBase] = PreTrainedTokenizerFast
-    elif all((folder / name).is_file() for name in BYTE_LEVEL):
-        kind = Qwen2Tokenizer
-    else:
-        found = [name for name in OTHER if (folder / name).is_file()]
-        if not found:
-            return None
-        raise CheckpointError(
-            f"{folder} has {', '.join(found)} but no complete tokenizer; needed: tokenizer.json, "
-            f"or {' and '.join(BYTE_LEVEL)}"
-        )
-    try:
-        tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:
-        raise CheckpointError(f"the tokenizer files in {folder} cannot be read: {error}") from error
-    return tokenizer
 
 
 def _find_token(

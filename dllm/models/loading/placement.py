@@ -6,10 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from accelerate import (  # type: ignore[import-untyped]
-    dispatch_model,
-    infer_auto_device_map,
-)
+from accelerate import dispatch_model, infer_auto_device_map  # type: ignore[import-untyped]
 from accelerate.utils import get_balanced_memory  # type: ignore[import-untyped]
 
 from dllm.models.transformer import Block, Transformer
@@ -18,40 +15,34 @@ Device = str | int | torch.device
 Devices = Mapping[str, Device]  # module name -> device; "" for all that no other name covers
 DeviceMap = str | Devices
 
-DTYPES = {
-    "float64": torch.float64,
-    "fp64": torch.float64,
-    "float32": torch.float32,
-    "fp32": torch.float32,
-    "float16": torch.float16,
-    "fp16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "bf16": torch.bfloat16,
+_SHORT = {"float64": "fp64", "float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+DTYPES: dict[str, torch.dtype] = {
+    name: getattr(torch, long) for long, short in _SHORT.items() for name in (long, short)
 }
 
 
-def parse_dtype(given: torch.dtype | str) -> torch.dtype:
+def parse_dtype(dtype: torch.dtype | str) -> torch.dtype:
     """Returns a floating dtype from itself or its name."""
-    name = str(given).removeprefix("torch.")
+    name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
-        raise ValueError(f"dtype={given!r} is not supported; known: auto, {', '.join(DTYPES)}")
+        raise ValueError(f"dtype={dtype!r} is not supported; known: auto, {', '.join(DTYPES)}")
     return DTYPES[name]
 
 
-def parse_device(given: torch.device | str | None) -> torch.device:
+def parse_device(name: torch.device | str | None) -> torch.device:
     """Returns a device by its name, or torch's default one; ValueError if it is not there."""
     try:
-        found = torch.get_default_device() if given is None else torch.device(given)
+        device = torch.get_default_device() if name is None else torch.device(name)
     except RuntimeError as error:
         raise ValueError(
-            f"device={given!r} is not known to torch: cpu, cuda, cuda:1, ..."
+            f"device={name!r} is not known to torch: cpu, cuda, cuda:1, ..."
         ) from error
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(
-            f"device={str(given)!r}: torch finds {torch.cuda.device_count()} CUDA devices; "
+            f"device={str(name)!r}: torch finds {torch.cuda.device_count()} CUDA devices; "
             "`dllm doctor` looks for the reason, and 'cpu' is always there"
         )
-    return found
+    return device
 
 
 def place(network: Transformer, dtype: torch.dtype, device_map: DeviceMap) -> Devices:

@@ -49,12 +49,12 @@ class _LayerMemory:
         del queries, keys
         return attend
 
-    def _write(self, held: Tensor, given: Tensor) -> Tensor:
+    def _write(self, memory: Tensor, fed: Tensor) -> Tensor:
         rows, columns, stride, num_keys = self.extent
-        kept = self.flat.shape[0] // given.shape[0]
-        held.index_copy_(0, self.flat, given[:, :kept].flatten(0, 1))
-        view = held[:-1].unflatten(0, (rows, columns))[::stride, :num_keys]
-        return view if kept == given.shape[1] else torch.cat([view, given[:, kept:]], 1)
+        stored = self.flat.shape[0] // fed.shape[0]
+        memory.index_copy_(0, self.flat, fed[:, :stored].flatten(0, 1))
+        view = memory[:-1].unflatten(0, (rows, columns))[::stride, :num_keys]
+        return view if stored == fed.shape[1] else torch.cat([view, fed[:, stored:]], 1)
 
 
 def _layer(block: Block, x: Tensor, fed: Fed, memory: Any) -> Tensor:

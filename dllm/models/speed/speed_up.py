@@ -49,9 +49,9 @@ def speed_up(model: HostedModel, *ways: Way) -> HostedModel:
     return replace(model, runner=runner, name=name)
 
 
-def parse_ways(given: str | Sequence[str] | None) -> tuple[Way, ...]:
+def parse_ways(ways: str | Sequence[str] | None) -> tuple[Way, ...]:
     """Returns ways from a sequence, or from one text such as "fused+captured"."""
-    names = given.split("+") if isinstance(given, str) else list(given or ())
+    names = ways.split("+") if isinstance(ways, str) else list(ways or ())
     known: Any = get_args(Way)
     for name in names:
         if name not in known:
