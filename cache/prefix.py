@@ -50,5 +50,5 @@ class PrefixCache(Cache):
         if refresh is not None:
             return refresh
         lead = spec.logit_shift if self.first_token == "feed" else 0
-        start = canvas.block_start - lead
+        start = (canvas.block_start - lead).clamp(min=0)  # a block may begin at column 0
         return columns_from(start, status.remaining + lead, canvas, spec)

@@ -11,7 +11,7 @@ from torch import Tensor
 import dllm
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore
-from tests.support.models import MODELS, Watched, golden_model, random_prompts
+from tests.support.models import MODELS, Watched, family_model, golden_model, random_prompts
 
 SLOTS: dict[str, Any] = {"max_new_tokens": 24, "block_length": 8, "scheduler": "fixed_quota"}
 
@@ -107,3 +107,10 @@ def test_wrong_caches_are_explained() -> None:
         dllm.cache.registry.create("dual:vicinity_after=-1")
     with pytest.raises(ValueError, match="no option 'vicinty'"):
         dllm.cache.registry.create("dual:vicinty=1")
+
+
+def test_a_first_block_may_begin_at_column_0() -> None:
+    """A shifted model predicts it from the column before, which is not there."""
+    model, options = family_model("fast_dllm_v2"), {**SLOTS, "scheduler": "threshold:0.3"}
+    base = dllm.generate(model, [[5, 6, 7]], **options)
+    assert dllm.generate(model, [[5, 6, 7]], cache="prefix", **options).sequences == base.sequences
