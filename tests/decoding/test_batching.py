@@ -18,8 +18,7 @@ from dllm.schedulers.view import State
 from dllm.state.candidates import Candidates, rank
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore
-from tests.support import GOLDEN
-from tests.support.laws import CACHES, COUNTED, SCHEDULERS, SLOTS
+from tests.support.laws import COUNTED, SCHEDULERS, SLOTS, is_first, pairs_on, partner, text_of
 from tests.support.models import family_model, golden_model, random_prompts
 
 ENDS = [6, 9, 13, 29, 72, 113]  # common enough that rows end at different steps
@@ -47,14 +46,13 @@ def assert_same(model: Any, prompts: Any, batch_size: int, **options: Any) -> An
 def pairs() -> list[Any]:
     """Returns schedulers with caches: each once with a typical partner, the others slow tests."""
     found = []
-    for number, scheduler in enumerate(SCHEDULERS):
-        for cache in CACHES:
-            fast = cache == ("prefix", "none")[number % 2] or scheduler == "threshold:0.3"
-            name = f"{scheduler if isinstance(scheduler, str) else number}-{cache}"
-            marks = () if fast else (pytest.mark.slow,)
-            found.append(
-                pytest.param(scheduler, cache, marks=marks, id=name.replace(str(GOLDEN), ""))
-            )
+    for scheduler, cache in pairs_on("llada_gqa"):
+        typical = ("prefix", "none")[SCHEDULERS.index(scheduler) % 2]
+        fast = cache == typical and is_first(scheduler)
+        fast = fast or scheduler == partner("llada_gqa", cache)
+        marks = () if fast else (pytest.mark.slow,)
+        name = f"{text_of(scheduler)}-{text_of(cache)}"
+        found.append(pytest.param(scheduler, cache, marks=marks, id=name))
     return found
 
 

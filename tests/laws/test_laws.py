@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import pytest
@@ -11,31 +10,36 @@ import torch
 import dllm
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore
-from tests.support import GOLDEN
 from tests.support.laws import (
-    CACHES,
-    SCHEDULERS,
     SLOTS,
+    caches_on,
     check_fixed_tokens,
     check_host_transfers,
+    is_first,
+    name_of,
+    pairs_on,
+    partner,
+    refusal,
+    text_of,
 )
 from tests.support.models import MODELS, Poisoned, golden_model, random_prompts
 
-CORE = "dkv:3"  # the one that leaves most logits out, with every scheduler; others with these:
-TYPICAL = ("threshold:0.3", "multi_block:0.4,blocks=3", "rcr")
+CORE = "dkv:3"  # the cache that leaves most logits out
 
 
-def pairs(*, others: bool = True) -> list[Any]:
-    """Returns schedulers with caches; those that add least to the rest are slow tests.
+def pairs(model: str = "llada_gqa", *, others: bool = True) -> list[Any]:
+    """Returns all schedulers with all caches that serve a model, most of them as slow tests.
 
-    Without `others` so are all caches but the core.
+    The fast suite has each scheduler once, with the core, and each cache once, with a plain
+    scheduler; without `others` the schedulers alone.
     """
     found = []
-    for scheduler, cache in itertools.product(SCHEDULERS, CACHES):
-        fast = cache == CORE or (others and scheduler in TYPICAL)
-        name = f"{scheduler if isinstance(scheduler, str) else scheduler['name']}-{cache}"
+    for scheduler, cache in pairs_on(model):
+        fast = cache == CORE and is_first(scheduler)
+        fast = fast or (others and scheduler == partner(model, cache))
         marks = () if fast else (pytest.mark.slow,)
-        found.append(pytest.param(scheduler, cache, marks=marks, id=name.replace(str(GOLDEN), "")))
+        name = f"{text_of(scheduler)}-{text_of(cache)}"
+        found.append(pytest.param(scheduler, cache, marks=marks, id=name))
     return found
 
 
@@ -44,12 +48,12 @@ def test_a_row_does_not_depend_on_its_batch(scheduler: Any, cache: Any) -> None:
     check_alone("llada_gqa", scheduler, cache)
 
 
-@pytest.mark.parametrize(("scheduler", "cache"), pairs(others=False))
+@pytest.mark.parametrize(("scheduler", "cache"), pairs("dream_gqa", others=False))
 def test_a_row_of_a_shifted_model_does_not_either(scheduler: Any, cache: Any) -> None:
-    if str(scheduler).startswith("wino"):
-        model, prompts = golden_model("dream_gqa", "float32"), random_prompts(4)
-        with pytest.raises(ValueError, match="logit_shift=1"):
-            dllm.generate(model, prompts, scheduler=scheduler, cache=cache, **SLOTS)
+    reason = refusal("dream_gqa", scheduler, cache)
+    if reason:
+        assert name_of(scheduler) == "wino"
+        assert "logit_shift=1" in reason
         return
     check_alone("dream_gqa", scheduler, cache)
 
@@ -77,7 +81,7 @@ def test_sampling_does_not_depend_on_the_batch() -> None:
     assert other.sequences != together.sequences
 
 
-@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("cache", caches_on("llada_gqa"))
 @pytest.mark.parametrize("name", [pytest.param("llada_mha", marks=pytest.mark.slow), *MODELS[1:]])
 def test_stale_slots_are_never_read(name: str, cache: Any) -> None:
     model: Any = golden_model(name)

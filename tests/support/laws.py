@@ -2,86 +2,146 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
 
 import dllm
+from dllm.registry import Registry
 from tests.support import GOLDEN
-from tests.support.models import golden_model, random_prompts
+from tests.support.models import golden_model, model_of, random_prompts
 
 FILTER = str(GOLDEN / "models" / "l2p_filter" / "filter16.safetensors")
 
 
-SCHEDULERS: list[Any] = [
-    "fixed_quota",
-    "fixed_quota:steps=8",
-    "fixed_quota:steps=16,order=random",
-    "threshold:0.9",
-    "threshold:0.3",
-    "factor:1.0",
-    "dream:entropy",
-    "dream:maskgit_plus,steps=8",
-    "dream:topk_margin,order_temperature=0.5",
-    "dream:origin,steps=16",
-    "quota_threshold:0.5,steps=8",
-    "localleap:0.7,relaxed_threshold=0.4,radius=2",
-    "multi_block:0.4,blocks=3",
-    "ete@paper_like:threshold=0.5",
-    "ete:0.5,mode=commit,scope=window,blocks=2",
-    "lopa:0.6,branches=3",
-    "token_editing:0.4,editing_threshold=0.3,post_steps=3",
-    "rcr",
-    "rcr:16,schedule=cosine",
-    "remdm:remask=2,begin=0.5,loops=4",
-    "dimple:0.7",
-    "slowfast:0.5,low=0.2",
-    "slowfast@code:0.5,most_slow=3",
-    {"name": "adablock", "delimiters": (6, 47, 113), "inner": "slowfast:0.5", "reach": 0.5},
-    {"name": "adablock", "delimiters": (6, 47, 113), "inner": "threshold:0.5"},
-    "prophet:inner=threshold,high=2.5,mid=1.5,low=1",
-    "prophet:region=fixed,answer_start=8,high=3,mid=2,low=1",
-    "wino:0.4,threshold_back=0.5",
-    "klass:0.4,kl_threshold=0.5",
-    "entropy_bound:3",
-    "certainty_density:0.4",
-    "hierarchical:0.6,low_threshold=0.2",
-    "hierarchical:0.5,low_threshold=0.2,remask_threshold=0.4",
-    "credit:0.6",
-    f"learn2pd:{FILTER},threshold=0.6",
-    f"learn2pd:{FILTER},threshold=0.7,steps=16",
-    "end_of_text:threshold:0.4",
-    "end_of_text:fixed_quota,rule=predicted",
-    {
-        "name": "end_of_text",
-        "inner": {"name": "learn2pd", "filter": FILTER, "threshold": 0.6},
-        "rule": "accepted",
-    },
-]
+# Settings that canvases of a few blocks of 8 tell apart, the first of each in the fast suite.
+# A method without an entry runs at its defaults: a new file is found without one.
+OF_SCHEDULERS: dict[str, tuple[Any, ...]] = {
+    "adablock": (
+        {"name": "adablock", "delimiters": (6, 47, 113), "inner": "slowfast:0.5", "reach": 0.5},
+        {"name": "adablock", "delimiters": (6, 47, 113), "inner": "threshold:0.5"},
+    ),
+    "certainty_density": ("certainty_density:0.4",),
+    "credit": ("credit:0.6",),
+    "dimple": ("dimple:0.7",),
+    "dream": (
+        "dream:topk_margin,order_temperature=0.5",
+        "dream:entropy",
+        "dream:maskgit_plus,steps=8",
+        "dream:origin,steps=16",
+    ),
+    "end_of_text": (
+        "end_of_text:threshold:0.4",
+        "end_of_text:fixed_quota,rule=predicted",
+        {
+            "name": "end_of_text",
+            "inner": {"name": "learn2pd", "filter": FILTER, "threshold": 0.6},
+            "rule": "accepted",
+        },
+    ),
+    "entropy_bound": ("entropy_bound:3",),
+    "ete": ("ete:0.5,mode=commit,scope=window,blocks=2", "ete@paper_like:threshold=0.5"),
+    "factor": ("factor:1.0",),
+    "fixed_quota": (
+        "fixed_quota",
+        "fixed_quota:steps=8",
+        "fixed_quota:steps=16,order=random",
+        "fixed_quota:steps=16,order=planned",
+    ),
+    "hierarchical": (
+        "hierarchical:0.5,low_threshold=0.2,remask_threshold=0.4",
+        "hierarchical:0.6,low_threshold=0.2",
+    ),
+    "klass": ("klass:0.4,kl_threshold=0.5",),
+    "learn2pd": (
+        f"learn2pd:{FILTER},threshold=0.6",
+        f"learn2pd:{FILTER},threshold=0.7,steps=16",
+    ),
+    "localleap": ("localleap:0.7,relaxed_threshold=0.4,radius=2",),
+    "lopa": ("lopa:0.6,branches=3",),
+    "multi_block": ("multi_block:0.4,blocks=3",),
+    "prophet": (
+        "prophet:inner=threshold,high=2.5,mid=1.5,low=1",
+        "prophet:region=fixed,answer_start=8,high=3,mid=2,low=1",
+    ),
+    "quota_threshold": ("quota_threshold:0.5,steps=8",),
+    "rcr": ("rcr", "rcr:16,schedule=cosine"),
+    "remdm": ("remdm:remask=2,begin=0.5,loops=4",),
+    "slowfast": ("slowfast:0.5,low=0.2", "slowfast@code:0.5,most_slow=3"),
+    "threshold": ("threshold:0.3", "threshold:0.9"),
+    "token_editing": ("token_editing:0.4,editing_threshold=0.3,post_steps=3",),
+    "wino": ("wino:0.4,threshold_back=0.5",),
+}
+OF_CACHES: dict[str, tuple[Any, ...]] = {
+    "d2cache": ("d2cache:4", "d2cache:12,rollout=0.3,sigma=2,gap=0"),
+    "dkv": ("dkv:3", "dkv@pd:3"),
+    "dkv_greedy": ("dkv_greedy:3,window=2",),
+    "dllm_cache": ("dllm_cache:6,answer_every=4",),
+    "dual": ("dual", "dual:vicinity_before=3,vicinity_after=5", "dual:refresh_every=3"),
+    "sparse": ("sparse:0.5,kernel=3", "sparse:0.3,kernel=1,delay=0"),
+    "sub_block": ("sub_block:4",),
+    "window_diffusion": (
+        "window_diffusion:4,window=10,refresh=5",
+        "window_diffusion:4,window=10,refresh=5,pruned=true,contiguous=true,slides=false",
+    ),
+}
 
 
-CACHES: list[Any] = [
-    "none",
-    "prefix",
-    "dual",
-    "dual:vicinity_before=3,vicinity_after=5",
-    "dkv:3",
-    "dkv@pd:3",
-    "window_diffusion:4,window=10,refresh=5",
-    "window_diffusion:4,window=10,refresh=5,pruned=true,contiguous=true,slides=false",
-    "dual:refresh_every=3",
-    "sparse:0.5,kernel=3",
-    "sparse:0.3,kernel=1,delay=0",
-    "d2cache:4",
-    "d2cache:12,rollout=0.3,sigma=2,gap=0",
-    "dllm_cache:6,answer_every=4",
-]
+def settings_of(registry: Registry[Any], options: Mapping[str, tuple[Any, ...]]) -> list[Any]:
+    """Returns all methods of a registry, each at the settings of a table or at its defaults."""
+    return [given for name in registry.names() for given in options.get(name, (name,))]
 
 
+def name_of(given: Any) -> str:
+    """Returns the name of a method given in a short form or as a mapping."""
+    return str(given["name"]) if isinstance(given, Mapping) else str(given).split(":")[0]
+
+
+def text_of(given: Any) -> str:
+    """Returns a short name of a setting, for a test's id."""
+    return name_of(given) if isinstance(given, Mapping) else str(given).replace(f"{GOLDEN}/", "")
+
+
+def is_first(scheduler: Any) -> bool:
+    """Returns whether a setting is the one of its scheduler that the fast suite runs."""
+    return bool(OF_SCHEDULERS.get(name_of(scheduler), (scheduler,))[0] == scheduler)
+
+
+def refusal(model: str, scheduler: Any, cached: Any) -> str:
+    """Returns why a scheduler and a cache are refused for a model, '' if they are not."""
+    try:
+        dllm.stream(model_of(model), [[1]], scheduler=scheduler, cache=cached, **SLOTS)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+@cache
+def partner(model: str, cached: Any) -> str | None:
+    """Returns a plain scheduler that runs with a cache on a model, None if the cache does not."""
+    return next((s for s in (PLAIN, PLANNED) if not refusal(model, s, cached)), None)
+
+
+def caches_on(model: str) -> list[Any]:
+    """Returns the caches, at their settings, that serve a model with schedulers of all kinds."""
+    return [cached for cached in CACHES if partner(model, cached) == PLAIN]
+
+
+def pairs_on(model: str) -> list[tuple[Any, Any]]:
+    """Returns schedulers with the caches that serve a model, and the one that others need."""
+    found = list(itertools.product(SCHEDULERS, caches_on(model)))
+    return found + [(PLANNED, cached) for cached in CACHES if partner(model, cached) == PLANNED]
+
+
+PLAIN = "threshold:0.3"
+PLANNED = "fixed_quota:steps=16,order=planned"  # for caches that feed what the next step commits
+SCHEDULERS = settings_of(dllm.schedulers.registry, OF_SCHEDULERS)
+CACHES = settings_of(dllm.cache.registry, OF_CACHES)
 SLOTS: dict[str, Any] = {"max_new_tokens": 32, "block_length": 8}
-
-
 COUNTED = ("item", "tolist", "__bool__", "__int__", "__float__", "cpu", "numpy", "nonzero")
 
 

@@ -24,6 +24,13 @@ def golden_model(name: str, dtype: str = "float64") -> dllm.HostedModel:
     return dllm.load(GOLDEN / "models" / name, dtype=dtype)
 
 
+def model_of(name: str, dtype: str = "float64") -> dllm.HostedModel:
+    """Returns the embedded model, a golden one or a random one of a block-causal family."""
+    if name == "tiny":
+        return dllm.load("tiny")
+    return golden_model(name, dtype) if name in MODELS else family_model(name)
+
+
 def random_prompts(count: int, seed: int = 0, low: int = 3, high: int = 40) -> list[list[int]]:
     """Returns prompts of different lengths in token ids of the golden models."""
     source = torch.Generator().manual_seed(seed)
@@ -64,14 +71,8 @@ class Poisoned:
 
 
 BLOCK = 8
-
-
 MASK = 127
-
-
 FAMILY = {"sdar": "SDARForCausalLM", "fast_dllm_v2": "Fast_dLLM_QwenForCausalLM"}
-
-
 CONFIG: dict[str, Any] = {
     "vocab_size": 128,
     "hidden_size": 32,

@@ -30,7 +30,14 @@ from dllm.state.settle import end_rows
 from dllm.state.store import KVStore
 from dllm.state.window import Window
 from tests.support.laws import COUNTED, FILTER
-from tests.support.models import MODELS, Poisoned, family_model, golden_model, random_prompts
+from tests.support.models import (
+    MODELS,
+    Poisoned,
+    family_model,
+    golden_model,
+    model_of,
+    random_prompts,
+)
 from tests.support.verified import SLOTS, check_unchanged
 
 ADAPTIVE_BLOCKS = {"name": "adablock", "delimiters": (6, 47, 113), "inner": "threshold:0.5"}
@@ -67,10 +74,6 @@ FULL += ("dual:vicinity_before=3,vicinity_after=5",)
 STORED = ("none", "block_causal", "block_causal:prefill_chunk=8")
 AT_EOS = ("ignore", "stop", "skip", "block", "truncate")
 ENDS = [6, 9, 13, 29, 72, 113]  # common enough that some row of a few ends early
-
-
-def model_of(name: str) -> Any:
-    return golden_model(name) if name in MODELS else family_model(name)
 
 
 @st.composite
@@ -113,6 +116,13 @@ def runs(draw: st.DrawFn) -> tuple[str, list[list[int]], dict[str, Any]]:
     }
     prompts = random_prompts(draw(st.integers(1, 4)), seed=draw(st.integers(0, 999)))
     return name, prompts, options
+
+
+@pytest.mark.parametrize("verifier", verifiers.registry.names())
+def test_nothing_changes_at_the_defaults(verifier: str) -> None:
+    options = {**SLOTS, "scheduler": "fixed_quota", "verifier": verifier}
+    base, fast = check_unchanged(golden_model("llada_gqa"), random_prompts(3), options)
+    assert fast.metrics.num_forwards < base.metrics.num_forwards
 
 
 @settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.too_slow])
