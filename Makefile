@@ -52,8 +52,8 @@ format: $(READY)  ## Format the code and mend what ruff can mend.
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
-docs: $(READY)  ## Write the generated part of docs/schedulers.md anew.
-	$(BIN)/dllm methods --markdown --into docs/schedulers.md
+docs: $(READY)  ## Write the generated part of docs/reference/schedulers.md anew.
+	$(BIN)/dllm methods --markdown --into docs/reference/schedulers.md
 
 check: lint test  ## Everything that must hold before a commit.
 

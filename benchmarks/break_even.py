@@ -3,7 +3,7 @@
     python -m benchmarks.break_even --shape 50m
 
 Prints the time of a block step over n canvases of a row, as rows (`batch`) and end to end (`tree`),
-over the time of a step over one: c(n) of docs/verifier.md. A verifier gains where it makes more
+over the time of a step over one: c(n) of docs/guides/verifier.md. A verifier gains where it makes more
 than c(n) steps certain a pass.
 """
 

@@ -1,4 +1,4 @@
-"""The generated part of docs/schedulers.md."""
+"""The generated part of docs/reference/schedulers.md."""
 
 from __future__ import annotations
 

@@ -36,8 +36,9 @@ from tests.support.laws import SLOTS, check_fixed_tokens, check_host_transfers
 from tests.support.models import golden_model, random_prompts
 from tests.support.views import check_contract, view_of
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-ADDING, LIST = ROOT / "docs" / "adding_a_scheduler.md", ROOT / "docs" / "schedulers.md"
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+ADDING, LIST = DOCS / "guides" / "add_a_scheduler.md", DOCS / "reference" / "schedulers.md"
 NAME = "spaced_margin"  # the scheduler that the walk-through adds
 EXAMPLES = ("Settled", "Ahead", "AtMost", "SecondThought")  # the further ones on its page
 COMPILED_ONLY = "<!-- not run"  # stands before a block that the tests cannot run
@@ -124,7 +125,7 @@ def test_python_of_the_pages_runs(page: Path, tmp_path: Path) -> None:
 def test_the_code_of_a_page_is_found() -> None:
     kinds = {page.name: [block.kind for block in blocks_of(page)] for page in PAGES}
     assert "python" in kinds["README.md"]
-    assert kinds["adding_a_scheduler.md"].count("python") == 8
+    assert kinds["add_a_scheduler.md"].count("python") == 8
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -162,7 +163,7 @@ def test_the_list_of_schedulers_is_up_to_date() -> None:
     written = LIST.read_text(encoding="utf-8")
     part = render([method for method in find_methods() if method.kind == "scheduler"])
     assert written[written.index(MARKER) :] == part, (
-        "docs/schedulers.md is not what the code says: run `make docs` and look at the difference"
+        "docs/reference/schedulers.md is not what the code says: run `make docs` and look at the difference"
     )
     assert "`make docs`" in MARKER
 

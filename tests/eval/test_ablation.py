@@ -149,7 +149,7 @@ def test_list_names_each_with_one_line() -> None:
 
 
 def test_the_configuration_of_the_docs_is_one(tmp_path: Path) -> None:
-    text = (ROOT / "docs" / "ablation.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "guides" / "ablation.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     path = tmp_path / "docs.yaml"
     path.write_text(code, encoding="utf-8")

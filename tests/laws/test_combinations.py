@@ -2,7 +2,7 @@
 
     python -m tests.laws.test_combinations
 
-writes what was found into docs/caches.md.
+writes what was found into docs/guides/caches.md.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.support import ROOT
 from tests.support.laws import OF_CACHES
 from tests.support.models import model_of, random_prompts
 
-PAGE = ROOT / "docs" / "caches.md"
+PAGE = ROOT / "docs" / "guides" / "caches.md"
 MARKER = "<!-- generated: `python -m tests.laws.test_combinations` writes what follows -->"
 
 SLOTS: dict[str, Any] = {"max_new_tokens": 16, "block_length": 8, "seed": 0}
