@@ -3,8 +3,8 @@
     python -m benchmarks.break_even --shape 50m
 
 Prints the time of a block step over n canvases of a row, as rows (`batch`) and end to end (`tree`),
-over the time of a step over one: c(n) of docs/guides/verifier.md. A verifier gains where it makes more
-than c(n) steps certain a pass.
+over the time of a step over one: c(n) of docs/guides/verifier.md. A verifier gains where it makes
+more than c(n) steps certain a pass.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from rich.table import Table
 import dllm
 from benchmarks.machine import machine, ratio, rounds, write
 from benchmarks.shapes import random_model
-from dllm.decoding.speculation.tree import as_tree
+from dllm.decoding.speculation.execution import as_tree
 from dllm.state.plan import StepPlan
-from dllm.state.variants import fan_out
 
 WAYS = ("batch", "tree")
 
@@ -32,7 +31,7 @@ def block_step(model: dllm.HostedModel, num_keys: int, width: int) -> StepPlan:
     """Returns a pass of the dual cache: the last `width` of `num_keys` columns are fed."""
     columns = torch.arange(num_keys - width, num_keys, device=model.device)[None]
     head = torch.arange(width, device=model.device)[None]
-    return StepPlan("step", columns, head, num_keys, slots=columns)
+    return StepPlan("step", columns, head, num_keys, stored=columns)
 
 
 def work(
@@ -41,11 +40,12 @@ def work(
     """Returns a pass over `count` canvases that can be timed."""
     plan = block_step(model, num_keys, width)
     if way == "batch":
-        plan, num_rows = fan_out(plan, count, num_keys), count
+        rows = torch.zeros(count, dtype=torch.int64, device=model.device)
+        plan, num_rows = plan.of_rows(rows), count
     else:
         plan, num_rows = as_tree(plan, count) if count > 1 else plan, 1
     store = model.new_store(num_rows, num_keys)
-    tokens = torch.randint(0, model.spec.vocab_size - 2, plan.columns.shape, device=model.device)
+    tokens = torch.randint(0, model.spec.vocab_size - 2, plan.positions.shape, device=model.device)
 
     @torch.inference_mode()
     def run() -> object:

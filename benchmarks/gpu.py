@@ -56,14 +56,13 @@ class Plan:
         columns = torch.arange(self.num_keys - self.width, self.num_keys, device=model.device)
         columns = columns.expand(rows, -1)
         head = torch.arange(self.width, device=model.device).expand(rows, -1)
-        slots = columns + torch.arange(rows, device=model.device)[:, None] * self.num_keys
-        return StepPlan("step", columns, head, self.num_keys, slots=slots)
+        return StepPlan("step", columns, head, self.num_keys, stored=columns)
 
 
 def step_work(model: dllm.HostedModel, plan: Plan, rows: int) -> Callable[[], object]:
     """Returns a block step that can be timed, of which enough was run to compile or capture it."""
     step, store = plan.step(model, rows), model.new_store(rows, plan.num_keys)
-    tokens = torch.randint(0, model.spec.vocab_size - 2, step.columns.shape, device=model.device)
+    tokens = torch.randint(0, model.spec.vocab_size - 2, step.positions.shape, device=model.device)
 
     @torch.inference_mode()
     def run() -> object:

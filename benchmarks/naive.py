@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import dllm
-from dllm.models.attention import Attention
-from dllm.models.transformer import Block, SwiGLU, Transformer
+from dllm.models.layers import Attention, Block, SwiGLU
+from dllm.models.transformer import Transformer
 
 KeysValues = list[tuple[Tensor, Tensor]]
 

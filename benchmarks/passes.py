@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import dllm
-from dllm.models.transformer import Block, SwiGLU
+from dllm.models.layers import Block, SwiGLU
 from dllm.state.plan import PassKind, StepPlan
 from dllm.state.store import KVStore
 
@@ -31,7 +31,7 @@ class PassShape:
     def plan(self) -> StepPlan:
         """A plan of such a pass without any numbers, to ask for its price."""
         fed = torch.empty(self.num_rows, self.num_fed, dtype=torch.int64, device="meta")
-        return StepPlan(self.kind, fed, fed[:, : self.num_head_rows], self.num_keys, slots=fed)
+        return StepPlan(self.kind, fed, fed[:, : self.num_head_rows], self.num_keys, stored=fed)
 
 
 class Watched:
@@ -47,8 +47,8 @@ class Watched:
 
     def forward(self, tokens: Tensor, plan: StepPlan, store: KVStore | None) -> Tensor:
         """Returns the model's logits."""
-        fed, head = plan.columns.shape, plan.head.shape[1]
-        self.shapes.append(PassShape(plan.kind, fed[0], fed[1], head, plan.num_seen))
+        fed, head = plan.positions.shape, plan.logit_rows.shape[1]
+        self.shapes.append(PassShape(plan.kind, fed[0], fed[1], head, plan.shape.num_seen))
         self._wait()
         start = perf_counter()
         logits = self.model.forward(tokens, plan, store)
@@ -84,7 +84,7 @@ class Floor:
                 layer, feed = block.attention, cast("SwiGLU", block.feed_forward)
                 for part in (layer.q, layer.k, layer.v):
                     F.linear(x, part.weight)
-                if number == len(blocks) and shape.plan.narrows:
+                if number == len(blocks) and shape.plan.shape.narrows:
                     x, y, z = (t[: shape.num_rows * shape.num_head_rows] for t in (x, y, z))
                 F.linear(z, layer.out.weight)
                 F.linear(x, feed.gate.weight)

@@ -23,7 +23,7 @@ class Roofs:
     def floor(self, model: dllm.HostedModel, plan: StepPlan) -> dict[str, Any]:
         """Returns the least seconds of a pass: its weights and keys read once, its products."""
         num_bytes = pass_bytes(model, plan)
-        flops = model.cost.flops(plan)
+        flops = model.cost.flops(plan.shape)
         seconds = {
             "bytes": num_bytes / self.bytes_per_second,
             "flops": flops / self.flops_per_second,
@@ -61,7 +61,7 @@ def pass_bytes(model: dllm.HostedModel, plan: StepPlan) -> int:
     network = model.network
     parts = (*network.blocks.parameters(), *network.norm.parameters(), network.head.weight)
     weights = sum(weight.numel() * weight.element_size() for weight in parts)
-    return weights + plan.columns.shape[0] * plan.num_seen * model.cost.slot_bytes
+    return weights + plan.positions.shape[0] * plan.shape.num_seen * model.cost.slot_bytes
 
 
 def median_ms(taken: list[float]) -> float:

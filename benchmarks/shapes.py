@@ -8,7 +8,8 @@ import torch
 
 import dllm
 from dllm.models.config import ModelSpec, NetworkConfig
-from dllm.models.transformer import Block, Transformer
+from dllm.models.layers import Block
+from dllm.models.transformer import Transformer
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from dllm.models.config import ModelSpec
+from dllm.state.candidates import Candidates
 from dllm.state.canvas import Canvas
 from dllm.state.plan import PassKind, StepPlan
-from dllm.state.status import Status
+from dllm.state.progress import Progress
+from dllm.state.store import KVStore
 
 FirstToken = Literal["feed", "force"]
 
@@ -23,15 +25,18 @@ class Cache(ABC):
     """Plans forward passes; holds no tensors, the K/V store belongs to the loop."""
 
     source: ClassVar[str]  # paper and code that the policy is from
-    stores: ClassVar[bool] = True  # needs a model with a K/V store
+    uses_store: ClassVar[bool] = True  # needs a model with a K/V store
     lockstep: ClassVar[bool] = True  # all rows enter their next block together
-    scattered: ClassVar[bool] = False  # feeds the columns that `feeds` names
-    foresees: ClassVar[bool] = False  # needs to know what the next step commits
-    reusable: ClassVar[bool] = False  # what it stored of finished blocks serves later runs too
+    names_columns: ClassVar[bool] = False  # feeds the columns that `feeds` names
+    watches: ClassVar[bool] = False  # notes what each pass showed
+    needs_plan: ClassVar[bool] = False  # needs to know what the next step commits
+    final_blocks: ClassVar[bool] = False  # what it stored of finished blocks serves later runs too
+    # A pass within a block is a function of the canvas and of the block's refresh.
+    replayable: ClassVar[bool] = False
     even: ClassVar[bool] = False  # a row that enters feeds no more columns than the others do
 
     @abstractmethod
-    def plan(self, canvas: Canvas, status: Status, spec: ModelSpec) -> StepPlan:
+    def plan(self, canvas: Canvas, progress: Progress, spec: ModelSpec) -> StepPlan:
         """Returns the next pass for a canvas, given what the host knows of it."""
 
     def feeds(self, canvas: Canvas, spec: ModelSpec) -> Tensor:
@@ -42,9 +47,24 @@ class Cache(ABC):
         """Yields passes over the prompts before the first step, without logits; normally none."""
         return iter(())
 
-    def admits(self, status: Status) -> bool:
+    def watch(
+        self,
+        canvas: Canvas,
+        plan: StepPlan,
+        store: KVStore | None,
+        candidates: Candidates,
+        further: Candidates | None,
+    ) -> Any:
+        """Returns what the next plans find in `canvas.cache_state`.
+
+        Called after each pass of a plan, before the step is taken. `further` are the candidates of
+        logits that the plan asks for behind those of the window.
+        """
+        raise NotImplementedError(f"{type(self).__name__} notes nothing")
+
+    def admits(self, progress: Progress) -> bool:
         """Whether further rows may enter the canvas now, and what it holds stays right."""
-        return not self.lockstep or status.entered or not status.unfinished
+        return not self.lockstep or progress.entered or not progress.unfinished
 
     def check(self, spec: ModelSpec) -> None:
         """Raises ValueError when the policy cannot serve a model."""
@@ -59,7 +79,7 @@ def every_column(
 ) -> StepPlan:
     """Returns the pass that feeds the first `width` columns; exact whatever the store holds.
 
-    None: the whole canvas; `status.length` leaves out what was cut off from all rows.
+    None: the whole canvas; `progress.length` leaves out what was cut off from all rows.
     """
     width = canvas.layout.num_columns if width is None else width
     columns = canvas.numbers[:width]
@@ -69,14 +89,16 @@ def every_column(
 
 def seen_up_to(length: Tensor, plan: StepPlan, canvas: Canvas, spec: ModelSpec) -> StepPlan:
     """Returns the plan in which keys up to each row's `length` (B,) are visible."""
-    return replace(plan, attend=_visible(plan.columns, plan.num_keys, length, canvas, spec))
+    return replace(
+        plan, attention_mask=_visible(plan.positions, plan.num_keys, length, canvas, spec)
+    )
 
 
 def block_entry(
-    canvas: Canvas, status: Status, spec: ModelSpec, first_token: FirstToken
+    canvas: Canvas, progress: Progress, spec: ModelSpec, first_token: FirstToken
 ) -> StepPlan:
     """Returns the refresh that begins a block; `force` makes it commit the first column only."""
-    plan = every_column(canvas, spec, store=True, width=status.length)
+    plan = every_column(canvas, spec, store=True, width=progress.length)
     if first_token == "feed":
         return plan
     first = canvas.columns() == canvas.block_start[:, None]
@@ -84,13 +106,13 @@ def block_entry(
 
 
 def block_refresh(
-    every: int | None, canvas: Canvas, status: Status, spec: ModelSpec, first_token: FirstToken
+    every: int | None, canvas: Canvas, progress: Progress, spec: ModelSpec, first_token: FirstToken
 ) -> StepPlan | None:
     """Returns the refresh that is due, of a block that begins or after `every` forwards, if any."""
-    if status.entered:
-        return block_entry(canvas, status, spec, first_token)
-    if every is not None and status.block_forwards % every == 0:
-        return every_column(canvas, spec, store=True, width=status.length)
+    if progress.entered:
+        return block_entry(canvas, progress, spec, first_token)
+    if every is not None and progress.block_forwards % every == 0:
+        return every_column(canvas, spec, store=True, width=progress.length)
     return None
 
 
@@ -125,33 +147,32 @@ def predictors(wanted: Tensor, spec: ModelSpec) -> Tensor:
 
 
 def chosen_columns(
-    fed: Tensor, canvas: Canvas, status: Status, spec: ModelSpec, seen: Tensor | None = None
+    fed: Tensor, canvas: Canvas, progress: Progress, spec: ModelSpec, seen: Tensor | None = None
 ) -> StepPlan:
-    """Returns the pass that feeds the columns `fed` (B, C) bool, `status.num_fed` of a row at most.
+    """Returns the pass that feeds the columns `fed` (B, C) bool.
 
-    Keys of the columns `seen` (B, C) bool are visible; None: all. Rows that feed fewer columns
-    feed the last spare one again, which nothing attends to.
+    At most `progress.num_fed` of a row; rows that feed fewer feed the last spare column again,
+    which nothing attends to. Keys of the columns `seen` (B, C) bool are visible; None: all.
     """
     layout = canvas.layout
-    order = (~fed).to(torch.uint8).sort(dim=1, stable=True).indices[:, : status.num_fed]
+    order = (~fed).to(torch.uint8).sort(dim=1, stable=True).indices[:, : progress.num_fed]
     real = fed.gather(1, order)
     columns = torch.where(real, order, layout.num_stored - 1)
-    place = canvas.numbers[: columns.shape[1]].expand_as(columns)
-    places = torch.zeros_like(canvas.tokens).scatter(1, columns, place)
+    number = canvas.numbers[: columns.shape[1]].expand_as(columns)
+    fed_at = torch.zeros_like(canvas.tokens).scatter(1, columns, number)
     predictor = canvas.columns() - spec.logit_shift
     predicted, predictor = predictor >= 0, predictor.clamp(min=0)
-    attend = _visible(columns, layout.num_columns, None, canvas, spec)
+    mask = _visible(columns, layout.num_columns, None, canvas, spec)
     if seen is not None:
         seen = seen[:, None, : layout.num_columns]
-        attend = seen if attend is None else seen & attend
-    scratch = layout.num_rows * layout.num_stored
+        mask = seen if mask is None else seen & mask
     return StepPlan(
         kind="step",
-        columns=columns,
-        head=places.gather(1, predictor),
+        positions=columns,
+        logit_rows=fed_at.gather(1, predictor),
         num_keys=layout.num_columns,
-        attend=attend,
-        slots=torch.where(real, _slots(columns, canvas), scratch),
+        attention_mask=mask,
+        stored=_stored(columns, canvas).where(real, -1),
         known=fed.gather(1, predictor) & predicted,
     )
 
@@ -160,27 +181,26 @@ def _plan(
     kind: PassKind, columns: Tensor, canvas: Canvas, spec: ModelSpec, store: bool
 ) -> StepPlan:
     num_keys = canvas.layout.num_columns if store else columns.shape[1]
-    head = canvas.columns() - spec.logit_shift - columns[:, :1]  # the fed columns are contiguous
+    # The fed columns are contiguous.
+    logit_rows = canvas.columns() - spec.logit_shift - columns[:, :1]
     last = columns.shape[1] - 1
     everything = kind == "refresh"
     return StepPlan(
         kind=kind,
-        columns=columns,
-        head=head.clamp(0, last),
+        positions=columns,
+        logit_rows=logit_rows.clamp(0, last),
         num_keys=num_keys,
-        attend=_visible(columns, num_keys, None, canvas, spec),
-        slots=_slots(columns, canvas) if store else None,
-        known=None if everything else (head >= 0) & (head <= last),
+        attention_mask=_visible(columns, num_keys, None, canvas, spec),
+        stored=_stored(columns, canvas) if store else None,
+        known=None if everything else (logit_rows >= 0) & (logit_rows <= last),
     )
 
 
-def _slots(columns: Tensor, canvas: Canvas) -> Tensor:
-    """Returns where the fed columns' keys are kept (B, Q); those of a cut-off end are not."""
-    layout = canvas.layout
-    slots = canvas.first_slot + columns
-    if not layout.can_shorten:
-        return slots
-    return torch.where(columns < canvas.length[:, None], slots, layout.num_rows * layout.num_stored)
+def _stored(columns: Tensor, canvas: Canvas) -> Tensor:
+    """Returns at which columns the keys of fed columns (B, Q) are kept; -1: cut off, not kept."""
+    if not canvas.layout.can_shorten:
+        return columns
+    return torch.where(columns < canvas.length[:, None], columns, -1)
 
 
 def _visible(

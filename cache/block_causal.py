@@ -13,15 +13,15 @@ from dllm.cache.base import Cache, chosen_columns, columns_from
 from dllm.models.config import ModelSpec
 from dllm.state.canvas import Canvas
 from dllm.state.plan import StepPlan
-from dllm.state.status import Status
+from dllm.state.progress import Progress
 
 
 class BlockStoreCache(Cache):
     """What the caches share that store full blocks for good: the passes of exact decoding."""
 
     lockstep: ClassVar[bool] = False
-    scattered: ClassVar[bool] = True
-    reusable: ClassVar[bool] = True
+    names_columns: ClassVar[bool] = True
+    final_blocks: ClassVar[bool] = True
     prefill_chunk: int | None  # each cache's own field: its place among them differs
 
     def __post_init__(self) -> None:
@@ -56,9 +56,16 @@ class BlockStoreCache(Cache):
         for read in range(0, longest - self.prefill_chunk, self.prefill_chunk):
             end = min(furthest + read + self.prefill_chunk, canvas.layout.num_columns)
             plan = columns_from(starts + read, self.prefill_chunk, canvas, spec)
-            assert plan.attend is not None
-            nothing, seen = plan.head[:, :0], plan.attend[..., :end]
-            yield replace(plan, kind="commit", head=nothing, known=None, num_keys=end, attend=seen)
+            assert plan.attention_mask is not None
+            nothing, seen = plan.logit_rows[:, :0], plan.attention_mask[..., :end]
+            yield replace(
+                plan,
+                kind="commit",
+                logit_rows=nothing,
+                known=None,
+                num_keys=end,
+                attention_mask=seen,
+            )
 
 
 @dataclass(frozen=True)
@@ -75,12 +82,13 @@ class BlockCausalCache(BlockStoreCache):
 
     prefill_chunk: int | None = None  # columns of a pass; None: the whole prompt at once
 
+    replayable: ClassVar[bool] = True
     source: ClassVar[str] = (
         "arXiv 2510.06303 (SDAR), JetAstra/SDAR generate.py; arXiv 2503.09573 (block diffusion)"
     )
 
-    def plan(self, canvas: Canvas, status: Status, spec: ModelSpec) -> StepPlan:
-        return chosen_columns(self.feeds(canvas, spec), canvas, status, spec)
+    def plan(self, canvas: Canvas, progress: Progress, spec: ModelSpec) -> StepPlan:
+        return chosen_columns(self.feeds(canvas, spec), canvas, progress, spec)
 
 
 def unit(spec: ModelSpec) -> int:

@@ -10,12 +10,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dllm.cache.base import Cache, chosen_columns, every_column, predictors
-from dllm.density import decoded_share
 from dllm.models.config import ModelSpec
-from dllm.state.candidates import rank
+from dllm.models.layer_policies import KeptWeights, attention_rollout
+from dllm.schedulers.certainty_density import decoded_share
+from dllm.state.candidates import Candidates, rank
 from dllm.state.canvas import Canvas
 from dllm.state.plan import StepPlan
-from dllm.state.status import Status
+from dllm.state.progress import Progress
+from dllm.state.store import KVStore
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,9 @@ class D2Cache(Cache):
     gap: int = 4  # columns
 
     source: ClassVar[str] = "arXiv 2509.23094; Kamichanw/d2Cache src/cache/d2cache.py"
-    scattered: ClassVar[bool] = True
+    names_columns: ClassVar[bool] = True
     lockstep: ClassVar[bool] = False
+    watches: ClassVar[bool] = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "certainty": {"gap": 0},  # in one block, with scheduler `certainty_density`
         "blocks": {"gap": 4},
@@ -67,33 +70,63 @@ class D2Cache(Cache):
     def feeds(self, canvas: Canvas, spec: ModelSpec) -> Tensor:
         columns = canvas.numbers
         real = (columns < canvas.length[:, None]) & canvas.active[:, None]
-        if canvas.seen is None:
+        if canvas.cache_state is None:
             return real
-        fed = predictors(self._likely(canvas), spec) | (canvas.tokens != canvas.seen.tokens)
+        fed = predictors(self._likely(canvas), spec) | (canvas.tokens != canvas.cache_state.tokens)
         if canvas.layout.whole_block:
             fed = fed | predictors(canvas.block, spec)
         fed = fed & real
-        return real & self._closed(fed | self._important(canvas.seen.importance, real & ~fed))
+        return real & self._closed(
+            fed | self._important(canvas.cache_state.importance, real & ~fed)
+        )
 
-    def admits(self, status: Status) -> bool:
-        return not status.unfinished  # the first pass of all rows is one of its own
+    def admits(self, progress: Progress) -> bool:
+        return not progress.unfinished  # the first pass of all rows is one of its own
 
-    def plan(self, canvas: Canvas, status: Status, spec: ModelSpec) -> StepPlan:
-        if canvas.seen is None:
-            plan = every_column(canvas, spec, store=True, width=status.length)
+    def plan(self, canvas: Canvas, progress: Progress, spec: ModelSpec) -> StepPlan:
+        if canvas.cache_state is None:
+            plan = every_column(canvas, spec, store=True, width=progress.length)
             wanted, most = canvas.masked, canvas.layout.num_slots
         else:
-            plan = chosen_columns(self.feeds(canvas, spec), canvas, status, spec)
+            plan = chosen_columns(self.feeds(canvas, spec), canvas, progress, spec)
             wanted, most = self._likely(canvas), self.masks
-        plan = replace(plan, maps=True)
+        plan = replace(plan, policy=KeptWeights())
         if canvas.layout.width >= canvas.layout.num_slots:  # the window shows all of them
             return plan
         beyond = torch.arange(wanted.shape[1], device=wanted.device) > canvas.columns()[:, -1:]
         return _with_logits_of(wanted & beyond, most, plan, spec)
 
+    def watch(
+        self,
+        canvas: Canvas,
+        plan: StepPlan,
+        store: KVStore | None,
+        candidates: Candidates,
+        further: Candidates | None,
+    ) -> AttentionHistory:
+        if store is None or not store.weights:
+            raise ValueError(
+                "the cache goes by attention weights, and the model left none in `store.weights`: "
+                "load the checkpoint with dllm.load, or use another cache"
+            )
+        layout, columns = canvas.layout, plan.positions
+        keys = canvas.numbers[: layout.num_columns]
+        # Guidance runs each row a second time behind the first; shadows are fed behind the columns.
+        weights = [w[: layout.num_rows, : columns.shape[1]] for w in store.weights]
+        importance = attention_rollout(weights, columns, keys < canvas.length[:, None])
+        fed = torch.zeros_like(canvas.fixed).scatter(1, columns, True)
+        before = canvas.cache_state or no_history(canvas.tokens)
+        history = before.after(fed, canvas.tokens, importance)
+        history = history.judged(canvas.columns(), candidates.confidence, plan.known)
+        if further is None:
+            return history
+        assert plan.policy is not None
+        assert plan.policy.further is not None
+        return history.judged(plan.policy.further, further.confidence)
+
     def _likely(self, canvas: Canvas) -> Tensor:
         """Returns the masks that are fed for their own sake, (B, C) bool."""
-        assert canvas.seen is not None
+        assert canvas.cache_state is not None
         masked, length = canvas.masked, canvas.layout.block_length
         columns = canvas.numbers
         enough = masked.cumsum(1) >= self.masks
@@ -101,7 +134,7 @@ class D2Cache(Cache):
         behind = (last - canvas.block_end).div(length, rounding_mode="floor") + 1
         end = canvas.block_end + behind.clamp(min=0) * length
         nearby = masked & (columns < end[:, None])
-        score = canvas.seen.confidence * self._density(canvas)
+        score = canvas.cache_state.confidence * self._density(canvas)
         first = nearby & canvas.block
         later = rank(score, nearby & ~canvas.block) + first.sum(1, keepdim=True)
         place = torch.where(first, rank(score, first), later)
@@ -141,6 +174,34 @@ class D2Cache(Cache):
         return fed | (after - before <= self.gap)
 
 
+@dataclass(frozen=True)
+class AttentionHistory:
+    """What the passes so far have shown of each column."""
+
+    tokens: Tensor  # (B, C) int64 what each column held when it was last fed
+    confidence: Tensor  # (B, C) float32 of the token that was last proposed there, 0 before that
+    importance: Tensor  # (B, K) float32 attention that each column got in the last pass
+
+    def after(self, fed: Tensor, tokens: Tensor, importance: Tensor) -> AttentionHistory:
+        """Returns what is known after a pass that fed the columns `fed` (B, C) bool."""
+        return replace(self, tokens=torch.where(fed, tokens, self.tokens), importance=importance)
+
+    def judged(
+        self, columns: Tensor, confidence: Tensor, known: Tensor | None = None
+    ) -> AttentionHistory:
+        """Returns the same with the confidence (B, n) of some columns (B, n), where known."""
+        confidence = confidence.to(self.confidence.dtype).nan_to_num()
+        if known is not None:
+            confidence = torch.where(known, confidence, self.confidence.gather(1, columns))
+        return replace(self, confidence=self.confidence.scatter(1, columns, confidence))
+
+
+def no_history(tokens: Tensor) -> AttentionHistory:
+    """Returns the state before the first pass over a canvas (B, C)."""
+    blank = torch.zeros_like(tokens, dtype=torch.float32)
+    return AttentionHistory(tokens.clone(), blank, blank)
+
+
 def _with_logits_of(wanted: Tensor, most: int, plan: StepPlan, spec: ModelSpec) -> StepPlan:
     """Returns the plan that gives logits of the columns `wanted` (B, C) bool too, `most` a row.
 
@@ -148,7 +209,8 @@ def _with_logits_of(wanted: Tensor, most: int, plan: StepPlan, spec: ModelSpec) 
     """
     order = (~wanted).to(torch.uint8).sort(dim=1, stable=True).indices[:, :most]
     extra = torch.where(wanted.gather(1, order), order, wanted.shape[1] - 1)
-    place = torch.arange(plan.columns.shape[1], device=wanted.device).expand_as(plan.columns)
-    places = torch.zeros_like(wanted, dtype=torch.int64).scatter(1, plan.columns, place)
-    head = places.gather(1, extra - spec.logit_shift)
-    return replace(plan, head=torch.cat([plan.head, head], 1), extra=extra)
+    number = torch.arange(plan.positions.shape[1], device=wanted.device).expand_as(plan.positions)
+    fed_at = torch.zeros_like(wanted, dtype=torch.int64).scatter(1, plan.positions, number)
+    rows = fed_at.gather(1, extra - spec.logit_shift)
+    rows = torch.cat([plan.logit_rows, rows], 1)
+    return replace(plan, logit_rows=rows, policy=KeptWeights(further=extra))

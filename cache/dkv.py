@@ -12,7 +12,7 @@ from dllm.cache.base import Cache, chosen_columns, every_column, predictors
 from dllm.models.config import ModelSpec
 from dllm.state.canvas import Canvas
 from dllm.state.plan import StepPlan
-from dllm.state.status import Status
+from dllm.state.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class DelayedCache(Cache):
         "arXiv 2505.15781; horseee/dKV-Cache generation_utils/llada_dkv_cache_decode.py, "
         "dream_generation_utils.py"
     )
-    scattered: ClassVar[bool] = True
+    names_columns: ClassVar[bool] = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "llada": {"refresh": 8, "warmup": 2},
         "dream": {"refresh": 4, "warmup": 1},
@@ -64,12 +64,12 @@ class DelayedCache(Cache):
             fed = (fed & answer) | (canvas.step == 0)[:, None]
         return real & fed
 
-    def plan(self, canvas: Canvas, status: Status, spec: ModelSpec) -> StepPlan:
+    def plan(self, canvas: Canvas, progress: Progress, spec: ModelSpec) -> StepPlan:
         # With `once` a row reads its prompt in its own first pass, whatever the others are at.
-        together = self.prompt != "once" or not status.num_forwards
-        if together and status.num_fed == status.length:
-            return every_column(canvas, spec, store=True, width=status.length)
-        return chosen_columns(self.feeds(canvas, spec), canvas, status, spec)
+        together = self.prompt != "once" or not progress.num_forwards
+        if together and progress.num_fed == progress.length:
+            return every_column(canvas, spec, store=True, width=progress.length)
+        return chosen_columns(self.feeds(canvas, spec), canvas, progress, spec)
 
     def _refreshes(self, canvas: Canvas) -> Tensor:
         """Returns whose next pass feeds everything, (B,) bool."""

@@ -12,7 +12,7 @@ from dllm.models.config import ModelSpec
 from dllm.state.candidates import rank
 from dllm.state.canvas import Canvas
 from dllm.state.plan import StepPlan
-from dllm.state.status import Status
+from dllm.state.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class GreedyDelayedCache(Cache):
     source: ClassVar[str] = (
         "arXiv 2505.15781; horseee/dKV-Cache generation_utils/llada_dkv_cache_greedy.py"
     )
-    scattered: ClassVar[bool] = True
-    foresees: ClassVar[bool] = True
+    names_columns: ClassVar[bool] = True
+    needs_plan: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.refresh < 1:
@@ -43,22 +43,22 @@ class GreedyDelayedCache(Cache):
         columns = canvas.numbers
         real = (columns < canvas.length[:, None]) & canvas.active[:, None]
         fresh = (canvas.step - canvas.entry_step) % self.refresh == 0
-        if canvas.announced is None:  # before the first step
+        if canvas.planned is None:  # before the first step
             return real
         late = (canvas.commit_step == (canvas.step - 1)[:, None]) & ~canvas.fixed
-        near = self._around(canvas.announced, canvas)
+        near = self._around(canvas.planned, canvas)
         return real & (fresh[:, None] | late | near | predictors(near, spec))
 
-    def plan(self, canvas: Canvas, status: Status, spec: ModelSpec) -> StepPlan:
-        if status.num_fed == status.length:
-            return every_column(canvas, spec, store=True, width=status.length)
-        return chosen_columns(self.feeds(canvas, spec), canvas, status, spec)
+    def plan(self, canvas: Canvas, progress: Progress, spec: ModelSpec) -> StepPlan:
+        if progress.num_fed == progress.length:
+            return every_column(canvas, spec, store=True, width=progress.length)
+        return chosen_columns(self.feeds(canvas, spec), canvas, progress, spec)
 
-    def _around(self, announced: Tensor, canvas: Canvas) -> Tensor:
-        """Returns the announced columns (B, n) and the masks around them, (B, C) bool."""
+    def _around(self, planned: Tensor, canvas: Canvas) -> Tensor:
+        """Returns the planned columns (B, n) and the masks around them, (B, C) bool."""
         columns = canvas.numbers
-        found = (columns == announced[..., None]).any(1)
-        for target in announced.unbind(1):  # as many as a step commits, known to the host
+        found = (columns == planned[..., None]).any(1)
+        for target in planned.unbind(1):  # as many as a step commits, known to the host
             distance = columns - target[:, None]
             order = -(2 * distance.abs() + (distance > 0)).float()
             place = rank(order, canvas.masked & ~found)

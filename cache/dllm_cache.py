@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 from dllm.cache.base import Cache, every_column
 from dllm.models.config import ModelSpec
-from dllm.models.reuse import Reuse
+from dllm.models.layer_policies import FeatureReuse
 from dllm.state.canvas import Canvas
 from dllm.state.plan import StepPlan
-from dllm.state.status import Status
+from dllm.state.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -45,26 +45,26 @@ class FeatureCache(Cache):
         if not 0 <= self.adaptive <= 1:
             raise ValueError(f"adaptive={self.adaptive} must be a share between 0 and 1")
 
-    def admits(self, status: Status) -> bool:
-        return not status.unfinished  # the intervals of all rows are counted together
+    def admits(self, progress: Progress) -> bool:
+        return not progress.unfinished  # the intervals of all rows are counted together
 
-    def plan(self, canvas: Canvas, status: Status, spec: ModelSpec) -> StepPlan:
-        plan = every_column(canvas, spec, store=True, width=status.length)
-        columns, start = plan.columns, canvas.prompt_length[:, None]
+    def plan(self, canvas: Canvas, progress: Progress, spec: ModelSpec) -> StepPlan:
+        plan = every_column(canvas, spec, store=True, width=progress.length)
+        columns, start = plan.positions, canvas.prompt_length[:, None]
         answer = (columns >= start) & (columns < canvas.length[:, None])
         # All unfinished rows have taken the same number of forwards.
-        prompt_now = status.num_forwards % self.prompt_every == 0
-        answer_now = status.num_forwards % self.answer_every == 0
+        prompt_now = progress.num_forwards % self.prompt_every == 0
+        answer_now = progress.num_forwards % self.answer_every == 0
         fresh = ((columns < start) & prompt_now) | (answer & answer_now)
-        num_slots = min(canvas.layout.num_slots, status.length)
+        num_slots = min(canvas.layout.num_slots, progress.length)
         share = 0.0 if answer_now else self.adaptive
         chosen = floor(num_slots * share)
-        reuse = Reuse(
+        reuse = FeatureReuse(
             fresh=fresh,
             drifting=answer,
             count=(answer.sum(1).double() * share).floor().long(),
-            num_fresh=status.length if prompt_now else num_slots * answer_now,
+            num_fresh=progress.length if prompt_now else num_slots * answer_now,
             num_compared=num_slots if chosen else 0,
             num_chosen=chosen,
         )
-        return replace(plan, kind="refresh" if prompt_now and answer_now else "step", reuse=reuse)
+        return replace(plan, kind="refresh" if prompt_now and answer_now else "step", policy=reuse)

@@ -17,7 +17,7 @@ from dllm.cache.base import (
 from dllm.models.config import ModelSpec
 from dllm.state.canvas import Canvas
 from dllm.state.plan import StepPlan
-from dllm.state.status import Status
+from dllm.state.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class DualCache(Cache):
     refresh_every: int | None = None  # forwards of a block; None: only when it begins
 
     even: ClassVar[bool] = True
+    replayable: ClassVar[bool] = True
     source: ClassVar[str] = (
         "arXiv 2505.22618; NVlabs/Fast-dLLM llada/generate.py; vicinity, refresh_every: "
         "inclusionAI/dInfer"
@@ -49,13 +50,13 @@ class DualCache(Cache):
     def check(self, spec: ModelSpec) -> None:
         check_first_token(self.first_token, spec)
 
-    def plan(self, canvas: Canvas, status: Status, spec: ModelSpec) -> StepPlan:
-        refresh = block_refresh(self.refresh_every, canvas, status, spec, self.first_token)
+    def plan(self, canvas: Canvas, progress: Progress, spec: ModelSpec) -> StepPlan:
+        refresh = block_refresh(self.refresh_every, canvas, progress, spec, self.first_token)
         if refresh is not None:
             return refresh
         lead = spec.logit_shift if self.first_token == "feed" else 0
         before = self.vicinity_before + lead
-        window = min(canvas.layout.window_length, status.remaining)
+        window = min(canvas.layout.window_length, progress.remaining)
         width = before + window + self.vicinity_after
         plan = columns_from((canvas.block_start - before).clamp(min=0), width, canvas, spec)
         if not canvas.layout.can_shorten or self.refresh_every is not None:

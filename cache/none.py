@@ -11,7 +11,7 @@ from dllm.cache.base import Cache, every_column, seen_up_to
 from dllm.models.config import ModelSpec
 from dllm.state.canvas import Canvas
 from dllm.state.plan import StepPlan
-from dllm.state.status import Status
+from dllm.state.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,16 @@ class NoCache(Cache):
 
     beyond_block: bool = True
 
+    replayable: ClassVar[bool] = True
     source: ClassVar[str] = "ML-GSAI/LLaDA generate.py; DreamLM/Dream generation_utils.py"
-    stores: ClassVar[bool] = False
+    uses_store: ClassVar[bool] = False
     lockstep: ClassVar[bool] = False
     even: ClassVar[bool] = True
 
-    def plan(self, canvas: Canvas, status: Status, spec: ModelSpec) -> StepPlan:
+    def plan(self, canvas: Canvas, progress: Progress, spec: ModelSpec) -> StepPlan:
         if self.beyond_block:
-            return every_column(canvas, spec, store=False, width=status.length)
+            return every_column(canvas, spec, store=False, width=progress.length)
         end = torch.minimum(canvas.length, canvas.block_end)
-        plan = every_column(canvas, spec, store=False, width=status.reach)
+        plan = every_column(canvas, spec, store=False, width=progress.reach)
         plan = seen_up_to(end, plan, canvas, spec)
         return replace(plan, known=canvas.columns() < end[:, None])

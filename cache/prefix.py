@@ -16,7 +16,7 @@ from dllm.cache.base import (
 from dllm.models.config import ModelSpec
 from dllm.state.canvas import Canvas
 from dllm.state.plan import StepPlan
-from dllm.state.status import Status
+from dllm.state.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class PrefixCache(Cache):
     first_token: FirstToken = "feed"
     refresh_every: int | None = None  # forwards of a block; None: only when it begins
 
+    replayable: ClassVar[bool] = True
     source: ClassVar[str] = (
         "arXiv 2505.22618; NVlabs/Fast-dLLM llada/generate.py; refresh_every: inclusionAI/dInfer"
     )
@@ -45,10 +46,10 @@ class PrefixCache(Cache):
     def check(self, spec: ModelSpec) -> None:
         check_first_token(self.first_token, spec)
 
-    def plan(self, canvas: Canvas, status: Status, spec: ModelSpec) -> StepPlan:
-        refresh = block_refresh(self.refresh_every, canvas, status, spec, self.first_token)
+    def plan(self, canvas: Canvas, progress: Progress, spec: ModelSpec) -> StepPlan:
+        refresh = block_refresh(self.refresh_every, canvas, progress, spec, self.first_token)
         if refresh is not None:
             return refresh
         lead = spec.logit_shift if self.first_token == "feed" else 0
         start = (canvas.block_start - lead).clamp(min=0)  # a block may begin at column 0
-        return columns_from(start, status.remaining + lead, canvas, spec)
+        return columns_from(start, progress.remaining + lead, canvas, spec)

@@ -16,10 +16,10 @@ from dllm.cache.base import (
     every_column,
 )
 from dllm.models.config import ModelSpec
-from dllm.models.retention import Retention
+from dllm.models.layer_policies import KeyRetention, RetainedKeys
 from dllm.state.canvas import Canvas
 from dllm.state.plan import StepPlan
-from dllm.state.status import Status
+from dllm.state.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -59,21 +59,21 @@ class SparseCache(Cache):
             )
         check_first_token(self.first_token, spec)
 
-    def plan(self, canvas: Canvas, status: Status, spec: ModelSpec) -> StepPlan:
-        if not status.entered and status.block_forwards > self.delay:
+    def plan(self, canvas: Canvas, progress: Progress, spec: ModelSpec) -> StepPlan:
+        if not progress.entered and progress.block_forwards > self.delay:
             lead = self._lead(spec)
-            width = lead + min(canvas.layout.window_length, status.remaining)
+            width = lead + min(canvas.layout.window_length, progress.remaining)
             plan = columns_from(canvas.block_start - lead, width, canvas, spec)
-            return replace(plan, sparse=True)
-        if status.entered:
-            plan = block_entry(canvas, status, spec, self.first_token)
+            return replace(plan, policy=RetainedKeys())
+        if progress.entered:
+            plan = block_entry(canvas, progress, spec, self.first_token)
         else:
-            plan = every_column(canvas, spec, store=True, width=status.length)
-        if status.block_forwards < self.delay:
+            plan = every_column(canvas, spec, store=True, width=progress.length)
+        if progress.block_forwards < self.delay:
             return plan
-        return replace(plan, retain=self._retention(plan, canvas, spec))
+        return replace(plan, policy=self._retention(plan, canvas, spec))
 
-    def _retention(self, plan: StepPlan, canvas: Canvas, spec: ModelSpec) -> Retention:
+    def _retention(self, plan: StepPlan, canvas: Canvas, spec: ModelSpec) -> KeyRetention:
         layout, columns = canvas.layout, torch.arange(canvas.tokens.shape[1])
         columns = columns.to(canvas.tokens.device)
         real = columns < canvas.length[:, None]
@@ -82,8 +82,8 @@ class SparseCache(Cache):
         ranked = (real & ~fed)[:, : plan.num_keys]
         # In float64, as Python would have it: 0.7 of 10 columns are 7.
         count = (ranked.sum(1).double() * self.keep).floor().long()
-        asking = (real & canvas.block)[:, : plan.columns.shape[1]]
-        return Retention(asking, ranked, count, self.kernel)
+        asking = (real & canvas.block)[:, : plan.positions.shape[1]]
+        return KeyRetention(asking, ranked, count, self.kernel)
 
     def _lead(self, spec: ModelSpec) -> int:
         return spec.logit_shift if self.first_token == "feed" else 0

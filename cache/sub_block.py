@@ -13,7 +13,7 @@ from dllm.cache.block_causal import BlockStoreCache, unit, whole_blocks
 from dllm.models.config import ModelSpec
 from dllm.state.canvas import Canvas
 from dllm.state.plan import StepPlan
-from dllm.state.status import Status
+from dllm.state.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class SubBlockCache(BlockStoreCache):
         begins = (canvas.step == canvas.entry_step)[:, None]
         return torch.where(begins | open_first, whole, whole & part)
 
-    def plan(self, canvas: Canvas, status: Status, spec: ModelSpec) -> StepPlan:
-        plan = chosen_columns(self.feeds(canvas, spec), canvas, status, spec)
+    def plan(self, canvas: Canvas, progress: Progress, spec: ModelSpec) -> StepPlan:
+        plan = chosen_columns(self.feeds(canvas, spec), canvas, progress, spec)
         columns = canvas.columns()
         start, end = self._part(canvas)
         assert plan.known is not None

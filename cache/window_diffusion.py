@@ -12,7 +12,7 @@ from dllm.cache.base import Cache, FirstToken, check_first_token, chosen_columns
 from dllm.models.config import ModelSpec
 from dllm.state.canvas import Canvas
 from dllm.state.plan import StepPlan
-from dllm.state.status import Status
+from dllm.state.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class WindowDiffusion(Cache):
     after_end: bool = False
 
     source: ClassVar[str] = "arXiv 2601.20332; vhicrgit/Window-Diffusion llada/, dream/"
-    scattered: ClassVar[bool] = True
+    names_columns: ClassVar[bool] = True
     lockstep: ClassVar[bool] = False
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "llada": {"active": 16, "window": 64, "refresh": 32},
@@ -71,9 +71,9 @@ class WindowDiffusion(Cache):
     def feeds(self, canvas: Canvas, spec: ModelSpec) -> Tensor:
         return _Phase(self, canvas, spec).fed
 
-    def plan(self, canvas: Canvas, status: Status, spec: ModelSpec) -> StepPlan:
+    def plan(self, canvas: Canvas, progress: Progress, spec: ModelSpec) -> StepPlan:
         phase = _Phase(self, canvas, spec)
-        plan = chosen_columns(phase.fed, canvas, status, spec, phase.seen)
+        plan = chosen_columns(phase.fed, canvas, progress, spec, phase.seen)
         eligible = phase.eligible.gather(1, canvas.columns())
         return replace(plan, eligible=eligible, forced=phase.forced)
 

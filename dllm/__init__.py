@@ -13,8 +13,8 @@ from dllm.models.speed.speed_up import speed_up
 from dllm.output import GenerationInterrupted, GenerationOutput
 from dllm.prompts import Infill
 from dllm.settings import Settings
-from dllm.state.event import StepEvent
 from dllm.state.trace import Trace
+from dllm.state.window import StepEvent
 
 __version__ = "0.1.0"
 

@@ -1,48 +1,196 @@
-"""From settings to the loop that decodes: scheduler, cache, sampling, noise, who may enter."""
+"""From settings to a canvas and the loop that decodes it: noise, passes, waiting prompts."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 
-from dllm.compatible import check
-from dllm.decoding.batching import Admission, admission_of
+from dllm.compatible import check, check_verifier
+from dllm.decoding.batching import continuous_batch
 from dllm.decoding.loop import DenoisingLoop
-from dllm.decoding.speculation.check import check_verifier
-from dllm.decoding.speculation.loop import verified
+from dllm.decoding.passes import (
+    ComparingPasses,
+    Observer,
+    Passes,
+    PlainPasses,
+    Step,
+    at_eos_after,
+    can_narrow,
+)
+from dllm.decoding.prompt_memory import PromptMemory
+from dllm.decoding.shadow import ShadowPasses
+from dllm.decoding.speculation.passes import VerifiedPasses
+from dllm.decoding.speculation.verifiers import Verifier
 from dllm.models.guidance import GuidedModel
 from dllm.models.model import DenoisingModel
+from dllm.prompts import Row
 from dllm.schedulers import Needs, Scheduler
-from dllm.settings import Settings
+from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings
 from dllm.state.candidates import Sampling
 from dllm.state.canvas import Canvas
-from dllm.state.layout import Layout
 from dllm.state.noise import CounterNoise, Noise
+from dllm.state.progress import AtEnd
+from dllm.state.variants import no_drafts
+from dllm.state.window import Layout
 
 
 def loop_of(
-    model: DenoisingModel, canvas: Canvas, settings: Settings, infilled: bool
-) -> DenoisingLoop:
-    """Returns the loop of settings; `infilled` canvases have text behind their slots."""
+    model: DenoisingModel,
+    rows: list[Row],
+    settings: Settings,
+    memory: PromptMemory | None = None,
+    observer: Observer | None = None,
+) -> tuple[DenoisingLoop, Canvas]:
+    """Returns the loop that decodes rows under settings, and the canvas that it decodes.
+
+    Raises ValueError where settings, model and rows do not go together.
+    """
     scheduler, cache = check(model, settings)
-    layout = canvas.layout
-    scheduler.check(int(canvas.num_blocks.max()), layout.block_length)
-    canvas.keep_history = scheduler.can_revise
+    if observer is not None and settings.verifier is not None:
+        raise ValueError("passes that verify drafts are not observed: leave the verifier out")
+    if memory is not None:
+        memory.check(model, cache, settings.guidance_scale)
+    block = block_length_of(model, settings, max(len(row.slots) for row in rows), rows)
+    canvas = canvas_of(model, rows, settings, block, scheduler)
+    scheduler.check(int(canvas.num_blocks.max()), block)
+    noise, batch = settings.noise or _noise(len(rows), settings, model.device), None
+    if settings.batch_size is not None and settings.batch_size < len(rows):
+        seeded = _check_waiting(settings.batch_size, len(rows), noise, memory, observer)
+        batch = continuous_batch(canvas, settings.batch_size, seeded)
+        canvas, noise = batch.canvas, batch.noise
     if settings.guidance_scale > 0:
-        model = GuidedModel(model, settings.guidance_scale, given=canvas.fixed)
+        model = GuidedModel(model, settings.guidance_scale, given=canvas.given)
+    step = Step(scheduler, cache, _sampling(scheduler, canvas.layout, settings), noise)
+    needs = needs_of(scheduler, canvas.layout.num_slots, block)
+    at_eos = _at_eos(rows, settings, model.spec.mask_token_id)
+    passes, store_variants = _passes(step, needs, observer), needs.num_variants
+    if settings.verifier is not None:
+        verifier = check_verifier(settings, scheduler, cache)
+        passes, store_variants = _verified(step, needs, verifier, at_eos)
+        drafts = no_drafts(canvas.tokens, verifier.num_variants, verifier.adaptive)
+        canvas.start_drafts(drafts)
     loop = DenoisingLoop(
         model=model,
         scheduler=scheduler,
         cache=cache,
-        sampling=_sampling(scheduler, layout, settings),
-        noise=settings.noise or _noise(layout.num_rows, settings, model.device),
-        needs=needs_of(scheduler, layout.num_slots, layout.block_length),
-        at_eos=settings.at_eos or ("ignore" if infilled else "stop"),
+        passes=passes,
+        store_variants=store_variants,
+        at_eos=at_eos,
+        memory=memory,
+        batch=batch,
+        keep_stamps=observer is not None,
     )
-    if settings.verifier is None:
-        return loop
-    return verified(loop, check_verifier(settings, scheduler, cache))
+    return loop, canvas
+
+
+def _passes(step: Step, needs: Needs, observer: Observer | None) -> Passes:
+    """Returns what runs the passes of a scheduler without a verifier."""
+    plain = PlainPasses(step, can_narrow(needs), observer)
+    if needs.shadow:
+        return ShadowPasses(plain)
+    return ComparingPasses(plain, needs.num_variants) if needs.num_variants > 1 else plain
+
+
+def _verified(step: Step, needs: Needs, verifier: Verifier, at_eos: AtEnd) -> tuple[Passes, int]:
+    """Returns what runs the passes of a verifier, and its rows of the store for each row."""
+    variants = verifier.num_variants if verifier.execution == "batch" else 1
+    plain = PlainPasses(step, can_narrow(needs) and variants == 1)
+    ends = partial(at_eos_after, at_eos=at_eos, uses_store=step.cache.uses_store)
+    return VerifiedPasses(plain, verifier, ends), variants
+
+
+def _at_eos(rows: list[Row], settings: Settings, mask_token_id: int) -> AtEnd:
+    """Returns what an end token does; rows with text behind a gap go on unless they are told."""
+    infilled = any(token != mask_token_id for row in rows for token in row.slots)
+    return settings.at_eos or ("ignore" if settings.infill or infilled else "stop")
+
+
+def canvas_of(
+    model: DenoisingModel, rows: list[Row], settings: Settings, block: int, scheduler: Scheduler
+) -> Canvas:
+    """Returns the canvas of encoded prompts, cut into blocks of so many columns."""
+    spec, num_slots = model.spec, max(len(row.slots) for row in rows)
+    needs = needs_of(scheduler, num_slots, block)
+    ends = _end_tokens(spec.eos_token_ids, settings.eos_token_id)
+    width = needs.width(num_slots, block)
+    layout = Layout(
+        num_rows=len(rows),
+        num_columns=max(len(row.prompt) + len(row.slots) for row in rows),
+        block_length=block,
+        mask_token_id=spec.mask_token_id,
+        fill_token_id=ends[0] if ends else spec.pad_token_id,
+        eos_token_ids=ends,
+        lengths=tuple(len(row.prompt) + len(row.slots) for row in rows),
+        num_slots=num_slots,
+        window_length=max(needs.window, block),
+        region_length=width if needs.whole_row else 0,
+        num_spare=width if needs.shadow else 0,
+        can_shorten=needs.shortens,
+        whole_block=needs.whole_block,
+        keep_history=scheduler.can_revise,
+        skip_after_end=_at_eos(rows, settings, spec.mask_token_id) == "skip",
+    )
+    canvas = new_canvas(layout, [r.prompt for r in rows], [r.slots for r in rows], model.device)
+    if spec.attention == "block_causal" or settings.blocks_from == "zero":
+        canvas.count_blocks_from_zero()
+    return canvas
+
+
+def new_canvas(
+    layout: Layout,
+    prompts: Sequence[Sequence[int]],
+    slots: Sequence[Sequence[int]],
+    device: torch.device,
+) -> Canvas:
+    """Returns a canvas of prompts followed by slots; a slot that holds the mask id is open."""
+    width = layout.num_stored
+    rows = [[*prompt, *slot] for prompt, slot in zip(prompts, slots, strict=True)]
+    padded = [row + [layout.fill_token_id] * (width - len(row)) for row in rows]
+    tokens = torch.tensor(padded, dtype=torch.int64)
+    prompt_length = torch.tensor([len(prompt) for prompt in prompts])
+    generated = torch.arange(width) >= prompt_length[:, None]
+    fixed = ~(generated & (tokens == layout.mask_token_id))
+    return Canvas(layout, tokens.to(device), fixed.to(device), prompt_length.to(device))
+
+
+def block_length_of(
+    model: DenoisingModel, settings: Settings, num_slots: int, rows: list[Row]
+) -> int:
+    """Returns the columns decoded together; raises ValueError where they do not suit the rows."""
+    trained = model.spec.block_length
+    block = settings.block_length or trained or min(DEFAULT_BLOCK_LENGTH, num_slots)
+    _check_block(block, num_slots, rows, settings, model)
+    return block
+
+
+def _check_block(
+    block: int, longest: int, rows: list[Row], settings: Settings, model: DenoisingModel
+) -> None:
+    trained = model.spec.block_length
+    aligned = not trained or not block % trained or not trained % block
+    if model.spec.attention == "block_causal" and not aligned:
+        raise ValueError(
+            f"block_length={block} is not a multiple of the {trained} that the model was trained "
+            "on, nor a divisor of it"
+        )
+    if block > longest:
+        raise ValueError(f"block_length={block} is longer than the {longest} new tokens")
+    uneven = not settings.infill and settings.max_new_tokens % block
+    uneven = uneven and settings.blocks_from == "prompt"
+    if uneven and model.spec.attention != "block_causal" and settings.max_new_tokens == longest:
+        fits = [n for n in range(1, longest + 1) if longest % n == 0]
+        raise ValueError(
+            f"max_new_tokens={settings.max_new_tokens} is not a multiple of block_length={block}; "
+            f"block lengths that fit: {', '.join(map(str, fits))}"
+        )
+
+
+def _end_tokens(known: tuple[int, ...], given: int | list[int] | None) -> tuple[int, ...]:
+    if given is None:
+        return known
+    return (given,) if isinstance(given, int) else tuple(given)
 
 
 def needs_of(scheduler: Scheduler, num_slots: int, block: int) -> Needs:
@@ -51,28 +199,28 @@ def needs_of(scheduler: Scheduler, num_slots: int, block: int) -> Needs:
     return needs.union(Needs(whole_block=True)) if scheduler.can_revise else needs
 
 
-def admitting(
-    loop: DenoisingLoop, everyone: Canvas, batch_size: int
-) -> tuple[DenoisingLoop, Admission]:
-    """Returns the loop that decodes so many rows at a time, and who lets the others in."""
-    where = f"batch_size={batch_size} has {len(everyone.tokens) - batch_size} prompt(s) wait"
-    if loop.memory is not None:
+def _check_waiting(
+    num_seats: int,
+    num_rows: int,
+    noise: Noise,
+    memory: PromptMemory | None,
+    observer: Observer | None,
+) -> CounterNoise:
+    """Returns the noise, which tells prompts apart; raises ValueError where none can wait."""
+    where = f"batch_size={num_seats} has {num_rows - num_seats} prompt(s) wait"
+    if memory is not None:
         raise ValueError(
             f"{where}, and memory is of rows that are there from the start: leave one of them out, "
             "or give as many prompts as the batch has rows"
         )
-    if loop.observer is not None:
+    if observer is not None:
         raise ValueError(f"{where}, and passes are observed of one batch: leave batch_size out")
-    if not isinstance(loop.noise, CounterNoise):
+    if not isinstance(noise, CounterNoise):
         raise ValueError(
-            f"{where}, and noise={type(loop.noise).__name__} does not tell prompts apart: give "
+            f"{where}, and noise={type(noise).__name__} does not tell prompts apart: give "
             "seed instead, or leave batch_size out"
         )
-    admission = admission_of(everyone, batch_size, loop.noise)
-    model = loop.model
-    if isinstance(model, GuidedModel):
-        model = replace(model, given=admission.canvas.given)
-    return replace(loop, model=model, noise=admission.seated, admission=admission), admission
+    return noise
 
 
 def _sampling(scheduler: Scheduler, layout: Layout, settings: Settings) -> Sampling:

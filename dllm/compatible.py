@@ -1,14 +1,16 @@
-"""Which scheduler, cache, verifier and model go together."""
+"""Which scheduler, cache, verifier and model go together, and why others do not."""
 
 from __future__ import annotations
 
 from dllm import cache as caches
 from dllm import schedulers
 from dllm.cache import Cache
-from dllm.decoding.speculation.check import check_verifier
+from dllm.decoding.speculation import verifiers
+from dllm.decoding.speculation.verifiers import Verifier
 from dllm.models.model import DenoisingModel
 from dllm.schedulers import Scheduler
 from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings
+from dllm.state.noise import CounterNoise
 
 
 def check(model: DenoisingModel, settings: Settings) -> tuple[Scheduler, Cache]:
@@ -19,7 +21,7 @@ def check(model: DenoisingModel, settings: Settings) -> tuple[Scheduler, Cache]:
     scheduler.check_model(model.spec)
     name = scheduler.summary()["name"]
     needs = scheduler.needs(settings.max_new_tokens, settings.block_length or DEFAULT_BLOCK_LENGTH)
-    if cache.stores and not model.supports_cache:
+    if cache.uses_store and not model.supports_cache:
         raise ValueError(
             f"cache {cache.summary()['name']!r} needs a model with a K/V store, and {model.name!r} "
             "has none: use cache='none'"
@@ -29,18 +31,18 @@ def check(model: DenoisingModel, settings: Settings) -> tuple[Scheduler, Cache]:
             f"scheduler {name!r} feeds columns twice, which the wrapped module {model.name!r} "
             "cannot: load the checkpoint with dllm.load"
         )
-    if cache.foresees and not scheduler.announces:
+    if cache.needs_plan and not scheduler.plans_ahead:
         raise ValueError(
             f"cache {cache.summary()['name']!r} feeds what the next step commits, which scheduler "
             f"{name!r} only knows when it sees the logits: use fixed_quota:order=planned, or the "
             "cache 'dkv'"
         )
-    if needs.branches > 1 and settings.temperature > 0:
+    if needs.num_variants > 1 and settings.temperature > 0:
         raise ValueError(
             f"scheduler {name!r} compares variants of a row and is deterministic: temperature="
             f"{settings.temperature} must be 0"
         )
-    if needs.branches > 1 and getattr(cache, "first_token", "feed") == "force":
+    if needs.num_variants > 1 and getattr(cache, "first_token", "feed") == "force":
         raise ValueError(f"scheduler {name!r} needs first_token='feed' of its cache")
     if settings.verifier is not None:
         verifier = check_verifier(settings, scheduler, cache)
@@ -50,3 +52,64 @@ def check(model: DenoisingModel, settings: Settings) -> tuple[Scheduler, Cache]:
                 f"{model.name!r} cannot: load the checkpoint with dllm.load, or take 'batch'"
             )
     return scheduler, cache
+
+
+def check_verifier(settings: Settings, scheduler: Scheduler, cache: Cache) -> Verifier:
+    """Returns the verifier of settings; raises ValueError where outputs might change."""
+    assert settings.verifier is not None
+    verifier = verifiers.registry.create(settings.verifier)
+    name = f"verifier {verifier.summary()['name']!r}"
+    _check_scheduler(name, scheduler, cache, settings)
+    _check_cache(name, cache)
+    if verifier.margin_guard and settings.temperature > 0:
+        raise ValueError(
+            f"margin_guard={verifier.margin_guard} compares probabilities, which do not decide at "
+            f"temperature={settings.temperature}: leave one of them out"
+        )
+    if verifier.margin_guard and settings.at_eos == "truncate" and cache.uses_store:
+        raise ValueError(
+            f"margin_guard={verifier.margin_guard} adds passes that take no step, and with a cache "
+            "at_eos='truncate' goes by passes: take at_eos='stop' or leave the guard out"
+        )
+    if settings.noise is not None and not isinstance(settings.noise, CounterNoise):
+        raise ValueError(
+            f"{name} looks several steps ahead, and noise={type(settings.noise).__name__} may "
+            "depend on the order in which it is drawn: give seed instead"
+        )
+    return verifier
+
+
+def _check_scheduler(name: str, scheduler: Scheduler, cache: Cache, settings: Settings) -> None:
+    asked = scheduler.summary()["name"]
+    block = settings.block_length or settings.max_new_tokens
+    needs = scheduler.needs(settings.max_new_tokens, block)
+    reasons = {
+        "revises committed tokens, and a draft only adds to them": scheduler.can_revise,
+        "feeds every column a second time": needs.shadow,
+        "compares variants of a row in passes of its own": needs.num_variants > 1,
+        "carries state from one step to the next": not scheduler.stateless,
+        "cuts rows off, and a cache keeps what was cut as some pass left it": (
+            needs.shortens and cache.uses_store
+        ),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise ValueError(
+                f"{name} refuses scheduler {asked!r}: it {reason}; take one that decides by the "
+                "logits alone (fixed_quota, threshold, factor, ...), or leave the verifier out"
+            )
+
+
+def _check_cache(name: str, cache: Cache) -> None:
+    asked = cache.summary()["name"]
+    if not cache.replayable:
+        raise ValueError(
+            f"{name} refuses cache {asked!r}: what it holds depends on the forwards before, of "
+            "which there are fewer with a verifier, so outputs would change; known to leave them "
+            "as they are: none, prefix, dual, block_causal"
+        )
+    if getattr(cache, "refresh_every", None) is not None:
+        raise ValueError(
+            f"{name} refuses refresh_every={cache.summary()['refresh_every']} of cache {asked!r}: "
+            "a refresh within a block would see another canvas; leave it out"
+        )

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
-from dllm.assembly import admitting, loop_of, needs_of
-from dllm.compatible import check
-from dllm.decoding.batching import Admission
+from dllm.assembly import loop_of
 from dllm.decoding.loop import BrokenLogitsError
-from dllm.decoding.memory_limits import NotEnoughMemoryError, Request
-from dllm.decoding.observer import Observer
+from dllm.decoding.memory_limits import NotEnoughMemoryError
+from dllm.decoding.passes import Observer
 from dllm.decoding.prompt_memory import PromptMemory
 from dllm.metrics import Meter
 from dllm.models.model import DenoisingModel
-from dllm.new_canvas import block_length_of, canvas_of
 from dllm.output import (
     Chosen,
     GenerationInterrupted,
@@ -24,10 +20,10 @@ from dllm.output import (
     collect,
     read_history,
 )
-from dllm.prompts import Infill, Prompts, Row, encode_all
+from dllm.prompts import Infill, Prompts, encode_all
 from dllm.settings import Settings, resolve
 from dllm.state.canvas import Canvas
-from dllm.state.event import StepEvent
+from dllm.state.window import StepEvent
 
 
 def generate(
@@ -85,28 +81,11 @@ class Stream:
         observer: Observer | None = None,
     ) -> None:
         rows = encode_all(model, prompts, settings)
-        infilled = settings.infill or any(_has_text_after_gap(model, row) for row in rows)
-        scheduler, cache = check(model, settings)
-        if observer is not None and settings.verifier is not None:
-            raise ValueError("passes that verify drafts are not observed: leave the verifier out")
-        if memory is not None:
-            memory.check(model, cache, settings.guidance_scale)
-        num_slots = max(len(row.slots) for row in rows)
-        block = block_length_of(model, settings, num_slots, rows)
-        needs = needs_of(scheduler, num_slots, block)
-        self.model = model
-        self.canvas = canvas_of(model, rows, settings, block, needs)
-        self.meter = Meter(model.device)
-        loop = loop_of(model, self.canvas, settings, infilled)
-        loop = replace(loop, memory=memory, observer=observer)
-        self.admission: Admission | None = None  # of those prompts that wait
-        if settings.batch_size is not None and settings.batch_size < len(rows):
-            loop, self.admission = admitting(loop, self.canvas, settings.batch_size)
-            self.canvas = self.admission.canvas
+        loop, self.canvas = loop_of(model, rows, settings, memory, observer)
+        self.model, self.meter, self.batch = model, Meter(model.device), loop.batch
         self.scheduler, self.cache = loop.scheduler, loop.cache
         self._changes: dict[int, list[Write]] = {}  # of a method that revises, by prompt
-        asked = Request(loop, self.canvas.layout, self.meter)
-        self._events = asked.run(loop.run(self.canvas, self.meter))
+        self._events = loop.run(self.canvas, self.meter)
 
     def __iter__(self) -> Iterator[StepEvent]:
         return self._events
@@ -114,7 +93,7 @@ class Stream:
     @property
     def output(self) -> GenerationOutput:
         """The rows as they stand, finished or not."""
-        return self._collect(self._everyone(), None)
+        return self._collect(self._all_rows(), None)
 
     def rows(self, prompts: Sequence[int]) -> GenerationOutput:
         """Returns the rows of some prompts as they stand, in this order.
@@ -122,43 +101,38 @@ class Stream:
         Of rows that are in the canvas, such as those of `event.finished`, no others are copied.
         What is counted of the whole batch is that of all its rows so far.
         """
-        if self.admission is None:
+        if self.batch is None:
             return self._collect(self.canvas, prompts)
-        seats = {prompt: place for place, prompt in enumerate(self.admission.occupants)}
+        seats = {prompt: seat for seat, prompt in enumerate(self.batch.prompt_ids)}
         if all(prompt in seats for prompt in prompts):
             return self._collect(self.canvas, [seats[prompt] for prompt in prompts])
-        return self._collect(self._everyone(), prompts)
+        return self._collect(self._all_rows(), prompts)
 
     def text(self, row: int = 0) -> str:
         """Returns the answer to a prompt as it stands, open slots shown as the mask token."""
         if self.model.tokenizer is None:
             raise ValueError("the model has no tokenizer: read canvas.tokens instead")
         prompt = range(len(self.canvas.layout.lengths))[row]
-        canvas, place = self.canvas, prompt
-        if self.admission is not None:  # who left was copied then, and who waits is as it was
-            seated = prompt in self.admission.occupants
-            canvas = self.canvas if seated else self.admission.everyone
-            place = self.admission.occupants.index(prompt) if seated else prompt
-        start, end = int(canvas.prompt_length[place]), canvas.layout.lengths[prompt]
-        return str(self.model.tokenizer.decode(canvas.tokens[place, start:end].tolist()))
+        canvas, seat = self.canvas, prompt
+        if self.batch is not None:  # who left was copied then, and who waits is as it was
+            seated = prompt in self.batch.prompt_ids
+            canvas = self.canvas if seated else self.batch.all_rows
+            seat = self.batch.prompt_ids.index(prompt) if seated else prompt
+        start, end = int(canvas.prompt_length[seat]), canvas.layout.lengths[prompt]
+        return str(self.model.tokenizer.decode(canvas.tokens[seat, start:end].tolist()))
 
-    def _collect(self, canvas: Canvas, places: Sequence[int] | None) -> GenerationOutput:
-        if canvas.keep_history:
+    def _collect(self, canvas: Canvas, seats: Sequence[int] | None) -> GenerationOutput:
+        if canvas.layout.keep_history:
             read_history(canvas, self._changes)
-        chosen = Chosen(canvas, places, self._changes)
+        chosen = Chosen(canvas, seats, self._changes)
         return collect(chosen, self.meter, self.model.tokenizer)
 
-    def _everyone(self) -> Canvas:
+    def _all_rows(self) -> Canvas:
         """Returns the canvas with a row for each prompt."""
-        if self.admission is None:
+        if self.batch is None:
             return self.canvas
-        self.admission.save()
-        return self.admission.everyone
-
-
-def _has_text_after_gap(model: DenoisingModel, row: Row) -> bool:
-    mask = model.spec.mask_token_id
-    return any(token != mask for token in row.slots)
+        self.batch.save()
+        return self.batch.all_rows
 
 
 __all__ = ["GenerationInterrupted", "Infill", "Stream", "generate", "stream"]

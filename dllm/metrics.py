@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from dllm.models.config import Cost
-from dllm.state.plan import StepPlan
+from dllm.state.plan import PassShape
 
 
 @dataclass(frozen=True)
@@ -96,18 +96,17 @@ class Metrics:
 
 @dataclass
 class Meter:
-    """Counts passes while a generation runs."""
+    """The passes of a generation while it runs; a pass costs an append, figures are made later."""
 
     device: torch.device
-    forwards: Counter[str] = field(default_factory=Counter)
-    rows_fed: int = 0
-    tokens_fed: int = 0
-    fed: list[int] = field(default_factory=list)
+    passes: list[PassShape] = field(default_factory=list)  # that are not in the sums yet
     cost: Cost | None = None
-    flops: int = 0
     store_bytes: int = 0
     started: float = field(default_factory=perf_counter)
-    first_pass: float | None = None
+    first_pass: float | None = None  # when it was over
+    _forwards: Counter[str] = field(default_factory=Counter)
+    _fed: list[int] = field(default_factory=list)
+    _sums: list[int] = field(default_factory=lambda: [0, 0, 0])  # rows, tokens, FLOPs
 
     def start(self, cost: Cost | None, store_bytes: int) -> None:
         """Starts the clock; `cost` are the prices of the model's passes, if they are known."""
@@ -117,20 +116,44 @@ class Meter:
             torch.cuda.synchronize(self.device)
         self.started = perf_counter()
 
-    def count(self, plan: StepPlan) -> None:
-        """Counts a planned pass."""
-        num_rows, num_columns = plan.columns.shape
-        self.forwards[plan.kind] += 1
-        self.rows_fed += num_rows * plan.num_canvases
-        self.tokens_fed += num_rows * num_columns
-        self.fed.append(num_columns // plan.num_canvases)
-        if self.cost is not None:
-            self.flops += self.cost.flops(plan)
+    @property
+    def forwards(self) -> Counter[str]:
+        """Passes by kind."""
+        self._sum_up()
+        return self._forwards
 
-    def end_of_step(self) -> None:
-        """Notes when the first pass was over; the loop has just synchronised."""
-        if self.first_pass is None:
-            self.first_pass = perf_counter()
+    @property
+    def fed(self) -> list[int]:
+        """Columns of a row that each pass fed."""
+        self._sum_up()
+        return self._fed
+
+    @property
+    def rows_fed(self) -> int:
+        """Rows of all passes together."""
+        self._sum_up()
+        return self._sums[0]
+
+    @property
+    def tokens_fed(self) -> int:
+        """Rows times columns of all passes together."""
+        self._sum_up()
+        return self._sums[1]
+
+    @property
+    def flops(self) -> int:
+        """FLOPs of all passes together, 0 where prices are not known."""
+        self._sum_up()
+        return self._sums[2]
+
+    def _sum_up(self) -> None:
+        for one in self.passes:
+            self._forwards[one.kind] += 1
+            self._fed.append(one.num_fed // one.num_canvases)
+            rows, flops = one.num_rows, 0 if self.cost is None else self.cost.flops(one)
+            more = (rows * one.num_canvases, rows * one.num_fed, flops)
+            self._sums = [total + part for total, part in zip(self._sums, more, strict=True)]
+        self.passes.clear()
 
     def finish(self, rows: tuple[RowMetrics, ...]) -> Metrics:
         """Stops the clock and returns the record."""

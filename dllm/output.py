@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from dllm.metrics import Meter, Metrics, RowMetrics
 from dllm.state.canvas import NEVER, Canvas
-from dllm.state.layout import Layout
 from dllm.state.trace import Trace
+from dllm.state.window import Layout
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _answer(generated: list[int], is_open: list[bool], layout: Layout) -> _Answe
 
 def _trace(chosen: Chosen) -> Trace:
     canvas, width = chosen.canvas, chosen.canvas.layout.num_columns
-    prompts = chosen.of(canvas.prompts).tolist() if canvas.keep_history else ()
+    prompts = chosen.of(canvas.prompts).tolist() if canvas.layout.keep_history else ()
     changes = tuple(tuple(chosen.changes.get(prompt, ())) for prompt in prompts)
     return Trace(
         tokens=chosen.of(canvas.tokens[:, :width]),
@@ -118,7 +118,7 @@ def _trace(chosen: Chosen) -> Trace:
         given=chosen.of(canvas.given[:, :width]),
         block_entry=chosen.of(canvas.block_entry[:, :width]),
         mask_token_id=canvas.layout.mask_token_id,
-        changes=changes if canvas.keep_history else None,
+        changes=changes if canvas.layout.keep_history else None,
     )
 
 

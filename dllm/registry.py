@@ -11,6 +11,7 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from functools import cache
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
@@ -46,11 +47,9 @@ class Registry(Generic[Part]):
 
     def get(self, name: str) -> type[Part]:
         """Returns the class of a part; raises ValueError that lists the known ones."""
-        known = self.names()
-        if name not in known:
-            raise ValueError(f"unknown {self.noun} {name!r}: {nearest(name, known)}")
-        found = self._find(name)
-        assert found is not None
+        found = self._find(name) if name.isidentifier() else None
+        if found is None:
+            raise ValueError(f"unknown {self.noun} {name!r}: {nearest(name, self.names())}")
         return found
 
     def create(self, given: str | Mapping[str, Any] | Part) -> Part:
@@ -102,7 +101,7 @@ class Registry(Generic[Part]):
 
     def _build(self, name: str, options: Mapping[str, Any]) -> Part:
         part, fields = self.get(name), self._fields(name)
-        hints, built = typing.get_type_hints(part), dict(options)
+        hints, built = _hints(part) if options else {}, dict(options)
         for key, value in options.items():
             if key not in fields:
                 raise ValueError(
@@ -124,7 +123,13 @@ class Registry(Generic[Part]):
         return {field.name: field for field in dataclasses.fields(part) if field.init}
 
     def _find(self, name: str) -> type[Part] | None:
-        module = importlib.import_module(f"{self.package.__name__}.{name}")
+        whole = f"{self.package.__name__}.{name}"
+        try:
+            module = importlib.import_module(whole)
+        except ModuleNotFoundError as error:
+            if error.name != whole:  # what is missing is something that the module needs
+                raise
+            return None
         for value in vars(module).values():
             if (
                 isinstance(value, type)
@@ -134,6 +139,12 @@ class Registry(Generic[Part]):
             ):
                 return value
         return None
+
+
+@cache
+def _hints(part: type[Any]) -> dict[str, Any]:
+    """Returns the types of a part's options."""
+    return typing.get_type_hints(part)
 
 
 def _read(text: str) -> Any:

@@ -9,13 +9,14 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from dllm.aliases import ALIASES, SCHEDULER_OPTIONS
 from dllm.cache import Cache
 from dllm.decoding.speculation.verifiers import Verifier
 from dllm.registry import nearest
-from dllm.schedulers import Scheduler
+from dllm.schedulers import Scheduler, registry
 from dllm.state.candidates import ConfidenceSource
 from dllm.state.noise import Noise
-from dllm.state.settle import AtEnd
+from dllm.state.progress import AtEnd
 
 DEFAULT_BLOCK_LENGTH = 32
 
@@ -115,47 +116,6 @@ _KINDS: list[tuple[str, Callable[[Any], bool], str]] = [
 ]
 
 
-def _remasking(value: Any) -> dict[str, Any]:
-    orders = {"low_confidence": "confidence", "random": "random"}
-    if value not in orders:
-        raise ValueError(f"remasking={value!r}: known: {', '.join(orders)}")
-    return {"scheduler": {"name": "fixed_quota", "order": orders[value]}}
-
-
-def _algorithm(value: Any) -> dict[str, Any]:
-    if value == "confidence_threshold":
-        return {"scheduler": {"name": "quota_threshold"}}
-    return {"scheduler": {"name": "dream", "algorithm": value}}
-
-
-# What the literature calls things -> this project's settings.
-ALIASES: dict[str, str | Callable[[Any], dict[str, Any]]] = {
-    "gen_length": "max_new_tokens",
-    "max_tokens": "max_new_tokens",
-    "max_gen_length": "max_new_tokens",
-    "block_size": "block_length",
-    "canvas_length": "block_length",
-    "max_num_seqs": "batch_size",
-    "max_running_requests": "batch_size",
-    "cfg_scale": "guidance_scale",
-    "cfg": "guidance_scale",
-    "eos_id": "eos_token_id",
-    "early_stop": lambda value: {"at_eos": "stop" if value else "ignore"},
-    "logits_eos_inf": "forbid_eos",
-    "confidence_eos_eot_inf": "defer_eos",
-    "remasking": _remasking,
-    "remasking_strategy": _remasking,
-    "alg": _algorithm,
-    "threshold": lambda value: {"scheduler": {"name": "threshold", "threshold": value}},
-    "confidence_threshold": lambda value: {"scheduler": {"name": "threshold", "threshold": value}},
-    "factor": lambda value: {"scheduler": {"name": "factor", "factor": value}},
-    "dual_cache": lambda value: {"cache": "dual" if value else "none"},
-    "use_cache": lambda value: {"cache": "prefix" if value else "none"},
-}
-# Options of schedulers that users give beside them; `steps` is always the total.
-SCHEDULER_OPTIONS = {"steps": "steps", "alg_temp": "order_temperature", "eps": "epsilon"}
-
-
 def resolve(
     defaults: Mapping[str, Any], base: Settings | None, given: Mapping[str, Any]
 ) -> Settings:
@@ -178,7 +138,8 @@ def resolve(
         recommended.pop("eos_token_id", None)  # the loader has put it into the model's spec
         base = Settings(**{k: v for k, v in recommended.items() if k not in named})
     if options:
-        named["scheduler"] = _with_options(named.get("scheduler", base.scheduler), options)
+        scheduler = registry.create(named.get("scheduler", base.scheduler))
+        named["scheduler"] = scheduler.with_options(options, registry.create)
     return replace(base, **named)
 
 
@@ -190,21 +151,3 @@ def _translate(key: str, value: Any, known: set[str]) -> dict[str, Any]:
         names = known | set(ALIASES) | set(SCHEDULER_OPTIONS)
         raise TypeError(f"unknown setting {key}={value!r}: {nearest(key, names)}")
     return {alias: value} if isinstance(alias, str) else alias(value)
-
-
-def _with_options(scheduler: Any, options: Mapping[str, Any]) -> Any:
-    """Returns the scheduler with options that were given beside it; None leaves it as it is.
-
-    What a wrapper has no option for goes to the scheduler that it asks.
-    """
-    from dllm.schedulers import registry
-    from dllm.schedulers.wrapper import Wrapper
-
-    built = registry.create(scheduler)
-    own = dict(options)
-    if isinstance(built, Wrapper):
-        known = {field.name for field in fields(built)}
-        own = {name: value for name, value in options.items() if name in known}
-        others = {name: value for name, value in options.items() if name not in known}
-        own["inner"] = _with_options(built.inner, others) if others else built.inner
-    return registry.create({**built.summary(), **own})

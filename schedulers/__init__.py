@@ -8,8 +8,8 @@ if __name__ != "dllm.schedulers":
 import sys
 
 from dllm.registry import Registry
-from dllm.schedulers.base import Decision, Needs, Scheduler, Setup
-from dllm.schedulers.view import View
+from dllm.schedulers.base import Needs, Scheduler, Setup
+from dllm.state.window import Decision, View
 
 registry: Registry[Scheduler] = Registry(sys.modules[__name__], Scheduler, "scheduler")  # type: ignore[type-abstract]
 

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dllm.schedulers.base import Decision, Needs, Setup
-from dllm.schedulers.view import State, View
+from dllm.schedulers.base import Needs, Setup
 from dllm.schedulers.wrapper import Wrapper
 from dllm.state.candidates import Candidates, best
+from dllm.state.window import Decision, State, View
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class AdaBlock(Wrapper):
         if not 0 < self.reach <= 1:
             raise ValueError(f"reach={self.reach} must be in (0, 1], a part of the region")
         needs, inner = self.inner.needs(2, 1), self.inner
-        if needs.window or needs.branches > 1:
+        if needs.window or needs.num_variants > 1:
             raise ValueError(
                 f"inner={inner.summary()['name']!r} commits in several blocks, which have no end "
                 "yet: adablock needs a scheduler that stays in its block"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
@@ -10,26 +11,11 @@ import torch
 from torch import Tensor
 
 from dllm.models.config import ModelSpec
-from dllm.schedulers.view import State, View
 from dllm.state.candidates import Candidates, ConfidenceSource, best
-from dllm.state.variants import Branches
+from dllm.state.variants import Variants
+from dllm.state.window import Decision, State, View
 
-
-@dataclass(frozen=True)
-class Decision:
-    """What to write after this step; everything but `commit` may be left out."""
-
-    commit: Tensor  # (B, W) bool: masked columns that get their token
-    tokens: Tensor | None = None  # (B, W) int64; None: the candidates' tokens
-    num_steps: Tensor | None = None  # (B,) int64 schedule steps that this one stands for; None: 1
-    remask: Tensor | None = None  # (B, W) bool: committed columns that are masked again
-    edit: Tensor | None = None  # (B, W) bool: committed columns that get their token anew
-    hold: Tensor | None = None  # (B,) bool: the row stays at its block though it is full
-    length: Tensor | None = None  # (B,) int64 canvas column at which the row is cut off
-    block_end: Tensor | None = None  # (B,) int64 canvas column at which the block ends
-    branches: Branches | None = None  # variants of each row that the next pass compares
-    announced: Tensor | None = None  # (B, n) int64 what the next step commits, -1 where less
-    state: State | None = None  # what the next step finds in `view.state`; None: as it was
+Build = Callable[[Mapping[str, Any]], "Scheduler"]  # what a registry does
 
 
 @dataclass(frozen=True)
@@ -52,7 +38,7 @@ class Needs:
     whole_row: bool = False  # sees the whole generated region, not only the window
     window: int = 0  # columns from the block's start that it may commit; 0: the block
     shadow: bool = False  # every column predicted a second time without itself (WINO)
-    branches: int = 1  # rows of a forward pass for each row of the batch
+    num_variants: int = 1  # rows of a forward pass for each row of the batch
     shortens: bool = False  # cuts rows off
     whole_block: bool = False  # logits of the block's committed columns too
     distributions: bool = False  # reads `Candidates.logits`, not only what is made of them
@@ -60,7 +46,7 @@ class Needs:
     @property
     def reads_logits(self) -> bool:
         """Whether logits themselves are read, not only the statistics of candidates."""
-        return self.distributions or self.shadow or self.branches > 1
+        return self.distributions or self.shadow or self.num_variants > 1
 
     def width(self, num_slots: int, block_length: int) -> int:
         """Returns the columns of the window that the scheduler sees.
@@ -77,7 +63,7 @@ class Needs:
             self.whole_row or other.whole_row,
             max(self.window, other.window),
             self.shadow or other.shadow,
-            max(self.branches, other.branches),
+            max(self.num_variants, other.num_variants),
             self.shortens or other.shortens,
             self.whole_block or other.whole_block,
             self.distributions or other.distributions,
@@ -106,7 +92,7 @@ class Scheduler(ABC):
         return False
 
     @property
-    def announces(self) -> bool:
+    def plans_ahead(self) -> bool:
         """Whether the method knows what the next step commits before it sees the logits."""
         return False
 
@@ -146,9 +132,9 @@ class Scheduler(ABC):
         """Returns the state before the first step; every tensor has one entry a row."""
         return {}
 
-    def appraise(self, candidates: Candidates, view: View, branches: Branches) -> Tensor:
+    def appraise(self, candidates: Candidates, view: View, variants: Variants) -> Tensor:
         """Returns how good each variant is, (B, R); candidates and view have B * R rows."""
-        raise NotImplementedError(f"{type(self).__name__} asked for branches it does not compare")
+        raise NotImplementedError(f"{type(self).__name__} asked for variants it does not compare")
 
     def revision_limit(self, block_length: int) -> int:
         """Returns the schedule steps of a block after which nothing is revised any more."""
@@ -157,15 +143,15 @@ class Scheduler(ABC):
     def decide(self, candidates: Candidates, view: View) -> Decision:
         """Returns the decision of `select` within the contract of every scheduler."""
         decision = self.select(candidates, view)
+        if self.can_revise:
+            decision = self._revise(decision, candidates, view)
         commit = decision.commit & view.masked
         if not (self.may_skip or self.never_waits):
-            best = self._best(candidates, view)
             waits = ~commit.any(-1, keepdim=True)
-            if decision.branches is not None:
-                waits = waits & ~decision.branches.needed[:, None]
-            commit = commit | (waits & best)
-        decision = replace(decision, commit=commit)
-        return self._revise(decision, candidates, view) if self.can_revise else decision
+            if decision.variants is not None:
+                waits = waits & ~decision.variants.needed[:, None]
+            commit = commit | (waits & self._best(candidates, view))
+        return replace(decision, commit=commit)
 
     def check(self, num_blocks: int, block_length: int) -> None:
         """Raises ValueError when the options do not fit rows of that many blocks."""
@@ -178,6 +164,10 @@ class Scheduler(ABC):
         options = {option.name: getattr(self, option.name) for option in fields(self)}
         plain = {k: v.summary() if isinstance(v, Scheduler) else v for k, v in options.items()}
         return {"name": type(self).__module__.rpartition(".")[2], **plain}
+
+    def with_options(self, options: Mapping[str, Any], build: Build) -> Scheduler:
+        """Returns this scheduler with other options; `build` makes one from a mapping."""
+        return build({**self.summary(), **options})
 
     def _best(self, candidates: Candidates, view: View) -> Tensor:
         """Returns the block's best masked column of each row, (B, W) bool."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dllm.schedulers.view import View
+from dllm.state.window import View
 
 
 def decoded_fraction(view: View, blocks: int) -> Tensor:

@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dllm.schedulers.base import Decision, Needs, Scheduler, Setup
-from dllm.schedulers.view import State, View
+from dllm.schedulers.base import Needs, Scheduler, Setup
 from dllm.state.candidates import Candidates, best
+from dllm.state.window import Decision, State, View
 
 
 @dataclass(frozen=True)

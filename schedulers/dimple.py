@@ -8,9 +8,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from dllm.schedulers.base import Decision, Needs, Scheduler
-from dllm.schedulers.view import View
+from dllm.schedulers.base import Needs, Scheduler
 from dllm.state.candidates import Candidates, rank
+from dllm.state.window import Decision, View
 
 
 @dataclass(frozen=True)

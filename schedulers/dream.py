@@ -9,9 +9,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from dllm.schedulers.base import Decision, Scheduler
-from dllm.schedulers.view import View
+from dllm.schedulers.base import Scheduler
 from dllm.state.candidates import Candidates, ConfidenceSource, rank
+from dllm.state.window import Decision, View
 
 
 @dataclass(frozen=True)

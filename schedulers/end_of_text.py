@@ -8,11 +8,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from dllm.schedulers.base import Decision, Needs
+from dllm.schedulers.base import Needs
 from dllm.schedulers.learn2pd import Learn2PD
-from dllm.schedulers.view import View
 from dllm.schedulers.wrapper import Wrapper
 from dllm.state.candidates import Candidates, best
+from dllm.state.window import Decision, View
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class EndOfText(Wrapper):
                 f"inner={self.inner.summary()['name']!r} may take back the end token that a row "
                 "was cut at: end_of_text needs a scheduler that keeps what it commits"
             )
-        if self.inner.needs(2, 1).branches > 1:
+        if self.inner.needs(2, 1).num_variants > 1:
             raise ValueError(
                 f"inner={self.inner.summary()['name']!r} compares variants of a row, which may "
                 "stand where it was cut off: end_of_text needs a scheduler without them"

@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from dllm.schedulers.base import Decision, Needs, Scheduler
-from dllm.schedulers.view import View
+from dllm.schedulers.base import Needs, Scheduler
 from dllm.state.candidates import Candidates, best
-from dllm.state.variants import Branches
+from dllm.state.variants import Variants
+from dllm.state.window import Decision, View
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class ExploreThenExploit(Scheduler):
 
     def needs(self, num_slots: int, block_length: int) -> Needs:
         rows = 1 + self.alternatives if self.mode == "branch" else 1
-        return Needs(window=self.blocks * block_length, branches=rows)
+        return Needs(window=self.blocks * block_length, num_variants=rows)
 
     def select(self, candidates: Candidates, view: View) -> Decision:
         sure = self._sure(candidates, view)
@@ -65,17 +65,17 @@ class ExploreThenExploit(Scheduler):
             return Decision(sure | target)
         if self.alternatives == 0:
             return Decision(sure)
-        return Decision(sure, branches=self._branches(candidates, view, sure, target))
+        return Decision(sure, variants=self._variants(candidates, view, sure, target))
 
-    def appraise(self, candidates: Candidates, view: View, branches: Branches) -> Tensor:
+    def appraise(self, candidates: Candidates, view: View, variants: Variants) -> Tensor:
         """Returns tokens that the variant fills or makes sure, plus its weighted likelihood.
 
         End tokens do not count: a variant must not win by ending the text.
         """
         told = self._sure(candidates, view) & ~view.is_end(candidates.token)
-        gained = told.sum(1).view_as(branches.columns) + (branches.columns >= 0)
+        gained = told.sum(1).view_as(variants.columns) + (variants.columns >= 0)
         weight = max(self.likelihood_weight, 1e-6)  # equal gains go to the likelier token
-        return gained + weight * branches.confidence.log()
+        return gained + weight * variants.confidence.log()
 
     def _sure(self, candidates: Candidates, view: View) -> Tensor:
         beyond = self.threshold if self.cross_threshold is None else self.cross_threshold
@@ -102,9 +102,9 @@ class ExploreThenExploit(Scheduler):
             candidates.entropy if self.explore == "entropy" else -getattr(candidates, self.explore)
         )
 
-    def _branches(
+    def _variants(
         self, candidates: Candidates, view: View, sure: Tensor, target: Tensor
-    ) -> Branches:
+    ) -> Variants:
         """Returns the row as it would go on, and one variant for each alternative token."""
         at = target.int().argmax(1, keepdim=True)  # (B, 1)
         chance = candidates.at(at).probabilities().squeeze(1)
@@ -118,7 +118,7 @@ class ExploreThenExploit(Scheduler):
         # With one column left there is nothing to look ahead to.
         needed = target.any(1) & ((view.masked & ~sure).sum(1) > 1)
         plausible = probability >= self.plausibility * probability[:, :1]
-        return Branches(
+        return Variants(
             columns=torch.cat([column, view.columns.gather(1, at).expand_as(tokens)], 1),
             tokens=torch.cat([candidates.token.gather(1, first), tokens], 1),
             confidence=torch.cat([confidence, probability], 1),

@@ -8,9 +8,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from dllm.schedulers.base import Decision, Scheduler
-from dllm.schedulers.view import View
+from dllm.schedulers.base import Scheduler
 from dllm.state.candidates import Candidates, best, rank
+from dllm.state.window import Decision, View
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class FixedQuota(Scheduler):
             raise ValueError(f"steps={self.steps} must be at least 1")
 
     @property
-    def announces(self) -> bool:
+    def plans_ahead(self) -> bool:
         return self.order == "planned"
 
     @property
@@ -75,12 +75,12 @@ class FixedQuota(Scheduler):
         now = self._quota(masks, view.block_step, view)
         then = self._quota(masks - now, view.block_step + 1, view)
         ahead = now[:, None] + torch.arange(self._most(view), device=now.device)
-        announced = view.columns.gather(
+        planned = view.columns.gather(
             1, place.argsort(1).gather(1, ahead.clamp(max=left.shape[1] - 1))
         )
         return Decision(
             commit=place < now[:, None],
-            announced=torch.where(ahead < (now + then)[:, None], announced, -1),
+            planned=torch.where(ahead < (now + then)[:, None], planned, -1),
         )
 
     def _most(self, view: View) -> int:

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dllm.schedulers.base import Decision, Needs, Scheduler, Setup
-from dllm.schedulers.view import State, View
+from dllm.schedulers.base import Needs, Scheduler, Setup
 from dllm.state.candidates import Candidates
+from dllm.state.window import Decision, State, View
 
 _TINY = 1e-12  # added to probabilities before their logarithm
 

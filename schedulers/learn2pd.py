@@ -11,9 +11,9 @@ from torch import Tensor
 
 from dllm.learn2pd.filter import Filter, read_filter
 from dllm.models.config import ModelSpec
-from dllm.schedulers.base import Decision, Needs, Scheduler
-from dllm.schedulers.view import View
+from dllm.schedulers.base import Needs, Scheduler
 from dllm.state.candidates import Candidates, rank
+from dllm.state.window import Decision, View
 
 
 @dataclass(frozen=True)

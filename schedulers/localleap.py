@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from torch.nn import functional as F
 
-from dllm.schedulers.base import Decision, Scheduler
-from dllm.schedulers.view import View
+from dllm.schedulers.base import Scheduler
 from dllm.state.candidates import Candidates
+from dllm.state.window import Decision, View
 
 
 @dataclass(frozen=True)

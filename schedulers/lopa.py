@@ -8,11 +8,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from dllm.schedulers.base import Decision, Needs, Scheduler
+from dllm.schedulers.base import Needs, Scheduler
 from dllm.schedulers.blocks_ahead import active_columns, open_columns
-from dllm.schedulers.view import View
 from dllm.state.candidates import Candidates, best, rank
-from dllm.state.variants import Branches
+from dllm.state.variants import Variants
+from dllm.state.window import Decision, View
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class LookAhead(Scheduler):
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
 
     def needs(self, num_slots: int, block_length: int) -> Needs:
-        return Needs(window=self.blocks * block_length, branches=self.branches)
+        return Needs(window=self.blocks * block_length, num_variants=self.branches)
 
     def select(self, candidates: Candidates, view: View) -> Decision:
         opened = open_columns(view, self.blocks, self.add_threshold)
@@ -59,24 +59,24 @@ class LookAhead(Scheduler):
         commit = torch.where((passed & active).any(1, keepdim=True), passed, passed | surest)
         if self.branches == 1:
             return Decision(commit)
-        return Decision(commit, branches=self._branches(candidates, view, opened & ~commit))
+        return Decision(commit, variants=self._variants(candidates, view, opened & ~commit))
 
-    def appraise(self, candidates: Candidates, view: View, branches: Branches) -> Tensor:
+    def appraise(self, candidates: Candidates, view: View, variants: Variants) -> Tensor:
         """Returns the mean certainty of each variant's masks, infinity where none is left."""
         entropy = self.measure == "entropy"
         sure = -candidates.entropy if entropy else candidates.confidence
         masks = view.masked.sum(1)
         mean = torch.where(view.masked, sure, 0).sum(1) / masks.clamp(min=1)
-        return mean.masked_fill(masks == 0, torch.inf).view_as(branches.columns)
+        return mean.masked_fill(masks == 0, torch.inf).view_as(variants.columns)
 
-    def _branches(self, candidates: Candidates, view: View, left: Tensor) -> Branches:
+    def _variants(self, candidates: Candidates, view: View, left: Tensor) -> Variants:
         """Returns the row itself, and the row with each of the best columns of `left` (B, W)."""
         count = min(self.branches - 1, left.shape[1])
         place = rank(candidates.confidence, left).argsort(dim=1)[:, :count]
         valid = left.gather(1, place)
         columns = torch.where(valid, view.columns.gather(1, place), -1)
         none = torch.full_like(columns[:, :1], -1)
-        return Branches(
+        return Variants(
             columns=torch.cat([none, columns], 1),
             tokens=torch.cat([torch.zeros_like(none), candidates.token.gather(1, place)], 1),
             confidence=torch.cat(

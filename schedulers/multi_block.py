@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from dllm.schedulers.base import Decision, Needs, Scheduler
+from dllm.schedulers.base import Needs, Scheduler
 from dllm.schedulers.blocks_ahead import active_columns, open_columns
-from dllm.schedulers.view import View
 from dllm.state.candidates import Candidates, best
+from dllm.state.window import Decision, View
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dllm.schedulers.base import Decision, Needs, Scheduler
+from dllm.schedulers.base import Needs, Scheduler
 from dllm.schedulers.fixed_quota import FixedQuota
-from dllm.schedulers.view import View
 from dllm.schedulers.wrapper import Wrapper
 from dllm.state.candidates import Candidates
+from dllm.state.window import Decision, View
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,9 @@ class Prophet(Wrapper):
         given: dict[str, Any] = {"commit": torch.where(wide, view.masked, decision.commit)}
         if decision.tokens is not None:
             given["tokens"] = torch.where(wide, candidates.token, decision.tokens)
-        if decision.branches is not None:
-            needed = decision.branches.needed & ~settled
-            given["branches"] = replace(decision.branches, needed=needed)
+        if decision.variants is not None:
+            needed = decision.variants.needed & ~settled
+            given["variants"] = replace(decision.variants, needed=needed)
         for name in ("remask", "edit"):  # the row ends here: nothing is taken back
             value = getattr(decision, name)
             given[name] = None if value is None else value & ~wide

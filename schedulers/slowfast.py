@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from dllm.schedulers.base import Decision, Scheduler, Setup
-from dllm.schedulers.view import State, View
+from dllm.schedulers.base import Scheduler, Setup
 from dllm.state.candidates import Candidates, best
+from dllm.state.window import Decision, State, View
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dllm.schedulers.base import Decision, Scheduler
-from dllm.schedulers.view import View
+from dllm.schedulers.base import Scheduler
 from dllm.state.candidates import Candidates
+from dllm.state.window import Decision, View
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from dllm.models.config import ModelSpec
-from dllm.schedulers.base import Decision, Needs, Scheduler, Setup
-from dllm.schedulers.view import State, View
+from dllm.schedulers.base import Needs, Scheduler, Setup
 from dllm.state.candidates import Candidates, rank
+from dllm.state.window import Decision, State, View
 
 _FIRST_ACCEPT = 30  # as if so many had been accepted before a block's first step
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dllm.models.config import ModelSpec
-from dllm.schedulers.base import Decision, Needs, Scheduler, Setup
+from dllm.schedulers.base import Build, Needs, Scheduler, Setup
 from dllm.schedulers.threshold import Threshold
-from dllm.schedulers.view import State, View
 from dllm.state.candidates import Candidates, ConfidenceSource
-from dllm.state.variants import Branches
+from dllm.state.variants import Variants
+from dllm.state.window import Decision, State, View
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ class Wrapper(Scheduler):
     def score(self, candidates: Candidates) -> Tensor:
         return self.inner.score(candidates)
 
-    def appraise(self, candidates: Candidates, view: View, branches: Branches) -> Tensor:
-        return self.inner.appraise(candidates, view, branches)
+    def appraise(self, candidates: Candidates, view: View, variants: Variants) -> Tensor:
+        return self.inner.appraise(candidates, view, variants)
 
     def revision_limit(self, block_length: int) -> int:
         return self.inner.revision_limit(block_length)
@@ -69,6 +70,14 @@ class Wrapper(Scheduler):
 
     def check_model(self, spec: ModelSpec) -> None:
         self.inner.check_model(spec)
+
+    def with_options(self, options: Mapping[str, Any], build: Build) -> Scheduler:
+        """Returns the same with other options; what it has none for goes to `inner`."""
+        known = {option.name for option in fields(self)}
+        own = {name: value for name, value in options.items() if name in known}
+        others = {name: value for name, value in options.items() if name not in known}
+        inner = self.inner.with_options(others, build) if others else self.inner
+        return build({**self.summary(), **own, "inner": inner})
 
     def ask(self, candidates: Candidates, view: View) -> Decision:
         """Returns the inner decision, in the columns of this scheduler's window."""

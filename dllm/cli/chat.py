@@ -84,7 +84,7 @@ def _memory(model: HostedModel, options: dict[str, Any]) -> PromptMemory | None:
     """
     settings = resolve(model.defaults, None, options)
     _, cache = check(model, settings)
-    kept = cache.reusable and not settings.guidance_scale
+    kept = cache.final_blocks and not settings.guidance_scale
     return PromptMemory() if kept else None
 
 

@@ -103,7 +103,7 @@ def _observed(scheduler: Scheduler) -> dict[str, Any]:
         "whole_row": needs.whole_row,
         "anywhere": needs.whole_row and _leaves_blocks(scheduler),
         "shadow": needs.shadow,
-        "rows": needs.branches if needs.branches > 1 else 0,
+        "rows": needs.num_variants if needs.num_variants > 1 else 0,
         "shortens": needs.shortens,
         "skips": scheduler.may_skip,
         "tempered": scheduler.reads == "tempered",

@@ -10,7 +10,7 @@ from rich.text import Text
 from torch import Tensor
 
 from dllm.generate import Stream
-from dllm.state.event import StepEvent
+from dllm.state.window import StepEvent
 
 PAUSE = 0.05  # seconds a step: the embedded model is faster than the eye
 OPEN, DRAFT, NEW, DONE, AGAIN = "dim", "dim italic", "bold green", "default", "bold red"
@@ -36,7 +36,7 @@ def _row(running: Stream, event: StepEvent, row: int) -> Text:
     new = _where(columns, event.committed[row])
     again = _where(columns, event.remasked[row])
     text = Text()
-    if running.admission is not None:  # a place holds one prompt after the other
+    if running.batch is not None:  # a place holds one prompt after the other
         text.append(f"{event.prompts[row]}: ", style=OPEN)
     for column, token in enumerate(canvas.tokens[row, start:end].tolist(), start=start):
         if token != canvas.layout.mask_token_id:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from dllm.decoding.loop import DenoisingLoop
 from dllm.metrics import Meter
 from dllm.models.config import Cost, cost_of
+from dllm.models.model import DenoisingModel
 from dllm.output import GenerationOutput
-from dllm.state.event import StepEvent
-from dllm.state.layout import Layout
+from dllm.state.window import Layout
 
 _TOLD = ("out of memory", "not enough memory", "can't allocate memory", "_STATUS_ALLOC_FAILED")
-_GUARDED = (torch.OutOfMemoryError, MemoryError, RuntimeError)
+GUARDED = (torch.OutOfMemoryError, MemoryError, RuntimeError)
 
 
 class NotEnoughMemoryError(RuntimeError):
@@ -26,67 +24,54 @@ class NotEnoughMemoryError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Request:
+class Demand:
     """What a generation asks of the memory."""
 
-    loop: DenoisingLoop
+    model: DenoisingModel
+    uses_store: bool
+    store_variants: int  # rows of the store for each row of the batch
+    num_variants: int  # canvases of a row that one pass runs at most
     layout: Layout
     meter: Meter
+    before: int = 0  # bytes of the device that were in use when the generation began
 
-    def run(self, events: Iterator[StepEvent]) -> Iterator[StepEvent]:
-        """Yields the events; raises NotEnoughMemoryError where memory runs out."""
-        before = _in_use(self.meter.device)
-        try:
-            yield from events
-            return
-        except _GUARDED as error:
-            if not ran_out(error):
-                raise
-            said = str(error).strip().split("\n")[0]
-        # Outside the handler: the error that was caught holds the frames, and so the tensors, of
-        # the pass that failed, and what they free can be used for what comes next.
-        raise NotEnoughMemoryError(self.explain(said, before))
-
-    def explain(self, said: str, before: int = 0) -> str:
-        """Returns what was asked, what would fit and the way out.
-
-        `before` are the bytes of the device that were in use when the generation began.
-        """
+    def explain(self, reason: str) -> str:
+        """Returns what was asked when memory ran out, what would fit and the way out."""
         passes, num_rows = sum(self.meter.forwards.values()), self.layout.num_rows
         when = f"in pass {passes}" if passes else "before the first pass"
         parts = [f"{num_rows} row(s) of {self.layout.num_columns} columns"]
         if self.store_bytes:
             parts.append(f"a K/V store of {readable(self.store_bytes)}")
-        asked = f"memory ran out {when}, for {' and '.join(parts)} ({said})"
-        return f"{asked}; {_fitting(self.largest_batch(before), num_rows)}; {self._way_out()}"
+        asked = f"memory ran out {when}, for {' and '.join(parts)} ({reason})"
+        return f"{asked}; {_fitting(self.largest_batch(), num_rows)}; {self._way_out()}"
 
     @property
     def store_bytes(self) -> int | None:
         """The size of the K/V store, made or not; None where it cannot be known."""
-        if not self.loop.cache.stores:
+        if not self.uses_store:
             return 0
-        cost = cost_of(self.loop.model)
-        slots = self.layout.num_rows * self.layout.num_stored * self.loop.needs.branches
+        cost = cost_of(self.model)
+        slots = self.layout.num_rows * self.layout.num_stored * self.store_variants
         return self.meter.store_bytes or (None if cost is None else slots * cost.slot_bytes)
 
-    def largest_batch(self, before: int = 0) -> int | None:
+    def largest_batch(self) -> int | None:
         """Returns how many rows would fit by the larger of estimate and measure; None: unknown.
 
         It may be more than were asked for: others use the memory too, and it is cut into pieces.
         """
-        cost, free = cost_of(self.loop.model), available(self.meter.device)
+        cost, free = cost_of(self.model), available(self.meter.device)
         if cost is None or free is None:
             return None
-        return free // max(self._row_bytes(cost, before), 1)
+        return free // max(self._row_bytes(cost), 1)
 
-    def _row_bytes(self, cost: Cost, before: int) -> int:
+    def _row_bytes(self, cost: Cost) -> int:
         """Returns the bytes of one row of the batch, with all its variants."""
-        layout, variants = self.layout, self.loop.num_variants
-        stored = layout.num_stored * self.loop.needs.branches if self.loop.cache.stores else 0
-        fed = layout.num_columns + layout.num_shadows
-        width = layout.width + layout.num_shadows
+        layout, variants = self.layout, self.num_variants
+        stored = layout.num_stored * self.store_variants if self.uses_store else 0
+        fed = layout.num_columns + layout.num_spare
+        width = layout.width + layout.num_spare
         estimate = cost.row_bytes(stored, fed * variants, width * variants)
-        measured = _peak(self.meter.device) - before if self.meter.forwards else 0
+        measured = _peak(self.meter.device) - self.before if self.meter.forwards else 0
         return max(estimate, measured // layout.num_rows)
 
     def _way_out(self) -> str:
@@ -94,9 +79,9 @@ class Request:
         if self.layout.num_rows > 1:
             ways.append("decode fewer prompts at once (batch_size)")
         ways.append("give fewer max_new_tokens")
-        if self.loop.cache.stores:
+        if self.uses_store:
             ways.append("take cache='none', which stores nothing")
-        if self.loop.num_variants > 1:
+        if self.num_variants > 1:
             ways.append(
                 "take a scheduler without variants of a row, a verifier with shorter drafts"
             )
@@ -144,7 +129,8 @@ def readable(num_bytes: int) -> str:
     raise AssertionError
 
 
-def _in_use(device: torch.device) -> int:
+def in_use(device: torch.device) -> int:
+    """Returns the bytes of a device that tensors hold; 0 where nobody counts them."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
 

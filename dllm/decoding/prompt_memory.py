@@ -52,7 +52,7 @@ class PromptMemory:
                 f"memory needs a block-causal model: in {model.name!r} every column sees every "
                 "other, so a prompt's keys change with what follows it; leave memory out"
             )
-        if not cache.reusable:
+        if not cache.final_blocks:
             raise ValueError(
                 f"memory needs a cache whose stored blocks are final, not "
                 f"{cache.summary()['name']!r}: use cache='block_causal'"
@@ -74,7 +74,7 @@ class PromptMemory:
         if self._last is not None:
             source, length = _longest_match(self._last.canvas, canvas, unit(model.spec))
             self._copy(source, length, canvas, store)
-            canvas.clean = length.to(canvas.clean.device)
+            canvas.recall_prompt(length)
             self.reused = tuple(length.tolist())
         self._last = _Run(model, canvas, store)
 

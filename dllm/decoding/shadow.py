@@ -2,14 +2,47 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dllm.decoding.passes import Forward, PassResult, PlainPasses
 from dllm.state.canvas import Canvas
 from dllm.state.plan import StepPlan
+from dllm.state.progress import Progress
+from dllm.state.window import StepEvent
+
+
+@dataclass(frozen=True)
+class ShadowPasses:
+    """Passes that feed every window column once more, for schedulers that need it."""
+
+    plain: PlainPasses
+
+    num_variants = 1
+
+    def __call__(
+        self, canvas: Canvas, plan: StepPlan, progress: Progress, forward: Forward
+    ) -> StepEvent:
+        wide = with_shadows(plan, canvas)
+        count = wide.positions.shape[1] - plan.positions.shape[1]
+        window, logits = canvas.window(wide), run_shadowed(wide, count, canvas, forward)
+        if self.plain.observer is not None:
+            whole = PassResult(wide, logits, forward.store)
+            record = self.plain.record(canvas, window, whole, progress, forward.model)
+            self.plain.observer(replace(record, num_shadows=count))
+        result = PassResult(wide, logits[:, :-count], forward.store, shadow=logits[:, -count:])
+        return self.plain.step.take(canvas, window, result)
+
+
+def run_shadowed(wide: StepPlan, count: int, canvas: Canvas, forward: Forward) -> Tensor:
+    """Returns the logits of a pass whose last `count` fed columns hold the mask token."""
+    fed = canvas.tokens.gather(1, wide.positions)
+    fed[:, -count:] = canvas.layout.mask_token_id
+    forward.count(wide)
+    return forward.feed(fed, wide)
 
 
 def with_shadows(plan: StepPlan, canvas: Canvas) -> StepPlan:
@@ -17,29 +50,23 @@ def with_shadows(plan: StepPlan, canvas: Canvas) -> StepPlan:
 
     A shadow holds the mask token at the position of its column. It sees all keys but its own
     column's, and the other shadows; nothing else sees a shadow (WINO, arXiv 2507.18578). The
-    logits of the shadows follow those of the window: (B, 2 W, V).
+    logits of the shadows follow those of the plan. Their keys take the last columns of the store.
     """
     layout, shadows = canvas.layout, canvas.columns()
-    (num_rows, num_fed), count = plan.columns.shape, shadows.shape[1]
-    first_key = plan.num_keys if plan.slots is None else layout.num_stored - count
-    num_keys = first_key + count
-    places = torch.arange(count, device=shadows.device)
-    slots = plan.slots
-    if slots is not None:
-        rows = torch.arange(num_rows, device=shadows.device)[:, None]
+    num_fed, count = plan.positions.shape[1], shadows.shape[1]
+    first_key = plan.num_keys if plan.stored is None else layout.num_stored - count
+    numbers = torch.arange(count, device=shadows.device).expand_as(shadows)
+    stored = plan.stored
+    if stored is not None:
         # A wide feed may reach spare columns whose slots the shadows need; nothing attends to them.
-        scratch = layout.num_rows * layout.num_stored
-        slots = torch.where(plan.columns < first_key, slots, scratch)
-        slots = torch.cat([slots, rows * layout.num_stored + first_key + places], 1)
-    head = (num_fed + places).expand(num_rows, -1)
+        stored = torch.cat([stored.where(plan.positions < first_key, -1), first_key + numbers], 1)
     return replace(
         plan,
-        columns=torch.cat([plan.columns, shadows], 1),
-        head=torch.cat([plan.head, head], 1),
-        num_keys=num_keys,
-        attend=_attend(plan, shadows, num_keys, _in_block(canvas, shadows)),
-        slots=slots,
-        num_shadows=count,
+        positions=torch.cat([plan.positions, shadows], 1),
+        logit_rows=torch.cat([plan.logit_rows, num_fed + numbers], 1),
+        num_keys=first_key + count,
+        attention_mask=_mask(plan, shadows, first_key + count, _in_block(canvas, shadows)),
+        stored=stored,
     )
 
 
@@ -51,13 +78,13 @@ def _in_block(canvas: Canvas, shadows: Tensor) -> Tensor:
     return (shadows >= canvas.block_start[:, None]) & (shadows < canvas.block_end[:, None])
 
 
-def _attend(plan: StepPlan, shadows: Tensor, num_keys: int, visible: Tensor) -> Tensor:
+def _mask(plan: StepPlan, shadows: Tensor, num_keys: int, visible: Tensor) -> Tensor:
     """Returns which keys each fed column and each shadow sees, (B, Q + W, K) bool.
 
     `visible` (B, W) bool are the shadows that others see.
     """
-    (num_rows, num_fed), count = plan.columns.shape, shadows.shape[1]
-    ordinary = plan.attend
+    (num_rows, num_fed), count = plan.positions.shape, shadows.shape[1]
+    ordinary = plan.attention_mask
     if ordinary is None:
         size = (num_rows, 1, plan.num_keys)
         ordinary = torch.ones(size, dtype=torch.bool, device=shadows.device)

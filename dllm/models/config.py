@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from dllm.state.plan import StepPlan
+from dllm.state.plan import PassShape
 
 AttentionKind = Literal["full", "block_causal", "causal"]
 
@@ -96,19 +96,19 @@ class Cost:
     value_flops: int = 0  # a column of which only the values are computed
     num_layers: int = 1  # over which these are summed
 
-    def flops(self, plan: StepPlan) -> int:
-        """Returns the FLOPs of a pass, which the plan's shapes decide."""
-        num_rows, num_fed = plan.columns.shape
-        a_column = self.token_flops + plan.num_seen * self.pair_flops
+    def flops(self, a_pass: PassShape) -> int:
+        """Returns the FLOPs of a pass."""
+        num_fed, num_logits = a_pass.num_fed, a_pass.num_logit_rows
+        a_column = self.token_flops + a_pass.num_seen * self.pair_flops
         a_row = num_fed * a_column
-        if plan.reuse is not None:
-            reused = num_fed - plan.reuse.num_computed(num_fed)
-            less = reused * a_column - plan.reuse.num_compared * self.value_flops
+        if a_pass.policy is not None:
+            skipped, compared = a_pass.policy.num_skipped(num_fed)
+            less = skipped * a_column - compared * self.value_flops
             a_row -= less // self.num_layers * (self.num_layers - 1)
-        if plan.narrows:
-            tail = self.tail_flops + plan.num_seen * self.pair_flops // self.num_layers
-            a_row -= (num_fed - plan.head.shape[1]) * tail
-        return num_rows * (a_row + plan.head.shape[1] * self.head_flops)
+        if a_pass.narrows:
+            tail = self.tail_flops + a_pass.num_seen * self.pair_flops // self.num_layers
+            a_row -= (num_fed - num_logits) * tail
+        return a_pass.num_rows * (a_row + num_logits * self.head_flops)
 
     def row_bytes(self, num_stored: int, num_fed: int, num_head_rows: int) -> int:
         """Returns the estimated memory of one row: its slots, and its part of the widest pass."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -63,25 +63,9 @@ class GuidedModel:
 
     def forward(self, tokens: Tensor, plan: StepPlan, store: KVStore | None) -> Tensor:
         given = self.given.repeat_interleave(tokens.shape[0] // self.given.shape[0], 0)
-        hidden = given.gather(1, plan.columns)
+        hidden = given.gather(1, plan.positions)
         blind = tokens.masked_fill(hidden, self.spec.mask_token_id)
-        logits = self.model.forward(torch.cat([tokens, blind]), self._twice(plan), store)
+        both = torch.arange(len(tokens), device=tokens.device).repeat(2)
+        logits = self.model.forward(torch.cat([tokens, blind]), plan.of_rows(both), store)
         with_prompt, without = logits.chunk(2)
         return without + (self.scale + 1) * (with_prompt - without)
-
-    def _twice(self, plan: StepPlan) -> StepPlan:
-        slots = plan.slots
-        if slots is not None:
-            scratch = slots.shape[0] * self.given.shape[1]
-            # The scratch slot comes after all rows: that of one half is the other half's first.
-            slots = torch.cat([slots.masked_fill(slots == scratch, 2 * scratch), slots + scratch])
-        both = torch.arange(plan.columns.shape[0], device=plan.columns.device).repeat(2)
-        return replace(
-            plan,
-            columns=plan.columns.repeat(2, 1),
-            head=plan.head.repeat(2, 1),
-            attend=None if plan.attend is None else plan.attend.repeat(2, 1, 1),
-            slots=slots,
-            reuse=None if plan.reuse is None else plan.reuse.of_rows(both),
-            retain=None if plan.retain is None else plan.retain.of_rows(both),
-        )

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dllm.models.config import Cost, ModelSpec, network_cost
-from dllm.models.feature_reuse import partly_computed
+from dllm.models.layer_policies import FeatureReuse, partly_computed
 from dllm.models.runner import Runner, execution_device
 from dllm.models.transformer import Transformer
 from dllm.state.plan import StepPlan
@@ -56,7 +56,7 @@ class DenoisingModel(Protocol):
         ...
 
     def forward(self, tokens: Tensor, plan: StepPlan, store: KVStore | None) -> Tensor:
-        """Returns logits (B, W, V): row w predicts column `columns[head[w]] + logit_shift`."""
+        """Returns logits (B, w, V): the i-th of column `positions[logit_rows[i]] + logit_shift`."""
         ...
 
 
@@ -96,7 +96,7 @@ class HostedModel:
         return new(shape, self.dtype, devices)
 
     def forward(self, tokens: Tensor, plan: StepPlan, store: KVStore | None) -> Tensor:
-        if plan.reuse is not None and store is not None:
+        if store is not None and isinstance(plan.policy, FeatureReuse):
             return partly_computed(self.network, tokens, plan, store)
         run = self.network if self.runner is None else self.runner
         logits: Tensor = run(tokens, plan, store)

@@ -30,8 +30,7 @@ class Runner(Protocol):
 
 def is_plain(plan: StepPlan, store: KVStore | None) -> bool:
     """Whether a pass is no more than its tensors: nothing is noted, chosen or left beside K/V."""
-    asks = plan.maps or plan.sparse or plan.retain is not None or plan.reuse is not None
-    return not asks and (store is None or store.stamp is None)
+    return plan.policy is None and (store is None or store.stamp is None)
 
 
 def execution_device(module: nn.Module) -> torch.device:

@@ -6,55 +6,11 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from dllm.models.attention import Attention, Fed, Memory, Rotation, rows_of
 from dllm.models.config import NetworkConfig
-from dllm.models.norm import RMSNorm
+from dllm.models.layers import Block, Fed, Memory, RMSNorm, Rotation, rows_of
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore
-
-
-class SwiGLU(nn.Module):
-    """The gated feed-forward layer down(silu(gate(x)) * up(x))."""
-
-    def __init__(self, config: NetworkConfig) -> None:
-        super().__init__()
-        width, inner = config.hidden_size, config.intermediate_size
-        self.fused = config.fused_gate_up
-        if self.fused:
-            self.gate_up = nn.Linear(width, 2 * inner, bias=False)
-        else:
-            self.gate = nn.Linear(width, inner, bias=False)
-            self.up = nn.Linear(width, inner, bias=False)
-        self.down = nn.Linear(inner, width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, -1) if self.fused else (self.gate(x), self.up(x))
-        return self.down(F.silu(gate) * up)
-
-
-def feed_forward(config: NetworkConfig, layer: int) -> nn.Module:
-    """Returns the feed-forward part of a layer; mixture-of-experts families plug in here."""
-    del layer  # MoE families keep their first layers dense
-    return SwiGLU(config)
-
-
-class Block(nn.Module):
-    """One layer: attention and feed-forward, each behind a norm and a residual."""
-
-    def __init__(self, config: NetworkConfig, layer: int) -> None:
-        super().__init__()
-        args = (config.hidden_size, config.rms_norm_eps, config.norm_multiply_first)
-        self.attention_norm = RMSNorm(*args)
-        self.attention = Attention(config)
-        self.feed_forward_norm = RMSNorm(*args)
-        self.feed_forward = feed_forward(config, layer)
-
-    def forward(self, x: Tensor, fed: Fed, memory: Memory | None = None) -> Tensor:
-        mixed = self.attention(self.attention_norm(x), fed, memory)
-        x = mixed + (x if fed.wanted is None else rows_of(x, fed.wanted))
-        return x + self.feed_forward(self.feed_forward_norm(x))
 
 
 class Transformer(nn.Module):
@@ -73,40 +29,42 @@ class Transformer(nn.Module):
     def forward(
         self, tokens: Tensor, plan: StepPlan | None = None, store: KVStore | None = None
     ) -> Tensor:
-        """Returns logits (B, W, V) of the rows that `plan.head` names (B, Q, V without a plan).
+        """Returns logits (B, w, V) of the rows that `plan.logit_rows` names.
 
-        `tokens` (B, Q) int64 are the tokens of `plan.columns`. Without a plan they stand at
-        columns 0..Q-1 and all see each other.
+        `tokens` (B, Q) int64 are the tokens of `plan.positions`. Without a plan they stand at
+        columns 0..Q-1, all see each other and all have logits.
         """
         if plan is None:
             columns = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
             return self.logits(self.hidden(tokens, columns))
-        return self.logits(self.hidden(tokens, plan.columns, plan.attend, plan, store))
+        return self.logits(self.hidden(tokens, plan.positions, plan.attention_mask, plan, store))
 
     def hidden(
         self,
         tokens: Tensor,
-        columns: Tensor,
-        attend: Tensor | None = None,
+        positions: Tensor,
+        mask: Tensor | None = None,
         plan: StepPlan | None = None,
         store: KVStore | None = None,
     ) -> Tensor:
         """Returns the last layer's normed states (B, Q, hidden_size), or (B, w, hidden_size).
 
-        Those of all fed columns, or with a plan of the w that `plan.head` names.
+        Those of all fed columns, or with a plan of the w that `plan.logit_rows` names.
         """
-        x, fed = self.embedding(tokens), Fed(self.rotation(columns), attend)
-        if store is not None:
-            store.maps.clear()
+        x, fed, slots = self.embedding(tokens), Fed(self.rotation(positions), mask), None
+        if store is not None and plan is not None and plan.stored is not None:
+            slots = store.slots(plan.stored)
+            store.weights.clear()
+        last = len(self.blocks) - 1 if plan is not None and _narrows(plan) else None
         for layer, block in enumerate(self.blocks):
             memory = None
-            if store is not None and plan is not None and plan.slots is not None:
-                memory = Memory(store, layer, plan)
-            if plan is not None and plan.narrows and layer == len(self.blocks) - 1:
-                fed = replace(fed, wanted=plan.head)
+            if store is not None and plan is not None and slots is not None:
+                memory = Memory(store, layer, plan, slots)
+            if plan is not None and layer == last:
+                fed = replace(fed, wanted=plan.logit_rows)
             x = block(x, fed, memory)
-        if plan is not None and not plan.narrows:
-            x = rows_of(x, plan.head.to(x.device))
+        if plan is not None and fed.wanted is None:
+            x = rows_of(x, plan.logit_rows.to(x.device))
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -125,3 +83,9 @@ class Transformer(nn.Module):
         angles = columns[..., None].float() * (1.0 / self.config.rope_theta**exponents)
         cos, sin = angles.cos()[:, :, None], angles.sin()[:, :, None]
         return Rotation(torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1))
+
+
+def _narrows(plan: StepPlan) -> bool:
+    """Whether the last layer goes on with the logits' rows alone, as `PassShape.narrows` says."""
+    whole = plan.policy is not None and plan.policy.whole_layer
+    return not whole and plan.logit_rows.shape[1] < plan.positions.shape[1]

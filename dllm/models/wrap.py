@@ -46,13 +46,13 @@ class WrappedModel:
         )
 
     def forward(self, tokens: Tensor, plan: StepPlan, store: KVStore | None) -> Tensor:
-        if store is not None or plan.slots is not None or plan.num_keys != tokens.shape[1]:
+        if store is not None or plan.stored is not None or plan.num_keys != tokens.shape[1]:
             raise ValueError(
                 f"{self.name!r} is a wrapped module and got a plan that feeds {tokens.shape[1]} of "
                 f"{plan.num_keys} columns through a K/V store: use cache='none'"
             )
         arguments = {} if self.mask_style == "none" else {"attention_mask": self._mask(plan)}
-        if self.mask_style == "none" and plan.attend is not None:
+        if self.mask_style == "none" and plan.attention_mask is not None:
             raise ValueError(
                 f"{self.name!r} takes no attention_mask, so it cannot tell padding from text in a "
                 "batch of different lengths: name an attention_mask parameter, or give prompts "
@@ -60,15 +60,15 @@ class WrappedModel:
             )
         result = self.module(tokens, **arguments)
         logits = self._check(getattr(result, "logits", result), tokens)
-        wanted = plan.head[..., None].expand(-1, -1, self.spec.vocab_size)
+        wanted = plan.logit_rows[..., None].expand(-1, -1, self.spec.vocab_size)
         return logits.gather(1, wanted.to(logits.device))
 
     def _mask(self, plan: StepPlan) -> Tensor:
         """Returns the padding mask (B, L) bool, or the 4-D one that transformers adds to scores."""
-        rows, width = plan.columns.shape
-        visible = plan.attend
+        rows, width = plan.positions.shape
+        visible = plan.attention_mask
         if visible is None:
-            visible = torch.ones(rows, 1, width, dtype=torch.bool, device=plan.columns.device)
+            visible = torch.ones(rows, 1, width, dtype=torch.bool, device=plan.positions.device)
         if self.mask_style == "padding":
             return visible[:, -1]
         assert isinstance(self.module, nn.Module)

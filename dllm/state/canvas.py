@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dllm.models.seen import Seen
-from dllm.state.drafts import Drafts
-from dllm.state.layout import Layout
+from dllm.state.candidates import Candidates
+from dllm.state.noise import Noise
 from dllm.state.plan import StepPlan
-from dllm.state.variants import Branches
-from dllm.state.window import Change, Window, Written
+from dllm.state.variants import Drafts, Variants
+from dllm.state.window import (
+    Decision,
+    Layout,
+    State,
+    StepEvent,
+    View,
+    Window,
+    Written,
+    merged,
+)
 
 NEVER = -1  # commit_step of a column that the model did not commit
 
@@ -26,12 +35,12 @@ class Canvas:
     distinct columns; they are never attended to. Tensors keep their shape and place.
     """
 
-    announced: Tensor | None = None  # (B, n) int64 columns that the next step commits
-    branches: Branches | None = None  # variants that the next pass compares
+    planned: Tensor | None = None  # (B, n) int64 columns that the next step commits
+    variants: Variants | None = None  # of each row, which the next pass compares
     drafts: Drafts | None = None  # of a verifier, with its count of forwards
-    seen: Seen | None = None  # by earlier passes, if plans ask for attention maps
-    skip_after_end = False  # what follows an end token is not committed
-    keep_history = False  # a scheduler revises: `commit_step` alone cannot tell the story
+    scheduler_state: State | None = None  # None: the scheduler has not begun
+    scheduler_start: State  # a row of its state before the first step
+    cache_state: Any = None  # what the cache noted of earlier passes
 
     def __init__(self, layout: Layout, tokens: Tensor, fixed: Tensor, prompt_length: Tensor):
         self.layout = layout
@@ -73,9 +82,26 @@ class Canvas:
         start = self.prompt_length.div(block, rounding_mode="floor") * block
         self.first_block, self.block_start, self.block_end = start, start.clone(), start.clone()
 
+    def start_scheduler(self, state: State) -> None:
+        """Takes a scheduler's state before its first step; at the start all rows are alike."""
+        self.scheduler_state = state
+        self.scheduler_start = {name: value[:1].clone() for name, value in state.items()}
+
+    def start_drafts(self, drafts: Drafts) -> None:
+        """Takes a verifier's drafts, of which there are none yet."""
+        self.drafts = drafts
+
+    def note_pass(self, cache_state: Any) -> None:
+        """Takes what a cache noted of a pass."""
+        self.cache_state = cache_state
+
     def read_prompt(self, end: Tensor) -> None:
         """Notes that a pass has fed the prompts up to columns `end` (B,)."""
         self.clean = torch.maximum(self.clean, torch.minimum(self.first_block, end))
+
+    def recall_prompt(self, length: Tensor) -> None:
+        """Notes that the store has the final keys of columns before `length` (B,)."""
+        self.clean = length.to(self.clean.device)
 
     @property
     def masked(self) -> Tensor:
@@ -104,16 +130,6 @@ class Canvas:
             self.full_length,
         )
 
-    @property
-    def first_slot(self) -> Tensor:
-        """Where the keys of each row begin in a store of as many rows, (B, 1) int64."""
-        width = self.layout.num_stored
-        return self.keep(
-            "first_slot",
-            lambda rows: width * torch.arange(len(rows), device=rows.device)[:, None],
-            self.prompts,
-        )
-
     def columns(self) -> Tensor:
         """Returns the columns of each row that a step looks at, (B, W) int64."""
         start = self.first_block if self.layout.region_length else self.block_start
@@ -130,17 +146,45 @@ class Canvas:
         block = (columns >= self.block_start[:, None]) & (columns < self.block_end[:, None])
         if active is None:
             active = (masked & block).any(1) | self.held
-        known = plan.known if plan is not None else None
-        known = torch.ones_like(masked) if known is None else known
+        tokens = self.tokens.gather(1, columns)
+        if plan is None or plan.known is None:
+            known = torch.ones_like(masked)
+        else:
+            known = plan.known
         masked = masked & known & active[:, None]
-        if plan is not None and plan.eligible is not None:
+        if plan is None:
+            return Window(columns, tokens, masked, block, known, active)
+        if plan.eligible is not None:
             masked = masked & plan.eligible
-        return Window(columns, self.tokens.gather(1, columns), masked, block, known, active)
+        return Window(columns, tokens, masked, block, known, active, plan.forced, plan.kind)
+
+    def view(self, window: Window, noise: Noise, shadow: Candidates | None = None) -> View:
+        """Returns what a scheduler may look at besides the candidates."""
+        return View(
+            columns=window.columns,
+            tokens=window.tokens,
+            masked=window.masked,
+            block=window.block,
+            known=window.known,
+            fixed=self.fixed.gather(1, window.columns),
+            length=self.length,
+            prompt_length=self.prompt_length,
+            num_slots=self.num_slots,
+            step=self.step,
+            block_step=self.block_step,
+            block_masks=self.block_masks,
+            fresh=self.fresh,
+            num_blocks=self.num_blocks,
+            layout=self.layout,
+            noise=noise,
+            state=self.scheduler_state or {},
+            shadow=shadow,
+        )
 
     def open_columns(self) -> Tensor:
         """Returns which columns of the window may be committed, (B, W) bool."""
         masked = self.masked
-        if self.skip_after_end:
+        if self.layout.skip_after_end:
             masked = masked & (self.ended.int().cumsum(1) == 0)
         return masked.gather(1, self.columns())
 
@@ -155,34 +199,83 @@ class Canvas:
             self._kept[name] = (made, *of)
         return made
 
-    def apply(self, window: Window, change: Change) -> None:
-        """Writes what a step decided, and records when and how surely.
+    def apply(self, window: Window, decision: Decision, candidates: Candidates) -> StepEvent:
+        """Writes what a step decided, records when and how surely, and returns what it did.
 
-        A column whose confidence is not a number is left masked and its row marked as broken.
+        Rows that the pass forces commit all that they may, unasked. A column whose confidence is
+        not a number is left masked and its row marked as broken.
         """
-        finite = change.confidence < torch.inf  # neither does NaN pass
-        chosen = change.chosen & finite & window.active[:, None]
+        commit, tokens = decision.commit, decision.tokens
+        asked = window.active
+        if window.forced is not None:
+            asked = asked & ~window.forced
+            commit = torch.where(window.forced[:, None], window.masked, commit)
+        tokens = candidates.token if tokens is None else self._of(window, tokens, candidates.token)
+        chosen = commit
+        if decision.edit is not None:
+            chosen = chosen | self._of(window, decision.edit, False)
+        if decision.remask is not None:
+            remask = self._of(window, decision.remask, False)
+            chosen, tokens = chosen | remask, tokens.masked_fill(remask, self.layout.mask_token_id)
+        self._write(window, chosen, tokens, candidates.confidence)
+        self._move(window, decision, asked)
+        after = self.tokens.gather(1, window.columns)
+        changed, masked = after != window.tokens, after == self.layout.mask_token_id
+        return StepEvent(
+            kind=window.kind,
+            columns=window.columns,
+            tokens=after,
+            committed=changed & ~masked,
+            remasked=changed & masked,
+            drafts=candidates.token,
+            confidence=candidates.confidence,
+        )
+
+    def _write(self, window: Window, chosen: Tensor, tokens: Tensor, confidence: Tensor) -> None:
+        """Writes the chosen tokens where confidence is a number."""
+        finite = confidence < torch.inf  # neither does NaN pass
+        chosen = chosen & finite & window.active[:, None]
         self.broken = self.broken | (window.masked & ~finite).any(1)
-        columns = window.columns
-        tokens = torch.where(chosen, change.tokens, window.tokens)
-        self.tokens.scatter_(1, columns, tokens)
-        if self.keep_history:
-            written = Written(columns, window.tokens, tokens, self.step.clone(), self.prompts)
+        columns, after = window.columns, torch.where(chosen, tokens, window.tokens)
+        self.tokens.scatter_(1, columns, after)
+        if self.layout.keep_history:
+            written = Written(columns, window.tokens, after, self.step.clone(), self.prompts)
             self.history.append(written)
         step = self.step.to(torch.int32)[:, None].expand_as(chosen)
-        step = step.masked_fill(change.tokens == self.layout.mask_token_id, NEVER)
+        step = step.masked_fill(tokens == self.layout.mask_token_id, NEVER)
         record(self.commit_step, columns, chosen, step)
-        record(self.commit_confidence, columns, chosen, change.confidence.float())
-        if change.length is not None:
-            self._shorten(torch.where(window.active, change.length, self.length))
-        if change.block_end is not None:
-            self.block_end = torch.where(window.active, change.block_end, self.block_end)
-        if change.hold is not None:
-            self.held = torch.where(window.active, change.hold, self.held)
+        record(self.commit_confidence, columns, chosen, confidence.float())
+
+    def _move(self, window: Window, decision: Decision, asked: Tensor) -> None:
+        """Takes over what a decision says besides tokens; `asked` (B,) bool are its rows."""
+        active = window.active
+        if decision.length is not None:
+            self._shorten(torch.where(asked, decision.length, self.length))
+        if decision.block_end is not None:
+            self.block_end = torch.where(asked, decision.block_end, self.block_end)
+        if decision.hold is not None:
+            self.held = torch.where(asked, decision.hold, self.held)
+        if decision.planned is not None:
+            self.planned = decision.planned
+        if decision.variants is not None:
+            before = self.variants or decision.variants
+            self.variants = before.merge(decision.variants, active)
+        if decision.state is not None:
+            self.scheduler_state = merged(self.scheduler_state or {}, decision.state, asked)
+        self.fresh = self.fresh & ~asked
         self.clean = self.block_start
-        self.step += window.active
-        self.row_forwards += window.active
-        self.block_step += torch.where(window.active, change.num_steps, 0)
+        self.step += active
+        self.row_forwards += active
+        if decision.num_steps is None:
+            self.block_step += active
+        else:
+            self.block_step += torch.where(asked, decision.num_steps, 1) * active
+
+    def _of(self, window: Window, value: Tensor, instead: Tensor | bool) -> Tensor:
+        """Returns a decision's value (B, W) of the rows that were asked, else `instead`."""
+        if window.forced is None:
+            return value
+        return torch.where(window.forced[:, None], instead, value)
 
     def copy(self) -> Canvas:
         """Returns a canvas of its own that can be decoded further without this one."""
@@ -192,24 +285,6 @@ class Canvas:
                 setattr(other, name, value.clone())
         other._kept = {}
         return other
-
-    def adopt(self, winner: Tensor, active: Tensor) -> None:
-        """Writes what the best variant (B,) of each active row (B,) has over the canvas."""
-        assert self.branches is not None
-        branches, at = self.branches, winner[:, None]
-        column, confidence = branches.columns.gather(1, at), branches.confidence.gather(1, at)
-        compared = branches.needed & active
-        chosen = (column >= 0) & compared[:, None]
-        column = column.clamp(min=0)
-        held = self.tokens.gather(1, column)
-        tokens = torch.where(chosen, branches.tokens.gather(1, at), held)
-        self.tokens.scatter_(1, column, tokens)
-        if self.keep_history:
-            written = Written(column, held, tokens, self.step.clone(), self.prompts)
-            self.history.append(written)
-        record(self.commit_step, column, chosen, self.step.to(torch.int32)[:, None])
-        record(self.commit_confidence, column, chosen, confidence.float())
-        self.row_forwards += torch.where(compared, branches.count - 1, 0)
 
     def _shorten(self, length: Tensor) -> None:
         """Cuts rows off at a column; what was there becomes padding."""

@@ -1,57 +1,108 @@
-"""What one forward pass feeds, stores, attends to and returns."""
+"""One forward pass: what it feeds, stores, attends to and returns."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor
 
-from dllm.models.retention import Retention
-from dllm.models.reuse import Reuse
+if TYPE_CHECKING:  # a policy is shown the store of the layers that it is about
+    from dllm.state.store import KVStore
 
 PassKind = Literal["refresh", "step", "commit"]
 
 
+class LayerPolicy:
+    """An order of one cache to every layer; `dllm/models/layer_policies.py` has them."""
+
+    whole_layer: ClassVar[bool] = True  # the last layer's output of all fed columns is needed
+    keeps_weights: ClassVar[bool] = False  # attention, mean over heads, is left in `store.weights`
+    further: Tensor | None = None  # (B, E) int64 columns whose logits follow those of the window
+
+    def of_rows(self, rows: Tensor) -> LayerPolicy:
+        """Returns the order for some rows (n,) int64."""
+        return self
+
+    def visible(
+        self, store: KVStore, layer: int, queries: Tensor, keys: Tensor, mask: Tensor | None
+    ) -> Tensor | None:
+        """Returns which keys a layer sees of those in `mask`, (B, 1 or Q, K) bool; None: all."""
+        return mask
+
+    def num_skipped(self, num_fed: int) -> tuple[int, int]:
+        """Returns how many fed columns a layer leaves out, and of how many it takes values only."""
+        return 0, 0
+
+
+@dataclass(frozen=True)
+class PassShape:
+    """The extent of a pass, which decides what it costs."""
+
+    kind: PassKind  # for accounting: refresh rewrites every slot
+    num_rows: int
+    num_fed: int  # columns of a row
+    num_keys: int  # of the store
+    num_stored: int  # columns of a row whose keys are stored
+    num_logit_rows: int  # of a row
+    policy: LayerPolicy | None = None
+    num_canvases: int = 1  # of each row, fed one behind the other
+
+    @property
+    def num_seen(self) -> int:
+        """Keys that a query meets: those of the store and, behind them, what is not stored."""
+        return self.num_keys + self.num_fed - self.num_stored
+
+    @property
+    def narrows(self) -> bool:
+        """Whether the last layer goes on with the logits' rows alone after keys and values.
+
+        Nobody reads its output of other columns, unless a policy looks at all of a layer.
+        """
+        whole = self.policy is not None and self.policy.whole_layer
+        return not whole and self.num_logit_rows < self.num_fed
+
+
 @dataclass(frozen=True)
 class StepPlan:
-    """One forward pass, as a cache policy planned it.
+    """One forward pass, as a cache planned it.
 
     A key is stored, then attended to: a query always sees the fresh keys of all fed columns.
     """
 
-    kind: PassKind  # for accounting: refresh rewrites every slot
-    columns: Tensor  # (B, Q) int64 canvas columns to feed, also their RoPE positions
-    head: Tensor  # (B, w) int64 index into the Q fed columns of the rows whose logits are wanted
-    num_keys: int  # K: attention reads store slots [0, K) of each row
-    attend: Tensor | None = None  # (B, 1 or Q, seen keys) bool, True = visible; None: all
-    # (B, q <= Q) int64 flat slots of the first fed columns; the others' keys are seen in this pass
-    # alone, behind the K of the store. None: nothing is stored, K = Q.
-    slots: Tensor | None = None
-    # (B, w <= W) int64 columns of the window, by place, that the head's rows are of; None: all
-    places: Tensor | None = None
+    kind: PassKind
+    positions: Tensor  # (B, Q) int64 canvas columns to feed, also their RoPE positions
+    logit_rows: Tensor  # (B, w) int64 index into the Q fed columns whose logits are returned
+    num_keys: int  # K: attention reads the store's columns [0, K) of each row
+    attention_mask: Tensor | None = None  # (B, 1 or Q, seen keys) bool, True: seen; None: all
+    # (B, q <= Q) int64 columns at which the keys of the first q fed columns are stored, -1 for
+    # none; the others' keys are seen in this pass alone, behind the K of the store. None: nothing
+    # is stored, K = Q.
+    stored: Tensor | None = None
+    # (B, w <= W) int64 columns of the window that the first logits are of, from 0; None: all
+    logit_columns: Tensor | None = None
     known: Tensor | None = None  # (B, W) bool: columns whose logits the pass gives; None: all
     eligible: Tensor | None = None  # (B, W) bool: only these may be committed; None: all known
     forced: Tensor | None = None  # (B,) bool: rows that commit what is eligible, unasked
-    num_canvases: int = 1  # of each row, fed one behind the other (`speculation/tree.py`)
-    num_shadows: int = 0  # the last fed columns hold the mask token, whatever the canvas holds
-    extra: Tensor | None = None  # (B, E) int64 columns whose logits follow those of the window
-    maps: bool = False  # every layer leaves its attention, mean over heads, in `store.maps`
-    retain: Retention | None = None  # every layer chooses keys that it sees from now on
-    reuse: Reuse | None = None  # every layer computes a part of the fed columns
-    sparse: bool = False  # every layer sees, of the keys in `attend`, only those it has chosen
+    policy: LayerPolicy | None = None  # what a cache asks of the layers besides
 
     @property
-    def narrows(self) -> bool:
-        """Whether the last layer goes on with the head's rows alone after keys and values.
+    def shape(self) -> PassShape:
+        """The extent of the pass."""
+        (num_rows, num_fed), stored = self.positions.shape, self.stored
+        return PassShape(
+            kind=self.kind,
+            num_rows=num_rows,
+            num_fed=num_fed,
+            num_keys=self.num_keys,
+            num_stored=num_fed if stored is None else stored.shape[1],
+            num_logit_rows=self.logit_rows.shape[1],
+            policy=self.policy,
+        )
 
-        Nobody reads its output of other columns, unless a pass looks at all of a layer.
-        """
-        whole = self.maps or self.retain is not None or self.reuse is not None
-        return not whole and self.head.shape[1] < self.columns.shape[1]
-
-    @property
-    def num_seen(self) -> int:
-        """Keys that a query meets: those of the store and, behind them, what is not kept."""
-        kept = self.columns.shape[1] if self.slots is None else self.slots.shape[1]
-        return self.num_keys + self.columns.shape[1] - kept
+    def of_rows(self, rows: Tensor) -> StepPlan:
+        """Returns the pass over some rows (n,) int64, which may come more than once."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        chosen: dict[str, Any] = {name: value[rows] for name, value in tensors.items()}
+        policy = None if self.policy is None else self.policy.of_rows(rows)
+        return replace(self, **chosen, policy=policy)

@@ -35,9 +35,11 @@ class KVStore:
         size = (slots, shape.num_kv_heads, shape.head_dim)
         self.keys = [torch.zeros(size, dtype=dtype, device=device) for device in layer_devices]
         self.values = [torch.zeros(size, dtype=dtype, device=device) for device in layer_devices]
+        first = torch.arange(shape.num_rows)[:, None] * shape.num_columns
+        self._first = first.to(layer_devices[0] if layer_devices else "cpu")  # (rows, 1) slots
         self.stamp: Tensor | None = None  # (slots,) int32 pass of the last write, if it is kept
         self.num_passes = 0  # while stamps are kept
-        self.maps: list[Tensor] = []  # (B, Q, K) attention of each layer in the last pass, if asked
+        self.weights: list[Tensor] = []  # (B, Q, K) attention of each layer, if a pass keeps it
         self.features: dict[int, Tensor] = {}  # (rows, columns, hidden_size) outputs, if reused
         self.kept: list[Tensor | None] = [None] * len(self.keys)  # (rows, columns) bool, if chosen
 
@@ -48,6 +50,7 @@ class KVStore:
         store.keys = [held[:slots].zero_() for held in keys]
         store.values = [held[:slots].zero_() for held in values]
         store.kept = [None] * len(keys)
+        store._first = store._first.to(keys[0].device)
         return store
 
     @property
@@ -74,41 +77,32 @@ class KVStore:
         return self.num_passes - 1 - self._rows(self.stamp)[:, :num_keys]
 
     def slots(self, columns: Tensor) -> Tensor:
-        """Returns the flat slots (B, Q) int64 of canvas columns (B, Q)."""
-        rows = torch.arange(self.shape.num_rows, device=columns.device)
-        return rows[:, None] * self.shape.num_columns + columns
+        """Returns the flat slots (B, q) int64 of canvas columns (B, q), scratch where they are -1.
+
+        Fewer rows than the store has are every n-th of them.
+        """
+        first = self._first[:: self.shape.num_rows // columns.shape[0]].to(columns.device)
+        return torch.where(columns < 0, self.scratch, first + columns)
 
     def write(
         self, layer: int, slots: Tensor, keys: Tensor, values: Tensor, num_keys: int
     ) -> tuple[Tensor, Tensor]:
         """Stores keys and values (B, Q, H, D) at slots (B, q); returns views (B, K, H, D).
 
-        A pass of fewer rows than the store has uses every n-th of them. Keys and values beyond the
-        first q have no slot: they follow those of the store in what is returned.
+        Keys and values beyond the first q have no slot: they follow those of the store in what is
+        returned.
         """
-        held_keys, held_values = self.keys[layer], self.values[layer]
-        stride = self.shape.num_rows // slots.shape[0]
-        flat = self.flat(slots).to(held_keys.device)
+        rows, count = slots.shape
+        flat = slots.flatten().to(self.keys[layer].device)
         if self.stamp is not None and layer == 0:
             self.stamp.index_fill_(0, flat, self.num_passes)
             self.num_passes += 1
-        pair, kept = ((held_keys, keys), (held_values, values)), slots.shape[1]
-        for held, given in pair:
-            held.index_copy_(0, flat, given[:, :kept].flatten(0, 1))
-        views = [self._read(held, num_keys, stride) for held, _ in pair]
-        if keys.shape[1] > kept:
-            views = [
-                torch.cat([v, given[:, kept:]], 1)
-                for v, (_, given) in zip(views, pair, strict=True)
-            ]
+        views = []
+        for stored, new in ((self.keys[layer], keys), (self.values[layer], values)):
+            stored.index_copy_(0, flat, new[:, :count].flatten(0, 1))
+            view = self._rows(stored)[:: self.shape.num_rows // rows, :num_keys]
+            views.append(view if new.shape[1] == count else torch.cat([view, new[:, count:]], 1))
         return views[0], views[1]
-
-    def flat(self, slots: Tensor) -> Tensor:
-        """Returns slots (B, n) in one line; fewer rows than the store has are every n-th of it."""
-        width, stride = self.shape.num_columns, self.shape.num_rows // slots.shape[0]
-        if stride > 1:
-            slots = slots + slots.div(width, rounding_mode="floor") * (stride - 1) * width
-        return slots.flatten()
 
     def copy_rows(self, source: Tensor) -> None:
         """Gives every row the content of row `source` (n,) int64.
@@ -135,14 +129,11 @@ class KVStore:
         stride = self.shape.num_rows // visible.shape[0]
         kept[::stride, : visible.shape[1]] = visible
 
-    def seen(self, layer: int, num_rows: int, num_keys: int) -> Tensor:
+    def kept_keys(self, layer: int, num_rows: int, num_keys: int) -> Tensor:
         """Returns which of the first columns a layer has chosen to see, (num_rows, K) bool."""
         kept = self.kept[layer]
         assert kept is not None, "no pass has chosen"
         return kept[:: self.shape.num_rows // num_rows, :num_keys]
-
-    def _read(self, held: Tensor, num_keys: int, stride: int) -> Tensor:
-        return self._rows(held)[::stride, :num_keys]
 
     def _rows(self, held: Tensor) -> Tensor:
         return held[:-1].unflatten(0, (self.shape.num_rows, self.shape.num_columns))

@@ -19,10 +19,9 @@ from dllm.generate import Stream, generate, stream
 from dllm.models.model import DenoisingModel, HostedModel
 from dllm.prompts import Prompts
 from dllm.schedulers import Decision, Needs, Scheduler, Setup, View
-from dllm.schedulers.view import State
 from dllm.settings import Settings
 from dllm.state.candidates import Candidates
-from dllm.state.event import StepEvent
+from dllm.state.window import State, StepEvent
 
 _COMPARED = 256  # values of each weight that tell one model from another
 

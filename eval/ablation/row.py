@@ -7,10 +7,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from dllm.aliases import ALIASES, SCHEDULER_OPTIONS
 from dllm.eval.ablation.ablation import Row, TaskChoice, check_given, method_of
 from dllm.eval.ablation.published import Published, read_published
 from dllm.registry import nearest
-from dllm.settings import ALIASES, SCHEDULER_OPTIONS, Settings
+from dllm.settings import Settings
 
 # Keys that are no settings of a generation.
 OWN = (

@@ -12,10 +12,8 @@ from torch import Tensor
 from dllm import cache as caches
 from dllm.cache.base import every_column
 from dllm.compatible import check
-from dllm.decoding.forward import Forward
-from dllm.decoding.head_rows import in_window
-from dllm.decoding.observer import Pass
-from dllm.decoding.shadow import with_shadows
+from dllm.decoding.passes import Forward, PassRecord, in_window
+from dllm.decoding.shadow import run_shadowed, with_shadows
 from dllm.eval.compare import batches
 from dllm.eval.compare.cache_error import (
     CacheError,
@@ -116,7 +114,7 @@ class ErrorRecorder:
 
     parts: list[Entries] = field(default_factory=list)
 
-    def __call__(self, seen: Pass) -> None:
+    def __call__(self, seen: PassRecord) -> None:
         """Compares one pass."""
         masked, width = seen.window.masked, seen.window.columns.shape[1]
         cached, exact = seen.logits[:, :width], exact_logits(seen)
@@ -168,32 +166,36 @@ def observe(
     return running.output, recorder.entries
 
 
-def exact_logits(seen: Pass) -> Tensor:
+def exact_logits(seen: PassRecord) -> Tensor:
     """Returns the window's logits (B, W, V) by a full pass over the same canvas."""
-    plan = every_column(seen.canvas, seen.model.spec, store=False, width=seen.status.length)
-    if seen.plan.num_shadows:  # alike in shape, or else rounding would differ
-        plan = with_shadows(plan, seen.canvas)
-    places, width = seen.plan.places, seen.window.columns.shape[1]
-    if places is not None:
-        plan = replace(plan, head=plan.head.gather(1, places), places=places)
+    plan = every_column(seen.canvas, seen.model.spec, store=False, width=seen.progress.length)
     forward = Forward(seen.model, None, Meter(seen.canvas.tokens.device))
-    return in_window(forward(seen.canvas.tokens, plan)[:, :width], plan, width)
+    columns, width = seen.plan.logit_columns, seen.window.columns.shape[1]
+    if columns is not None:
+        rows = plan.logit_rows.gather(1, columns)
+        plan = replace(plan, logit_rows=rows, logit_columns=columns)
+    if seen.num_shadows:  # alike in shape, or else rounding would differ
+        plan = with_shadows(plan, seen.canvas)
+        logits = run_shadowed(plan, seen.num_shadows, seen.canvas, forward)
+    else:
+        logits = forward(seen.canvas.tokens, plan)
+    return in_window(logits[:, :width], plan, width)
 
 
-def ages(seen: Pass) -> tuple[Tensor, Tensor]:
+def ages(seen: PassRecord) -> tuple[Tensor, Tensor]:
     """Returns the mean and the largest age of the keys that each row attended to, (B,) float64.
 
     Age is counted in passes, 0 for keys that this pass wrote. Shadows are left out.
     """
     layout, plan = seen.canvas.layout, seen.plan
     if seen.store is None:
-        nothing = torch.zeros(layout.num_rows, device=plan.columns.device, dtype=torch.float64)
+        nothing = torch.zeros(layout.num_rows, device=plan.positions.device, dtype=torch.float64)
         return nothing, nothing
     num_keys = min(plan.num_keys, layout.num_columns)
     first = slice(0, layout.num_rows * seen.num_variants, seen.num_variants)
-    age = seen.store.age(num_keys)[first].to(plan.columns.device).double()
+    age = seen.store.age(num_keys)[first].to(plan.positions.device).double()
     visible = torch.ones_like(age, dtype=torch.bool)
-    if plan.attend is not None:
-        visible = plan.attend.any(1)[:, :num_keys]
+    if plan.attention_mask is not None:
+        visible = plan.attention_mask.any(1)[:, :num_keys]
     age = torch.where(visible, age, 0)
     return age.sum(1) / visible.sum(1).clamp(min=1), age.amax(1)

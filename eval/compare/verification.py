@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from dllm.compatible import check
-from dllm.decoding.observer import Pass
+from dllm.decoding.passes import PassRecord
 from dllm.eval.compare import batches
 from dllm.generate import Stream, generate
 from dllm.models.model import DenoisingModel
@@ -95,7 +95,7 @@ class Trial:
         """Returns how sure the base was in the pass and at the place of a divergence."""
         margins: list[float] = []
 
-        def look(done: Pass) -> None:
+        def look(done: PassRecord) -> None:
             if int(done.canvas.step[at.prompt]) == at.step and bool(done.window.active[at.prompt]):
                 column = int(done.canvas.prompt_length[at.prompt]) + at.place
                 here = (done.window.columns[at.prompt] == column).nonzero().flatten()

@@ -11,11 +11,12 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from dllm.aliases import ALIASES, SCHEDULER_OPTIONS
 from dllm.compatible import check
 from dllm.models.loading.load import load
 from dllm.models.model import DenoisingModel, HostedModel
 from dllm.registry import nearest
-from dllm.settings import ALIASES, SCHEDULER_OPTIONS, Settings, resolve
+from dllm.settings import Settings, resolve
 
 logger = logging.getLogger(__name__)
 

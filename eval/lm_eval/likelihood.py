@@ -230,10 +230,10 @@ def predict(
         model = GuidedModel(model, guidance_scale, given=columns < start)
     plan = StepPlan(
         kind="step",
-        columns=columns,
-        head=(wanted - spec.logit_shift).clamp(min=0),
+        positions=columns,
+        logit_rows=(wanted - spec.logit_shift).clamp(min=0),
         num_keys=tokens.shape[1],
-        attend=_visible(columns, length, spec),
+        attention_mask=_visible(columns, length, spec),
     )
     try:
         with torch.inference_mode():

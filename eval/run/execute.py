@@ -16,7 +16,7 @@ from dllm.eval.tasks.task import Problem, Task
 from dllm.generate import Stream, stream
 from dllm.metrics import Meter
 from dllm.output import GenerationOutput
-from dllm.state.event import StepEvent
+from dllm.state.window import StepEvent
 from dllm.trace.record import record_of
 
 

@@ -57,16 +57,15 @@ def test_the_floor_is_of_the_weights_or_of_the_products() -> None:
     assert slow_memory.floor(model, plan)["bound"] == "bytes"
     floor = slow_products.floor(model, plan)
     assert floor["bound"] == "flops"
-    assert floor["ms"] == pytest.approx(model.cost.flops(plan) / 1e6)
+    assert floor["ms"] == pytest.approx(model.cost.flops(plan.shape) / 1e6)
 
 
 def test_a_step_is_of_the_last_block_of_each_row() -> None:
     model = random_model("tiny", torch.float32)
     plan = gpu.Plan(48, 8, (1,), 1, ("eager",)).step(model, 2)
-    assert plan.columns.tolist() == [list(range(40, 48))] * 2
-    assert plan.slots is not None
-    assert plan.slots[1].tolist() == list(range(88, 96))
-    assert torch.equal(plan.slots, model.new_store(2, 48).slots(plan.columns))
+    assert plan.positions.tolist() == [list(range(40, 48))] * 2
+    assert plan.stored is not None
+    assert torch.equal(plan.stored, plan.positions)
 
 
 @pytest.mark.parametrize(

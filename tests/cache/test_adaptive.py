@@ -21,12 +21,16 @@ from dllm.cache.base import every_column
 from dllm.cache.d2cache import D2Cache
 from dllm.cache.dual import DualCache
 from dllm.cache.sparse import SparseCache
-from dllm.density import decoded_share
 from dllm.generate import Stream
-from dllm.models.attention import Attention, explicit_attention
-from dllm.models.retention import Retention
-from dllm.models.reuse import Reuse
-from dllm.models.seen import rollout
+from dllm.models.layer_policies import (
+    FeatureReuse,
+    KeptWeights,
+    KeyRetention,
+    RetainedKeys,
+    attention_rollout,
+)
+from dllm.models.layers import Attention, explicit_attention
+from dllm.schedulers.certainty_density import decoded_share
 from dllm.settings import Settings
 from dllm.state.canvas import Canvas
 from dllm.state.plan import StepPlan
@@ -137,7 +141,7 @@ def test_retention_by_hand() -> None:
     ranked = torch.tensor([[True, True, False, False, True, True, False]])
 
     def kept(count: int, kernel: int) -> list[int]:
-        order = Retention(block, ranked, torch.tensor([count]), kernel)
+        order = KeyRetention(block, ranked, torch.tensor([count]), kernel)
         chosen = order.choose(queries, keys)[0]
         assert chosen[[2, 3, 6]].all()
         return [column for column in (0, 1, 4, 5) if chosen[column]]
@@ -164,9 +168,9 @@ class Queries:
 
 def brute_force(plan: StepPlan, row: int, queries: Tensor, keys: Tensor, share: float) -> set[int]:
     """Returns the columns outside the block that a layer keeps, one number after the other."""
-    assert plan.retain is not None
-    ranked = plan.retain.candidates[row].nonzero().flatten().tolist()
-    block = plan.columns[row][plan.retain.queries[row]].tolist()
+    assert isinstance(plan.policy, KeyRetention)
+    ranked = plan.policy.candidates[row].nonzero().flatten().tolist()
+    block = plan.positions[row][plan.policy.queries[row]].tolist()
     num_heads, group = queries.shape[2], queries.shape[2] // keys.shape[1]
     scores = []
     for column in ranked:
@@ -188,15 +192,15 @@ def test_each_layer_keeps_what_the_block_asks_for(name: str) -> None:
     def check(
         tokens: Tensor, plan: StepPlan, store: KVStore, before: list[Tensor], logits: Tensor
     ) -> None:
-        if plan.retain is None:
+        if not isinstance(plan.policy, KeyRetention):
             return
         width = store.shape.num_columns
         for row, slots in enumerate([24 + len(prompt) for prompt in random_prompts(3)]):
-            block = plan.columns[row][plan.retain.queries[row]].tolist()
+            block = plan.positions[row][plan.policy.queries[row]].tolist()
             assert block == list(range(block[0], block[0] + 8))
             near = set(range(block[0] - lead, block[0] + 8))
             ranked = set(range(slots)) - near
-            assert set(plan.retain.candidates[row].nonzero().flatten().tolist()) == ranked
+            assert set(plan.policy.candidates[row].nonzero().flatten().tolist()) == ranked
             found = []
             for layer, keys in enumerate(store.keys):
                 row_keys = keys[row * width : (row + 1) * width]
@@ -234,11 +238,11 @@ def test_only_kept_keys_are_felt_and_they_stay_as_they_are(name: str) -> None:
     def check(*passed: Any) -> None:
         nonlocal num_steps
         _, plan, store, *_ = passed
-        fed = set(plan.columns[0].tolist())
+        fed = set(plan.positions[0].tolist())
         if plan.kind == "refresh":
             frozen.clear()
             return
-        assert plan.sparse
+        assert isinstance(plan.policy, RetainedKeys)
         num_steps += 1
         for layer, keys in enumerate(store.keys):
             kept = [c for c in store.kept[layer][0].nonzero().flatten().tolist() if c < 36]
@@ -263,7 +267,7 @@ def test_variants_of_a_row_see_what_the_row_has_kept() -> None:
         tokens: Tensor, plan: StepPlan, store: KVStore, before: list[Tensor], logits: Tensor
     ) -> None:
         nonlocal num_compared
-        if plan.sparse and len(tokens) == store.shape.num_rows:
+        if isinstance(plan.policy, RetainedKeys) and len(tokens) == store.shape.num_rows:
             for kept in store.kept:
                 assert kept is not None
                 of_row = kept.unflatten(0, (3, -1))
@@ -282,12 +286,12 @@ def test_guidance_ranks_for_each_half_of_each_row() -> None:
     def check(
         tokens: Tensor, plan: StepPlan, store: KVStore, before: list[Tensor], logits: Tensor
     ) -> None:
-        if plan.retain is not None:
-            first, second = plan.retain.candidates.chunk(2)
+        if isinstance(plan.policy, KeyRetention):
+            first, second = plan.policy.candidates.chunk(2)
             assert torch.equal(first, second)
-            assert torch.equal(first, plan.retain.candidates[: len(tokens) // 2])
-            block = plan.columns.gather(1, plan.head[:, :8])
-            assert (plan.columns[plan.retain.queries] == block.flatten()).all()
+            assert torch.equal(first, plan.policy.candidates[: len(tokens) // 2])
+            block = plan.positions.gather(1, plan.logit_rows[:, :8])
+            assert (plan.positions[plan.policy.queries] == block.flatten()).all()
             found.append(True)
 
     watch("llada_gqa", "sparse", check, guidance_scale=0.5)
@@ -342,7 +346,7 @@ def choice(cache: D2Cache, canvas: Canvas, row: int, shift: int) -> tuple[set[in
     """Returns the masks that a row is fed for, and all columns that it feeds, by plain loops."""
     length, start = int(canvas.length[row]), int(canvas.prompt_length[row])
     block = range(int(canvas.block_start[row]), int(canvas.block_end[row]))
-    assert canvas.seen is not None
+    assert canvas.cache_state is not None
     masks = [c for c in range(length) if canvas.masked[row, c]]
     decoded = [c for c in range(start, length) if c not in masks]
     end = block.stop
@@ -351,14 +355,14 @@ def choice(cache: D2Cache, canvas: Canvas, row: int, shift: int) -> tuple[set[in
     score = {}
     for column in masks:
         share = density(column - start, [c - start for c in decoded], length - start, cache.sigma)
-        score[column] = float(canvas.seen.confidence[row, column]) * share
+        score[column] = float(canvas.cache_state.confidence[row, column]) * share
     order = sorted((c not in block, -score[c], c) for c in masks if c < end)
     likely = {column for _, _, column in order[: cache.masks]}
     fed = {c - shift for c in likely}
-    fed |= {c for c in range(length) if canvas.tokens[row, c] != canvas.seen.tokens[row, c]}
+    fed |= {c for c in range(length) if canvas.tokens[row, c] != canvas.cache_state.tokens[row, c]}
     if canvas.layout.whole_block:
         fed |= {c - shift for c in block if c - shift < length}
-    got = {c: float(canvas.seen.importance[row, c]) for c in range(length) if c not in fed}
+    got = {c: float(canvas.cache_state.importance[row, c]) for c in range(length) if c not in fed}
     total = sum(got.values())
     reached = 0.0
     for number, (column, value) in enumerate(sorted(got.items(), key=lambda x: (-x[1], x[0]))):
@@ -464,7 +468,7 @@ def test_confidences_are_those_of_the_last_pass(name: str) -> None:
             masked = [c for c in range(len(tokens)) if tokens[c] == mask]
             # The first pass judges all masks, later ones as many as are chosen.
             judged = masked if canvas.step.max() == 1 else [c for c in masked if c < start + 8]
-            given = canvas.seen.confidence[row]
+            given = canvas.cache_state.confidence[row]
             for column in judged:
                 assert float(given[column]) == pytest.approx(float(expected[column - shift]), 1e-4)
             num_checked += len(judged)
@@ -479,13 +483,15 @@ def test_logits_beyond_the_window_are_of_fed_columns(name: str) -> None:
     def check(
         tokens: Tensor, plan: StepPlan, store: KVStore, before: list[Tensor], logits: Tensor
     ) -> None:
-        assert plan.extra is not None
+        assert plan.policy is not None
+        extra = plan.policy.further
+        assert extra is not None
         spare = store.shape.num_columns - 1
-        head = plan.head[:, -plan.extra.shape[1] :]
-        asked = plan.extra < spare
-        assert (plan.columns.gather(1, head) == plan.extra - shift)[asked].all()
-        window = plan.columns.gather(1, plan.head[:, :8]) + shift
-        assert not (plan.extra[..., None] == window[:, None]).any()
+        head = plan.logit_rows[:, -extra.shape[1] :]
+        asked = extra < spare
+        assert (plan.positions.gather(1, head) == extra - shift)[asked].all()
+        window = plan.positions.gather(1, plan.logit_rows[:, :8]) + shift
+        assert not (extra[..., None] == window[:, None]).any()
         num_asked.append(int(asked.sum()))
 
     watch(name, "d2cache:12", check)
@@ -499,7 +505,7 @@ def test_importance_is_that_of_the_row_itself() -> None:
     def first(count: int, **given: Any) -> list[Tensor]:
         found = []
         for canvas, _ in steps("llada_gqa", D2Cache(masks=4, rollout=1), **given):
-            found.append(canvas.seen.importance.clone())
+            found.append(canvas.cache_state.importance.clone())
             if len(found) == count:
                 break
         return found
@@ -507,20 +513,22 @@ def test_importance_is_that_of_the_row_itself() -> None:
     torch.testing.assert_close(first(1, guidance_scale=0.5), first(1))
     # With everything fed, a pass over variants is a full pass over the best.
     scheduler, model = "lopa:0.6,branches=3", golden_model("llada_gqa")
-    passes: list[Tensor] = []
+    passes: list[tuple[Tensor, Tensor]] = []
 
     def exact(seen: Any) -> None:
         store = model.new_store(4, seen.canvas.layout.num_stored)
-        plan = replace(every_column(seen.canvas, model.spec, store=True), maps=True)
-        model.forward(seen.canvas.tokens.gather(1, plan.columns), plan, store)
+        plan = replace(every_column(seen.canvas, model.spec, store=True), policy=KeptWeights())
+        model.forward(seen.canvas.tokens.gather(1, plan.positions), plan, store)
         real = torch.arange(plan.num_keys) < seen.canvas.length[:, None]
-        passes.append(rollout(store.maps, plan.columns, real))
-        active = seen.window.active  # a finished row feeds nothing
-        torch.testing.assert_close(seen.canvas.seen.importance[active], passes[-1][active])
+        rollout = attention_rollout(store.weights, plan.positions, real)
+        passes.append((rollout, seen.window.active))  # a finished row feeds nothing
 
     options = Settings(cache=D2Cache(rollout=1), **{**SLOTS, "scheduler": scheduler})
-    for _ in Stream(model, random_prompts(4), options, observer=exact):
-        pass
+    running = Stream(model, random_prompts(4), options, observer=exact)
+    for _ in running:
+        rollout, active = passes[-1]
+        found = running.canvas.cache_state.importance
+        torch.testing.assert_close(found[active], rollout[active])
     assert len(passes) > 4
 
 
@@ -531,10 +539,10 @@ def test_only_what_is_fed_is_written_and_one_pass_feeds_all(name: str) -> None:
     def check(
         tokens: Tensor, plan: StepPlan, store: KVStore, before: list[Tensor], logits: Tensor
     ) -> None:
-        assert plan.slots is not None
+        assert plan.stored is not None
         for old, new in zip(before, (*store.keys, *store.values), strict=True):
             changed = (old != new).flatten(1).any(1).nonzero().flatten()
-            assert set(changed.tolist()) <= set(plan.slots.flatten().tolist())
+            assert set(changed.tolist()) <= set(store.slots(plan.stored).flatten().tolist())
         kinds.append(plan.kind)
 
     watch(name, "d2cache:4", check)
@@ -578,7 +586,7 @@ def test_rollout_is_a_product_of_whole_matrices(seed: int, num_fed: int, num_lay
     # A spare column behind the last key, fed where a row feeds fewer than others.
     padded = torch.cat([columns, torch.tensor([num_keys + 4])])[None]
     maps = [torch.cat([m, torch.rand(1, 1, num_keys, generator=source)], 1) for m in maps]
-    torch.testing.assert_close(rollout(maps, padded, real[None])[0], expected)
+    torch.testing.assert_close(attention_rollout(maps, padded, real[None])[0], expected)
 
 
 class Silent:
@@ -592,13 +600,13 @@ class Silent:
 
     def forward(self, tokens: Tensor, plan: StepPlan, store: KVStore) -> Tensor:
         logits = self.model.forward(tokens, plan, store)
-        store.maps.clear()
+        store.weights.clear()
         return logits
 
 
 def test_a_model_without_attention_weights_is_told_so() -> None:
     silent: Any = Silent(golden_model("llada_gqa"))
-    with pytest.raises(ValueError, match=r"left none in `store\.maps`"):
+    with pytest.raises(ValueError, match=r"left none in `store\.weights`"):
         dllm.generate(silent, [[1, 2, 3]], cache="d2cache", **SLOTS)
 
 
@@ -672,8 +680,8 @@ def test_values_are_all_new_and_keys_where_values_drifted(name: str) -> None:
         tokens: Tensor, plan: StepPlan, store: KVStore, before: list[Tensor], logits: Tensor
     ) -> None:
         nonlocal num_adaptive
-        assert plan.reuse is not None
-        if plan.reuse.num_fresh:
+        assert isinstance(plan.policy, FeatureReuse)
+        if plan.policy.num_fresh:
             return
         num_adaptive += 1
         layers, width = len(store.keys), store.shape.num_columns
@@ -710,7 +718,7 @@ def test_a_pass_over_the_prompt_leaves_the_answer_as_it_was() -> None:
         tokens: Tensor, plan: StepPlan, store: KVStore, before: list[Tensor], logits: Tensor
     ) -> None:
         nonlocal num_checked
-        if remembered and plan.reuse is not None and plan.reuse.num_fresh:
+        if remembered and isinstance(plan.policy, FeatureReuse) and plan.policy.num_fresh:
             num_checked += 1
             for place in range(2, len(store.features)):
                 changed = (remembered[place] != store.features[place]).any(-1)
@@ -752,11 +760,11 @@ def test_nothing_computed_again_gives_the_same_again() -> None:
     columns = torch.arange(12)[None]
     nothing, every = torch.zeros(1, 12, dtype=torch.bool), torch.ones(1, 12, dtype=torch.bool)
     none = torch.zeros(1, dtype=torch.int64)
-    plan = StepPlan("step", columns, columns, 12, slots=columns)
-    full = replace(plan, reuse=Reuse(every, nothing, none, 12, 0, 0))
+    plan = StepPlan("step", columns, columns, 12, stored=columns)
+    full = replace(plan, policy=FeatureReuse(every, nothing, none, 12, 0, 0))
     first = model.forward(tokens, full, shape)
     torch.testing.assert_close(first, model.network(tokens))
-    reused = replace(plan, reuse=Reuse(nothing, nothing, none, 0, 0, 0))
+    reused = replace(plan, policy=FeatureReuse(nothing, nothing, none, 0, 0, 0))
     assert torch.equal(model.forward(tokens, reused, shape), first)
     changed = tokens.index_fill(1, torch.tensor([3]), 99)
     assert not torch.equal(model.forward(changed, reused, shape), first)

@@ -27,10 +27,10 @@ def test_only_planned_slots_are_written(name: str, cache: str) -> None:
     def check(
         tokens: Tensor, plan: StepPlan, store: KVStore, before: list[Tensor], logits: Tensor
     ) -> None:
-        assert plan.slots is not None
+        assert plan.stored is not None
         for old, new in zip(before, (*store.keys, *store.values), strict=True):
             changed = (old != new).flatten(1).any(1).nonzero().flatten()
-            assert set(changed.tolist()) <= set(plan.slots.flatten().tolist())
+            assert set(changed.tolist()) <= set(store.slots(plan.stored).flatten().tolist())
 
     run(name, cache, check, random_prompts(3))
 
@@ -45,7 +45,7 @@ def test_what_is_attended_to_and_what_is_not(name: str, cache: str) -> None:
     def check(
         tokens: Tensor, plan: StepPlan, store: KVStore, before: list[Tensor], logits: Tensor
     ) -> None:
-        if plan.kind != "step" or plan.slots is None:
+        if plan.kind != "step" or plan.stored is None:
             return
 
         def shaken(slot: int) -> bool:
@@ -57,7 +57,7 @@ def test_what_is_attended_to_and_what_is_not(name: str, cache: str) -> None:
 
         width = store.shape.num_columns
         assert shaken(0), "the prompt's keys are not read"
-        assert not shaken(int(plan.slots[0, 3])), "a slot is read before it is written"
+        assert not shaken(int(plan.stored[0, 3])), "a slot is read before it is written"
         assert not shaken(4 + 24), "row 0 sees its padding"
         assert not shaken(width), "row 0 sees row 1"
         assert not shaken(store.scratch), "the scratch slot is read"
@@ -72,7 +72,7 @@ def test_shifted_models_feed_the_row_before_the_block(cache: str) -> None:
     def check(
         tokens: Tensor, plan: StepPlan, store: KVStore, before: list[Tensor], logits: Tensor
     ) -> None:
-        predicted = plan.columns.gather(1, plan.head) + 1
+        predicted = plan.positions.gather(1, plan.logit_rows) + 1
         start = predicted[:, :1]
         assert torch.equal(predicted, start + torch.arange(8))
         assert ((start[:, 0] - torch.tensor([5, 9])) % 8 == 0).all()

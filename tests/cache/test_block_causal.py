@@ -17,7 +17,7 @@ from torch import Tensor
 
 import dllm
 from dllm.cli.main import main
-from dllm.decoding.head_rows import in_window
+from dllm.decoding.passes import in_window
 from dllm.models.families import FAMILIES
 from dllm.models.transformer import Transformer
 from dllm.state.plan import StepPlan
@@ -170,8 +170,8 @@ def passes(recorded: Recorded) -> list[tuple[str, list[int]]]:
     found = []
     for plan, store in zip(recorded.plans, recorded.stores, strict=True):
         assert store is not None
-        assert plan.slots is not None
-        kept = plan.columns[0][plan.slots[0] != store.scratch]
+        assert plan.stored is not None
+        kept = plan.positions[0][plan.stored[0] != -1]
         found.append((str(plan.kind), kept.tolist()))
     return found
 
@@ -258,7 +258,7 @@ def test_a_long_prompt_is_read_in_parts(name: str) -> None:
     commits = [p for p in recorded.plans if p.kind == "commit"]
     assert all(logits.shape[1] == 0 for logits in recorded.logits[: len(commits)])
     assert [p.num_keys for p in commits] == [16 * (n + 1) for n in range(len(commits))]
-    assert max(p.columns.shape[1] for p in recorded.plans) <= 16 + 2 * 3 * BLOCK
+    assert max(p.positions.shape[1] for p in recorded.plans) <= 16 + 2 * 3 * BLOCK
 
 
 @pytest.mark.parametrize("cached", ["block_causal:8", "sub_block:4"])
@@ -289,11 +289,11 @@ def probabilities(
     at = torch.tensor([columns])
     plan = StepPlan(
         kind="step",
-        columns=at,
-        head=torch.arange(len(columns))[None],
+        positions=at,
+        logit_rows=torch.arange(len(columns))[None],
         num_keys=len(tokens),
-        attend=torch.arange(len(tokens)) // BLOCK <= at[..., None] // BLOCK,
-        slots=at,
+        attention_mask=torch.arange(len(tokens)) // BLOCK <= at[..., None] // BLOCK,
+        stored=at,
     )
     logits = model.forward(torch.tensor([[tokens[c] for c in columns]]), plan, store)[0]
     predicted = logits.softmax(-1)

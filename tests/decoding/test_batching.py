@@ -14,10 +14,10 @@ import torch
 
 import dllm
 from dllm.schedulers import Decision, Scheduler, Setup, View
-from dllm.schedulers.view import State
 from dllm.state.candidates import Candidates, rank
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore
+from dllm.state.window import State
 from tests.support.laws import COUNTED, SCHEDULERS, SLOTS, is_first, pairs_on, partner, text_of
 from tests.support.models import family_model, golden_model, random_prompts
 
@@ -394,7 +394,7 @@ def test_a_batch_that_holds_all_prompts_is_as_without() -> None:
     model, prompts = golden_model("llada_gqa"), random_prompts(3)
     for size in (3, 50):
         running = dllm.stream(model, prompts, batch_size=size, **SLOTS)
-        assert running.admission is None
+        assert running.batch is None
         assert running.canvas.layout.num_rows == 3
 
 

@@ -30,7 +30,7 @@ from dllm.schedulers import Decision, Needs, Scheduler, Setup, View
 from dllm.schedulers.threshold import Threshold
 from dllm.schedulers.wrapper import Wrapper
 from dllm.state.candidates import Candidates
-from dllm.state.variants import Branches
+from dllm.state.variants import Variants
 from tests.support import ROOT
 from tests.support.laws import SLOTS, check_fixed_tokens, check_host_transfers
 from tests.support.models import golden_model, random_prompts
@@ -163,7 +163,7 @@ def test_the_list_of_schedulers_is_up_to_date() -> None:
     written = LIST.read_text(encoding="utf-8")
     part = render([method for method in find_methods() if method.kind == "scheduler"])
     assert written[written.index(MARKER) :] == part, (
-        "docs/reference/schedulers.md is not what the code says: run `make docs` and look at the difference"
+        "docs/reference/schedulers.md is not what the code says: run `make docs` and look at it"
     )
     assert "`make docs`" in MARKER
 
@@ -320,7 +320,7 @@ def tables_of(page: Path) -> dict[str, dict[str, str]]:
         ("Candidates", Candidates),
         ("View", View),
         ("What a step returns", Decision),
-        ("Variants of a row", Branches),
+        ("Variants of a row", Variants),
     ],
 )
 def test_the_tables_have_every_field(heading: str, described: type[Any]) -> None:

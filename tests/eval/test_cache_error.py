@@ -20,7 +20,7 @@ from torch import Tensor
 
 import dllm
 from dllm.cli.main import main
-from dllm.decoding.observer import Pass
+from dllm.decoding.passes import PassRecord
 from dllm.eval.compare import cache_error_run
 from dllm.eval.compare.cache_error import (
     Entries,
@@ -156,13 +156,13 @@ def test_age_in_closed_form() -> None:
 def test_every_key_that_is_seen_was_written() -> None:
     ages: list[int] = []
 
-    def check(seen: Pass) -> None:
+    def check(seen: PassRecord) -> None:
         if seen.store is None:
             return
         columns = torch.arange(seen.plan.num_keys)
         visible = (columns < seen.canvas.length[:, None]).expand(3, -1)
-        if seen.plan.attend is not None:
-            visible = seen.plan.attend.any(1)
+        if seen.plan.attention_mask is not None:
+            visible = seen.plan.attention_mask.any(1)
         age = seen.store.age(seen.plan.num_keys)
         ages.extend(age[visible].tolist())
         assert int(age[visible].max()) < seen.store.num_passes  # older: never written
@@ -379,7 +379,7 @@ def test_ages_of_variants_are_those_of_their_row(guidance: float) -> None:
     scheduler = "lopa:0.9,branches=3" if not guidance else "fixed_quota"
     ages: list[list[float]] = []
 
-    def check(seen: Pass) -> None:
+    def check(seen: PassRecord) -> None:
         ages.append([*ages_of(seen)[1].tolist(), float(seen.canvas.block_step[0])])
 
     settings = Settings(**SLOTS, cache="dual", scheduler=scheduler, guidance_scale=guidance)

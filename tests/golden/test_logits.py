@@ -41,10 +41,10 @@ def feed(model: HostedModel, tokens: Tensor, columns: Tensor, store: KVStore | N
     """Returns the logits (Q, V) of the fed columns of one row, all of which are wanted."""
     plan = StepPlan(
         kind="step",
-        columns=columns[None],
-        head=torch.arange(len(columns))[None],
+        positions=columns[None],
+        logit_rows=torch.arange(len(columns))[None],
         num_keys=len(tokens),
-        slots=None if store is None else store.slots(columns[None]),
+        stored=None if store is None else columns[None],
     )
     return model.forward(tokens[columns][None], plan, store)[0]
 

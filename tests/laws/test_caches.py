@@ -13,6 +13,7 @@ from torch import Tensor
 
 import dllm
 from dllm.cache import registry as caches
+from dllm.models.layer_policies import FeatureReuse, KeyRetention, RetainedKeys
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore
 from tests.support.laws import CACHES, partner
@@ -28,7 +29,7 @@ def cases() -> list[Any]:
     """
     found = []
     for cache, name in itertools.product(CACHES, ROOMS):
-        if caches.create(cache).stores and partner(name, cache):
+        if caches.create(cache).uses_store and partner(name, cache):
             both = name not in MODELS and partner(MODELS[0], cache)
             marks = (pytest.mark.slow,) if both else ()
             found.append(pytest.param(name, cache, marks=marks))
@@ -67,11 +68,12 @@ def passes(name: str, cache: str) -> Witness:
 def test_a_pass_writes_the_slots_that_it_names_and_no_others(name: str, cache: str) -> None:
     num_changing = 0
     for _, plan, before, after, _ in passes(name, cache).passes:
-        assert plan.slots is not None
+        assert plan.stored is not None
         named = torch.zeros(before.scratch + 1, dtype=torch.bool)
-        named[plan.slots.flatten()] = True
+        slots = before.slots(plan.stored)
+        named[slots.flatten()] = True
         named[before.scratch] = True
-        kept = plan.slots[(plan.slots != before.scratch) & (plan.columns < plan.num_keys)]
+        kept = slots[(slots != before.scratch) & (plan.positions < plan.num_keys)]
         assert len(kept.unique()) == len(kept)  # only what nobody sees is written twice
         changed = torch.zeros_like(named)
         for held, now in zip(before.keys, after.keys, strict=True):
@@ -87,24 +89,27 @@ def test_hidden_keys_change_nothing_and_visible_ones_do(name: str, cache: str) -
     model, hidden, visible = model_of(name), 0, 0
     witness = passes(name, cache)
     for tokens, plan, before, _, logits in witness.passes[1:]:
-        assert plan.slots is not None
+        assert plan.stored is not None
         num_rows = tokens.shape[0]
         seen = torch.ones(num_rows, plan.num_keys, dtype=torch.bool)
-        if plan.attend is not None:
-            seen = plan.attend.any(1)
+        if plan.attention_mask is not None:
+            seen = plan.attention_mask.any(1)
         slots = before.slots(torch.arange(plan.num_keys).expand(num_rows, -1))
-        stale = ~torch.isin(slots, plan.slots)
+        stale = ~torch.isin(slots, before.slots(plan.stored))
         for places, alike in ((slots[stale & ~seen], True), (slots[stale & seen], False)):
             if len(places):
                 other = copy.deepcopy(before)
                 for held in (*other.keys, *other.values):
                     held[places] += 1000
                 again = model.forward(tokens, plan, other)
-                if alike or not plan.sparse:  # then a layer may see none of them
+                if alike or not isinstance(
+                    plan.policy, RetainedKeys
+                ):  # then a layer may see none of them
                     assert torch.equal(again, logits) == alike
                 hidden, visible = hidden + alike, visible + (not alike)
-    reuse = any(plan.reuse is not None for _, plan, *_ in witness.passes)
-    assert visible or reuse or any(plan.retain is not None for _, plan, *_ in witness.passes)
+    policies = [plan.policy for _, plan, *_ in witness.passes]
+    reuse = any(isinstance(policy, FeatureReuse) for policy in policies)
+    assert visible or reuse or any(isinstance(policy, KeyRetention) for policy in policies)
     assert hidden or reuse or model.spec.attention == "full"  # rows of one length see all
 
 
@@ -113,20 +118,19 @@ def test_hidden_keys_change_nothing_and_visible_ones_do(name: str, cache: str) -
 def test_the_order_in_which_columns_are_fed_means_nothing(name: str, cache: str) -> None:
     model = model_of(name)
     for tokens, plan, before, _, logits in passes(name, cache).passes:
-        assert plan.slots is not None
+        assert plan.stored is not None
         count = tokens.shape[1]
         order = torch.randperm(count, generator=torch.Generator().manual_seed(2))
         place = order.argsort()
-        wide = plan.attend is not None and plan.attend.shape[1] > 1
+        mask = plan.attention_mask
         shuffled = replace(
             plan,
-            columns=plan.columns[:, order],
-            slots=plan.slots[:, order],
-            head=place[plan.head],
-            attend=plan.attend[:, order] if wide and plan.attend is not None else plan.attend,
-            retain=None,
+            positions=plan.positions[:, order],
+            stored=plan.stored[:, order],
+            logit_rows=place[plan.logit_rows],
+            attention_mask=mask[:, order] if mask is not None and mask.shape[1] > 1 else mask,
         )
-        if plan.retain is plan.reuse is None:  # both name queries by their place
+        if not isinstance(plan.policy, KeyRetention | FeatureReuse):  # queries by their place
             again = model.forward(tokens[:, order], shuffled, before)
             torch.testing.assert_close(again, logits, rtol=0, atol=1e-10)
 
@@ -142,7 +146,7 @@ def test_logits_come_from_the_column_that_predicts_theirs(name: str, cache: str)
     for event in running:
         plan = model.passes[-1][1]
         window = event.columns.shape[1]
-        head = plan.columns.gather(1, plan.head[:, :window])
+        head = plan.positions.gather(1, plan.logit_rows[:, :window])
         right = head == event.columns - model.spec.logit_shift
         assert right[event.committed].all()
         if plan.known is not None:

@@ -104,7 +104,9 @@ class Misleading:
         logits = self.model.forward(tokens, plan, store)
         if plan.known is None:
             return logits
-        known = plan.known if plan.places is None else plan.known.gather(1, plan.places)
+        known = (
+            plan.known if plan.logit_columns is None else plan.known.gather(1, plan.logit_columns)
+        )
         window = known.shape[1]  # shadows follow
         drawn = torch.randn(logits[:, :window].shape, generator=self.random(), dtype=logits.dtype)
         logits[:, :window] = torch.where(known[..., None], logits[:, :window], 9 * drawn)

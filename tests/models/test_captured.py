@@ -84,7 +84,7 @@ def test_a_masked_pass_is_another_than_an_open_one() -> None:
     model, runner, _ = captured(model_of("llada_mha"))
     tokens, hidden = torch.arange(7)[None], torch.arange(7)[None, None] < 5
     for attend in (None, hidden, hidden.expand(1, 7, 7)):
-        plan = replace(whole(7), attend=attend)
+        plan = replace(whole(7), attention_mask=attend)
         expected = model_of("llada_mha").forward(tokens, plan, None)
         for _ in range(3):
             assert torch.equal(model.forward(tokens, plan, None), expected)
@@ -135,7 +135,7 @@ def test_a_failed_capture_is_told_once(caplog: pytest.LogCaptureFixture) -> None
 
 def test_an_error_of_the_pass_itself_is_not_hidden() -> None:
     model, runner, _ = captured(model_of("llada_mha"))
-    plan = replace(whole(7), head=torch.tensor([[9]]))
+    plan = replace(whole(7), logit_rows=torch.tensor([[9]]))
     for _ in range(2):
         with pytest.raises((RuntimeError, IndexError)):
             model.forward(torch.full((1, 7), 3), plan, None)
@@ -266,8 +266,7 @@ def test_passes_that_differ_in_keys_or_in_the_extent_of_the_store(others: tuple[
     plain, columns = model_of("llada_gqa"), torch.arange(6).expand(2, 6)
     for width, num_keys in ((12, 8), others, (12, 8), others):
         stores = [one.new_store(2, width) for one in (plain, model)]
-        slots = stores[0].slots(columns)
-        plan = StepPlan("step", columns, columns, num_keys, slots=slots)
+        plan = StepPlan("step", columns, columns, num_keys, stored=columns)
         for token in (3, 4, 5):
             tokens = torch.full((2, 6), token)
             expected, found = (
@@ -283,7 +282,7 @@ def test_a_store_from_elsewhere_is_not_captured() -> None:
     model, runner, _ = captured(model_of("llada_gqa"))
     store = model_of("llada_gqa").new_store(1, 12)
     columns = torch.arange(8)[None]
-    plan = StepPlan("step", columns, columns, 8, slots=store.slots(columns))
+    plan = StepPlan("step", columns, columns, 8, stored=columns)
     for _ in range(3):
         model.forward(torch.full((1, 8), 3), plan, store)
     assert runner.num_captured == 0

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import dllm
+from dllm.models.layers import Block, SwiGLU
 from dllm.models.speed.compiled import Compiled
-from dllm.models.transformer import Block, SwiGLU
 from dllm.state.plan import StepPlan
 from tests.support.speed import cases, decode, decodings, model_of, usual
 
@@ -65,7 +65,7 @@ def test_sizes_make_no_variants(monkeypatch: pytest.MonkeyPatch) -> None:
     for rows, width, num_keys in ((2, 5, 20), (3, 5, 20), (2, 9, 20), (4, 12, 31), (2, 20, 20)):
         store = model.new_store(rows, num_keys)
         plan = part(rows, width, num_keys)
-        plan = replace(plan, slots=store.slots(plan.columns))
+        plan = replace(plan, stored=plan.positions)
         tokens = torch.full((rows, width), 5)
         expected = model_of("llada_gqa").forward(tokens, plan, model.new_store(rows, num_keys))
         torch.testing.assert_close(model.forward(tokens, plan, store), expected)
@@ -77,10 +77,10 @@ def test_sizes_make_no_variants(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_a_pass_is_made_of_does(monkeypatch: pytest.MonkeyPatch) -> None:
     model, runner, _ = compiled("llada_gqa", monkeypatch)
     hidden = torch.arange(6)[None, None] < 4
-    plans = [part(2, 6, 6), replace(part(2, 6, 6), attend=hidden), part(1, 6, 6)]
+    plans = [part(2, 6, 6), replace(part(2, 6, 6), attention_mask=hidden), part(1, 6, 6)]
     for number, plan in enumerate(plans):
         for _ in range(2):
-            tokens = torch.full(plan.columns.shape, 5)
+            tokens = torch.full(plan.positions.shape, 5)
             expected = model_of("llada_gqa").forward(tokens, plan, None)
             torch.testing.assert_close(model.forward(tokens, plan, None), expected)
         assert runner.num_variants == number + 1
@@ -89,7 +89,7 @@ def test_what_a_pass_is_made_of_does(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_more_variants_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     model, runner, traced = compiled("llada_gqa", monkeypatch, most=1)
     for plan in (part(2, 6, 6), part(1, 6, 6), part(2, 7, 7)):
-        tokens = torch.full(plan.columns.shape, 5)
+        tokens = torch.full(plan.positions.shape, 5)
         expected = model_of("llada_gqa").forward(tokens, plan, None)
         torch.testing.assert_close(model.forward(tokens, plan, None), expected)
     assert runner.num_variants == traced.count == 1

@@ -123,7 +123,7 @@ def test_device_map(folder: Path, device_map: Any) -> None:
 def cached_logits(model: HostedModel) -> Tensor:
     columns = torch.arange(TOKENS.shape[1], device=model.device).expand(*TOKENS.shape)
     store = model.new_store(*TOKENS.shape)
-    plan = StepPlan("refresh", columns, columns, columns.shape[1], slots=store.slots(columns))
+    plan = StepPlan("refresh", columns, columns, columns.shape[1], stored=columns)
     return model.forward(TOKENS.to(model.device), plan, store)
 
 

@@ -13,10 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dllm.models import HostedModel, ModelSpec, NetworkConfig
-from dllm.models.attention import Attention, Fed
 from dllm.models.families import FAMILIES, llada
-from dllm.models.norm import RMSNorm
-from dllm.models.transformer import Block, Transformer
+from dllm.models.layers import Attention, Block, Fed, RMSNorm
+from dllm.models.transformer import Transformer
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore
 from tests.support.oracles import ORACLES, VOCABULARY, hosted, oracle, own_config
@@ -41,7 +40,7 @@ def visible(kind: str, block: int | None) -> Tensor:
 
 def plan_of(columns: Tensor, **options: Any) -> StepPlan:
     head = torch.arange(columns.shape[1]).expand_as(columns)
-    return StepPlan("step", columns, head=head, **{"num_keys": COLUMNS, **options})
+    return StepPlan("step", columns, logit_rows=head, **{"num_keys": COLUMNS, **options})
 
 
 EVERY = torch.arange(COLUMNS).expand(ROWS, -1)
@@ -60,7 +59,7 @@ def test_logits_equal_transformers(
     lowest = torch.finfo(reference.dtype).min
     additive = torch.zeros(attend.shape, dtype=reference.dtype).masked_fill(~attend, lowest)
     expected = reference(input_ids=sample(), attention_mask=additive[:, None]).logits
-    given = model.forward(sample(), plan_of(EVERY, attend=attend), None)
+    given = model.forward(sample(), plan_of(EVERY, attention_mask=attend), None)
     assert given.dtype == reference.dtype
     if dtype == "bfloat16" and architecture == "LLaDAModelLM":
         # LLaDA rotates in float32, Llama in bfloat16: one unit of bfloat16 noise apart.
@@ -210,7 +209,7 @@ def test_the_last_layer_runs_for_the_rows_of_the_head_alone(count: int, masked: 
     assert isinstance(last, Block)
     last.feed_forward.register_forward_hook(lambda _, x, __: seen.append(x[0].shape[1]))
     plan = StepPlan("step", columns, head[:, :count], 8, attend)
-    everything = model(tokens, replace(plan, head=columns))
+    everything = model(tokens, replace(plan, logit_rows=columns))
     at = head[:, :count, None].expand(-1, -1, everything.shape[-1])
     torch.testing.assert_close(model(tokens, plan), everything.gather(1, at))
     assert seen == [0, 8, count]
@@ -245,7 +244,7 @@ def test_rows_do_not_affect_one_another() -> None:
 
 def test_head_names_the_wanted_rows() -> None:
     model, head = network(), torch.tensor([[5, 0, 5], [23, 7, 1]])
-    plan = replace(plan_of(EVERY), head=head)
+    plan = replace(plan_of(EVERY), logit_rows=head)
     expected = model(sample())[torch.arange(ROWS)[:, None], head]
     torch.testing.assert_close(model(sample(), plan), expected, rtol=0, atol=1e-5)
 
@@ -264,12 +263,12 @@ def random_store(model: Transformer, seed: int = 5) -> KVStore:
 
 def filled_store(model: Transformer, tokens: Tensor) -> KVStore:
     store = random_store(model)
-    model(tokens, plan_of(EVERY, slots=store.slots(EVERY)), store)
+    model(tokens, plan_of(EVERY, stored=EVERY), store)
     return store
 
 
 def feed(model: Transformer, columns: Tensor, store: KVStore, **options: Any) -> Tensor:
-    plan = plan_of(columns, **{"slots": store.slots(columns), **options})
+    plan = plan_of(columns, **{"stored": columns, **options})
     logits: Tensor = model(sample().gather(1, columns), plan, store)
     return logits
 
@@ -301,12 +300,12 @@ def test_a_pass_writes_its_slots_only() -> None:
     model = network()
     store = random_store(model)
     before = [held.clone() for held in (*store.keys, *store.values)]
-    slots = store.slots(PART).clone()
-    slots[0, 1] = slots[1, 2] = store.scratch  # these two are fed but not kept
-    feed(model, PART, store, slots=slots)
+    stored = PART.clone()
+    stored[0, 1] = stored[1, 2] = -1  # these two are fed but not kept
+    feed(model, PART, store, stored=stored)
     for held, old in zip((*store.keys, *store.values), before, strict=True):
         changed = (held != old).flatten(1).any(1).nonzero().flatten()
-        assert changed.tolist() == sorted(set(slots.flatten().tolist()))
+        assert changed.tolist() == sorted(set(store.slots(stored).flatten().tolist()))
 
 
 def test_a_pass_attends_to_what_it_may_only() -> None:
@@ -321,7 +320,7 @@ def test_a_pass_attends_to_what_it_may_only() -> None:
         slot = row * COLUMNS + column
         for held in (*store.keys, *store.values):
             held[slot] += 1000
-        return feed(model, part, store, num_keys=num_keys, attend=attend)
+        return feed(model, part, store, num_keys=num_keys, attention_mask=attend)
 
     expected = logits(0, COLUMNS - 1)  # beyond num_keys
     assert torch.equal(logits(1, num_keys), expected)

@@ -27,7 +27,9 @@ def plan(lengths: list[int] | None = None, **options: Any) -> StepPlan:
     if lengths is not None:
         attend = (torch.arange(LENGTH) < torch.tensor(lengths)[:, None])[:, None]
     columns = torch.arange(LENGTH).expand(2, -1)
-    return StepPlan("refresh", columns, HEAD, **{"num_keys": LENGTH, "attend": attend, **options})
+    return StepPlan(
+        "refresh", columns, HEAD, **{"num_keys": LENGTH, "attention_mask": attend, **options}
+    )
 
 
 def rows(logits: Tensor) -> Tensor:
@@ -174,7 +176,7 @@ def test_a_wrapped_module_has_no_cache() -> None:
     with pytest.raises(ValueError, match="feeds 12 of 20 columns"):
         model.forward(TOKENS, plan(num_keys=20), None)
     with pytest.raises(ValueError, match="through a K/V store"):
-        model.forward(TOKENS, plan(slots=TOKENS), None)
+        model.forward(TOKENS, plan(stored=TOKENS), None)
 
 
 def test_training_mode_is_refused() -> None:

@@ -197,7 +197,7 @@ class Scripted:
         return getattr(self.model, name)
 
     def forward(self, _: Tensor, plan: StepPlan, __: Any) -> Tensor:
-        columns = plan.columns.gather(1, plan.head)
+        columns = plan.positions.gather(1, plan.logit_rows)
         slots = (columns - self.prompt_length[:, None]).clamp(0, self.tokens.shape[2] - 1)
         step = min(self.step, self.tokens.shape[1] - 1)
         self.step += 1

@@ -17,8 +17,8 @@ import dllm
 from dllm.schedulers import Decision
 from dllm.schedulers.credit import Credit
 from dllm.schedulers.klass import Klass
-from dllm.schedulers.view import State, View
 from dllm.state.candidates import Candidates
+from dllm.state.window import State, View
 from tests.support.models import golden_model, random_prompts
 from tests.support.views import MASK, SETUP, view_of
 

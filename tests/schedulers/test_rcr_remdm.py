@@ -20,7 +20,7 @@ from dllm.cli import watch
 from dllm.schedulers import Scheduler
 from dllm.state.candidates import Candidates
 from dllm.state.canvas import Canvas
-from dllm.state.window import Change, Window
+from dllm.state.window import StepEvent, Window
 from tests.support.models import golden_model, random_prompts
 from tests.support.views import MASK, ROWS, SETUP, WIDTH, one_block, view_of
 
@@ -61,10 +61,11 @@ def applied(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor, Windo
     seen: list[tuple[Tensor, Tensor, Window]] = []
     original = Canvas.apply
 
-    def apply(canvas: Canvas, window: Window, change: Change) -> None:
+    def apply(canvas: Canvas, window: Window, *decided: Any) -> StepEvent:
         before = canvas.tokens.clone()
-        original(canvas, window, change)
+        event = original(canvas, window, *decided)
         seen.append((before, canvas.tokens.clone(), window))
+        return event
 
     monkeypatch.setattr(Canvas, "apply", apply)
     return seen

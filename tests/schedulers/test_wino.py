@@ -147,19 +147,23 @@ class Recorded:
         return logits
 
 
+def num_shadows(plan: StepPlan) -> int:
+    """Returns how many columns are fed twice: as many as the window has."""
+    return plan.logit_rows.shape[1] // 2
+
+
 def without_shadows(plan: StepPlan, num_columns: int) -> StepPlan:
-    count, attend = plan.num_shadows, plan.attend
+    count, attend = num_shadows(plan), plan.attention_mask
     assert attend is not None
-    if plan.slots is None:  # all that is fed, and nothing else, is seen
-        num_columns = plan.columns.shape[1] - count
+    if plan.stored is None:  # all that is fed, and nothing else, is seen
+        num_columns = plan.positions.shape[1] - count
     return replace(
         plan,
-        columns=plan.columns[:, :-count],
-        head=plan.head[:, :-count],
+        positions=plan.positions[:, :-count],
+        logit_rows=plan.logit_rows[:, :-count],
         num_keys=num_columns,
-        attend=attend[:, :-count, :num_columns],
-        slots=None if plan.slots is None else plan.slots[:, :-count],
-        num_shadows=0,
+        attention_mask=attend[:, :-count, :num_columns],
+        stored=None if plan.stored is None else plan.stored[:, :-count],
     )
 
 
@@ -173,7 +177,7 @@ def test_ordinary_columns_do_not_see_shadows(cache: str) -> None:
     assert len(recorded.passes) > 8
     for tokens, plan, before, logits in recorded.passes:
         plain = without_shadows(plan, num_columns)
-        width = plain.columns.shape[1]
+        width = plain.positions.shape[1]
         expected = model.forward(tokens[:, :width], plain, before)
         torch.testing.assert_close(logits[:, : expected.shape[1]], expected, rtol=0, atol=1e-12)
 
@@ -184,8 +188,9 @@ def test_shadows_have_slots_of_their_own(cache: str) -> None:
     run(EAGER, model=recorded, cache=cache, block_length=8)
     for _, plan, store, _ in recorded.passes:
         if store is not None:
-            kept = plan.slots[plan.slots < store.scratch]
-            shadows = plan.slots[:, -plan.num_shadows :]
+            slots = store.slots(plan.stored)
+            kept = slots[slots < store.scratch]
+            shadows = slots[:, -num_shadows(plan) :]
             assert (kept[:, None] == shadows.flatten()).sum(0).eq(1).all()
 
 
@@ -200,10 +205,10 @@ def test_a_shadow_does_not_see_the_token_it_judges(cache: str) -> None:
     recorded: Any = Recorded(model)
     run(EAGER, model=recorded, cache=cache, rows=3)
     tokens, plan, before, logits = recorded.passes[4]
-    count = plan.num_shadows
+    count = num_shadows(plan)
     changed = 0
     for place in range(count):
-        at = plan.columns[:, :-count] == plan.columns[:, -count + place, None]
+        at = plan.positions[:, :-count] == plan.positions[:, -count + place, None]
         other = tokens.clone()
         other[:, :-count] = torch.where(at, (tokens[:, :-count] + 7) % 120, tokens[:, :-count])
         again = model.forward(other, plan, copy.deepcopy(before))[:, -count:]

@@ -241,7 +241,7 @@ torch.save(found, sys.argv[1])
 
 def test_no_register_width_decides(tmp_path: Path) -> None:
     """What a threshold compares is the same to a few ulps however a CPU groups its sums."""
-    found = []
+    found: list[list[Tensor]] = []
     for forced in ({"ATEN_CPU_CAPABILITY": "default"}, {"ATEN_CPU_CAPABILITY": "avx2"}, {}):
         file = tmp_path / f"{len(found)}"
         command = [sys.executable, "-c", WIDTHS, str(file)]

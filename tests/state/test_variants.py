@@ -120,7 +120,7 @@ class KeyModel:
         raise NotImplementedError("the model has no store")
 
     def forward(self, tokens: Tensor, plan: StepPlan, store: Any) -> Tensor:
-        columns = plan.columns.gather(1, plan.head)
+        columns = plan.positions.gather(1, plan.logit_rows)
         unlocked = (tokens[:, self.key] == self.good)[:, None]
         logits = torch.zeros(*columns.shape, 10)
         logits[..., 1] = torch.where(unlocked, 9.0, 0.6) - 0.01 * columns

@@ -161,7 +161,7 @@ def check_fixed_tokens(scheduler: Any, cache: Any) -> None:
 
 def check_host_transfers(scheduler: Any, cache: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails where a step waits for the device more often than once."""
-    compares = dllm.schedulers.registry.create(scheduler).needs(32, 8).branches > 1
+    compares = dllm.schedulers.registry.create(scheduler).needs(32, 8).num_variants > 1
     options: dict[str, Any] = {**SLOTS, "seed": 0, "temperature": 0.0 if compares else 0.5}
     running = dllm.stream(
         golden_model("llada_gqa"), random_prompts(4), scheduler=scheduler, cache=cache, **options

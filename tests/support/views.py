@@ -11,10 +11,9 @@ from torch import Tensor
 
 from dllm import schedulers
 from dllm.schedulers import Decision, Scheduler, Setup, View
-from dllm.schedulers.view import PER_COLUMN, PER_ROW, freeze
 from dllm.state.candidates import Candidates
-from dllm.state.layout import Layout
 from dllm.state.noise import CounterNoise
+from dllm.state.window import PER_COLUMN, PER_ROW, Layout, merged
 
 MASK = 10
 
@@ -110,7 +109,7 @@ def one_block(
         if decision.hold is not None:
             held = torch.where(active, decision.hold, held)
         if decision.state is not None:
-            state = freeze(state, decision.state, active)
+            state = merged(state, decision.state, active)
         step = step + active
         yield decision, tokens, step
 
@@ -131,7 +130,7 @@ def check_contract(name: str) -> None:
         assert decision.commit.dtype == torch.bool
         assert not (decision.commit & ~masked).any()
         if not scheduler.may_skip:
-            variants = decision.branches
+            variants = decision.variants
             moved = decision.commit.any(1)
             if variants is not None:
                 moved = moved | variants.needed

@@ -1,14 +1,15 @@
-"""The margin guard: which decisions a pass of another shape might round to something else."""
+"""What drafts and guards ask of a decision: the same candidates again, or similar ones."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from dllm.schedulers import Scheduler, View
-from dllm.state.candidates import Candidates
+from dllm.state.candidates import Candidates, Sampling
+from dllm.state.noise import Noise
 
 
 def is_steady(scheduler: Scheduler, candidates: Candidates, view: View, guard: float) -> Tensor:
@@ -37,3 +38,21 @@ def _same(
         moved = replace(candidates, logits=candidates.logits * factor, raw=raw)
         same = same & (scheduler.decide(moved, view).commit == commit).all(1)
     return same
+
+
+@dataclass(frozen=True)
+class Known(Sampling):
+    """Candidates that are known already: without noise each step proposes the same."""
+
+    candidates: Candidates | None = None
+
+    def propose(
+        self,
+        logits: Tensor,
+        noise: Noise,
+        columns: Tensor,
+        step: Tensor,
+        places: Tensor | None = None,
+    ) -> Candidates:
+        assert self.candidates is not None
+        return self.candidates

@@ -9,7 +9,8 @@ import torch
 from accelerate import dispatch_model, infer_auto_device_map  # type: ignore[import-untyped]
 from accelerate.utils import get_balanced_memory  # type: ignore[import-untyped]
 
-from dllm.models.transformer import Block, Transformer
+from dllm.models.layers import Block
+from dllm.models.transformer import Transformer
 
 Device = str | int | torch.device
 Devices = Mapping[str, Device]  # module name -> device; "" for all that no other name covers

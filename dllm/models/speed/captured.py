@@ -112,20 +112,20 @@ class Inputs:
     """The tensors of a pass."""
 
     tokens: Tensor  # (B, Q) int64
-    columns: Tensor  # (B, Q) int64
-    head: Tensor  # (B, w) int64
-    attend: Tensor | None  # (B, 1 or Q, K) bool
-    slots: Tensor | None  # (B, q) int64
+    positions: Tensor  # (B, Q) int64
+    logit_rows: Tensor  # (B, w) int64
+    attention_mask: Tensor | None  # (B, 1 or Q, K) bool
+    stored: Tensor | None  # (B, q) int64
 
     @staticmethod
     def of(tokens: Tensor, plan: StepPlan) -> Inputs:
         """Returns what a pass gets."""
-        return Inputs(tokens, plan.columns, plan.head, plan.attend, plan.slots)
+        return Inputs(tokens, plan.positions, plan.logit_rows, plan.attention_mask, plan.stored)
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
         """All of them, in one order."""
-        return (self.tokens, self.columns, self.head, self.attend, self.slots)
+        return tuple(vars(self).values())
 
     def copies(self) -> Inputs:
         """Returns copies, into which other inputs of the same shapes can be written."""
@@ -143,7 +143,11 @@ class Inputs:
     def plan(self, like: StepPlan) -> StepPlan:
         """Returns a plan of a pass over these tensors."""
         return replace(
-            like, columns=self.columns, head=self.head, attend=self.attend, slots=self.slots
+            like,
+            positions=self.positions,
+            logit_rows=self.logit_rows,
+            attention_mask=self.attention_mask,
+            stored=self.stored,
         )
 
 
@@ -206,7 +210,7 @@ class Captured:
             return None
         tensors = Inputs.of(tokens, plan).tensors
         shapes = tuple(None if t is None else tuple(t.shape) for t in tensors)
-        if store is None or plan.slots is None:
+        if store is None or plan.stored is None:
             return PassKey(plan.num_keys, shapes, None, None)
         memory = self.stores.number_of(store)
         if memory is None:
@@ -233,7 +237,7 @@ class Captured:
         return captured.logits.clone()
 
     def _record(self, inputs: Inputs, plan: StepPlan, store: KVStore | None) -> _Captured:
-        rows, width = inputs.head.shape
+        rows, width = inputs.logit_rows.shape
         own_plan = inputs.plan(plan)
         # A store of its own over the same memory: who keeps the work must not keep the store.
         own_store = copy.copy(store)

@@ -12,19 +12,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dllm.models.attention import Fed, rows_of
+from dllm.models.layers import Block, Fed, rows_of
 from dllm.models.runner import is_plain
-from dllm.models.transformer import Block, Transformer
+from dllm.models.transformer import Transformer
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore, StoreShape
 
 _LOG = logging.getLogger(__name__)
-
-
-class _NoMaps:
-    """All that a layer asks of the plan of a plain pass."""
-
-    maps = False
 
 
 @dataclass(frozen=True)
@@ -38,16 +32,11 @@ class _LayerMemory:
     values: Tensor
     flat: Tensor  # (B * q,) int64
     extent: tuple[int, int, int, int]  # rows and columns of the store, its rows for one fed, K
-    plan: ClassVar[_NoMaps] = _NoMaps()
+    policy: ClassVar[None] = None  # of a plain pass
 
     def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Stores what was fed; returns all keys and values (B, K, Hkv, D) that it joins."""
         return self._write(self.keys, keys), self._write(self.values, values)
-
-    def seen(self, queries: Tensor, keys: Tensor, attend: Tensor | None) -> Tensor | None:
-        """Returns which keys the layer sees: all that the pass does."""
-        del queries, keys
-        return attend
 
     def _write(self, memory: Tensor, fed: Tensor) -> Tensor:
         rows, columns, stride, num_keys = self.extent
@@ -111,23 +100,26 @@ class Compiled:
 
     def _run(self, tokens: Tensor, plan: StepPlan, store: KVStore | None) -> Tensor:
         network = self.network
-        x, fed = network.embedding(tokens), Fed(network.rotation(plan.columns), plan.attend)
+        x, fed = (
+            network.embedding(tokens),
+            Fed(network.rotation(plan.positions), plan.attention_mask),
+        )
         *memories, memory = self._memories(plan, store)
         for block, own in zip(network.blocks, memories, strict=False):
             x = self._layer(block, x, fed, own)
-        if plan.narrows:
-            x = self._last(network.blocks[-1], x, replace(fed, wanted=plan.head), memory)
+        if plan.shape.narrows:
+            x = self._last(network.blocks[-1], x, replace(fed, wanted=plan.logit_rows), memory)
         else:
-            x = rows_of(self._layer(network.blocks[-1], x, fed, memory), plan.head)
+            x = rows_of(self._layer(network.blocks[-1], x, fed, memory), plan.logit_rows)
         return network.logits(network.norm(x))
 
     def _memories(self, plan: StepPlan, store: KVStore | None) -> Iterator[_LayerMemory | None]:
-        if store is None or plan.slots is None:
+        if store is None or plan.stored is None:
             yield from repeat(None, len(self.network.blocks))
             return
         rows, columns = store.shape.num_rows, store.shape.num_columns
-        extent = (rows, columns, rows // plan.columns.shape[0], plan.num_keys)
-        flat = store.flat(plan.slots)
+        extent = (rows, columns, rows // plan.positions.shape[0], plan.num_keys)
+        flat = store.slots(plan.stored).flatten()
         for keys, values in zip(store.keys, store.values, strict=True):
             yield _LayerMemory(keys, values, flat, extent)
 
@@ -150,10 +142,10 @@ def _compiled() -> Callable[..., Tensor]:
 def _variant(tokens: Tensor, plan: StepPlan, store: KVStore | None) -> tuple[object, ...]:
     """Returns what makes a variant: compilers treat sizes of 1 apart."""
     rows, width = tokens.shape
-    attend = None if plan.attend is None else plan.attend.shape[1] == 1
-    stored = store is not None and plan.slots is not None
-    beyond = plan.slots is not None and plan.slots.shape[1] < width
+    shape = plan.shape
+    one_mask = None if plan.attention_mask is None else plan.attention_mask.shape[1] == 1
+    stored = store is not None and plan.stored is not None
     strided = store is not None and store.shape.num_rows != rows
-    single = plan.narrows and plan.head.shape[1] == 1
-    small = (rows == 1, width == 1, plan.num_seen == 1, single)
-    return (small, attend, stored, beyond, strided, plan.narrows)
+    single = shape.narrows and shape.num_logit_rows == 1
+    small = (rows == 1, width == 1, shape.num_seen == 1, single)
+    return (small, one_mask, stored, shape.num_stored < width, strided, shape.narrows)

@@ -10,9 +10,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from dllm.models.attention import Attention
+from dllm.models.layers import Attention, Block, SwiGLU
 from dllm.models.model import HostedModel
-from dllm.models.transformer import Block, SwiGLU, Transformer
+from dllm.models.transformer import Transformer
 
 _QKV, _GATE_UP = ("q", "k", "v"), ("gate", "up")
 

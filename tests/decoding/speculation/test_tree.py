@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dllm.decoding.speculation.tree import as_tree
+from dllm.decoding.speculation.execution import as_tree
 from dllm.state.plan import StepPlan
 
 
@@ -14,16 +14,15 @@ from dllm.state.plan import StepPlan
 def test_a_canvas_of_a_tree_sees_what_it_would_see_alone(stored: bool, ragged: bool) -> None:
     """In a store of 6 columns, of which columns 2 and 3 are fed; the last row has 5."""
     columns = torch.tensor([[2, 3], [3, 7]]) if stored else torch.arange(6).expand(2, -1)
-    slots = torch.tensor([[2, 3], [11, 16]]) if stored else None
     length = torch.tensor([6, 5])
     attend = (torch.arange(6) < length[:, None])[:, None] if ragged else None
     head = torch.tensor([[1], [0]])
-    tree = as_tree(StepPlan("step", columns, head, 6, attend, slots), 3)
-    assert tree.columns.tolist() == columns.repeat(1, 3).tolist()
+    tree = as_tree(StepPlan("step", columns, head, 6, attend, columns if stored else None), 3)
+    assert tree.positions.tolist() == columns.repeat(1, 3).tolist()
     width = columns.shape[1]
-    assert tree.head.tolist() == [[1, 1 + width, 1 + 2 * width], [0, width, 2 * width]]
-    assert tree.attend is not None
-    assert tree.attend.shape == (2, 3 * width, tree.num_seen)
+    assert tree.logit_rows.tolist() == [[1, 1 + width, 1 + 2 * width], [0, width, 2 * width]]
+    assert tree.attention_mask is not None
+    assert tree.attention_mask.shape == (2, 3 * width, tree.shape.num_seen)
     # The canvas and column of each key; those of the store that were fed are the first canvas's.
     own = [(0, column) for column in range(6)] if stored else []
     for row in range(2):
@@ -31,7 +30,7 @@ def test_a_canvas_of_a_tree_sees_what_it_would_see_alone(stored: bool, ragged: b
         keys = own + (fresh[width:] if stored else fresh)
         real = range(int(length[row]) if ragged else 6)
         fed = [int(column) for column in columns[row]]
-        for query, seen in enumerate(tree.attend[row]):
+        for query, seen in enumerate(tree.attention_mask[row]):
             canvas = query // width
             wanted = [
                 column in real and (where == canvas or (index < len(own) and column not in fed))

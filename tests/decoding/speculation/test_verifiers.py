@@ -16,19 +16,17 @@ from typer.testing import CliRunner
 
 import dllm
 from dllm.cli.main import app
-from dllm.decoding.loop import DenoisingLoop
+from dllm.decoding.passes import PassResult
 from dllm.decoding.speculation import verifiers
-from dllm.decoding.speculation.loop import VerifiedLoop
+from dllm.decoding.speculation.passes import VerifiedPasses
 from dllm.eval.compare.verification import Trial, summed
-from dllm.schedulers.view import State
 from dllm.settings import resolve
 from dllm.state.canvas import Canvas
-from dllm.state.drafts import next_match, no_drafts
-from dllm.state.event import StepEvent
 from dllm.state.plan import StepPlan
-from dllm.state.settle import end_rows
+from dllm.state.progress import end_rows
 from dllm.state.store import KVStore
-from dllm.state.window import Window
+from dllm.state.variants import next_match, no_drafts
+from dllm.state.window import StepEvent, Window
 from tests.support.laws import COUNTED, FILTER
 from tests.support.models import (
     MODELS,
@@ -174,7 +172,7 @@ class Deaf:
     def forward(self, tokens: Tensor, plan: StepPlan, store: KVStore | None) -> Tensor:
         self.num_rows.append(tokens.shape[0])
         table = torch.randn(512, 128, generator=torch.Generator().manual_seed(1)).double()
-        return table[plan.columns.gather(1, plan.head)]
+        return table[plan.positions.gather(1, plan.logit_rows)]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])  # drafts are drawn with the noise of their step
@@ -243,14 +241,15 @@ def test_more_than_one_token_a_step_may_join_two_drafts() -> None:
 
 def test_limits_of_drafts_follow_each_row() -> None:
     verifier = verifiers.registry.create("ssd:7,adaptive=true")
-    drafts = no_drafts(torch.zeros(5, 3, dtype=torch.int64), verifier)
+    start = torch.zeros(5, 3, dtype=torch.int64)
+    drafts = no_drafts(start, verifier.num_variants, verifier.adaptive)
     assert drafts.limit.tolist() == [2] * 5
     drafts.limit = torch.tensor([8, 8, 2, 4, 8])
     drafts.count = torch.tensor([8, 8, 2, 2, 1])
-    drafts.note(torch.ones(5, dtype=torch.bool), torch.tensor([1, 3, 2, 2, 1]), adaptive=True)
+    drafts.note(torch.ones(5, dtype=torch.bool), torch.tensor([1, 3, 2, 2, 1]))
     assert drafts.limit.tolist() == [2, 4, 4, 4, 8]  # the last one had nothing to verify
     nobody, steps = torch.zeros(5, dtype=torch.bool), torch.ones(5, dtype=torch.int64)
-    drafts.note(nobody, steps, adaptive=True)
+    drafts.note(nobody, steps)
     assert drafts.limit.tolist() == [2, 4, 4, 4, 8]
     assert drafts.passes.tolist() == [1] * 5
 
@@ -315,27 +314,25 @@ def test_prompt_memory_serves_verified_runs() -> None:
     assert memory.reused[0] >= 24
 
 
-class Imitation(VerifiedLoop):
+class Imitation(VerifiedPasses):
     """Fills in the whole draft, runs that alone, and keeps the tokens that stay the same."""
 
-    def _step(
-        self, canvas: Canvas, window: Window, plan: StepPlan, logits: Tensor, state: State
-    ) -> tuple[StepEvent, State]:
+    def take(self, canvas: Canvas, window: Window, plan: StepPlan, logits: Tensor) -> StepEvent:
         drafts, rows = canvas.drafts, canvas.layout.num_rows
         assert drafts is not None
         logits = logits.unflatten(0, (rows, -1))[:, -1]
         last = drafts.variants(canvas.tokens, drafts.most)[:, -1].gather(1, window.columns)
-        again = self.sampling.propose(logits, self.noise, window.columns, canvas.step).token
+        again = self.plain.step.propose(canvas, plan, logits).token
         kept = window.masked & (last != canvas.layout.mask_token_id) & (last == again)
         canvas.tokens.scatter_(1, window.columns, torch.where(kept, last, window.tokens))
         left = canvas.window(plan, canvas.active)
-        event, state = DenoisingLoop._step(self, canvas, left, plan, logits, state)
-        drafts.note(window.active, window.active.long(), adaptive=False)
+        event = self.plain.step.take(canvas, left, PassResult(plan, logits))
+        drafts.note(window.active, window.active.long())
         self._draft(canvas, plan, logits, self._ready_rows(canvas, plan) & window.active)
-        return event, state
+        return event
 
     def _ready_rows(self, canvas: Canvas, plan: StepPlan) -> Tensor:
-        end_rows(canvas, self._at_eos(plan))
+        end_rows(canvas, self.at_eos(plan))
         return canvas.active
 
 
@@ -344,8 +341,8 @@ def test_an_unsafe_imitation_is_caught(name: str, monkeypatch: pytest.MonkeyPatc
     options = {**SLOTS, "scheduler": "fixed_quota", "block_length": 16, "at_eos": "ignore"}
     options |= {"verifier": "ssd:3"}
     check_unchanged(golden_model(name), random_prompts(2), options)
-    monkeypatch.setattr(VerifiedLoop, "_step", Imitation._step)
-    monkeypatch.setattr(VerifiedLoop, "_ready_rows", Imitation._ready_rows, raising=False)
+    monkeypatch.setattr(VerifiedPasses, "take", Imitation.take)
+    monkeypatch.setattr(VerifiedPasses, "_ready_rows", Imitation._ready_rows, raising=False)
     steady: Any = Deaf(golden_model(name))
     first, other = (
         dllm.generate(steady, random_prompts(2), **{**options, "verifier": v})
@@ -369,8 +366,8 @@ def test_the_report_says_where_an_imitation_leaves_the_path(
     assert same.verified.forwards < same.base.forwards == 2 * 16
     assert same.base.row_forwards == 3 * 16 < same.verified.row_forwards
     assert same.steps_per_forward == 3 * 16 / sum(same.accepted)
-    monkeypatch.setattr(VerifiedLoop, "_step", Imitation._step)
-    monkeypatch.setattr(VerifiedLoop, "_ready_rows", Imitation._ready_rows, raising=False)
+    monkeypatch.setattr(VerifiedPasses, "take", Imitation.take)
+    monkeypatch.setattr(VerifiedPasses, "_ready_rows", Imitation._ready_rows, raising=False)
     wrong = summed(list(trial.parts()))
     assert [one.prompt for one in wrong.divergences] == [0, 1, 2]
     assert wrong.same_tokens < wrong.num_tokens
@@ -468,7 +465,9 @@ def test_every_scheduler_is_verified_or_refused_by_name() -> None:
         options |= {"max_new_tokens": 8}
         scheduler = dllm.schedulers.registry.create(name)
         needs = scheduler.needs(8, 4)
-        if scheduler.stateless and not (scheduler.can_revise or needs.branches > 1 or needs.shadow):
+        if scheduler.stateless and not (
+            scheduler.can_revise or needs.num_variants > 1 or needs.shadow
+        ):
             check_unchanged(model, prompts, options)
             continue
         refused.add(name)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import dllm
-from dllm.decoding.batching import Admission
+from dllm.decoding.batching import ContinuousBatch
 from dllm.eval.errors import RefusedError
 from dllm.eval.run import execute
 from dllm.eval.run import run as run_module
@@ -80,7 +80,7 @@ def test_answers_and_traces_are_those_of_one_problem_at_a_time(
     run = replace(run_of(tiny, 3, **given), keep_trace=True)
     together = {result.id: lasting(result) for result in run.results(problems, None)}
     assert len(streams) == 1
-    assert streams[0].admission is not None
+    assert streams[0].batch is not None
     single = replace(run, settings=replace(run.settings, batch_size=1))
     assert {r.id: lasting(r) for r in single.results(problems, None)} == together
     assert list(together) != [p.id for p in problems]
@@ -346,10 +346,10 @@ def test_finished_rows_are_read_without_the_others(
     whole = dllm.generate(tiny, prompts, **FAST)
     running = dllm.stream(tiny, prompts, batch_size=2, **FAST)
     order: list[int] = []
-    saved = Admission.save
+    saved = ContinuousBatch.save
     assert whole.texts is not None
     for event in running:
-        monkeypatch.setattr(Admission, "save", None)  # copies all rows
+        monkeypatch.setattr(ContinuousBatch, "save", None)  # copies all rows
         out = running.rows(event.finished)
         assert out.texts == tuple(whole.texts[prompt] for prompt in event.finished)
         assert out.metrics.rows == tuple(whole.metrics.rows[p] for p in event.finished)
@@ -359,7 +359,7 @@ def test_finished_rows_are_read_without_the_others(
         assert all("<mask>" not in texts[p] for p in (*order, *event.finished)), texts
         waiting = set(range(6)) - set(order) - set(event.prompts)
         assert all(texts[p].count(texts[p][:4]) > 4 for p in waiting)
-        monkeypatch.setattr(Admission, "save", saved)
+        monkeypatch.setattr(ContinuousBatch, "save", saved)
         order += event.finished
     assert running.rows(order).texts == tuple(whole.texts[prompt] for prompt in order)
     assert running.output.texts == whole.texts

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dllm.eval.tasks import READ, TASKS, Task, find_task
-from dllm.eval.tasks.options import TaskOptions
+from dllm.eval.tasks.task import TaskOptions
 from tests.support import DATA
 
 OPTIONS: dict[str, Any] = {"gsm8k": {"shots": 0}}  # of tasks that do not run at their defaults

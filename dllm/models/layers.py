@@ -1,4 +1,4 @@
-"""Attention over the fed columns and what the K/V store holds."""
+"""What a layer is made of: norm, attention over fed columns and the K/V store, feed-forward."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dllm.models.config import NetworkConfig
-from dllm.models.norm import RMSNorm
-from dllm.state.plan import StepPlan
+from dllm.state.plan import LayerPolicy, StepPlan
 from dllm.state.store import KVStore
 
 
@@ -33,12 +32,12 @@ class Fed:
     """What a layer is told of the fed columns."""
 
     rotation: Rotation
-    attend: Tensor | None = None  # (B, 1 or Q, K) bool keys that they see; None: all
+    mask: Tensor | None = None  # (B, 1 or Q, K) bool keys that they see; None: all
     wanted: Tensor | None = None  # (B, w) int64 those that its output is of; None: all
 
     def to(self, *args: Any, **kwargs: Any) -> Fed:
         """Returns the same moved as `Tensor.to` does; accelerate calls it between devices."""
-        moved = (None if t is None else t.to(*args, **kwargs) for t in (self.attend, self.wanted))
+        moved = (None if t is None else t.to(*args, **kwargs) for t in (self.mask, self.wanted))
         return Fed(self.rotation.to(*args, **kwargs), *moved)
 
 
@@ -49,20 +48,32 @@ class Memory:
     store: KVStore
     layer: int
     plan: StepPlan
+    slots: Tensor  # (B, q) int64 where the first q fed keys go
+
+    @property
+    def policy(self) -> LayerPolicy | None:
+        return self.plan.policy
 
     def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Stores what was fed; returns all keys and values (B, K, Hkv, D) that it joins."""
-        assert self.plan.slots is not None
-        return self.store.write(self.layer, self.plan.slots, keys, values, self.plan.num_keys)
+        return self.store.write(self.layer, self.slots, keys, values, self.plan.num_keys)
 
-    def seen(self, queries: Tensor, keys: Tensor, attend: Tensor | None) -> Tensor | None:
-        """Returns which keys the layer sees, (B, 1 or Q, K) bool, after it chose anew if asked."""
-        if self.plan.retain is not None:
-            self.store.keep(self.layer, self.plan.retain.choose(queries, keys))
-        if not self.plan.sparse:
-            return attend
-        kept = self.store.seen(self.layer, *keys.shape[:2])[:, None]
-        return kept if attend is None else attend & kept
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm with statistics in float32, as every family's own code has it."""
+
+    def __init__(self, width: int, eps: float, multiply_first: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+        self.multiply_first = multiply_first
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        if self.multiply_first:
+            return (self.weight.float() * normed).to(x.dtype)
+        return self.weight * normed.to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -107,19 +118,21 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, fed: Fed, memory: Memory | None = None) -> Tensor:
         q, k, v = self.project(x)
-        q, k, attend = self.rotate(q, fed.rotation), self.rotate(k, fed.rotation), fed.attend
+        q, k, mask = self.rotate(q, fed.rotation), self.rotate(k, fed.rotation), fed.mask
+        policy = None if memory is None else memory.policy
         if memory is not None:
             k, v = memory.write(k, v)
-            attend = memory.seen(q, k, attend)
+            if policy is not None:
+                mask = policy.visible(memory.store, memory.layer, q, k, mask)
         if fed.wanted is not None:
             q = rows_of(q, fed.wanted)
-            if attend is not None and attend.shape[1] > 1:
-                attend = rows_of(attend, fed.wanted)
-        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-        mask = None if attend is None else attend[:, None]
-        if memory is not None and memory.plan.maps:
+            if mask is not None and mask.shape[1] > 1:
+                mask = rows_of(mask, fed.wanted)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        mask = None if mask is None else mask[:, None]
+        if memory is not None and policy is not None and policy.keeps_weights:
             mixed, weights = explicit_attention(q, k, v, mask)
-            memory.store.maps.append(weights)
+            memory.store.weights.append(weights)
         else:
             shared = self.config.num_kv_heads != self.config.num_heads
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=shared)
@@ -133,6 +146,48 @@ class Attention(nn.Module):
         given = x[..., :width].to(dtype)
         turned = (given * cos + given.roll(width // 2, -1) * sin).to(x.dtype)
         return turned if width == x.shape[-1] else torch.cat([turned, x[..., width:]], dim=-1)
+
+
+class SwiGLU(nn.Module):
+    """The gated feed-forward layer down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        width, inner = config.hidden_size, config.intermediate_size
+        self.fused = config.fused_gate_up
+        if self.fused:
+            self.gate_up = nn.Linear(width, 2 * inner, bias=False)
+        else:
+            self.gate = nn.Linear(width, inner, bias=False)
+            self.up = nn.Linear(width, inner, bias=False)
+        self.down = nn.Linear(inner, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, -1) if self.fused else (self.gate(x), self.up(x))
+        return self.down(F.silu(gate) * up)
+
+
+def feed_forward(config: NetworkConfig, layer: int) -> nn.Module:
+    """Returns the feed-forward part of a layer; mixture-of-experts families plug in here."""
+    del layer  # MoE families keep their first layers dense
+    return SwiGLU(config)
+
+
+class Block(nn.Module):
+    """One layer: attention and feed-forward, each behind a norm and a residual."""
+
+    def __init__(self, config: NetworkConfig, layer: int) -> None:
+        super().__init__()
+        args = (config.hidden_size, config.rms_norm_eps, config.norm_multiply_first)
+        self.attention_norm = RMSNorm(*args)
+        self.attention = Attention(config)
+        self.feed_forward_norm = RMSNorm(*args)
+        self.feed_forward = feed_forward(config, layer)
+
+    def forward(self, x: Tensor, fed: Fed, memory: Memory | None = None) -> Tensor:
+        mixed = self.attention(self.attention_norm(x), fed, memory)
+        x = mixed + (x if fed.wanted is None else rows_of(x, fed.wanted))
+        return x + self.feed_forward(self.feed_forward_norm(x))
 
 
 def explicit_attention(

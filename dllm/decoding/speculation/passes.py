@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from dllm.decoding.forward import Forward
-from dllm.decoding.loop import DenoisingLoop
+from dllm.decoding.passes import Forward, PassResult, PlainPasses, Step, keep_logits
 from dllm.decoding.speculation.execution import EXECUTIONS
-from dllm.decoding.speculation.guard import is_steady
-from dllm.decoding.speculation.known import Known
+from dllm.decoding.speculation.guard import Known, is_steady
 from dllm.decoding.speculation.verifiers import Verifier
-from dllm.decoding.speculation.verifiers.ssd import SelfSpeculative
-from dllm.schedulers.view import State
 from dllm.state.canvas import Canvas
-from dllm.state.drafts import next_match, no_drafts
-from dllm.state.event import StepEvent
 from dllm.state.plan import StepPlan
-from dllm.state.settle import end_rows
-from dllm.state.status import Status
-from dllm.state.window import Window
+from dllm.state.progress import AtEnd, Progress, end_rows
+from dllm.state.rows import count_drafts
+from dllm.state.variants import next_match
+from dllm.state.window import StepEvent, Window
 
 
 @dataclass(frozen=True)
-class VerifiedLoop(DenoisingLoop):
-    """A loop whose passes run a row's canvas and those that its next steps are expected to give.
+class VerifiedPasses:
+    """Passes that run a row's canvas and those that its next steps are expected to give.
 
     After a pass the scheduler takes its steps as it always does, one after the other, for as long
     as the canvas that a step leaves is among those that were run: their logits are then at hand.
@@ -35,23 +31,31 @@ class VerifiedLoop(DenoisingLoop):
     noise and quotas go by; `canvas.drafts.passes` counts forwards.
     """
 
-    verifier: Verifier = field(default_factory=SelfSpeculative)
+    plain: PlainPasses
+    verifier: Verifier
+    at_eos: Callable[[StepPlan], AtEnd]  # what an end token does after a pass
 
     @property
     def num_variants(self) -> int:
         return 1 if self.verifier.execution == "sequential" else self.verifier.num_variants
 
-    def _pass(
-        self, canvas: Canvas, status: Status, plan: StepPlan, forward: Forward, state: State
+    def __call__(
+        self, canvas: Canvas, plan: StepPlan, progress: Progress, forward: Forward
+    ) -> StepEvent:
+        if self.plain.narrows:
+            plan = keep_logits(plan, canvas, progress)
+        window, logits = self._run(canvas, plan, progress, forward)
+        return self.take(canvas, window, plan, logits)
+
+    def _run(
+        self, canvas: Canvas, plan: StepPlan, progress: Progress, forward: Forward
     ) -> tuple[Window, Tensor]:
         """Runs a planned pass over all drafted canvases; logits are (B * n, W, V)."""
-        if canvas.drafts is None:
-            canvas.drafts = no_drafts(canvas.tokens, self.verifier)
-        drafts = canvas.drafts
-        if status.num_variants == 1:
+        drafts, count = canvas.drafts, progress.num_variants
+        assert drafts is not None
+        if count == 1:
             drafts.shared = False
-            return super()._pass(canvas, status, plan, forward, state)
-        count = status.num_variants
+            return canvas.window(plan), forward(canvas.tokens, plan)
         if forward.store is not None and self.verifier.execution == "batch":
             count = next(n for n in range(count, drafts.most + 1) if drafts.most % n == 0)
             if not drafts.shared:
@@ -60,85 +64,71 @@ class VerifiedLoop(DenoisingLoop):
         run = EXECUTIONS[self.verifier.execution]
         return canvas.window(plan), run(drafts.variants(canvas.tokens, count), plan, forward)
 
-    def _restart(self, canvas: Canvas, places: Tensor) -> None:
-        if canvas.drafts is not None:
-            fresh = no_drafts(canvas.tokens, self.verifier)
-            canvas.drafts = canvas.drafts.restarted(fresh, places)
-
-    def _step(
-        self, canvas: Canvas, window: Window, plan: StepPlan, logits: Tensor, state: State
-    ) -> tuple[StepEvent, State]:
+    def take(self, canvas: Canvas, window: Window, plan: StepPlan, logits: Tensor) -> StepEvent:
         """Takes every step whose logits are at hand, then drafts those after them."""
-        drafts = canvas.drafts
+        drafts, step = canvas.drafts, self.plain.step
         assert drafts is not None
         logits = logits.unflatten(0, (canvas.layout.num_rows, -1))
         count, rows = logits.shape[1], torch.arange(logits.shape[0], device=logits.device)
         variants, place = drafts.variants(canvas.tokens, count), torch.zeros_like(rows)
-        steps, spent = canvas.step.clone(), canvas.row_forwards.clone()
+        steps, forwards = canvas.step.clone(), canvas.row_forwards.clone()
         begun, guarded = _Bounds.of(canvas), count > 1 and self.verifier.margin_guard > 0
-        now = self._steady(canvas, window, plan, logits[:, 0], state) if guarded else window
-        event, state = super()._step(canvas, now, plan, logits[:, 0], state)
+        now = self._steady(canvas, window, plan, logits[:, 0]) if guarded else window
+        event = step.take(canvas, now, PassResult(plan, logits[:, 0]))
         going, doubted = now.active, window.active & ~now.active
         ready = self._ready(canvas, plan, begun)
         for _ in range(1, count):
-            match, found = next_match(canvas.tokens, variants, place)
-            going = ready & going & found
+            match, matches = next_match(canvas.tokens, variants, place)
+            going = ready & going & matches
             place = torch.where(going, match, place)
-            now, held = canvas.window(plan, going), logits[rows, place]
-            now = self._steady(canvas, now, plan, held, state) if guarded else now
-            later, state = super()._step(canvas, now, plan, held, state)
+            now, own = canvas.window(plan, going), logits[rows, place]
+            now = self._steady(canvas, now, plan, own) if guarded else now
+            later = step.take(canvas, now, PassResult(plan, own))
             event = _joined(event, later, canvas, window, now.active)
             going, doubted = now.active, doubted | (going & ~now.active)
             ready = self._ready(canvas, plan, begun)
-        canvas.row_forwards = spent + torch.where(window.active, drafts.count, 0)
-        drafts.note(window.active, canvas.step - steps, self.verifier.adaptive)
+        count_drafts(canvas, window.active, steps, forwards)
         self._draft(canvas, plan, logits[rows, place], ready & window.active & ~doubted)
         if guarded:  # the next pass is one without drafts, with the shapes that the base has
-            drafts.count = torch.where(doubted.any(), 1, drafts.count)
-        return event, state
+            drafts.expect(drafts.tokens, torch.where(doubted.any(), 1, drafts.count))
+        return event
 
-    def _steady(
-        self, canvas: Canvas, window: Window, plan: StepPlan, logits: Tensor, state: State
-    ) -> Window:
+    def _steady(self, canvas: Canvas, window: Window, plan: StepPlan, logits: Tensor) -> Window:
         """Returns the window without the rows that would decide otherwise on similar logits."""
-        candidates = self._propose(canvas, plan, logits)
-        view, guard = self._view(canvas, window, state), self.verifier.margin_guard
-        active = window.active & is_steady(self.scheduler, candidates, view, guard)
-        return replace(window, active=active, masked=window.masked & active[:, None])
+        step = self.plain.step
+        candidates, view = step.propose(canvas, plan, logits), canvas.view(window, step.noise)
+        guard = self.verifier.margin_guard
+        return window.of_active(is_steady(step.scheduler, candidates, view, guard))
 
     def _draft(self, canvas: Canvas, plan: StepPlan, logits: Tensor, ready: Tensor) -> None:
         """Notes the canvases that rows `ready` (B,) pass through if no logits (B, W, V) change."""
-        drafts, draft = canvas.drafts, canvas.copy()
+        drafts, draft, step = canvas.drafts, canvas.copy(), self._drafting(canvas, plan, logits)
         assert drafts is not None
-        steps = {own.name: getattr(self, own.name) for own in fields(DenoisingLoop)}
-        if self.sampling.temperature == 0:  # with noise, each step draws anew
-            proposed = self._propose(canvas, plan, logits)
-            steps["sampling"] = Known(**vars(self.sampling), candidates=proposed)
-        base, begun = DenoisingLoop(**steps), _Bounds.of(canvas)
+        begun = _Bounds.of(canvas)
         plan = replace(plan, forced=None, eligible=None)  # they are about the pass that was run
         tokens, count = [draft.tokens.clone()], torch.ones_like(drafts.count)
-        for place in range(1, drafts.most):
-            base._step(draft, draft.window(plan, ready), plan, logits, {})
-            ready = ready & self._ready(draft, plan, begun) & (drafts.limit > place)
+        for number in range(1, drafts.most):
+            step.take(draft, draft.window(plan, ready), PassResult(plan, logits))
+            ready = ready & self._ready(draft, plan, begun) & (drafts.limit > number)
             tokens.append(draft.tokens.clone())
             count = count + ready
-        drafts.tokens, drafts.count = torch.stack(tokens, 1), count
+        drafts.expect(torch.stack(tokens, 1), count)
+
+    def _drafting(self, canvas: Canvas, plan: StepPlan, logits: Tensor) -> Step:
+        """Returns the step that drafts: without noise, it proposes the same each time."""
+        step = self.plain.step
+        if step.sampling.temperature > 0:  # each step draws anew
+            return step
+        known = Known(**vars(step.sampling), candidates=step.propose(canvas, plan, logits))
+        return replace(step, sampling=known)
 
     def _ready(self, canvas: Canvas, plan: StepPlan, begun: _Bounds) -> Tensor:
         """Ends complete rows; returns which rows the same pass, run again, would serve, (B,) bool.
 
         Those with masks in the block that they began with.
         """
-        end_rows(canvas, self._at_eos(plan))
+        end_rows(canvas, self.at_eos(plan))
         return canvas.active & ~canvas.broken & begun.same(canvas)
-
-
-def verified(loop: DenoisingLoop, verifier: Verifier) -> VerifiedLoop:
-    """Returns a loop that does what another does in fewer forwards."""
-    given = {own.name: getattr(loop, own.name) for own in fields(DenoisingLoop)}
-    if verifier.execution == "batch":
-        given["needs"] = replace(loop.needs, branches=verifier.num_variants)
-    return VerifiedLoop(**given, verifier=verifier)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,265 @@
+"""A pass and the step that follows it: plain, or over variants of which the best goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dllm.cache import Cache
+from dllm.metrics import Meter
+from dllm.models.model import DenoisingModel
+from dllm.schedulers import Needs, Scheduler, Setup
+from dllm.state.candidates import Candidates, Sampling
+from dllm.state.canvas import Canvas
+from dllm.state.noise import Noise
+from dllm.state.plan import PassShape, StepPlan
+from dllm.state.progress import AtEnd, Progress
+from dllm.state.rows import adopt_variants
+from dllm.state.store import KVStore
+from dllm.state.window import StepEvent, Window
+
+_GROUP = 8  # logit rows: passes of the same number share a captured graph
+
+
+@dataclass(frozen=True)
+class Forward:
+    """The model with its K/V store: one call is one pass, and is counted."""
+
+    model: DenoisingModel
+    store: KVStore | None
+    meter: Meter
+
+    def __call__(self, tokens: Tensor, plan: StepPlan) -> Tensor:
+        """Returns the logits (B, w, V) of a pass over canvas tokens (B, C)."""
+        self.count(plan)
+        return self.feed(tokens.gather(1, plan.positions), plan)
+
+    def feed(self, fed: Tensor, plan: StepPlan) -> Tensor:
+        """Returns the logits of a pass, which the caller has counted, over fed tokens (B, Q)."""
+        return self.model.forward(fed, plan, self.store)
+
+    def count(self, plan: StepPlan, num_canvases: int = 1) -> None:
+        """Counts a pass that feeds so many canvases of each row, one behind the other."""
+        rows, fed = plan.positions.shape
+        stored = fed if plan.stored is None else plan.stored.shape[1]
+        logits = plan.logit_rows.shape[1]
+        more = (plan.num_keys, stored, logits, plan.policy, num_canvases)
+        self.meter.passes.append(PassShape(plan.kind, rows, fed, *more))
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a pass gave."""
+
+    plan: StepPlan
+    logits: Tensor  # (B, w, V), with those of `plan.policy.further` behind
+    store: KVStore | None = None  # as the pass left it
+    shadow: Tensor | None = None  # (B, W, V) of the window's columns read without themselves
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """One pass and the state of everything before its step; none of it may be changed."""
+
+    model: DenoisingModel  # with guidance, if there is any
+    sampling: Sampling
+    canvas: Canvas  # as the pass saw it; where variants were compared, with the best written
+    progress: Progress  # from which the pass was planned
+    window: Window
+    plan: StepPlan  # for one variant of each row
+    logits: Tensor  # (B, W, V), 0 where a pass gives none; more rows follow with shadows
+    store: KVStore | None  # keeps stamps
+    num_variants: int  # rows of the store for each row of the batch
+    num_shadows: int = 0  # of the last fed columns, which hold the mask token
+
+
+Observer = Callable[[PassRecord], None]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What follows a pass: proposes tokens, asks the scheduler, writes its decision."""
+
+    scheduler: Scheduler
+    cache: Cache
+    sampling: Sampling
+    noise: Noise
+
+    def take(self, canvas: Canvas, window: Window, result: PassResult) -> StepEvent:
+        """Decides on what a pass gave, and writes the decision."""
+        plan, logits, further = result.plan, result.logits, None
+        if canvas.scheduler_state is None:
+            canvas.start_scheduler(self.scheduler.start(self._setup(canvas, logits)))
+        if plan.policy is not None and plan.policy.further is not None:
+            columns = plan.policy.further
+            more = logits[:, -columns.shape[1] :]
+            logits = logits[:, : -columns.shape[1]]
+            further = self.sampling.propose(more, self.noise, columns, canvas.step)
+        candidates, shadow = self.propose(canvas, plan, logits), None
+        if result.shadow is not None:
+            shadow = Candidates(result.shadow.to(candidates.logits.dtype), candidates.token)
+        if self.cache.watches:
+            canvas.note_pass(self.cache.watch(canvas, plan, result.store, candidates, further))
+        decision = self.scheduler.decide(candidates, canvas.view(window, self.noise, shadow))
+        return canvas.apply(window, decision, candidates)
+
+    def propose(self, canvas: Canvas, plan: StepPlan, logits: Tensor) -> Candidates:
+        """Returns the window's candidates from the logits (B, w, V) of a pass."""
+        columns = canvas.columns()
+        return self.sampling.propose(logits, self.noise, columns, canvas.step, plan.logit_columns)
+
+    def _setup(self, canvas: Canvas, logits: Tensor) -> Setup:
+        layout = canvas.layout
+        return Setup(
+            num_rows=layout.num_rows,
+            width=layout.width,
+            num_slots=layout.num_slots,
+            block_length=layout.block_length,
+            vocab_size=logits.shape[-1],
+            dtype=self.sampling.dtype,
+            device=logits.device,
+        )
+
+
+class Passes(Protocol):
+    """Runs a planned pass and takes the steps that its logits allow."""
+
+    @property
+    def num_variants(self) -> int:
+        """The most canvases of a row that one pass runs."""
+        ...
+
+    def __call__(
+        self, canvas: Canvas, plan: StepPlan, progress: Progress, forward: Forward
+    ) -> StepEvent:
+        """Returns what the steps wrote into the canvas."""
+        ...
+
+
+@dataclass(frozen=True)
+class PlainPasses:
+    """One pass, one step."""
+
+    step: Step
+    narrows: bool = False  # logits of masked columns alone serve the scheduler
+    observer: Observer | None = None  # shown each pass before its step
+
+    num_variants = 1
+
+    def __call__(
+        self, canvas: Canvas, plan: StepPlan, progress: Progress, forward: Forward
+    ) -> StepEvent:
+        if self.narrows:
+            plan = keep_logits(plan, canvas, progress)
+        window = canvas.window(plan)
+        result = PassResult(plan, forward(canvas.tokens, plan), forward.store)
+        if self.observer is not None:
+            self.observer(self.record(canvas, window, result, progress, forward.model))
+        return self.step.take(canvas, window, result)
+
+    def record(
+        self,
+        canvas: Canvas,
+        window: Window,
+        result: PassResult,
+        progress: Progress,
+        model: DenoisingModel,
+    ) -> PassRecord:
+        """Returns what an observer is shown of a pass."""
+        logits = in_window(result.logits, result.plan, window.columns.shape[1])
+        moment = (self.step.sampling, canvas, progress, window, result.plan, logits, result.store)
+        return PassRecord(model, *moment, self.num_variants)
+
+
+@dataclass(frozen=True)
+class ComparingPasses:
+    """Passes over all variants of a row where there are any, of which the best goes on."""
+
+    plain: PlainPasses
+    num_variants: int
+
+    def __call__(
+        self, canvas: Canvas, plan: StepPlan, progress: Progress, forward: Forward
+    ) -> StepEvent:
+        window = canvas.window(plan)
+        if progress.comparing:
+            logits = self._compare(canvas, window, plan, forward)
+            window = canvas.window(plan, window.active)
+        else:
+            logits = forward(canvas.tokens, plan)
+        result = PassResult(plan, logits, forward.store)
+        if self.plain.observer is not None:
+            record = self.plain.record(canvas, window, result, progress, forward.model)
+            self.plain.observer(replace(record, num_variants=self.num_variants))
+        return self.plain.step.take(canvas, window, result)
+
+    def _compare(self, canvas: Canvas, window: Window, plan: StepPlan, forward: Forward) -> Tensor:
+        """Runs a pass over all variants, keeps each row's best; returns its logits (B, w, V)."""
+        variants, store, step = canvas.variants, forward.store, self.plain.step
+        assert variants is not None
+        num_rows, count = variants.columns.shape
+        rows = torch.arange(num_rows, device=canvas.tokens.device)
+        if store is not None:
+            store.copy_rows((rows * count).repeat_interleave(count))
+        wide = plan.of_rows(rows.repeat_interleave(count))
+        logits = forward(variants.fill(canvas.tokens), wide)
+        view = canvas.view(window, step.noise).of_variants(variants.columns)
+        own = logits[:, : window.columns.shape[1]]
+        candidates = step.sampling.propose(own, step.noise, view.columns, view.step)
+        score = step.scheduler.appraise(candidates, view, variants)
+        winner = variants.pick(score, window.active)
+        adopt_variants(canvas, winner, window.active)
+        best = rows * count + winner
+        if store is not None:
+            store.copy_rows(best.repeat_interleave(count))
+            store.weights[:] = [attention[best] for attention in store.weights]
+        return logits[best]
+
+
+def at_eos_after(plan: StepPlan, at_eos: AtEnd, uses_store: bool) -> AtEnd:
+    """Returns what an end token does after a pass.
+
+    With a cache, rows are not cut after the refresh that begins a block (dInfer's rule).
+    """
+    return "stop" if at_eos == "truncate" and uses_store and plan.kind == "refresh" else at_eos
+
+
+def can_narrow(needs: Needs) -> bool:
+    """Whether a scheduler reads statistics of masked columns of its block alone."""
+    wide = needs.whole_row or needs.whole_block or needs.distributions
+    return not (wide or needs.shadow or needs.num_variants > 1)
+
+
+def keep_logits(plan: StepPlan, canvas: Canvas, progress: Progress) -> StepPlan:
+    """Returns the plan with logits of masked columns alone; `known` names them.
+
+    In most steps most of a block is committed already, and a row of logits costs as much as
+    vocabulary times width. Rows are as many as the row with the most masks needs, in groups.
+    """
+    policy, width = plan.policy, plan.logit_rows.shape[1]
+    count = -(-progress.num_open // _GROUP) * _GROUP
+    if count >= width or (policy is not None and policy.keeps_weights):
+        return plan
+    wanted = canvas.open_columns()
+    if plan.known is not None:
+        wanted = wanted & plan.known
+    columns = wanted.int().sort(dim=1, descending=True, stable=True).indices[:, :count]
+    known = torch.zeros_like(wanted).scatter(1, columns, True)
+    return replace(
+        plan,
+        logit_rows=plan.logit_rows.gather(1, columns),
+        logit_columns=columns,
+        known=known if plan.known is None else known & plan.known,
+    )
+
+
+def in_window(logits: Tensor, plan: StepPlan, width: int) -> Tensor:
+    """Returns the logits (B, w, V) of a pass at the columns of the window, (B, W, V); else 0."""
+    if plan.logit_columns is None:
+        return logits
+    at = plan.logit_columns[..., None].expand_as(logits)
+    return logits.new_zeros(logits.shape[0], width, logits.shape[2]).scatter(1, at, logits)

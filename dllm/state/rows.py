@@ -1,0 +1,98 @@
+"""Rows that enter a canvas, leave it or are compared in it: what is copied between canvases."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from dllm.state.canvas import Canvas, record
+from dllm.state.variants import no_variants
+from dllm.state.window import Written
+
+# Of all rows alike; a row's first pass feeds everything, whatever was planned.
+_SHARED = ("ends", "numbers", "planned")
+_IN_PLACE = ("tokens", "given")  # others keep them across steps, guidance for one
+
+
+def first_rows(canvas: Canvas, num_rows: int) -> Canvas:
+    """Returns a canvas of its own with the first rows of another."""
+    first = torch.arange(num_rows, device=canvas.tokens.device)
+    chosen = canvas.copy()
+    for name, value in _by_row(chosen).items():
+        setattr(chosen, name, value[first])
+    chosen.layout = replace(canvas.layout, num_rows=num_rows)
+    return chosen
+
+
+def file_rows(canvas: Canvas, among: Canvas) -> None:
+    """Copies all rows of a canvas to where their prompts stand among all."""
+    for name, value in _by_row(canvas).items():
+        vars(among)[name].index_copy_(0, canvas.prompts, value)
+    if canvas.drafts is not None:
+        among.drafts = canvas.drafts.filed(among.drafts, canvas.prompts, len(among.tokens))
+
+
+def seat_rows(canvas: Canvas, seats: Tensor, source: Canvas, rows: Tensor) -> None:
+    """Puts rows (n,) of another canvas at `seats` (n,) int64, as they are before their first step.
+
+    All that a row is lives in tensors with one entry a row.
+    """
+    for name, value in _by_row(canvas).items():
+        entering = vars(source)[name][rows]
+        if name in _IN_PLACE:
+            value.index_copy_(0, seats, entering)
+        else:  # two names may stand for one tensor
+            setattr(canvas, name, value.index_copy(0, seats, entering))
+    if canvas.variants is not None:
+        num_rows, count = canvas.variants.columns.shape
+        none = no_variants(num_rows, count, seats.device)
+        seated = torch.zeros_like(canvas.finished).index_fill(0, seats, True)
+        canvas.variants = canvas.variants.merge(none, seated)
+    if canvas.drafts is not None:
+        canvas.drafts = canvas.drafts.restarted(canvas.tokens, seats)
+    if canvas.scheduler_state is not None:
+        canvas.scheduler_state = {
+            name: value.index_copy(0, seats, begin.expand(len(seats), *value.shape[1:]))
+            for (name, value), begin in zip(
+                canvas.scheduler_state.items(), canvas.scheduler_start.values(), strict=True
+            )
+        }
+    canvas.cache_state = None  # caches that have one let prompts in when nobody is left
+
+
+def adopt_variants(canvas: Canvas, winner: Tensor, active: Tensor) -> None:
+    """Writes what the best variant (B,) of each active row (B,) has over the canvas."""
+    variants, at = canvas.variants, winner[:, None]
+    assert variants is not None
+    column, confidence = variants.columns.gather(1, at), variants.confidence.gather(1, at)
+    compared = variants.needed & active
+    chosen = (column >= 0) & compared[:, None]
+    column = column.clamp(min=0)
+    before = canvas.tokens.gather(1, column)
+    after = torch.where(chosen, variants.tokens.gather(1, at), before)
+    canvas.tokens.scatter_(1, column, after)
+    if canvas.layout.keep_history:
+        written = Written(column, before, after, canvas.step.clone(), canvas.prompts)
+        canvas.history.append(written)
+    record(canvas.commit_step, column, chosen, canvas.step.to(torch.int32)[:, None])
+    record(canvas.commit_confidence, column, chosen, confidence.float())
+    canvas.row_forwards += torch.where(compared, variants.count - 1, 0)
+
+
+def count_drafts(canvas: Canvas, active: Tensor, steps: Tensor, row_forwards: Tensor) -> None:
+    """Counts a pass over the drafts of rows `active` (B,), which took the steps since `steps` (B,).
+
+    Its steps were counted as a forward each; `row_forwards` (B,) are those before it.
+    """
+    drafts = canvas.drafts
+    assert drafts is not None
+    canvas.row_forwards = row_forwards + torch.where(active, drafts.count, 0)
+    drafts.note(active, canvas.step - steps)
+
+
+def _by_row(canvas: Canvas) -> dict[str, Tensor]:
+    """Returns the tensors of a canvas that have an entry a row, by name."""
+    tensors = {name: value for name, value in vars(canvas).items() if isinstance(value, Tensor)}
+    return {name: value for name, value in tensors.items() if name not in _SHARED}
