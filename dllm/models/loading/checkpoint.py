@@ -41,6 +41,11 @@ class Checkpoint:
         """Its folder; a hub id is downloaded."""
         return find_folder(self.name, self.revision)
 
+    @property
+    def commit(self) -> str | None:
+        """Its commit in the hub's cache, which keeps each in a folder of its name."""
+        return self.folder.name if self.folder.parent.name == "snapshots" else None
+
     @cached_property
     def config(self) -> dict[str, Any]:
         """Its config.json; a quantised checkpoint is refused."""

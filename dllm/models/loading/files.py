@@ -94,17 +94,16 @@ def _read_index(folder: Path) -> dict[str, str]:
 
 
 def _no_weights(folder: Path) -> CheckpointError:
-    pickles = sorted(
-        path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)
+    patterns = ("*.bin", "*.pt", "*.pth")
+    pickles = sorted(path.name for pattern in patterns for path in folder.glob(pattern))
+    if not pickles:
+        return CheckpointError(f"{folder} has neither {WEIGHTS} nor {INDEX}")
+    return CheckpointError(
+        f"{folder} has its weights as pickle ({first_few(pickles)}), which can run code when it is "
+        "read. Convert it once, where you trust it: "
+        "safetensors.torch.save_file(torch.load(file, weights_only=True), "
+        f'"{WEIGHTS}", metadata={{"format": "pt"}})'
     )
-    if pickles:
-        return CheckpointError(
-            f"{folder} has its weights as pickle ({first_few(pickles)}), which can run code when "
-            "it is read. Convert it once, where you trust it: "
-            "safetensors.torch.save_file(torch.load(file, weights_only=True), "
-            f'"{WEIGHTS}", metadata={{"format": "pt"}})'
-        )
-    return CheckpointError(f"{folder} has neither {WEIGHTS} nor {INDEX}")
 
 
 def _read_header(file: Path) -> dict[str, StoredTensor]:

@@ -57,11 +57,8 @@ def load(  # noqa: PLR0913 one argument for each choice that loading leaves open
     devices = place(network, chosen, device_map or {"": where})
     weights.fill(network, chosen, devices)
     dispatch(network, devices)
-    # The hub's cache keeps each commit in a folder of its name.
-    folder = checkpoint.folder
-    commit = folder.name if folder.parent.name == "snapshots" else None
     parts = (network, spec, tokenizer, defaults, checkpoint.config)
-    return speed_up(HostedModel(checkpoint.name, *parts, revision=commit), *ways)
+    return speed_up(HostedModel(checkpoint.name, *parts, revision=checkpoint.commit), *ways)
 
 
 def save(model: HostedModel, folder: str | Path, *, max_shard_size: str = "5GB") -> None:

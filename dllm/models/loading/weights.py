@@ -37,12 +37,13 @@ class Weights:
     def check(self, network: Transformer) -> None:
         """Raises CheckpointError unless the stored tensors are exactly those of the network."""
         wanted = {self.names.of(name): w.shape for name, w in network.named_parameters()}
-        allowed = {*wanted, self._head} if network.config.tie_embeddings else {*wanted}
-        missing = sorted(wanted.keys() - self.stored.keys())
+        shapes = {name: tensor.shape for name, tensor in self.stored.items()}
+        tied = {self._head} if network.config.tie_embeddings else set()
+        missing = sorted(wanted.keys() - shapes.keys())
         if missing:
             raise CheckpointError(f"{len(missing)} tensors are missing: {_list(missing, wanted)}")
-        shapes = {name: tensor.shape for name, tensor in self.stored.items()}
-        extra = sorted(name for name in shapes.keys() - allowed if not name.endswith(COMPUTED))
+        others = shapes.keys() - wanted.keys() - tied
+        extra = sorted(name for name in others if not name.endswith(COMPUTED))
         if extra:
             raise CheckpointError(
                 f"{len(extra)} tensors are not of this architecture: {_list(extra, shapes)}"
@@ -53,7 +54,7 @@ class Weights:
                 f"{len(wrong)} tensors have other shapes than config.json says: "
                 f"{_list(wrong, shapes)}; expected {_list(wrong, wanted)}"
             )
-        if network.config.tie_embeddings and self._head in shapes:
+        if tied & shapes.keys():
             self._check_tied_head()
 
     def fill(self, network: Transformer, dtype: torch.dtype, devices: Devices) -> None:
