@@ -39,8 +39,7 @@ from dllm.cli.options import (
     given,
 )
 from dllm.decoding.memory_limits import NotEnoughMemoryError
-from dllm.eval.compare.cache_error import CacheError, Observed, summarise
-from dllm.eval.compare.cache_error_run import CacheErrorRun
+from dllm.eval.compare.cache_error_run import CacheError, CacheErrorRun, Observed, summarise
 from dllm.eval.tasks import find_task
 from dllm.output import GenerationOutput
 from dllm.settings import resolve

@@ -12,8 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dllm.cli.paths import check_writable
-from dllm.eval.compare.cache_error import CacheError, Observed
-from dllm.eval.compare.cache_error_run import CacheErrorRun
+from dllm.eval.compare.cache_error_run import CacheError, CacheErrorRun, Observed
 from dllm.eval.tasks import Task
 from dllm.eval.tasks.task import Problem
 from dllm.settings import DEFAULT_BLOCK_LENGTH

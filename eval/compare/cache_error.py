@@ -1,22 +1,25 @@
-"""Cached passes beside exact ones in figures: errors of logits, what they change, what is saved."""
+"""Each pass of a cached decoding beside a full pass over the same canvas: errors and effects."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dllm import cache as caches
-from dllm import schedulers
-from dllm.eval.run.describe import short
+from dllm.cache.base import every_column
+from dllm.decoding.passes import Forward, PassRecord, in_window
+from dllm.decoding.shadow import run_shadowed, with_shadows
+from dllm.generate import Stream
+from dllm.metrics import Meter
+from dllm.models.model import DenoisingModel
 from dllm.output import GenerationOutput
-from dllm.settings import Settings
+from dllm.prompts import Prompts
+from dllm.settings import Settings, resolve
 from dllm.state.candidates import Candidates
-
-Answer = tuple[int, ...]
+from dllm.state.noise import CounterNoise
 
 
 @dataclass(frozen=True)
@@ -47,43 +50,109 @@ class Entries:
         return [dict(zip(vars(self), line, strict=True)) for line in zip(*columns, strict=True)]
 
 
-@dataclass(frozen=True)
-class Observed:
-    """A batch of prompts decoded with a cache and without one."""
+@dataclass
+class ErrorRecorder:
+    """An observer that runs the exact pass beside each pass and keeps the differences.
 
-    output: GenerationOutput
-    entries: Entries
-    reference: GenerationOutput
-    ends: tuple[int, ...]  # tokens that end an answer
-
-
-@dataclass(frozen=True)
-class CacheError:
-    """The changes and savings of one cache; means are over passes of a row, sums over prompts.
-
-    What is not defined is None: an order of one column, FLOPs of a wrapped module.
+    The exact pass is a full one without a store, on the canvas as it is: it costs time, but
+    writes nothing and draws no noise, so that the observed run goes as it would alone.
     """
 
-    cache: str
-    scheduler: str
-    prompts: int
-    passes: int  # compared with an exact one, counted for each row
-    max_error: float  # of a logit
-    mean_error: float  # of a logit, over all compared columns
-    divergence: float  # nats a column, KL(exact || cached)
-    same_tokens: float  # part of the compared columns
-    same_first: float  # part of the passes with the same most confident column
-    rank_correlation: float | None  # Spearman's rho of confidence
-    same_output: float  # part of the tokens, equal to those without a cache
-    same_rows: float  # part of the prompts with the same answer
-    forwards: float  # a prompt
-    tokens_fed: float  # a prompt
-    flops: float | None  # a prompt
-    flops_saved: float | None  # part of those without a cache
-    mean_age: float  # passes since the attended keys were written
-    max_age: float
-    store_bytes: int  # of the largest batch
-    correct: float | None = None  # part of the prompts, where the answers are known
+    parts: list[Entries] = field(default_factory=list)
+
+    def __call__(self, seen: PassRecord) -> None:
+        """Compares one pass."""
+        masked, width = seen.window.masked, seen.window.columns.shape[1]
+        cached, exact = seen.logits[:, :width], exact_logits(seen)
+        largest, mean = logit_error(cached, exact, masked)
+        # At temperature 0 no noise is drawn, whatever it is.
+        noise = CounterNoise(torch.zeros_like(seen.canvas.step))
+        sampling = replace(seen.sampling, temperature=0.0)
+        ours, theirs = (
+            sampling.propose(logits, noise, seen.window.columns, seen.canvas.step)
+            for logits in (cached, exact)
+        )
+        mean_age, max_age = ages(seen)
+        entries = Entries(
+            row=torch.arange(len(masked), device=masked.device),
+            step=seen.canvas.step.clone(),
+            num_masks=masked.sum(1).double(),
+            max_error=largest,
+            mean_error=mean,
+            divergence=divergence(cached, exact, masked),
+            same_tokens=(masked & (ours.token == theirs.token)).sum(1).double(),
+            same_first=same_first(ours, theirs, masked),
+            rank_correlation=rank_correlation(ours.confidence, theirs.confidence, masked),
+            mean_age=mean_age,
+            max_age=max_age,
+        )
+        self.parts.append(entries)
+
+    @property
+    def entries(self) -> Entries:
+        """All passes so far in their order, on the CPU, without rows that only waited."""
+        found = join(self.parts)
+        compared = found.num_masks > 0
+        return Entries(**{name: value[compared] for name, value in vars(found).items()})
+
+
+def join(parts: Sequence[Entries]) -> Entries:
+    """Returns the entries of all sets, on the CPU."""
+    names = [field.name for field in fields(Entries)]
+    if not parts:
+        return Entries(**{name: torch.empty(0, dtype=torch.float64) for name in names})
+    return Entries(**{name: torch.cat([getattr(p, name) for p in parts]).cpu() for name in names})
+
+
+def observe(
+    model: DenoisingModel, prompts: Prompts, settings: Settings | None = None, **given: Any
+) -> tuple[GenerationOutput, Entries]:
+    """Returns what `generate` returns, and how each pass compared with an exact one.
+
+    Arguments are those of `generate`. The metrics count the observed passes alone, but their
+    times hold the exact ones too.
+    """
+    recorder = ErrorRecorder()
+    settings = resolve(model.defaults, settings, given)
+    running = Stream(model, prompts, settings, observer=recorder)
+    for _ in running:
+        pass
+    return running.output, recorder.entries
+
+
+def exact_logits(seen: PassRecord) -> Tensor:
+    """Returns the window's logits (B, W, V) by a full pass over the same canvas."""
+    plan = every_column(seen.canvas, seen.model.spec, store=False, width=seen.progress.length)
+    forward = Forward(seen.model, None, Meter(seen.canvas.tokens.device))
+    columns, width = seen.plan.logit_columns, seen.window.columns.shape[1]
+    if columns is not None:
+        rows = plan.logit_rows.gather(1, columns)
+        plan = replace(plan, logit_rows=rows, logit_columns=columns)
+    if seen.num_shadows:  # alike in shape, or else rounding would differ
+        plan = with_shadows(plan, seen.canvas)
+        logits = run_shadowed(plan, seen.num_shadows, seen.canvas, forward)
+    else:
+        logits = forward(seen.canvas.tokens, plan)
+    return in_window(logits[:, :width], plan, width)
+
+
+def ages(seen: PassRecord) -> tuple[Tensor, Tensor]:
+    """Returns the mean and the largest age of the keys that each row attended to, (B,) float64.
+
+    Age is counted in passes, 0 for keys that this pass wrote. Shadows are left out.
+    """
+    layout, plan = seen.canvas.layout, seen.plan
+    if seen.store is None:
+        nothing = torch.zeros(layout.num_rows, device=plan.positions.device, dtype=torch.float64)
+        return nothing, nothing
+    num_keys = min(plan.num_keys, layout.num_columns)
+    first = slice(0, layout.num_rows * seen.num_variants, seen.num_variants)
+    age = seen.store.age(num_keys)[first].to(plan.positions.device).double()
+    visible = torch.ones_like(age, dtype=torch.bool)
+    if plan.attention_mask is not None:
+        visible = plan.attention_mask.any(1)[:, :num_keys]
+    age = torch.where(visible, age, 0)
+    return age.sum(1) / visible.sum(1).clamp(min=1), age.amax(1)
 
 
 def logit_error(logits: Tensor, exact: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,69 +208,3 @@ def _mean_rank(score: Tensor, chosen: Tensor) -> Tensor:
     below = torch.searchsorted(ordered, score)
     above = torch.searchsorted(ordered, score, right=True)
     return (below + above - 1).double() / 2
-
-
-def join(parts: Sequence[Entries]) -> Entries:
-    """Returns the entries of all sets, on the CPU."""
-    names = [field.name for field in fields(Entries)]
-    if not parts:
-        return Entries(**{name: torch.empty(0, dtype=torch.float64) for name in names})
-    return Entries(**{name: torch.cat([getattr(p, name) for p in parts]).cpu() for name in names})
-
-
-def summarise(settings: Settings, parts: Sequence[Observed]) -> CacheError:
-    """Returns the sum of all batches of one cache."""
-    found = join([part.entries for part in parts])
-    if not len(found):
-        raise ValueError("no pass was made: the prompts leave nothing to commit")
-    masks = found.num_masks
-    pairs = [pair for part in parts for pair in _answers(part)]
-    same = sum(sum(a == b for a, b in zip(*pair, strict=False)) for pair in pairs)
-    outputs = [part.output for part in parts]
-    flops, full = _flops(outputs), _flops([part.reference for part in parts])
-    correlation = float(found.rank_correlation.nanmean())
-    scheduler = schedulers.registry.create(settings.scheduler).summary()
-    return CacheError(
-        cache=short(caches.registry.create(settings.cache).summary(), caches.registry),
-        scheduler=short(scheduler, schedulers.registry),
-        prompts=len(pairs),
-        passes=len(found),
-        max_error=float(found.max_error.max()),
-        mean_error=_weighted(found.mean_error, masks),
-        divergence=_weighted(found.divergence, masks),
-        same_tokens=float(found.same_tokens.sum() / masks.sum()),
-        same_first=float(found.same_first.mean()),
-        rank_correlation=None if math.isnan(correlation) else correlation,
-        same_output=same / sum(max(map(len, pair)) for pair in pairs),
-        same_rows=sum(one == other for one, other in pairs) / len(pairs),
-        forwards=sum(row.forwards for out in outputs for row in out.metrics.rows) / len(pairs),
-        tokens_fed=sum(out.metrics.tokens_fed for out in outputs) / len(pairs),
-        flops=None if flops is None else flops / len(pairs),
-        flops_saved=None if flops is None or not full else 1 - flops / full,
-        mean_age=float(found.mean_age.mean()),
-        max_age=float(found.max_age.max()),
-        store_bytes=max(out.metrics.store_bytes for out in outputs),
-    )
-
-
-def _weighted(value: Tensor, weight: Tensor) -> float:
-    return float((value * weight).sum() / weight.sum())
-
-
-def _answers(part: Observed) -> list[tuple[Answer, Answer]]:
-    """Returns each row's tokens with and without the cache, up to the first end token."""
-    return [
-        (_answer(part.output, row, part.ends), _answer(part.reference, row, part.ends))
-        for row in range(len(part.output.sequences))
-    ]
-
-
-def _answer(out: GenerationOutput, row: int, ends: Sequence[int]) -> Answer:
-    tokens = out.sequences[row][out.metrics.rows[row].prompt_tokens :]
-    stops = (number + 1 for number, token in enumerate(tokens) if token in ends)
-    return tokens[: next(stops, len(tokens))]
-
-
-def _flops(outputs: Sequence[GenerationOutput]) -> int | None:
-    counted = [out.metrics.flops for out in outputs if out.metrics.flops is not None]
-    return sum(counted) if len(counted) == len(outputs) else None

@@ -166,12 +166,9 @@ def _files(path: str, part: Mapping[str, Any]) -> list[tuple[str, str]]:
         elif isinstance(value, str) and key != "name":
             file = Path(value).expanduser()
             if value != _EMBEDDED and file.is_file():
-                found.append((f"{path}.{key}", _digest(file)))
+                digest = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+                found.append((f"{path}.{key}", digest))
     return found
-
-
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
 
 
 def _changed(settings: Settings) -> dict[str, str]:

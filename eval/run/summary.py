@@ -52,18 +52,19 @@ def summarise(results: Sequence[Result]) -> Summary:
     """Returns the summary of the results of one run, of which there is at least one."""
     if not results:
         raise ValueError("there are no results to summarise")
-    scores = [result.correct for result in results if result.correct is not None]
-    count, correct, scored = len(results), sum(scores), len(scores)
+    judged = [result for result in results if result.correct is not None]
+    count, correct, scored = len(results), sum(bool(r.correct) for r in judged), len(judged)
     valid, raw = sum(r.valid_tokens for r in results), sum(r.raw_tokens for r in results)
     forwards, row_forwards = sum(r.forwards for r in results), sum(r.row_forwards for r in results)
-    problems = len({problem_id(result.id) for result in results})
-    low, high = _interval(results) if scored else (0.0, 1.0)
+    # Samples of one problem are alike: the problems are the trials, however often each was tried.
+    trials = len({problem_id(result.id) for result in judged})
+    low, high = wilson(correct * trials / scored, trials) if scored else (0.0, 1.0)
     names = short_names(results[0].settings)
     flops = [result.flops for result in results if result.flops is not None]
     return Summary(
         scheduler=names["scheduler"],
         cache=names["cache"],
-        problems=problems,
+        problems=len({problem_id(result.id) for result in results}),
         correct=correct,
         accuracy=_ratio(correct, scored),
         accuracy_low=low,
@@ -77,21 +78,10 @@ def summarise(results: Sequence[Result]) -> Summary:
         tokens_per_second=_ratio(valid, sum(r.seconds for r in results)),
         flops=sum(flops) / count if len(flops) == count else None,
         scored=scored,
-        scores=_further(results),
+        scores=_further(judged),
         verifier=names.get("verifier", ""),
         pass_at=passes(results),
     )
-
-
-def _interval(results: Sequence[Result]) -> tuple[float, float]:
-    """Returns the interval of the accuracy.
-
-    Samples of one problem are alike: the problems are the trials, whatever number each was tried.
-    """
-    judged = [result for result in results if result.correct is not None]
-    correct = sum(bool(result.correct) for result in judged)
-    problems = len({problem_id(result.id) for result in judged})
-    return wilson(correct * problems / len(judged), problems)
 
 
 def wilson(successes: float, trials: int) -> tuple[float, float]:
@@ -104,12 +94,12 @@ def wilson(successes: float, trials: int) -> tuple[float, float]:
     return max(min(centre - half, share), 0.0), min(max(centre + half, share), 1.0)
 
 
-def _further(results: Sequence[Result]) -> dict[str, float]:
+def _further(judged: Sequence[Result]) -> dict[str, float]:
     """Returns the mean of each score in the details, over the results that have it."""
     found: dict[str, list[bool]] = {}
-    for result in results:
+    for result in judged:
         for name, value in result.details.items():
-            if isinstance(value, bool) and result.correct is not None:
+            if isinstance(value, bool):
                 found.setdefault(name, []).append(value)
     return {name: sum(values) / len(values) for name, values in found.items()}
 

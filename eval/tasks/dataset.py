@@ -57,7 +57,7 @@ def _from_file(source: Source, file: Path) -> list[Record]:
 def _from_hub(source: Source) -> list[Record]:
     way_out = f"give {source.option} FILE, JSON lines with {', '.join(source.keys)}"
     try:
-        import datasets
+        import datasets  # optional, and slow to start
     except ModuleNotFoundError:
         raise ValueError(
             f"{source.path} is read from the hub with the package `datasets`, which is not "

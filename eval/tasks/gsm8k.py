@@ -9,8 +9,7 @@ from decimal import Decimal, InvalidOperation
 from functools import partial
 
 from dllm.eval.tasks.dataset import Record, Source, records
-from dllm.eval.tasks.task import Judgement, Problem, ReadTask, Task, TaskOptions
-from dllm.registry import nearest
+from dllm.eval.tasks.task import Judgement, Problem, ReadTask, Task, TaskOptions, choose
 
 _KEYS = ("question", "answer")
 _TEST = Source("openai/gsm8k", "main", "test", _KEYS)
@@ -52,10 +51,7 @@ DEFAULT_STYLE = "fewshot"
 
 def find_style(name: str | None) -> Style:
     """Returns a prompt style by name; raises ValueError that lists the known ones."""
-    name = name or DEFAULT_STYLE
-    if name not in STYLES:
-        raise ValueError(f"unknown style {name!r} of gsm8k: {nearest(name, STYLES)}")
-    return STYLES[name]
+    return choose("gsm8k", "style", name or DEFAULT_STYLE, STYLES)
 
 
 def read_task(options: TaskOptions) -> Task:

@@ -11,8 +11,7 @@ from typing import Literal
 
 from dllm.eval.sandbox import Sandbox, open_sandbox
 from dllm.eval.tasks.dataset import Record, Source, records
-from dllm.eval.tasks.task import Judgement, Problem, ReadTask, Task, TaskOptions
-from dllm.registry import nearest
+from dllm.eval.tasks.task import Judgement, Problem, ReadTask, Task, TaskOptions, choose
 
 _KEYS = ("task_id", "prompt", "entry_point", "canonical_solution", "test")
 _TEST = Source("openai/openai_humaneval", None, "test", _KEYS)
@@ -78,10 +77,7 @@ DEFAULT_STYLE = "base"
 
 def find_style(name: str | None) -> Style:
     """Returns a prompt style by name; raises ValueError that lists the known ones."""
-    name = name or DEFAULT_STYLE
-    if name not in STYLES:
-        raise ValueError(f"unknown style {name!r} of humaneval: {nearest(name, STYLES)}")
-    return STYLES[name]
+    return choose("humaneval", "style", name or DEFAULT_STYLE, STYLES)
 
 
 def read(options: TaskOptions) -> dict[str, Record]:

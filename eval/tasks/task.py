@@ -7,7 +7,11 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+
+from dllm.registry import nearest
+
+Choice = TypeVar("Choice")
 
 Split = Literal["train", "validation", "test"]
 Maker = Callable[[random.Random], tuple[str, str, str]]  # of prompt, response and answer
@@ -138,6 +142,13 @@ class ReadTask:
             scored=scored,
             notes=notes,
         )
+
+
+def choose(task: str, noun: str, name: str, known: Mapping[str, Choice]) -> Choice:
+    """Returns what a task has under a name; raises ValueError that lists the known ones."""
+    if name not in known:
+        raise ValueError(f"unknown {noun} {name!r} of {task}: {nearest(name, known)}")
+    return known[name]
 
 
 def split_of(prompt: str) -> str:

@@ -21,17 +21,18 @@ from torch import Tensor
 import dllm
 from dllm.cli.main import main
 from dllm.decoding.passes import PassRecord
-from dllm.eval.compare import cache_error_run
+from dllm.eval.compare import cache_error as module
 from dllm.eval.compare.cache_error import (
     Entries,
+    ErrorRecorder,
     divergence,
     logit_error,
+    observe,
     rank_correlation,
     same_first,
-    summarise,
 )
-from dllm.eval.compare.cache_error_run import CacheErrorRun, ErrorRecorder, cache_error, observe
-from dllm.eval.compare.cache_error_run import ages as ages_of
+from dllm.eval.compare.cache_error import ages as ages_of
+from dllm.eval.compare.cache_error_run import CacheErrorRun, cache_error, summarise
 from dllm.settings import Settings
 from dllm.state.candidates import Candidates
 from dllm.state.noise import CounterNoise
@@ -100,7 +101,7 @@ def test_watching_draws_no_noise(cache: str, monkeypatch: pytest.MonkeyPatch) ->
         def tokens(self, columns: Tensor, step: Tensor, vocab_size: int) -> Tensor:
             pytest.fail("proposals are compared without noise")
 
-    monkeypatch.setattr(cache_error_run, "CounterNoise", Silent)
+    monkeypatch.setattr(module, "CounterNoise", Silent)
     observe(model, prompts, seed=1, **options)
 
 

@@ -15,10 +15,9 @@ from typing import Any
 
 from dllm.eval.tasks.parallel_bench import grid, waiting_line
 from dllm.eval.tasks.parallel_bench.instance import Instance
-from dllm.eval.tasks.task import Judgement, Problem, Split, Task, TaskOptions, split_of
-from dllm.registry import nearest
+from dllm.eval.tasks.task import Judgement, Problem, Split, Task, TaskOptions, choose, split_of
 
-STYLES = ("plain", "chat")
+STYLES = {"plain": False, "chat": True}  # whether prompts are chats
 FEWEST_NAMES = 2  # one name has no other order
 MOST_NAMES = len(waiting_line.NAMES) - 1  # somebody has to be left to join the line
 _TASK, _ANSWER = "Task:", "Answer:"
@@ -42,12 +41,8 @@ class Selection:
 
     def __post_init__(self) -> None:
         for family in self.families:
-            if family not in FAMILIES:
-                known = nearest(family, FAMILIES)
-                raise ValueError(f"unknown family {family!r} of parallel_bench: {known}")
-        if self.style not in STYLES:
-            known = nearest(self.style, STYLES)
-            raise ValueError(f"unknown style {self.style!r} of parallel_bench: {known}")
+            choose("parallel_bench", "family", family, FAMILIES)
+        choose("parallel_bench", "style", self.style, STYLES)
         if not FEWEST_NAMES <= self.shortest <= self.longest <= MOST_NAMES:
             raise ValueError(
                 f"names={self.shortest}-{self.longest} must lie between {FEWEST_NAMES} and "
@@ -141,13 +136,12 @@ def _of_family(selection: Selection, family: str, split: Split, seed: int) -> It
     for number, instance in enumerate(asked):
         others = (other for other in solved if other.question != instance.question)
         examples = [(e.question, e.response) for e in islice(others, selection.shots)]
-        chat = selection.style == "chat"
         yield Question(
             id=f"{family}-{split}-{seed}-{number}",
             prompt=_text(examples, instance.question),
             response=instance.response,
             answer=instance.response,
-            turns=_turns(examples, instance.question) if chat else (),
+            turns=_turns(examples, instance.question) if STYLES[selection.style] else (),
             family=family,
             instance=instance,
         )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cache, partial
+from dataclasses import dataclass, replace
+from functools import cache
 from itertools import chain, islice
 
 from dllm.eval.tasks.parallel_bench.instance import Answer, Instance
@@ -17,7 +17,6 @@ EMPTY = "_"
 LETTERS = "ABCDEFGH"  # of Latin squares
 FEWEST_GIVEN, MOST_GIVEN = 2, 6
 NUM_CLUES = 12  # of sudokus
-_DIGITS = ("1", "2", "3", "4")
 _BETWEEN = re.compile(r"[\s|,\[\]\"'`]+")  # cells, in whatever way a model writes a grid
 
 
@@ -98,27 +97,24 @@ def latin_square(source: random.Random) -> Grid:
     """Returns a random square of four letters with two to six given cells and some choice left."""
     symbols = tuple(sorted(source.sample(LETTERS, SIZE)))
     rule = f"each row and column has {', '.join(symbols)} once."
-    while True:
-        num_given = partial(source.randint, FEWEST_GIVEN, MOST_GIVEN)
-        grid = _emptied(source, symbols, rule, num_given, boxes=False)
-        if len(list(islice(grid.outputs(), 2))) == 2:
-            return grid
+    empty = Grid((), symbols, False, rule, ())
+    return _drawn(source, empty, lambda: source.randint(FEWEST_GIVEN, MOST_GIVEN), choice=True)
 
 
 def sudoku(source: random.Random) -> Grid:
     """Returns a random sudoku of twelve given cells, drawn again until it has one solution."""
     rule = "each row, column and 2x2 box has 1, 2, 3, 4 once."
+    empty = Grid((), ("1", "2", "3", "4"), True, rule, ())
+    return _drawn(source, empty, lambda: NUM_CLUES, choice=False)
+
+
+def _drawn(source: random.Random, empty: Grid, num_given: Callable[[], int], choice: bool) -> Grid:
+    """Returns a random grid of that kind, with several solutions or with one."""
     while True:
-        grid = _emptied(source, _DIGITS, rule, lambda: NUM_CLUES, boxes=True)
-        if len(list(islice(grid.outputs(), 2))) == 1:
+        digits = source.choice(full_grids(empty.boxes))
+        filled = tuple(empty.symbols[digit] for digit in digits)
+        given = set(source.sample(range(SIZE**2), num_given()))
+        cells = tuple(s if cell in given else EMPTY for cell, s in enumerate(filled))
+        grid = replace(empty, cells=cells, filled=filled)
+        if len(list(islice(grid.outputs(), 2))) == 1 + choice:
             return grid
-
-
-def _emptied(
-    source: random.Random, symbols: Answer, rule: str, num_given: Callable[[], int], boxes: bool
-) -> Grid:
-    """Returns a random full grid of which so many cells are given."""
-    filled = tuple(symbols[digit] for digit in source.choice(full_grids(boxes)))
-    given = set(source.sample(range(SIZE**2), num_given()))
-    cells = tuple(s if cell in given else EMPTY for cell, s in enumerate(filled))
-    return Grid(cells, symbols, boxes, rule, filled)
