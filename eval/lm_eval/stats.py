@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from dllm import schedulers
 from dllm.decoding.speculation import verifiers
 from dllm.eval.lm_eval.arguments import ArgumentError, Arguments
 from dllm.eval.lm_eval.likelihood import Continuation, Score
-from dllm.eval.run.results import mend
+from dllm.eval.run.results import append_lines, mend
 from dllm.models.model import HostedModel
 from dllm.output import GenerationOutput
 from dllm.settings import Settings
@@ -126,14 +125,8 @@ class Stats:
 
     def write(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Appends lines and waits until they are on the disk."""
-        if self.path is None:
-            return
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(
-                json.dumps({"run": self.described["run"], **line}) + "\n" for line in lines
-            )
-            file.flush()
-            os.fsync(file.fileno())
+        if self.path is not None:
+            append_lines(self.path, ({"run": self.described["run"], **line} for line in lines))
 
 
 def _ratio(count: float, total: float) -> float:

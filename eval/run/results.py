@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -92,8 +92,13 @@ def read_lines(path: Path) -> Iterator[Result]:
 def append(path: Path, results: Sequence[Result]) -> None:
     """Writes results and waits until they are on the disk, so that a kill loses none of them."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    append_lines(path, map(asdict, results))
+
+
+def append_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a line of JSON for each mapping and waits until they are on the disk."""
     with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(asdict(result)) + "\n" for result in results)
+        file.writelines(json.dumps(line) + "\n" for line in lines)
         file.flush()
         os.fsync(file.fileno())
 

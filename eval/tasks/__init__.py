@@ -14,14 +14,16 @@ from dllm.registry import nearest
 _FIRST = ("arithmetic", "lists", "functions")  # in listings, by difficulty; the others by name
 
 
-_names = [module.name for module in pkgutil.iter_modules(__path__)]
-_modules = [
-    importlib.import_module(f"{__name__}.{name}")
-    for name in sorted(_names, key=lambda name: ((*_FIRST, name).index(name), name))
-]
-_declared = [module.TASK for module in _modules if hasattr(module, "TASK")]
-TASKS = {task.name: task for task in _declared if isinstance(task, Task)}  # made here
-READ = {task.name: task for task in _declared if isinstance(task, ReadTask)}
+def declared() -> list[Task | ReadTask]:
+    """Returns the `TASK` of each module and folder in here that has one."""
+    names = [module.name for module in pkgutil.iter_modules(__path__)]
+    names.sort(key=lambda name: ((*_FIRST, name).index(name), name))
+    modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
+    return [module.TASK for module in modules if hasattr(module, "TASK")]
+
+
+TASKS = {task.name: task for task in declared() if isinstance(task, Task)}  # made here
+READ = {task.name: task for task in declared() if isinstance(task, ReadTask)}
 
 
 def find_task(name: str, options: TaskOptions | None = None) -> Task:

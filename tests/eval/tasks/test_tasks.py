@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dllm.eval import tasks
 from dllm.eval.tasks import READ, TASKS, Task, find_task
 from dllm.eval.tasks.task import TaskOptions
 from tests.support import DATA
@@ -54,3 +57,14 @@ def test_the_response_is_right_and_nothing_is_not(name: str) -> None:
             assert task.is_correct(problem, problem.response)
             assert task.judgement(problem, problem.response).correct
         assert not task.is_correct(problem, "")
+
+
+def test_a_new_task_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = [task.name for task in tasks.declared()]
+    assert known == [*known[:3], *sorted(known[3:])]
+    lines = ["from dataclasses import replace", "from dllm.eval.tasks.lists import TASK as LISTS"]
+    lines.append("TASK = replace(LISTS, name='newly_written')")
+    (tmp_path / "newly_written.py").write_text("\n".join(lines), encoding="utf-8")
+    monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "dllm.eval.tasks.newly_written", raising=False)
+    assert sorted(task.name for task in tasks.declared()) == sorted([*known, "newly_written"])
