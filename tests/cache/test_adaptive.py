@@ -35,6 +35,7 @@ from dllm.settings import Settings
 from dllm.state.canvas import Canvas
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore
+from tests.support.marks import crossed, some
 from tests.support.models import MODELS, Watched, golden_model, random_prompts
 
 NAMES = ("llada_gqa", "dream_gqa")
@@ -63,8 +64,7 @@ def watch(name: str, cache: Any, check: Any, **given: Any) -> None:
 # Refreshes within a block
 
 
-@pytest.mark.parametrize("cache", ["prefix", "dual"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "cache"), crossed(NAMES, ("prefix", "dual")))
 def test_a_refresh_at_each_forward_is_exact(name: str, cache: str) -> None:
     exact = run(name, "none").sequences
     assert run(name, f"{cache}:refresh_every=1").sequences == exact
@@ -111,8 +111,7 @@ class Delayed(DualCache):
         return super().plan(canvas, status, spec)
 
 
-@pytest.mark.parametrize("delay", [0, 1, 2])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "delay"), crossed(NAMES, (0, 1, 2)))
 def test_all_keys_kept_is_a_dual_cache(name: str, delay: int) -> None:
     dual = run(name, Delayed(delay=delay))
     everything = run(name, SparseCache(keep=1, delay=delay))
@@ -121,7 +120,7 @@ def test_all_keys_kept_is_a_dual_cache(name: str, delay: int) -> None:
     assert run(name, SparseCache(keep=0.5, delay=delay)).sequences != dual.sequences
 
 
-@pytest.mark.parametrize("given", FORMS)
+@pytest.mark.parametrize("given", some(FORMS, every=2))
 def test_all_keys_kept_is_a_dual_cache_for_every_kind_of_scheduler(given: Any) -> None:
     dual = run("llada_gqa", Delayed(delay=1), seed=0, **given)
     assert run("llada_gqa", SparseCache(keep=1), seed=0, **given).sequences == dual.sequences
@@ -322,9 +321,9 @@ def test_a_block_costs_two_full_passes() -> None:
 @pytest.mark.parametrize(
     ("name", "given"),
     [
-        (name, given)
+        pytest.param(name, given, marks=[pytest.mark.slow] * (place % 2))
         for name, forms in (("llada_gqa", FORMS), ("dream_gqa", FORMS[:3]))
-        for given in forms
+        for place, given in enumerate(forms)
     ],
 )
 def test_everything_chosen_is_exact(name: str, given: Any) -> None:
@@ -634,7 +633,7 @@ def test_wrong_options_are_explained(cache: str, said: str) -> None:
 # dLLM-Cache
 
 
-@pytest.mark.parametrize("given", FORMS)
+@pytest.mark.parametrize("given", some(FORMS, every=2))
 def test_computing_all_at_each_pass_is_exact(given: Any) -> None:
     exact = run("llada_gqa", "none", seed=0, **given).sequences
     adaptive = "dllm_cache:1,answer_every=9,adaptive=1"

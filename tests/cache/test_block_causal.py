@@ -23,6 +23,7 @@ from dllm.models.transformer import Transformer
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore
 from tests.support.laws import COUNTED
+from tests.support.marks import crossed
 from tests.support.models import BLOCK, CONFIG, MASK, family_model, golden_model, random_prompts
 
 NEW = 16
@@ -104,23 +105,24 @@ def assert_exact(model: dllm.HostedModel, prompts: Any, cached: Any, **options: 
     return quick.output
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS, ids=str)
-@pytest.mark.parametrize("name", ["sdar", "fast_dllm_v2"])
+@pytest.mark.parametrize(("name", "scheduler"), crossed(("sdar", "fast_dllm_v2"), SCHEDULERS))
 def test_every_logit_is_that_of_no_cache(name: str, scheduler: Any) -> None:
     out = assert_exact(family_model(name), RAGGED, "block_causal", scheduler=scheduler)
     assert set(out.metrics.forwards) == {"step"}
 
 
-@pytest.mark.parametrize("at_eos", ["ignore", "stop", "skip", "block", "truncate"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "at_eos"), crossed(MODELS, ("ignore", "stop", "skip", "block", "truncate"))
+)
 def test_exact_with_every_rule_for_end_tokens(name: str, at_eos: str) -> None:
     ends = list(range(0, 126, 12))
     options = {"eos_token_id": ends, "scheduler": "threshold:0.4", "max_new_tokens": 32}
     assert_exact(family_model(name), RAGGED, "block_causal", at_eos=at_eos, **options)
 
 
-@pytest.mark.parametrize("scheduler", ["end_of_text:threshold:0.4", "prophet:inner=threshold"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "scheduler"), crossed(MODELS, ("end_of_text:threshold:0.4", "prophet:inner=threshold"))
+)
 def test_methods_that_see_the_whole_row_see_it_up_to_the_block(name: str, scheduler: str) -> None:
     ends = list(range(0, 126, 12))
     options = {"eos_token_id": ends, "scheduler": scheduler, "max_new_tokens": 32}
@@ -130,8 +132,7 @@ def test_methods_that_see_the_whole_row_see_it_up_to_the_block(name: str, schedu
     assert cached.sequences == exact.sequences
 
 
-@pytest.mark.parametrize("block", [2, 4, 8, 16])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "block"), crossed(MODELS, (2, 4, 8, 16)))
 def test_exact_in_parts_and_multiples_of_the_block(name: str, block: int) -> None:
     options = {"block_length": block, "max_new_tokens": 32, "scheduler": "token_editing:0.3"}
     assert_exact(family_model(name), RAGGED, "block_causal", **options)
@@ -261,8 +262,7 @@ def test_a_long_prompt_is_read_in_parts(name: str) -> None:
     assert max(p.positions.shape[1] for p in recorded.plans) <= 16 + 2 * 3 * BLOCK
 
 
-@pytest.mark.parametrize("cached", ["block_causal:8", "sub_block:4"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "cached"), crossed(MODELS, ("block_causal:8", "sub_block:4")))
 def test_stale_slots_are_never_read(name: str, cached: str) -> None:
     class Poisoned(Recorded):
         def new_store(self, num_rows: int, num_columns: int) -> KVStore:
@@ -329,8 +329,7 @@ def oracle(model: dllm.HostedModel, prompt: list[int], part: int, sure: float) -
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("part", [2, 4, 8])
-@pytest.mark.parametrize("name", ["sdar", "fast_dllm_v2"])
+@pytest.mark.parametrize(("name", "part"), crossed(("sdar", "fast_dllm_v2"), (2, 4, 8)))
 def test_sub_blocks_follow_the_rule_written_in_plain_loops(name: str, part: int) -> None:
     model, prompts = family_model(name), [*RAGGED, list(range(37, 50))]
     options = {
@@ -477,8 +476,13 @@ def test_what_cannot_be_served_is_explained() -> None:
         )
 
 
-@pytest.mark.parametrize("cached", ["block_causal:8", "sub_block:4"])
-@pytest.mark.parametrize("scheduler", ["threshold:0.4", "token_editing:0.4", "lopa:0.6,branches=3"])
+@pytest.mark.parametrize(
+    ("scheduler", "cached"),
+    crossed(
+        ("threshold:0.4", "token_editing:0.4", "lopa:0.6,branches=3"),
+        ("block_causal:8", "sub_block:4"),
+    ),
+)
 def test_one_host_transfer_a_step(
     scheduler: str, cached: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import pytest
 
 from dllm.cli.main import main
 from dllm.cli.paths import said
+from tests.support.processes import start_dllm, wait_until
 
 QUESTION = "tom has 53 pens. tom loses 3. how many pens does tom have?"
 
@@ -310,25 +310,16 @@ def test_ctrl_c_during_eval_keeps_the_rows_and_the_run_goes_on(
     inside: Inside, tmp_path: Path
 ) -> None:
     output = tmp_path / "rows.jsonl"
-    arguments = ["eval", "-s", "fixed_quota", "--limit", "24", "--batch-size", "2"]
+    arguments = ["eval", "-s", "fixed_quota", "--limit", "12", "--batch-size", "2"]
     arguments += ["--output", str(output)]
-    # Jobs in the background of a script ignore Ctrl-C, and so would their children.
-    listening = "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    listening += "runpy.run_module('dllm', run_name='__main__')"
-    process = subprocess.Popen(
-        [sys.executable, "-c", listening, *arguments],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    deadline = time.monotonic() + 90
-    while not (output.exists() and output.stat().st_size) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    process = start_dllm(*arguments)
+    wait_until(lambda: output.exists() and output.stat().st_size > 0, process)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     kept = len(output.read_text().splitlines())
     assert process.returncode == 130, stderr
-    assert b"goes on" in stderr
-    assert 2 <= kept < 24
+    assert "goes on" in stderr
+    assert 2 <= kept < 12
     summary = inside(*arguments, "--json").json["rows"][0]
-    assert summary["problems"] == 24
-    assert len(output.read_text().splitlines()) == 24
+    assert summary["problems"] == 12
+    assert len(output.read_text().splitlines()) == 12

@@ -18,7 +18,17 @@ from dllm.state.candidates import Candidates, rank
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore
 from dllm.state.window import State
-from tests.support.laws import COUNTED, SCHEDULERS, SLOTS, is_first, pairs_on, partner, text_of
+from tests.support.laws import (
+    COUNTED,
+    SCHEDULERS,
+    SLOTS,
+    caches_on,
+    is_first,
+    pairs_on,
+    partner,
+    text_of,
+)
+from tests.support.marks import crossed
 from tests.support.models import family_model, golden_model, random_prompts
 
 ENDS = [6, 9, 13, 29, 72, 113]  # common enough that rows end at different steps
@@ -71,38 +81,35 @@ def test_shifted_models(cache: str) -> None:
         assert_same(model, random_prompts(5), size, scheduler="threshold:0.4", cache=cache)
 
 
-@pytest.mark.parametrize("cache", BLOCK_CAUSAL)
-@pytest.mark.parametrize("name", ["sdar", "fast_dllm_v2"])
-def test_block_causal_models(name: str, cache: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "cache", "scheduler"),
+    crossed(
+        ("sdar", "fast_dllm_v2"),
+        BLOCK_CAUSAL,
+        ("threshold:0.3", "fixed_quota:order=random", "token_editing:0.3,post_steps=3"),
+    ),
+)
+def test_block_causal_models(name: str, cache: str, scheduler: str) -> None:
     prompts = random_prompts(6, seed=1, low=2, high=50)
-    for scheduler in (
-        "fixed_quota:order=random",
-        "threshold:0.3",
-        "token_editing:0.3,post_steps=3",
-    ):
-        options = {"scheduler": scheduler, "cache": cache, "block_length": None}
-        assert_same(family_model(name), prompts, 2, **options)
+    options = {"scheduler": scheduler, "cache": cache, "block_length": None}
+    assert_same(family_model(name), prompts, 2, **options)
 
 
 @pytest.mark.parametrize(
-    ("cache", "verifier"),
-    [
-        pytest.param(cache, verifier, marks=() if cache == fast else pytest.mark.slow)
-        for verifier, fast in (
-            ("ssd:3", "dual"),
-            ("freedave:7,adaptive=true", "none"),
-            ("ssd:3,execution=tree", "none"),
-        )
-        for cache in ("none", "prefix", "dual")
-    ],
+    ("cache", "verifier", "temperature"),
+    crossed(
+        ("dual", "none", "prefix"),
+        ("ssd:3", "freedave:7,adaptive=true", "ssd:3,execution=tree"),
+        (0.0, 0.6),
+    ),
 )
-def test_a_verifier_begins_anew_with_each_row(cache: str, verifier: str) -> None:
+def test_a_verifier_begins_anew_with_each_row(
+    cache: str, verifier: str, temperature: float
+) -> None:
+    options = {"scheduler": "threshold:0.7", "cache": cache, "temperature": temperature}
     model, prompts = golden_model("llada_gqa"), random_prompts(5)
-    for options in ({"temperature": 0.0}, {"temperature": 0.6}):
-        out = assert_same(
-            model, prompts, 2, scheduler="threshold:0.7", cache=cache, verifier=verifier, **options
-        )
-        assert len({row.accepted for row in out.metrics.rows}) > 1
+    out = assert_same(model, prompts, 2, verifier=verifier, **options)
+    assert len({row.accepted for row in out.metrics.rows}) > 1
 
 
 def test_a_verifier_of_a_block_causal_model() -> None:
@@ -221,14 +228,11 @@ class Poisoned:
     ("name", "cache"),
     [
         *(
-            ("llada_gqa", cache)
-            for cache in (
-                *("prefix", "dual:vicinity_after=5", "dkv:3", "sparse:0.5,kernel=3", "dkv@pd:3"),
-                *("window_diffusion:4,window=10,refresh=5", "d2cache:4", "dllm_cache:6"),
-            )
+            pytest.param("llada_gqa", cache, marks=() if is_first(cache) else pytest.mark.slow)
+            for cache in caches_on("llada_gqa")
+            if dllm.cache.registry.create(cache).stores
         ),
-        *(("sdar", cache) for cache in BLOCK_CAUSAL),
-        *(("fast_dllm_v2", cache) for cache in BLOCK_CAUSAL),
+        *crossed(("sdar", "fast_dllm_v2"), BLOCK_CAUSAL),
     ],
 )
 def test_what_was_stored_for_the_row_before_is_never_read(name: str, cache: str) -> None:
@@ -293,8 +297,13 @@ def test_lockstep_waits_for_the_next_block() -> None:
         before = event.prompts
 
 
-@pytest.mark.parametrize("cache", ["none", "dual", "dkv:3", "window_diffusion:4,window=9"])
-@pytest.mark.parametrize("scheduler", ["threshold:0.4", "rcr", "ete:0.5"])
+@pytest.mark.parametrize(
+    ("cache", "scheduler"),
+    crossed(
+        ("none", "dual", "dkv:3", "window_diffusion:4,window=9"),
+        ("threshold:0.4", "rcr", "ete:0.5"),
+    ),
+)
 def test_one_transfer_a_step_also_when_rows_enter(
     cache: str, scheduler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,6 +37,7 @@ from dllm.settings import Settings
 from dllm.state.candidates import Candidates
 from dllm.state.noise import CounterNoise
 from dllm.state.store import KVStore, StoreShape
+from tests.support.marks import crossed
 from tests.support.models import golden_model, random_prompts
 from tests.support.oracles import hosted
 
@@ -105,8 +106,9 @@ def test_watching_draws_no_noise(cache: str, monkeypatch: pytest.MonkeyPatch) ->
     observe(model, prompts, seed=1, **options)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
-@pytest.mark.parametrize("name", ["llada_gqa", "dream_gqa"])
+@pytest.mark.parametrize(
+    ("name", "dtype"), crossed(("llada_gqa", "dream_gqa"), ("float32", "float64", "bfloat16"))
+)
 def test_what_is_exact_shows_exactly_nothing(name: str, dtype: str) -> None:
     model, prompts = golden_model(name, dtype), random_prompts(4)
     wide = {"name": "dual", "vicinity_before": 64, "vicinity_after": 64}
@@ -128,9 +130,10 @@ def test_no_cache_is_exact_with_every_kind_of_scheduler(scheduler: str) -> None:
         assert exact(entries)
 
 
-@pytest.mark.parametrize("guidance", [0.0, 1.5])
-@pytest.mark.parametrize("cache", ["prefix", "dual"])
-@pytest.mark.parametrize("name", ["llada_gqa", "dream_gqa"])
+@pytest.mark.parametrize(
+    ("name", "cache", "guidance"),
+    crossed(("llada_gqa", "dream_gqa"), ("prefix", "dual"), (0.0, 1.5)),
+)
 def test_only_refreshes_are_exact(name: str, cache: str, guidance: float) -> None:
     model, prompts = golden_model(name), random_prompts(3)
     options: dict[str, Any] = {**SLOTS, "cache": cache, "guidance_scale": guidance}

@@ -53,6 +53,11 @@ def run(name: str, scheduler: Any, data: dict[str, Any]) -> Any:
     return out.sequences, out.trace.commit_step.tolist()
 
 
+def on(model: str) -> list[Any]:
+    """Returns all models, of which one is in the fast suite."""
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name != model)) for name in MODELS]
+
+
 runs = st.fixed_dictionaries(
     {
         "rows": st.integers(1, 3),
@@ -63,7 +68,7 @@ runs = st.fixed_dictionaries(
 )
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", on("llada_gqa"))
 @settings(deadline=None, max_examples=EXAMPLES)
 @given(data=runs)
 def test_one_token_a_step(name: str, data: dict[str, Any]) -> None:
@@ -72,7 +77,7 @@ def test_one_token_a_step(name: str, data: dict[str, Any]) -> None:
         assert run(name, scheduler, data) == expected, scheduler
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", on("dream_gqa"))
 @settings(deadline=None, max_examples=EXAMPLES)
 @given(data=runs)
 def test_one_forward_a_block(name: str, data: dict[str, Any]) -> None:
@@ -81,7 +86,7 @@ def test_one_forward_a_block(name: str, data: dict[str, Any]) -> None:
         assert run(name, scheduler, data) == expected, scheduler
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", on("llada_mha"))
 @settings(deadline=None, max_examples=EXAMPLES)
 @given(data=runs, threshold=st.sampled_from([0.2, 0.35, 0.5, 0.8]))
 def test_what_reduces_to_the_threshold(name: str, data: dict[str, Any], threshold: float) -> None:

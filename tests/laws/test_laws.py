@@ -11,6 +11,7 @@ import dllm
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore
 from tests.support.laws import (
+    OF_SCHEDULERS,
     SLOTS,
     caches_on,
     check_fixed_tokens,
@@ -22,21 +23,25 @@ from tests.support.laws import (
     refusal,
     text_of,
 )
+from tests.support.marks import crossed
 from tests.support.models import MODELS, Poisoned, golden_model, random_prompts
 
 CORE = "dkv:3"  # the cache that leaves most logits out
 
 
-def pairs(model: str = "llada_gqa", *, others: bool = True) -> list[Any]:
+def pairs(model: str = "llada_gqa", *, further: bool = False) -> list[Any]:
     """Returns all schedulers with all caches that serve a model, most of them as slow tests.
 
     The fast suite has each scheduler once, with the core, and each cache once, with a plain
-    scheduler; without `others` the schedulers alone.
+    scheduler; of a `further` model every third scheduler alone.
     """
-    found = []
+    found, few = [], list(OF_SCHEDULERS)[::3]
     for scheduler, cache in pairs_on(model):
         fast = cache == CORE and is_first(scheduler)
-        fast = fast or (others and scheduler == partner(model, cache))
+        if further:
+            fast = fast and name_of(scheduler) in few
+        else:
+            fast = fast or scheduler == partner(model, cache)
         marks = () if fast else (pytest.mark.slow,)
         name = f"{text_of(scheduler)}-{text_of(cache)}"
         found.append(pytest.param(scheduler, cache, marks=marks, id=name))
@@ -48,7 +53,7 @@ def test_a_row_does_not_depend_on_its_batch(scheduler: Any, cache: Any) -> None:
     check_alone("llada_gqa", scheduler, cache)
 
 
-@pytest.mark.parametrize(("scheduler", "cache"), pairs("dream_gqa", others=False))
+@pytest.mark.parametrize(("scheduler", "cache"), pairs("dream_gqa", further=True))
 def test_a_row_of_a_shifted_model_does_not_either(scheduler: Any, cache: Any) -> None:
     reason = refusal("dream_gqa", scheduler, cache)
     if reason:
@@ -81,8 +86,7 @@ def test_sampling_does_not_depend_on_the_batch() -> None:
     assert other.sequences != together.sequences
 
 
-@pytest.mark.parametrize("cache", caches_on("llada_gqa"))
-@pytest.mark.parametrize("name", [pytest.param("llada_mha", marks=pytest.mark.slow), *MODELS[1:]])
+@pytest.mark.parametrize(("name", "cache"), crossed(MODELS[::-1], caches_on("llada_gqa")))
 def test_stale_slots_are_never_read(name: str, cache: Any) -> None:
     model: Any = golden_model(name)
     prompts = random_prompts(4)
@@ -140,8 +144,7 @@ class Refreshing:
         return self.plan_of(canvas, replace(status, entered=True), spec)
 
 
-@pytest.mark.parametrize("cache", ["prefix", "dual"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "cache"), crossed(MODELS, ("prefix", "dual")))
 def test_refreshing_at_every_step_equals_no_cache(
     name: str, cache: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ from dllm.models.speed.captured import Captured, CaptureError, Work
 from dllm.settings import Settings
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore, StoreShape
+from tests.support.marks import crossed
 from tests.support.speed import PROMPTS, cases, decode, decodings, model_of, usual
 
 DUAL = {"cache": "dual", "scheduler": "fixed_quota"}
@@ -162,8 +163,9 @@ def test_observed_passes_run_as_they_are() -> None:
     assert runner.num_captured == 0
 
 
-@pytest.mark.parametrize("scheduler", ["wino", "ete:0.9", "lopa", "klass"])
-@pytest.mark.parametrize("cache", ["none", "dual"])
+@pytest.mark.parametrize(
+    ("cache", "scheduler"), crossed(("none", "dual"), ("wino", "ete:0.9", "lopa", "klass"))
+)
 def test_methods_with_passes_of_their_own(scheduler: str, cache: str) -> None:
     settings = {"scheduler": scheduler, "cache": cache}
     model, _, _ = captured(model_of("llada_gqa"))

@@ -21,6 +21,7 @@ from dllm.models.transformer import Transformer
 from tests.golden import replay
 from tests.golden.methods import METHODS
 from tests.support import GOLDEN
+from tests.support.marks import crossed
 from tests.support.models import MODELS, golden_model, random_prompts
 from tests.support.oracles import ORACLES, hosted
 
@@ -43,8 +44,9 @@ def counted(model: HostedModel, **given: Any) -> tuple[dllm.Metrics, int]:
     return out.metrics, counter.get_total_flops()
 
 
-@pytest.mark.parametrize("cache", ["none", "prefix", "dual:vicinity_before=3"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "cache"), crossed(MODELS, ("none", "prefix", "dual:vicinity_before=3"))
+)
 def test_flops_are_those_that_torch_counts(name: str, cache: str) -> None:
     metrics, flops = counted(golden_model(name, "float32"), cache=cache)
     assert metrics.flops == flops > 0

@@ -32,6 +32,7 @@ from dllm.schedulers.threshold import Threshold
 from dllm.state.candidates import Candidates
 from dllm.state.plan import StepPlan
 from tests.support import GOLDEN
+from tests.support.marks import crossed
 from tests.support.models import golden_model, random_prompts
 from tests.support.views import SETUP, candidates_of, view_of
 
@@ -500,8 +501,7 @@ def test_the_usual_length_means_nothing_where_every_token_ends_a_block(inner: st
     assert runs[0] == runs[1]
 
 
-@pytest.mark.parametrize("cache", CACHES)
-@pytest.mark.parametrize("inner", ["threshold:0.5", "slowfast:0.5"])
+@pytest.mark.parametrize(("inner", "cache"), crossed(("threshold:0.5", "slowfast:0.5"), CACHES))
 def test_without_delimiters_caches_are_fed_as_ever(inner: str, cache: str) -> None:
     around: dict[str, Any] = {"name": "adablock", "inner": inner}  # no wider than a block of 8
     assert steps_of(golden_run(around, cache=cache)) == steps_of(golden_run(inner, cache=cache))
@@ -531,8 +531,9 @@ def test_blocks_of_any_length_are_decoded_in_full(inner: str, cache: str) -> Non
         assert refreshes == max(map(len, blocks))
 
 
-@pytest.mark.parametrize("scheduler", ["adablock", "slowfast:0.5", "dimple:0.5"])
-@pytest.mark.parametrize("cache", ["prefix", "dual"])
+@pytest.mark.parametrize(
+    ("cache", "scheduler"), crossed(("prefix", "dual"), ("adablock", "slowfast:0.5", "dimple:0.5"))
+)
 def test_a_first_column_that_a_cache_commits_by_itself(cache: str, scheduler: Any) -> None:
     """The block's end is then chosen in its second forward, and rows still stand alone."""
     if scheduler == "adablock":
@@ -582,19 +583,20 @@ def decode_row(row: Row, scheduler: Any, block: int) -> None:
         dimple_row(row, scheduler)
 
 
-@pytest.mark.parametrize("name", ["llada_gqa", "dream_gqa"])
 @pytest.mark.parametrize(
-    "scheduler",
-    [
-        AdaBlock(Threshold(0.5), THIRD, 0.2, 0.5),
-        AdaBlock(SlowFast(0.5, 0.2), THIRD, 0.2, 0.5),
-        SlowFast(0.5, 0.2),
-        SlowFast(0.5, 0.2, most_slow=3, slow="sure", early=False),
-        Dimple(0.7),
-        Dimple(0.9, steps=10),
-        Dimple(0.9, order="first"),
-    ],
-    ids=lambda scheduler: str(scheduler)[:40],
+    ("scheduler", "name"),
+    crossed(
+        (
+            AdaBlock(Threshold(0.5), THIRD, 0.2, 0.5),
+            AdaBlock(SlowFast(0.5, 0.2), THIRD, 0.2, 0.5),
+            SlowFast(0.5, 0.2),
+            SlowFast(0.5, 0.2, most_slow=3, slow="sure", early=False),
+            Dimple(0.7),
+            Dimple(0.9, steps=10),
+            Dimple(0.9, order="first"),
+        ),
+        ("llada_gqa", "dream_gqa"),
+    ),
 )
 def test_a_batch_on_a_model_agrees_with_the_rule_row_by_row(name: str, scheduler: Any) -> None:
     prompts = random_prompts(3, seed=2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,6 +20,7 @@ from dllm.schedulers import Scheduler
 from dllm.state.candidates import Candidates
 from dllm.state.canvas import Canvas
 from dllm.state.window import StepEvent, Window
+from tests.support.marks import crossed
 from tests.support.models import golden_model, random_prompts
 from tests.support.views import MASK, ROWS, SETUP, WIDTH, one_block, view_of
 
@@ -71,20 +71,10 @@ def applied(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor, Windo
     return seen
 
 
-def rests() -> list[Any]:
-    """Returns caches with other settings; not at their defaults both are slow but for one cache."""
-    found = itertools.product(CACHES, [{}, {"at_eos": "stop"}, {"blocks_from": "zero"}])
-    slow = pytest.mark.slow
-    return [
-        pytest.param(
-            cache, rest, marks=[slow] * bool(rest and cache != "dual"), id=f"{rest}-{cache}"
-        )
-        for cache, rest in found
-    ]
+RESTS: list[dict[str, Any]] = [{}, {"at_eos": "stop"}, {"blocks_from": "zero"}]
 
 
-@pytest.mark.parametrize(("cache", "rest"), rests())
-@pytest.mark.parametrize("scheduler", SETTINGS)
+@pytest.mark.parametrize(("scheduler", "cache", "rest"), crossed(SETTINGS, CACHES, RESTS))
 def test_revisions_stay_in_the_block_and_end(
     scheduler: str, cache: Any, rest: Any, applied: list[tuple[Tensor, Tensor, Window]]
 ) -> None:
@@ -109,8 +99,7 @@ def test_revisions_stay_in_the_block_and_end(
         assert row.forwards <= num_blocks * limit
 
 
-@pytest.mark.parametrize("cache", CACHES, ids=str)
-@pytest.mark.parametrize("scheduler", SETTINGS)
+@pytest.mark.parametrize(("scheduler", "cache"), crossed(SETTINGS, CACHES))
 def test_the_trace_tells_what_was_revised(scheduler: str, cache: Any) -> None:
     out = run(scheduler, cache=cache)
     record = json.loads(json.dumps(out.trace.to_dict()))
@@ -131,8 +120,9 @@ def test_the_trace_tells_what_was_revised(scheduler: str, cache: Any) -> None:
         assert final == out.trace.tokens[row].tolist()
 
 
-@pytest.mark.parametrize("at_eos", ["stop", "skip", "block", "truncate"])
-@pytest.mark.parametrize("scheduler", SETTINGS)
+@pytest.mark.parametrize(
+    ("scheduler", "at_eos"), crossed(SETTINGS, ("stop", "skip", "block", "truncate"))
+)
 def test_a_replay_ends_where_the_text_did(scheduler: str, at_eos: str) -> None:
     out = run(scheduler, at_eos=at_eos, eos_token_id=[6, 13, 29, 113])
     for row in range(4):

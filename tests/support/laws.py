@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -98,7 +99,8 @@ def settings_of(registry: Registry[Any], options: Mapping[str, tuple[Any, ...]])
 
 def name_of(given: Any) -> str:
     """Returns the name of a method given in a short form or as a mapping."""
-    return str(given["name"]) if isinstance(given, Mapping) else str(given).split(":")[0]
+    text = given["name"] if isinstance(given, Mapping) else given
+    return re.split("[:@]", str(text))[0]
 
 
 def text_of(given: Any) -> str:
@@ -106,9 +108,9 @@ def text_of(given: Any) -> str:
     return name_of(given) if isinstance(given, Mapping) else str(given).replace(f"{GOLDEN}/", "")
 
 
-def is_first(scheduler: Any) -> bool:
-    """Returns whether a setting is the one of its scheduler that the fast suite runs."""
-    return bool(OF_SCHEDULERS.get(name_of(scheduler), (scheduler,))[0] == scheduler)
+def is_first(given: Any) -> bool:
+    """Returns whether a setting is the one of its method that the fast suite runs."""
+    return bool({**OF_SCHEDULERS, **OF_CACHES}.get(name_of(given), (given,))[0] == given)
 
 
 def refusal(model: str, scheduler: Any, cached: Any) -> str:

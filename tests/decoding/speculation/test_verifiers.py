@@ -28,6 +28,7 @@ from dllm.state.store import KVStore
 from dllm.state.variants import next_match, no_drafts
 from dllm.state.window import StepEvent, Window
 from tests.support.laws import COUNTED, FILTER
+from tests.support.marks import crossed
 from tests.support.models import (
     MODELS,
     Poisoned,
@@ -139,8 +140,10 @@ def test_nothing_changes_in_many_runs(run: Any) -> None:
     check_unchanged(model_of(name), prompts, options)
 
 
-@pytest.mark.parametrize("cache", ["none", "prefix", "dual", "block_causal"])
-@pytest.mark.parametrize("scheduler", ["fixed_quota", "threshold:0.9"])
+@pytest.mark.parametrize(
+    ("scheduler", "cache"),
+    crossed(("fixed_quota", "threshold:0.9"), ("none", "prefix", "dual", "block_causal")),
+)
 def test_it_saves_forwards(scheduler: str, cache: str) -> None:
     model = model_of("sdar" if cache == "block_causal" else "llada_gqa")
     options = {**SLOTS, "scheduler": scheduler, "cache": cache, "block_length": 16}
@@ -149,8 +152,13 @@ def test_it_saves_forwards(scheduler: str, cache: str) -> None:
     assert fast.metrics.rows_fed >= base.metrics.rows_fed  # they are not free
 
 
-@pytest.mark.parametrize("cache", ["none", "none:beyond_block=false"])
-@pytest.mark.parametrize("scheduler", ["end_of_text:fixed_quota,rule=predicted", ADAPTIVE_BLOCKS])
+@pytest.mark.parametrize(
+    ("scheduler", "cache"),
+    crossed(
+        ("end_of_text:fixed_quota,rule=predicted", ADAPTIVE_BLOCKS),
+        ("none", "none:beyond_block=false"),
+    ),
+)
 def test_drafts_end_where_a_method_moves_an_end(scheduler: Any, cache: str) -> None:
     """What passes were planned by is not the same any more, though the tokens are."""
     options = {**SLOTS, "scheduler": scheduler, "cache": cache, "max_new_tokens": 32}
@@ -266,9 +274,12 @@ def cost(out: Any) -> int:
     return sum(row.row_forwards for row in out.metrics.rows)
 
 
-@pytest.mark.parametrize("verifier", ["ssd", "freedave:7,adaptive=true"])
-@pytest.mark.parametrize("cache", ["none", "prefix", "dual", "block_causal"])
-@pytest.mark.parametrize("temperature", [0.0, 0.6])
+@pytest.mark.parametrize(
+    ("temperature", "cache", "verifier"),
+    crossed(
+        (0.0, 0.6), ("none", "prefix", "dual", "block_causal"), ("ssd", "freedave:7,adaptive=true")
+    ),
+)
 def test_a_row_does_not_depend_on_its_batch(cache: str, verifier: str, temperature: float) -> None:
     model, prompts = model_of("sdar" if cache == "block_causal" else "llada_gqa"), random_prompts(4)
     options = {**SLOTS, "cache": cache, "verifier": verifier, "temperature": temperature}
@@ -386,8 +397,10 @@ def test_the_report_says_where_an_imitation_leaves_the_path(
     assert checked
 
 
-@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
-@pytest.mark.parametrize("scheduler", ["fixed_quota", "threshold:0.7", "factor:1.0"])
+@pytest.mark.parametrize(
+    ("scheduler", "cache"),
+    crossed(("fixed_quota", "threshold:0.7", "factor:1.0"), ("none", "prefix", "dual")),
+)
 def test_one_host_transfer_a_step(
     scheduler: str, cache: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from dllm.eval.run.run import Run
 from dllm.eval.tasks.task import Judgement
 from dllm.generate import Stream
 from tests.support import ROOT
+from tests.support.processes import start_dllm, wait_until
 from tests.support.runs import ARITHMETIC, FAST, Counting, run_of
 
 OF_THE_MOMENT = (
@@ -384,15 +384,12 @@ def test_histories_are_read_once_and_stay_whole(tiny: dllm.HostedModel) -> None:
     assert max(map(len, found.values())) > 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_on_the_command_line_keeps_what_is_finished(tmp_path: Path) -> None:
     output = tmp_path / "rows.jsonl"
-    command = [sys.executable, "-m", "dllm", "eval", "--limit", "40", "--batch-size", "4"]
-    command += ["-s", "fixed_quota", "--output", str(output)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-    until = time.monotonic() + 60
-    while time.monotonic() < until and not (output.exists() and output.read_text().count("\n")):
-        time.sleep(0.02)
+    arguments = ["eval", "--limit", "40", "--batch-size", "4", "-s", "fixed_quota"]
+    process = start_dllm(*arguments, "--output", str(output))
+    wait_until(lambda: output.exists() and "\n" in output.read_text(), process)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
