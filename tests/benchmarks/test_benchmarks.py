@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+import typer
+from click.testing import Result
+from typer.testing import CliRunner
 
 from benchmarks.machine import machine, ratio, rounds
 from benchmarks.shapes import SHAPES, random_model
 
 
-def run(name: str, *arguments: str) -> None:
-    command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=110)
-    assert done.returncode == 0, done.stderr
+def run(name: str, *arguments: str) -> Result:
+    """Runs a benchmark in this process."""
+    app = typer.Typer()
+    app.command()(importlib.import_module(f"benchmarks.{name}").main)
+    return CliRunner().invoke(app, arguments)
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """Gives back the threads that a benchmark sets."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 def test_what_a_draft_costs(tmp_path: Path) -> None:
     file = tmp_path / "cost.json"
-    run("break_even", "--shape", "tiny", "--repeats", "1", "--output", str(file))
+    arguments = ("--shape", "tiny", "--repeats", "1", "--output", str(file))
+    command = [sys.executable, "-m", "benchmarks.break_even", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=110)
+    assert done.returncode == 0, done.stderr
     record = json.loads(file.read_text())
     assert record["cost"]["batch"]["1"] == 1
     assert set(record["cost"]["tree"]) == {"1", "2", "3", "5", "9"}
@@ -32,7 +49,8 @@ def test_what_a_draft_costs(tmp_path: Path) -> None:
 def test_the_cost_curve(tmp_path: Path) -> None:
     file, plot = tmp_path / "costs.json", tmp_path / "costs.png"
     lengths = ("--batches", "1,2", "--prompts", "16,32", "--answers", "64,96", "--repeats", "1")
-    run("cost_curve", "--shape", "tiny", *lengths, "--output", str(file), "--plot", str(plot))
+    arguments = ("--shape", "tiny", *lengths, "--output", str(file), "--plot", str(plot))
+    assert run("cost_curve", *arguments).exit_code == 0
     costs = json.loads(file.read_text())["costs"]
     assert [cost["varied"] for cost in costs] == ["batch"] * 2 + ["prompt"] * 2 + ["new_tokens"] * 2
     assert costs[1]["store_mib"] > costs[0]["store_mib"]
@@ -42,7 +60,8 @@ def test_the_cost_curve(tmp_path: Path) -> None:
 def test_steps_beside_floor_and_textbook_loop(tmp_path: Path) -> None:
     file = tmp_path / "step.json"
     sizes = ("--prompt", "16", "--new-tokens", "32", "--block", "16", "--repeats", "1")
-    run("step", "--shape", "tiny", *sizes, "--no-overhead", "--output", str(file))
+    arguments = ("--shape", "tiny", *sizes, "--no-overhead", "--output", str(file))
+    assert run("step", *arguments).exit_code == 0
     record = json.loads(file.read_text())
     assert record["step"]["steps"] == 30
     assert record["generation"]["same_tokens_dual"]
@@ -52,7 +71,8 @@ def test_steps_beside_floor_and_textbook_loop(tmp_path: Path) -> None:
 def test_generations(tmp_path: Path) -> None:
     file = tmp_path / "generations.json"
     lengths = ("--batches", "1,2", "--prompts", "16", "--answers", "32,64")
-    run("generation", "--shape", "tiny", *lengths, "--output", str(file))
+    arguments = ("--shape", "tiny", *lengths, "--output", str(file))
+    assert run("generation", *arguments).exit_code == 0
     rows = json.loads(file.read_text())["generations"]
     assert [(row["batch"], row["new_tokens"], row["forwards"]) for row in rows] == [
         (1, 32, 32),
@@ -84,9 +104,8 @@ def test_records_of_another_run_are_kept(tmp_path: Path) -> None:
         (("--folder", str(tmp_path)), "holds something"),
         (("--shape", "x"), "tiny, 50m"),
     ):
-        command = [sys.executable, "-m", "benchmarks", *wrong]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=110)
-        assert done.returncode == 2
+        done = run("__main__", *wrong)
+        assert done.exit_code == 2
         # In a frame, whose lines break wherever a path ends.
         assert said in " ".join(done.stderr.replace("│", " ").split())
     assert (tmp_path / "step.json").read_text() == "{}"

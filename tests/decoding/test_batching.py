@@ -59,7 +59,7 @@ def pairs() -> list[Any]:
     for scheduler, cache in pairs_on("llada_gqa"):
         typical = ("prefix", "none")[SCHEDULERS.index(scheduler) % 2]
         fast = cache == typical and is_first(scheduler)
-        fast = fast or scheduler == partner("llada_gqa", cache)
+        fast = fast or (is_first(cache) and scheduler == partner("llada_gqa", cache))
         marks = () if fast else (pytest.mark.slow,)
         name = f"{text_of(scheduler)}-{text_of(cache)}"
         found.append(pytest.param(scheduler, cache, marks=marks, id=name))

@@ -381,9 +381,8 @@ def num_lines(folder: Path) -> int:
     return sum(file.read_text().count("\n") for file in (folder / "runs").glob("*.jsonl"))
 
 
-@pytest.mark.parametrize(
-    "kill", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
 def test_a_kill_loses_nothing_and_nothing_is_done_twice(kill: int, tmp_path: Path) -> None:
     grid = {"scheduler": ["fixed_quota", "threshold"]}
     path = written(tmp_path / "x.yaml", grid=grid, limit=6)

@@ -16,7 +16,7 @@ from tests.support import GOLDEN
 
 
 def recorded() -> list[Any]:
-    """Returns all recordings; fast is each third one of a method on a model, with the first."""
+    """Returns all recordings; fast is each sixth one of a method on a model, with the first."""
     cases, seen = [], Counter[tuple[str, str, str]]()
     for file in sorted((GOLDEN / "cases").glob("*.json")):
         content = json.loads(file.read_text())
@@ -25,7 +25,7 @@ def recorded() -> list[Any]:
                 continue
             given = {"eot_id": content.get("eot_id"), **case}
             group = file.stem, case["method"], case["model"]
-            marks = [pytest.mark.slow] * (seen[group] % 3 > 0)
+            marks = [pytest.mark.slow] * (seen[group] % 6 > 0)
             cases.append(pytest.param(given, marks=marks, id=f"{file.stem}-{case['id']}"))
             seen[group] += 1
     return cases

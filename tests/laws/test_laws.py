@@ -41,7 +41,7 @@ def pairs(model: str = "llada_gqa", *, further: bool = False) -> list[Any]:
         if further:
             fast = fast and name_of(scheduler) in few
         else:
-            fast = fast or scheduler == partner(model, cache)
+            fast = fast or (is_first(cache) and scheduler == partner(model, cache))
         marks = () if fast else (pytest.mark.slow,)
         name = f"{text_of(scheduler)}-{text_of(cache)}"
         found.append(pytest.param(scheduler, cache, marks=marks, id=name))

@@ -28,7 +28,7 @@ from dllm.state.store import KVStore
 from dllm.state.variants import next_match, no_drafts
 from dllm.state.window import StepEvent, Window
 from tests.support.laws import COUNTED, FILTER
-from tests.support.marks import crossed
+from tests.support.marks import crossed, some
 from tests.support.models import (
     MODELS,
     Poisoned,
@@ -347,7 +347,7 @@ class Imitation(VerifiedPasses):
         return canvas.active
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", some(MODELS, every=3))
 def test_an_unsafe_imitation_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {**SLOTS, "scheduler": "fixed_quota", "block_length": 16, "at_eos": "ignore"}
     options |= {"verifier": "ssd:3"}
