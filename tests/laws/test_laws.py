@@ -11,6 +11,7 @@ import dllm
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore
 from tests.support.laws import (
+    CORE,
     OF_SCHEDULERS,
     SLOTS,
     caches_on,
@@ -25,8 +26,6 @@ from tests.support.laws import (
 )
 from tests.support.marks import crossed
 from tests.support.models import MODELS, Poisoned, golden_model, random_prompts
-
-CORE = "dkv:3"  # the cache that leaves most logits out
 
 
 def pairs(model: str = "llada_gqa", *, further: bool = False) -> list[Any]:

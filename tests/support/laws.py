@@ -134,11 +134,19 @@ def caches_on(model: str) -> list[Any]:
 
 
 def pairs_on(model: str) -> list[tuple[Any, Any]]:
-    """Returns schedulers with the caches that serve a model, and the one that others need."""
-    found = list(itertools.product(SCHEDULERS, caches_on(model)))
+    """Returns all schedulers with all caches that serve a model, at their first settings.
+
+    Other settings of a scheduler come with the core, those of a cache with a plain scheduler.
+    """
+    found = [
+        (scheduler, cached)
+        for scheduler, cached in itertools.product(SCHEDULERS, caches_on(model))
+        if (is_first(scheduler) or cached == CORE) and (is_first(cached) or scheduler == PLAIN)
+    ]
     return found + [(PLANNED, cached) for cached in CACHES if partner(model, cached) == PLANNED]
 
 
+CORE = "dkv:3"  # the cache that leaves most logits out
 PLAIN = "threshold:0.3"
 PLANNED = "fixed_quota:steps=16,order=planned"  # for caches that feed what the next step commits
 SCHEDULERS = settings_of(dllm.schedulers.registry, OF_SCHEDULERS)
