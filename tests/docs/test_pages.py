@@ -163,7 +163,8 @@ def test_the_list_of_schedulers_is_up_to_date() -> None:
     written = LIST.read_text(encoding="utf-8")
     part = render([method for method in find_methods() if method.kind == "scheduler"])
     assert written[written.index(MARKER) :] == part, (
-        "docs/reference/schedulers.md is not what the code says: run `make docs` and look at it"
+        "docs/reference/schedulers.md is not what the code says: run `make docs` and look at the "
+        "difference"
     )
     assert "`make docs`" in MARKER
 
