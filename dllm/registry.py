@@ -101,7 +101,8 @@ class Registry(Generic[Part]):
 
     def _build(self, name: str, options: Mapping[str, Any]) -> Part:
         part, fields = self.get(name), self._fields(name)
-        hints, built = _hints(part) if options else {}, dict(options)
+        known: Any = part
+        hints, built = _hints(known) if options else {}, dict(options)
         for key, value in options.items():
             if key not in fields:
                 raise ValueError(
@@ -142,7 +143,7 @@ class Registry(Generic[Part]):
 
 
 @cache
-def _hints(part: type[Any]) -> dict[str, Any]:
+def _hints(part: Any) -> dict[str, Any]:
     """Returns the types of a part's options."""
     return typing.get_type_hints(part)
 

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import typer
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from benchmarks.machine import machine, ratio, rounds
 from benchmarks.shapes import SHAPES, random_model

@@ -230,7 +230,7 @@ class Poisoned:
         *(
             pytest.param("llada_gqa", cache, marks=() if is_first(cache) else pytest.mark.slow)
             for cache in caches_on("llada_gqa")
-            if dllm.cache.registry.create(cache).stores
+            if dllm.cache.registry.create(cache).uses_store
         ),
         *crossed(("sdar", "fast_dllm_v2"), BLOCK_CAUSAL),
     ],

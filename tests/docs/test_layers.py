@@ -67,16 +67,12 @@ def test_every_module_stands_on_a_floor() -> None:
 
 @pytest.mark.parametrize("name", sorted(set(modules()) - {"dllm"}))
 def test_imports_go_down(name: str) -> None:
-    own = floor_of(name)
+    own, evaluation = floor_of(name), floor_of("dllm.eval")
     assert own is not None
-    up = []
-    for imported in imports_of(modules()[name]):
-        floor = floor_of(imported)
-        # `import dllm` and the packages beside it are the front door: for commands and their like.
-        if floor is None:
-            assert own >= floor_of("dllm.eval"), f"{name} imports the front door"
-        elif floor > own:
-            up.append(imported)
+    assert evaluation is not None
+    floors = {imported: floor_of(imported) for imported in imports_of(modules()[name])}
+    # `import dllm` is the front door: for commands and their like, which stand above it.
+    up = [one for one, floor in floors.items() if (evaluation if floor is None else floor) > own]
     assert not up, f"{name} imports what stands above it"
 
 
@@ -108,23 +104,23 @@ def is_canvas(node: ast.expr) -> bool:
 def writes(tree: ast.AST) -> Iterator[int]:
     """Yields the lines that write to a canvas: its attributes, or its tensors in place."""
     for node in ast.walk(tree):
-        targets: list[ast.expr] = []
-        if isinstance(node, ast.Assign):
-            targets = node.targets
-        elif isinstance(node, ast.AugAssign | ast.AnnAssign):
-            targets = [node.target]
-        for target in targets:
-            target = target.value if isinstance(target, ast.Subscript) else target
-            if isinstance(target, ast.Attribute) and is_canvas(target.value):
+        if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            owners = [one.value if isinstance(one, ast.Subscript) else one for one in targets]
+            if any(isinstance(one, ast.Attribute) and is_canvas(one.value) for one in owners):
                 yield node.lineno
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            owner, method = node.func.value, node.func.attr
-            in_place = method.endswith("_") and not method.endswith("__")
-            if in_place and isinstance(owner, ast.Attribute) and is_canvas(owner.value):
-                yield node.lineno
-        named = node.func if isinstance(node, ast.Call) else None
-        if isinstance(named, ast.Name) and named.id == "setattr" and is_canvas(node.args[0]):
+        elif isinstance(node, ast.Call) and calls_a_write(node.func, node.args):
             yield node.lineno
+
+
+def calls_a_write(called: ast.expr, arguments: list[ast.expr]) -> bool:
+    """Whether a call sets an attribute of a canvas, or changes one of its tensors in place."""
+    if isinstance(called, ast.Name):
+        return called.id == "setattr" and is_canvas(arguments[0])
+    if not isinstance(called, ast.Attribute) or not isinstance(called.value, ast.Attribute):
+        return False
+    in_place = called.attr.endswith("_") and not called.attr.endswith("__")
+    return in_place and is_canvas(called.value.value)
 
 
 def test_nothing_outside_the_state_writes_a_canvas() -> None:
