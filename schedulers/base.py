@@ -83,6 +83,7 @@ class Scheduler(ABC):
     source: ClassVar[str]  # paper and code that the rule is from
     statistic: ClassVar[str] = "confidence"  # what of the logits it reads, for the documentation
     published: ClassVar[str] = ""  # figures of the authors, for the documentation
+    anywhere: ClassVar[bool] = False  # commits in any block of the row, for the documentation
     confidence: ClassVar[ConfidenceSource] = "raw"  # distribution that its authors read
     presets: ClassVar[dict[str, dict[str, Any]]] = {}  # published settings: "name@preset"
 

@@ -30,6 +30,7 @@ class Dimple(Scheduler):
 
     source: ClassVar[str] = "arXiv 2505.16990; yu-rp/Dimple generation_utils.py:_sample (dim)"
     published: ClassVar[str] = "a third as many forwards as tokens (abstract)"
+    anywhere: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.steps < 1:

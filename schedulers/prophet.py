@@ -50,6 +50,7 @@ class Prophet(Wrapper):
 
     source: ClassVar[str] = "arXiv 2508.19982; pixeli99/Prophet generate_earlyexit.py:generate"
     statistic: ClassVar[str] = "gap of the two largest logits over the answer"
+    anywhere: ClassVar[bool] = True
     published: ClassVar[str] = (
         "LLaDA-8B-Instruct: GSM8K 77.1 -> 77.9 % at 1.63x fewer steps, MMLU 54.1 -> 54.0 % at "
         "2.34x (paper, table 1)"

@@ -16,9 +16,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from dllm.cli.catalogue import Method, Option, find_methods
-from dllm.cli.markdown import render, rewrite
 from dllm.cli.options import JsonOption
+from dllm.cli.shown.catalogue import Method, Option, find_methods
+
+MARKER = "<!-- generated: `make docs` writes what follows from the code -->"
 
 
 def methods(
@@ -59,8 +60,8 @@ def _list(console: Console, found: Iterable[Method]) -> None:
         rows = []
         for method in group:
             rows.append((method.name, method.rule))
-            options = ", ".join(f"{o.name}={o.default}" for o in method.options)
-            rows += [("", options)] if options else []
+            listed = ", ".join(f"{o.name}={o.default}" for o in method.options)
+            rows += [("", listed)] if listed else []
         console.print(Text(f"{kind}s", "bold underline"), _grid(rows), "")
     console.print("dllm methods NAME explains one: its options, presets and source.")
 
@@ -70,9 +71,9 @@ def _explain(console: Console, method: Method) -> None:
     console.print(Text.assemble((method.name, "bold"), f" ({method.kind})\n"))
     for paragraph in method.text.split("\n\n"):
         console.print(Text(f"{_filled(paragraph)}\n"))
-    options = [(o.name, o.default, _about(o)) for o in method.options]
+    fields = [(o.name, o.default, _about(o)) for o in method.options]
     presets = [(f"{method.name}@{preset}", text) for preset, text in method.presets.items()]
-    for title, rows in (("options", options), ("presets", presets)):
+    for title, rows in (("options", fields), ("presets", presets)):
         if rows:
             console.print(Text(title, "bold"))
             console.print(Padding(_grid(rows), (0, 0, 1, 2)))
@@ -103,3 +104,81 @@ def _grid(rows: Iterable[Sequence[str]]) -> Table:
 def _filled(paragraph: str) -> str:
     """Returns a paragraph as one line that the console may break; indented lines stay."""
     return re.sub(r"\n(?! )", " ", paragraph)
+
+
+# The generated part of docs/reference/schedulers.md.
+
+
+def rewrite(path: Path, part: str) -> None:
+    """Replaces what follows the marker in a page; raises ValueError if there is no marker."""
+    if not path.is_file():
+        raise ValueError(
+            f"--into {path}: no such file: it must be a page with the line {MARKER!r}, after which "
+            "is written; without --into the Markdown is printed"
+        )
+    try:
+        page = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text file: {error}") from None
+    written, marker, _ = page.partition(MARKER)
+    if not marker:
+        raise ValueError(f"{path} has no line {MARKER!r} after which to write")
+    path.write_text(f"{written}{part}", encoding="utf-8")
+
+
+def render(methods: Sequence[Method]) -> str:
+    """Returns the marker, a table of all methods and a section for each of them."""
+    head = ("scheduler", "what it does", "reads", "traits")
+    rows = [
+        (
+            f"[`{method.name}`](#{method.name})",
+            escape(method.rule),
+            escape(method.statistic),
+            "; ".join(trait.brief for trait in method.traits),
+        )
+        for method in methods
+    ]
+    parts = [MARKER, "## All of them", _markdown(head, rows), *map(_section, methods)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(method: Method) -> str:
+    """Returns what there is to know of one method, under its name."""
+    parts = [f"## {method.name}", escape(method.text)]
+    facts = [("Reads", method.statistic), ("Traits", "; ".join(t.full for t in method.traits))]
+    parts.append("\n".join(f"- {name}: {escape(text)}" for name, text in facts if text))
+    if method.options:
+        rows = map(_option_cells, method.options)
+        parts.append(_markdown(("option", "values", "default", "meaning"), rows))
+    if method.presets:
+        names = [(f"`{method.name}@{name}`", f"`{it}`") for name, it in method.presets.items()]
+        parts.append(_markdown(("preset", "options"), names))
+    parts.append(f"Source: {_linked(escape(method.source))}.")
+    if method.published:
+        parts.append(f"Published: {_linked(escape(method.published))}.")
+    return "\n\n".join(part for part in parts if part)
+
+
+def _option_cells(option: Option) -> tuple[str, str, str, str]:
+    default = f"`{option.default}`" if option.default else "none"
+    return f"`{option.name}`", option.type, default, escape(option.meaning)
+
+
+def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def escape(text: str) -> str:
+    """Returns text in which Markdown finds nothing but the code between backticks."""
+    pieces = re.split(r"(`+[^`]*`+)", text)
+    for index in range(0, len(pieces), 2):
+        plain = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", pieces[index])
+        plain = re.sub(r"(?<!\w)_|_(?!\w)|(?<! )\*|\*(?! )", r"\\\g<0>", plain)
+        pieces[index] = plain.replace("](", r"\](")
+    return "".join(pieces)
+
+
+def _linked(text: str) -> str:
+    return re.sub(r"arXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", text)

@@ -18,14 +18,16 @@ import pytest
 import torch
 import typer
 from torch import Tensor
+from torch.nn.functional import one_hot
 from typer.testing import CliRunner
 
 import dllm
 from dllm import schedulers
-from dllm.cli.catalogue import Method, Option, comments_of, find_methods
 from dllm.cli.main import app
-from dllm.cli.markdown import MARKER, escape, render, rewrite
+from dllm.cli.methods import MARKER, escape, render, rewrite
+from dllm.cli.shown.catalogue import Method, Option, comments_of, find_methods
 from dllm.eval.run.describe import short
+from dllm.models import wrap
 from dllm.schedulers import Decision, Needs, Scheduler, Setup, View
 from dllm.schedulers.threshold import Threshold
 from dllm.schedulers.wrapper import Wrapper
@@ -228,6 +230,22 @@ def test_what_the_list_says_of_the_methods() -> None:
     (prophet,) = find_methods("prophet")
     assert prophet.options[0].default == "fixed_quota"
     assert prophet.presets["gsm8k"] == "high=8.0, mid=5.0, low=3.5"
+
+
+def sure_of_everything(tokens: Tensor, attention_mask: Tensor) -> Tensor:
+    """Returns logits (B, L, 8) of a model that knows a single token."""
+    return one_hot(torch.ones_like(tokens), 8) * 30.0
+
+
+@pytest.mark.parametrize("name", schedulers.registry.names())
+def test_who_commits_in_any_block_declares_it(name: str) -> None:
+    scheduler = schedulers.registry.create(name)
+    anywhere = False
+    if scheduler.needs(8, 2).whole_row:
+        model = wrap(sure_of_everything, mask_token_id=7, eos_token_id=6, vocab_size=8)
+        options: dict[str, Any] = {"scheduler": scheduler, "max_new_tokens": 8, "block_length": 2}
+        anywhere = dllm.generate(model, [[0]], **options).metrics.num_forwards < 8 // 2
+    assert scheduler.anywhere == anywhere
 
 
 @pytest.mark.parametrize(("width", "name"), [(80, None), (80, "klass"), (120, "prophet")])

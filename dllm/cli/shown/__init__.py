@@ -1,0 +1,1 @@
+"""What commands show: progress, tables, replays, the catalogue of methods."""
