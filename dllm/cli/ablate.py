@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from dllm.cli.ablate_progress import measure
-from dllm.cli.options import DeviceOption, JsonOption
-from dllm.cli.paths import check_writable
-from dllm.eval.ablation.ablation import Ablation
-from dllm.eval.ablation.bench import Bench, Outcome, trials_of
-from dllm.eval.ablation.changes import with_files, with_model
-from dllm.eval.ablation.config import find_config, read_ablation, shipped
-from dllm.eval.ablation.lock import locked
-from dllm.eval.report.ablation import Report, record
-from dllm.eval.report.differences import differences
-from dllm.eval.report.files import write
-from dllm.eval.report.lines import lines_of
-from dllm.eval.report.page import KEPT
-from dllm.eval.report.tables import tables
+from dllm.cli import options
+from dllm.cli.shown.measured import Bars, Measurement, interrupted, measure, printed, written
+from dllm.decoding.loop import BrokenLogitsError
+from dllm.decoding.memory_limits import NotEnoughMemoryError
+from dllm.eval.ablation.ablation import with_files, with_model
+from dllm.eval.ablation.bench import Bench, Trial, by_model, locked, trials_of
+from dllm.eval.ablation.lines import Line
+from dllm.eval.ablation.read import find_config, read_ablation, shipped
+from dllm.eval.errors import RefusedError
+from dllm.eval.report.ablation import Report, differences
+from dllm.eval.report.page import KEPT, write
 
-INTERRUPTED = 130
+# What ends a run and not the ablation.
+FAILURES = (RefusedError, NotEnoughMemoryError, BrokenLogitsError)
 
 
 def ablate(
@@ -56,14 +53,14 @@ def ablate(
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Another model than the configuration's.")
     ] = None,
-    device: DeviceOption = None,
+    device: options.Device = None,
     compare: Annotated[
         Path | None, typer.Option(help="Folder of an earlier ablation to set this one beside.")
     ] = None,
     problems: Annotated[
         int, typer.Option(min=0, help="Problems a task that report.html shows; 0 keeps no traces.")
     ] = KEPT,
-    as_json: JsonOption = False,
+    as_json: options.Json = False,
 ) -> None:
     """Measures models, schedulers, caches and verifiers together and writes a report.
 
@@ -82,57 +79,58 @@ def ablate(
     folder = output or Path("runs") / f"ablate-{ablation.name}"
     if folder.is_file():
         raise ValueError(f"--output {folder} must be a folder")
-    check_writable(folder / "report.html", "--output")
+    options.check_writable(folder / "report.html", "--output")
     if compare is not None:
         differences((), compare)  # a wrong folder is better known before the runs than after
     with locked(folder):
         bench = Bench(folder, device, keep_trace=problems > 0)
-        outcomes, stopped = measure(bench, trials)
-        _report(ablation, outcomes, Target(folder, compare, problems, as_json, stopped))
-    if stopped:
-        Console(stderr=True).print(f"interrupted; {folder} is kept and the same command goes on")
-        raise typer.Exit(INTERRUPTED)
+        measured = _measure(bench, trials)
+        if measured.error is not None:
+            raise measured.error
+        _check(measured)
+        beside = None if compare is None else differences(measured.lines, compare)
+        report = Report(ablation, measured.lines, bench.starts(measured.lines), beside)
+        files = write(folder, report, problems)
+        if as_json:
+            print(json.dumps({"rows": report.records()}))
+        else:
+            _print(report)
+            written(files)
+    if measured.stopped:
+        interrupted(folder)
 
 
-class Target:
-    """Where a report goes and what it holds."""
+def _measure(bench: Bench, trials: list[Trial]) -> Measurement[Trial]:
+    """Returns a line for each trial, in their order; what is there already is not run again."""
+    lines = {trial.number: line for trial in trials if (line := bench.finished(trial)) is not None}
+    left = by_model([trial for trial in trials if trial.number not in lines])
+    measured = measure(left, bench.results, Bars(left, len(trials), quiet=False), FAILURES)
+    lines |= {line.number: line for line in measured.lines}
+    ordered = [lines.get(trial.number, Line(trial)) for trial in trials]
+    return Measurement(ordered, measured.stopped, measured.error)
 
-    def __init__(
-        self, folder: Path, compare: Path | None, problems: int, as_json: bool, stopped: bool
-    ) -> None:
-        self.folder, self.compare, self.problems = folder, compare, problems
-        self.as_json, self.stopped = as_json, stopped
 
-
-def _report(ablation: Ablation, outcomes: Sequence[Outcome], to: Target) -> None:
-    refusals = [f"{o.trial.row.name}: {o.refusal}" for o in outcomes if o.refusal]
-    if not to.stopped and len(refusals) == len(outcomes) and not any(o.results for o in outcomes):
+def _check(measured: Measurement[Trial]) -> None:
+    refusals = [f"{line.name}: {line.refusal}" for line in measured.lines if line.refusal]
+    nothing = not any(line.results for line in measured.lines)
+    if nothing and not measured.stopped and len(refusals) == len(measured.lines):
         raise ValueError("every run was refused:\n" + "\n".join(refusals))
-    lines = lines_of(ablation, outcomes)
-    compared = None if to.compare is None else differences(lines, to.compare)
-    report = Report(ablation, lines, compared)
-    written = write(to.folder, report, to.problems)
-    if to.as_json:
-        leaders = report.leaders
-        print(json.dumps({"rows": [record(line, leads=line.number in leaders) for line in lines]}))
-        return
-    from dllm.cli.ablate_table import printed
 
+
+def _print(report: Report) -> None:
     console = Console(highlight=False)
-    for heading, table, legend in tables(report):
-        console.print(printed(heading, table))
-        console.print(legend, markup=False, style="dim")
-    names = ", ".join(map(str, written))
-    Console(stderr=True).print(f"written: {names}", markup=False, soft_wrap=True)
+    for table in report.tables():
+        console.print(printed(table))
+        console.print(table.legend, markup=False, style="dim")
 
 
 def _list(as_json: bool) -> None:
-    found = [read_ablation(path) for path in shipped().values()]
+    ablations = [read_ablation(path) for path in shipped().values()]
     if as_json:
-        rows = [{"name": a.name, "about": a.about, "runs": len(a.rows)} for a in found]
+        rows = [{"name": a.name, "about": a.about, "runs": len(a.rows)} for a in ablations]
         print(json.dumps({"rows": rows}))
         return
-    console, widest = Console(highlight=False), max(len(one.name) for one in found)
-    for one in found:
-        said = f"{one.name:<{widest}}  {one.about} ({len(one.rows)} runs)"
-        console.print(said, markup=False, soft_wrap=True)
+    console, widest = Console(highlight=False), max(len(one.name) for one in ablations)
+    for one in ablations:
+        line = f"{one.name:<{widest}}  {one.about} ({len(one.rows)} runs)"
+        console.print(line, markup=False, soft_wrap=True)

@@ -2,56 +2,59 @@
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table as RichTable
+from rich.text import Text
 
 from dllm import load
-from dllm.cli.error_table import (
-    LEGEND,
-    Destination,
-    Subject,
-    error_table,
-    heading,
-    said,
-    write,
-    write_passes,
-)
-from dllm.cli.options import (
-    BlockOption,
-    CachesOption,
-    DeviceOption,
-    DtypeOption,
-    JsonOption,
-    ModelOption,
-    NewTokensOption,
-    SchedulerOption,
-    SeedOption,
-    SetOption,
-    TemperatureOption,
-    given,
-)
+from dllm.cli import options
+from dllm.cli.shown.measured import empty_table, progress
 from dllm.decoding.memory_limits import NotEnoughMemoryError
 from dllm.eval.compare.cache_error_run import CacheError, CacheErrorRun, Observed, summarise
-from dllm.eval.tasks import find_task
+from dllm.eval.report.tables import Table, write_csv, write_markdown
+from dllm.eval.tasks import Task, find_task
+from dllm.eval.tasks.task import Problem
 from dllm.output import GenerationOutput
-from dllm.settings import resolve
+from dllm.settings import DEFAULT_BLOCK_LENGTH, resolve
 from dllm.training.learn2pd_examples import read_prompts
 
-INTERRUPTED = 130
+LEGEND = (
+    "Each pass of the cached run beside a full pass over the same canvas, at the columns that "
+    "could be committed: logit error, KL(exact || cached) in nats, how often the proposed token "
+    "and the most confident column are the same, Spearman's rho of confidence. Same output: "
+    "tokens equal to those of the run without a cache. Age: passes since attended keys were "
+    "written."
+)
+_SMALL = 0.01
+HEADS: dict[str, Callable[[CacheError], str]] = {
+    "cache": lambda row: row.cache,
+    "mean error": lambda row: _short(row.mean_error),
+    "max error": lambda row: _short(row.max_error),
+    "KL": lambda row: _short(row.divergence),
+    "same token %": lambda row: _part(row.same_tokens),
+    "same first %": lambda row: _part(row.same_first),
+    "rho": lambda row: "-" if row.rank_correlation is None else f"{row.rank_correlation:.2f}",
+    "same output %": lambda row: _part(row.same_output),
+    "right %": lambda row: _part(row.correct),
+    "forwards": lambda row: f"{row.forwards:.1f}",
+    "FLOPs saved %": lambda row: _part(row.flops_saved),
+    "mean age": lambda row: f"{row.mean_age:.1f}",
+    "max age": lambda row: f"{row.max_age:.0f}",
+}
 
 
 def cache_error(
-    model: ModelOption = "tiny",
-    scheduler: SchedulerOption = None,
-    cache: CachesOption = None,
+    model: options.Model = "tiny",
+    scheduler: options.Scheduler = None,
+    cache: options.Caches = None,
     task: Annotated[
         str | None, typer.Option(help="Held-out problems of a task; arithmetic unless given.")
     ] = None,
@@ -66,14 +69,14 @@ def cache_error(
     passes: Annotated[
         Path | None, typer.Option(help="FILE.csv with a line for each pass of each prompt.")
     ] = None,
-    max_new_tokens: NewTokensOption = None,
-    block_length: BlockOption = None,
-    temperature: TemperatureOption = None,
-    seed: SeedOption = None,
-    settings: SetOption = None,
-    dtype: DtypeOption = None,
-    device: DeviceOption = None,
-    as_json: JsonOption = False,
+    max_new_tokens: options.NewTokens = None,
+    block_length: options.Block = None,
+    temperature: options.Temperature = None,
+    seed: options.Seed = None,
+    settings: options.Set = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+    as_json: options.Json = False,
 ) -> None:
     """Compares each pass of a cached decoding with an exact one on the same canvas.
 
@@ -82,7 +85,7 @@ def cache_error(
     to = Destination(output, passes, as_json)
     subject = _subject(task, prompts, limit)
     loaded = load(model, dtype=dtype, device=device)
-    options = given(
+    chosen = options.collect(
         settings,
         scheduler=scheduler,
         max_new_tokens=max_new_tokens,
@@ -90,68 +93,108 @@ def cache_error(
         temperature=temperature,
         seed=seed,
     )
-    resolved = resolve(loaded.defaults, None, {**options, "cache": "none"})
-    audit = CacheErrorRun(loaded, subject.prompts, resolved, batch_size)
-    _Job(audit, subject, _chosen(audit, cache), to).run()
+    resolved = resolve(loaded.defaults, None, {**chosen, "cache": "none"})
+    run = CacheErrorRun(loaded, subject.prompts, resolved, batch_size)
+    _Job(run, subject, _chosen(run, cache), to).measure()
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is decoded, and how it is judged if it is a task."""
+
+    name: str
+    prompts: Sequence[str]
+    task: Task | None = None
+    problems: Sequence[Problem] = ()
+
+    def right(self, parts: Sequence[Observed]) -> float | None:
+        """Returns the part of the answers that are right; None where nobody knows."""
+        texts = [text for part in parts for text in part.output.texts or ()]
+        if self.task is None or not texts:
+            return None
+        pairs = zip(self.problems, texts, strict=True)
+        return sum(self.task.is_correct(problem, text) for problem, text in pairs) / len(texts)
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where the figures go."""
+
+    output: Path | None  # the table
+    passes: Path | None  # a line for each pass
+    as_json: bool
+
+    def __post_init__(self) -> None:
+        allowed = {"output": (".csv", ".md"), "passes": (".csv",)}
+        for name, endings in allowed.items():
+            path: Path | None = getattr(self, name)
+            if path is not None and path.suffix not in endings:
+                raise ValueError(f"{name}={str(path)!r} must end in {' or '.join(endings)}")
+            mark = "| cache |" if path is not None and path.suffix == ".md" else "mean_error"
+            options.check_writable(path, f"--{name}", mark)
 
 
 @dataclass(frozen=True)
 class _Job:
     """All caches on the same prompts, and where the report goes."""
 
-    audit: CacheErrorRun
+    run: CacheErrorRun
     subject: Subject
     caches: Sequence[str]
     to: Destination
 
-    def run(self) -> None:
+    def measure(self) -> None:
         """Measures and reports; on Ctrl-C, or without memory, the caches that are done."""
-        found: list[CacheError] = []
+        errors: list[CacheError] = []
         stopped, failed = False, None
         try:
-            self._measure(found)
+            self._measure(errors)
         except KeyboardInterrupt:
             stopped = True
         except NotEnoughMemoryError as error:
             failed = error
-        if found:
-            self._report(found)
+        if errors:
+            self._report(errors)
         if failed is not None:
             raise failed
         if stopped:
             Console(stderr=True).print("interrupted: these are the caches that were done")
-            raise typer.Exit(INTERRUPTED)
+            raise typer.Exit(options.INTERRUPTED)
 
-    def _measure(self, found: list[CacheError]) -> None:
-        total = self.audit.num_batches
-        columns = ("{task.description}", BarColumn(), MofNCompleteColumn())
-        error = TextColumn("{task.fields[error]}")
-        console = Console(stderr=True)
-        with Progress(*columns, error, TimeRemainingColumn(), console=console) as progress:
-            bar = progress.add_task("no cache", total=total, error="")
+    def _measure(self, errors: list[CacheError]) -> None:
+        with progress() as bars:
+            bar = bars.add_task("no cache", total=self.run.num_batches, note="")
             references: list[GenerationOutput] = []
-            for reference in self.audit.reference():
+            for reference in self.run.reference():
                 references.append(reference)
-                progress.advance(bar)
+                bars.advance(bar)
             for cache in self.caches:
-                bar = progress.add_task(escape(cache), total=total, error="")
+                bar = bars.add_task(cache, total=self.run.num_batches, note="")
                 parts: list[Observed] = []
-                for part in self.audit.observed(cache, references):
+                for part in self.run.observed(cache, references):
                     parts.append(part)
-                    progress.update(bar, advance=1, error=said(part))
-                summed = summarise(replace(self.audit.settings, cache=cache), parts)
-                found.append(replace(summed, correct=self.subject.right(parts)))
+                    note = f"error {_short(float(part.entries.mean_error.mean()))}"
+                    bars.update(bar, advance=1, note=note)
+                summed = summarise(replace(self.run.settings, cache=cache), parts)
+                errors.append(replace(summed, correct=self.subject.right(parts)))
                 if self.to.passes is not None:
-                    write_passes(self.to.passes, summed.cache, parts, first=len(found) == 1)
+                    _write_passes(self.to.passes, summed.cache, parts, first=len(errors) == 1)
 
-    def _report(self, found: Sequence[CacheError]) -> None:
-        title = f"{self.subject.name}, {found[0].scheduler}, {heading(self.audit)}"
-        if self.to.output is not None:
-            write(self.to.output, title, found)
+    def _report(self, errors: Sequence[CacheError]) -> None:
+        title = f"{self.subject.name}, {errors[0].scheduler}, {_heading(self.run)}"
+        rows = [[cell(row) for cell in HEADS.values()] for row in errors]
+        table = Table(title, list(HEADS), rows, LEGEND)
+        path = self.to.output
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        if path is not None and path.suffix == ".csv":
+            write_csv(path, [asdict(row) for row in errors])
+        elif path is not None:
+            write_markdown(path, [f"{title}.", table.markdown(), LEGEND])
         if self.to.as_json:
-            print(json.dumps({"title": title, "rows": [asdict(row) for row in found]}))
-            return
-        Console(highlight=False).print(error_table(title, found), LEGEND)
+            print(json.dumps({"title": title, "rows": [asdict(row) for row in errors]}))
+        else:
+            Console(highlight=False).print(_printed(table), LEGEND)
 
 
 def _subject(task: str | None, prompts: Path | None, limit: int) -> Subject:
@@ -168,15 +211,66 @@ def _subject(task: str | None, prompts: Path | None, limit: int) -> Subject:
     return Subject(chosen.name, tuple(p.prompt for p in problems), chosen, tuple(problems))
 
 
-def _chosen(audit: CacheErrorRun, given: Sequence[str] | None) -> list[str]:
-    """Returns the caches to look at: those given, else all that the model allows."""
-    if given:
-        for cache in given:
-            audit.check(cache)
-        return list(given)
-    allowed = audit.allowed()
+def _chosen(run: CacheErrorRun, names: Sequence[str] | None) -> list[str]:
+    """Returns the caches to look at: those named, else all that the model allows."""
+    if names:
+        for cache in names:
+            run.check(cache)
+        return list(names)
+    allowed = run.allowed()
     for name, reason in allowed.items():
         if reason is not None:
-            said = f"left out: {name}: {reason}"
-            Console(stderr=True).print(said, markup=False, highlight=False, soft_wrap=True)
+            line = f"left out: {name}: {reason}"
+            Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
     return [name for name, reason in allowed.items() if reason is None]
+
+
+def _heading(run: CacheErrorRun) -> str:
+    """Returns what every cache has in common."""
+    settings, model = run.settings, run.model
+    own = min(DEFAULT_BLOCK_LENGTH, settings.max_new_tokens)
+    block = settings.block_length or model.spec.block_length or own
+    return (
+        f"{model.name}: {len(run.prompts)} prompts, {settings.max_new_tokens} new tokens, "
+        f"blocks of {block}, batch {run.batch_size}"
+    )
+
+
+def _printed(table: Table) -> RichTable:
+    """Returns one row a cache; fits 80 columns."""
+    shown = empty_table(table.title, padding=(0, 0, 0, 0))
+    shown.add_column(table.heads[0], overflow="fold", min_width=8)
+    for head in table.heads[1:]:
+        lines = head.replace("forwards", "for- wards").replace(" ", "\n")
+        shown.add_column(lines, justify="right", no_wrap=True)
+    for row in table.rows:
+        shown.add_row(*map(Text, row))
+    return shown
+
+
+def _write_passes(path: Path, cache: str, parts: Sequence[Observed], *, first: bool) -> None:
+    """Writes a line for each pass of each prompt, behind those of the caches before it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w" if first else "a", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        start = 0
+        for number, part in enumerate(parts):
+            if first and number == 0:
+                writer.writerow(["cache", "prompt", *list(vars(part.entries))[1:]])
+            for row, *figures in (record.values() for record in part.entries.records()):
+                writer.writerow([cache, start + int(row), *figures])
+            start += len(part.output.sequences)
+
+
+def _short(value: float) -> str:
+    """Returns a number in at most six characters, 0 only if it is exactly that."""
+    if value == 0:
+        return "0"
+    return f"{value:.2g}" if value >= _SMALL else f"{value:.0e}"
+
+
+def _part(value: float | None) -> str:
+    """Returns a part in percent; 0 and 100 only if it is exactly that."""
+    if value is None:
+        return "-"
+    return f"{100 * value:.0f}" if value in (0, 1) else f"{100 * value:.1f}"

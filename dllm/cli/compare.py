@@ -1,155 +1,121 @@
-"""The comparison behind `dllm eval --schedulers`: measures, judges, prints, writes, draws."""
+"""`dllm compare`: two runs on the same problems, with the test that fits that."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
+from rich.table import Table
+from rich.text import Text
 
-from dllm.cli.paths import check_writable
-from dllm.cli.progress import bars, shown
-from dllm.cli.table import standings_table
-from dllm.decoding.memory_limits import NotEnoughMemoryError
-from dllm.eval.errors import RefusedError
-from dllm.eval.report.candidate import Contender, Outcome
-from dllm.eval.report.comparison import LEGEND, heading, record, write_csv, write_markdown
-from dllm.eval.report.plot import draw
-from dllm.eval.report.standings import Standing, judge
-from dllm.eval.run.results import Result
-from dllm.eval.tasks.task import Problem
+from dllm.cli import options
+from dllm.cli.shown.measured import accuracy_cells, empty_table
+from dllm.eval.compare.paired import Pairing, choose, label_in, pair
+from dllm.eval.run.summary import record
 
-INTERRUPTED = 130
+_LEVEL = 0.05  # the usual one, for the wording alone
 
 
-@dataclass(frozen=True)
-class Destination:
-    """Where a comparison goes."""
+def compare(
+    first: Annotated[Path, typer.Argument(help="Results of `dllm eval --output`.")],
+    second: Annotated[
+        Path | None, typer.Argument(help="The other results; the same file unless given.")
+    ] = None,
+    run_first: Annotated[
+        str | None, typer.Option("--first", help="Which run of the first file: a name or label.")
+    ] = None,
+    run_second: Annotated[
+        str | None, typer.Option("--second", help="Which run of the second file.")
+    ] = None,
+    show: Annotated[
+        bool, typer.Option("--show", help="List the problems that only one has right.")
+    ] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Compares two runs problem by problem (McNemar's test) on those that both have answered.
 
-    folder: Path | None  # a results file for each contender, and the tables
-    plot: Path | None
-    as_json: bool
+    dllm compare slow.jsonl fast.jsonl
 
-    def __post_init__(self) -> None:
-        if self.plot is not None and self.plot.suffix != ".png":
-            raise ValueError(f"plot={self.plot} must end in .png")
-        check_writable(self.plot, "--plot")
-        folder = self.folder
-        if folder is not None and (folder.is_file() or folder.suffix == ".jsonl"):
-            raise ValueError(
-                f"output={folder} must be a folder: a comparison writes a file for each scheduler"
-            )
-        if folder is not None:
-            check_writable(folder / "results.csv", "--output")
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Contenders on the same problems, and where the report goes."""
-
-    contenders: Sequence[Contender]
-    problems: Sequence[Problem]
-    to: Destination
-
-    def __post_init__(self) -> None:
-        seen: dict[str, str] = {}
-        for contender in self.contenders:
-            if contender.run.name in seen:
-                twice = f"{seen[contender.run.name]!r} and {contender.text!r}"
-                raise ValueError(f"{twice} are the same setting: keep one of them")
-            seen[contender.run.name] = contender.text
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process reports; of several ones, only one does."""
-        return self.contenders[0].run.processes.is_main
-
-    @property
-    def title(self) -> str:
-        """What is measured."""
-        names = ", ".join(dict.fromkeys(contender.cache for contender in self.contenders))
-        return f"{heading(self.contenders[0].run, len(self.problems))}, cache {names}"
-
-    def run(self) -> None:
-        """Measures all and reports; on Ctrl-C prints what is done and leaves the files alone."""
-        outcomes, stopped = self._measure()
-        standings = judge(outcomes)
-        if not self.is_main:
-            return
-        if standings:
-            self._print(standings)
-        if stopped:
-            folder = self.to.folder
-            kept = f"; {folder} is kept and the same command goes on" if folder else ""
-            Console(stderr=True).print(f"interrupted{kept}", soft_wrap=True)
-            raise typer.Exit(INTERRUPTED)
-        self._write(standings)
-        refusals = [outcome.refusal for outcome in outcomes if outcome.refusal is not None]
-        if len(refusals) == len(outcomes):
-            raise ValueError(f"every scheduler refused, the first one because: {refusals[0]}")
-
-    def _measure(self) -> tuple[list[Outcome], bool]:
-        """Returns the outcomes in the order of the contenders, and whether Ctrl-C came."""
-        outcomes: list[Outcome] = []
-        with bars(quiet=not self.is_main) as progress:
-            for number, contender in enumerate(self.contenders, start=1):
-                label = f"{number}/{len(self.contenders)} {contender.text}"
-                outcome, stopped = self._outcome(progress, label, contender)
-                for bar in progress.task_ids:  # dozens of bars would not fit on a screen
-                    progress.remove_task(bar)
-                if outcome.results or outcome.refusal is not None:
-                    outcomes.append(outcome)
-                    said = f"{label}: {_brief(outcome)}"
-                    progress.console.print(said, markup=False, highlight=False, soft_wrap=True)
-                if stopped:
-                    return outcomes, True
-        return outcomes, False
-
-    def _outcome(
-        self, progress: Progress, label: str, contender: Contender
-    ) -> tuple[Outcome, bool]:
-        file = self.to.folder / contender.file if self.to.folder is not None else None
-        results: list[Result] = []
-        refusal, stopped = None, False
-        try:
-            found = contender.run.results(self.problems, file)
-            for result in shown(progress, label, found, len(self.problems)):
-                results.append(result)
-        except (RefusedError, NotEnoughMemoryError) as error:
-            refusal = str(error)
-        except KeyboardInterrupt:
-            stopped = True
-        return Outcome(contender, tuple(results), len(self.problems), refusal), stopped
-
-    def _print(self, standings: Sequence[Standing]) -> None:
-        if self.to.as_json:
-            rows = [record(standing) for standing in standings]
-            print(json.dumps({"title": self.title, "rows": rows}))
-            return
-        console = Console(highlight=False)
-        console.print(standings_table(self.title, standings, console.width), LEGEND)
-
-    def _write(self, standings: Sequence[Standing]) -> None:
-        written: list[Path] = []
-        if self.to.folder is not None:
-            self.to.folder.mkdir(parents=True, exist_ok=True)
-            base = self.to.folder / self.contenders[0].run.task.name
-            written += [base.with_suffix(".csv"), base.with_suffix(".md")]
-            write_csv(written[0], standings)
-            write_markdown(written[1], self.title, standings)
-        if self.to.plot is not None and draw(self.to.plot, self.title, standings):
-            written.append(self.to.plot)
-        if written:
-            names = ", ".join(map(str, written))
-            Console(stderr=True).print(f"written: {names}", markup=False, soft_wrap=True)
+    dllm compare rows.jsonl --first fixed_quota --second threshold --show
+    """
+    other = second or first
+    results = choose(first, run_first, "--first"), choose(other, run_second, "--second")
+    if other == first and results[0] == results[1]:
+        raise ValueError(
+            f"--first {run_first!r} and --second {run_second!r} are the same run of {first}"
+        )
+    labels, pairing = (label_in(results[0]), label_in(results[1])), pair(*results)
+    if as_json:
+        print(json.dumps(_values(labels, pairing)))
+    else:
+        _report(labels, pairing, show)
 
 
-def _brief(outcome: Outcome) -> str:
-    if outcome.refusal is not None:
-        return f"refused: {outcome.refusal}"
-    right = sum(bool(result.correct) for result in outcome.results)
-    return f"{right} of {len(outcome.results)} right"
+def _values(labels: tuple[str, str], pairing: Pairing) -> dict[str, Any]:
+    counts = pairing.counts
+    low, high = counts.interval
+    return {
+        **asdict(pairing),
+        "first": {"label": labels[0], **record(pairing.first)},
+        "second": {"label": labels[1], **record(pairing.second)},
+        "difference": counts.difference,
+        "difference_low": low,
+        "difference_high": high,
+        "exact_p": counts.exact_p,
+        "chi_square": counts.chi_square,
+        "chi_square_p": counts.chi_square_p,
+        "speed": pairing.speed,
+    }
+
+
+def _report(labels: tuple[str, str], pairing: Pairing, show: bool) -> None:
+    console, counts = Console(highlight=False), pairing.counts
+    console.print(_table(labels, pairing))
+    low, high = counts.interval
+    verdict = "can" if counts.exact_p >= _LEVEL else "is unlikely to"
+    lines = [
+        f"first less second: {100 * counts.difference:+.1f} points, 95 % interval "
+        f"{100 * low:+.1f} to {100 * high:+.1f}",
+        f"only the first is right: {counts.only_first}; only the second: {counts.only_second}; "
+        f"both: {counts.both}; neither: {counts.neither}",
+        f"McNemar: exact p = {counts.exact_p:.3g}; chi-square {counts.chi_square:.2f}, "
+        f"p = {counts.chi_square_p:.3g}: a difference like this {verdict} be chance",
+        *_notes(pairing),
+    ]
+    if show:
+        lines += [f"only the first: {', '.join(pairing.wins) or 'none'}"]
+        lines += [f"only the second: {', '.join(pairing.losses) or 'none'}"]
+    console.print("\n".join(lines), markup=False, soft_wrap=True)
+
+
+def _table(labels: tuple[str, str], pairing: Pairing) -> Table:
+    table = empty_table(f"{pairing.counts.total} common problems")
+    table.add_column("", no_wrap=True)
+    table.add_column("run", overflow="fold")
+    for name in ("accuracy", "95 %", "tokens/\nforward", "tokens/\nsecond"):
+        table.add_column(name, justify="right", no_wrap=True)
+    summaries = (pairing.first, pairing.second)
+    for name, label, summary in zip(("first", "second"), labels, summaries, strict=True):
+        speeds = f"{summary.tokens_per_forward:.2f}", f"{summary.tokens_per_second:.0f}"
+        table.add_row(name, Text(label), *accuracy_cells(summary), *speeds)
+    return table
+
+
+def _notes(pairing: Pairing) -> list[str]:
+    notes = []
+    if pairing.speed is not None:
+        notes.append(f"tokens per forward, second over first: {pairing.speed:.2f}")
+    if pairing.left_out_first or pairing.left_out_second:
+        notes.append(
+            f"left out, since not judged in both: {pairing.left_out_first} problems of the first, "
+            f"{pairing.left_out_second} of the second"
+        )
+    if pairing.other_prompts:
+        notes.append(f"{pairing.other_prompts} of the problems were asked in other words")
+    if pairing.samples:
+        notes.append("of several samples of a problem only the first counts")
+    return notes

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from dllm import load
-from dllm.cli.measure import compare
-from dllm.cli.options import JsonOption
+from dllm.cli import options
+from dllm.cli.evaluate import measure_runs
 from dllm.eval.run.run import Run
 from dllm.eval.tasks import find_task
 from dllm.settings import resolve
@@ -31,7 +31,7 @@ COMPARED = (
 def demo(
     limit: Annotated[int, typer.Option(help="Word problems for each method.")] = 100,
     batch_size: Annotated[int, typer.Option(help="Prompts decoded together.")] = 50,
-    as_json: JsonOption = False,
+    as_json: options.Json = False,
 ) -> None:
     """Decodes word problems with several schedulers and caches, offline, in a minute or two."""
     task, model = find_task("arithmetic"), load("tiny")
@@ -39,4 +39,4 @@ def demo(
     for scheduler, cache in COMPARED:
         settings = resolve(model.defaults, None, {"scheduler": scheduler, "cache": cache})
         runs.append(Run(model, task, settings, batch_size))
-    compare(runs, task.take(limit), None, as_json)
+    measure_runs(runs, task.take(limit), None, as_json)

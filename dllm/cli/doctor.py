@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from dllm.cli.options import DeviceOption, JsonOption
+from dllm.cli import options
 from dllm.doctor import examine
 from dllm.doctor.finding import Finding
 
@@ -23,8 +23,8 @@ def doctor(
     model: Annotated[
         str | None, typer.Argument(help='"tiny", a checkpoint folder or a downloaded hub id.')
     ] = None,
-    device: DeviceOption = None,
-    as_json: JsonOption = False,
+    device: options.Device = None,
+    as_json: options.Json = False,
 ) -> None:
     """Looks at the machine, and at a checkpoint without loading it.
 

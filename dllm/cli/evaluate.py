@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from dllm import load
-from dllm.cli.compare import Comparison, Destination
-from dllm.cli.measure import compare
-from dllm.cli.options import (
-    BlockOption,
-    CachesOption,
-    DeviceOption,
-    DtypeOption,
-    JsonOption,
-    ModelOption,
-    NewTokensOption,
-    SchedulersOption,
-    SeedOption,
-    SetOption,
-    SpeedOption,
-    TemperatureOption,
-    VerifierOption,
-    given,
+from dllm.cli import options
+from dllm.cli.shown.measured import (
+    Bars,
+    interrupted,
+    measure,
+    measure_runs,
+    printed,
+    written,
 )
 from dllm.compatible import check
-from dllm.eval.report.candidate import contender
-from dllm.eval.report.schedulers_list import gather
+from dllm.decoding.memory_limits import NotEnoughMemoryError
+from dllm.eval.ablation.lines import Line
+from dllm.eval.ablation.read import gather
+from dllm.eval.errors import RefusedError
+from dllm.eval.report.plot import draw_comparison
+from dllm.eval.report.standings import Contender, contender, heading, records, table
+from dllm.eval.report.tables import write_csv, write_markdown
 from dllm.eval.run.processes import find_processes
 from dllm.eval.run.results import sampled
 from dllm.eval.run.run import Run
@@ -66,14 +66,14 @@ def evaluate(
         bool,
         typer.Option("--run-code", help="Run model-written code, in a sandbox, to score it."),
     ] = False,
-    model: ModelOption = "tiny",
-    scheduler: SchedulersOption = None,
+    model: options.Model = "tiny",
+    scheduler: options.Schedulers = None,
     lineup: Annotated[
         str | None,
         typer.Option("--schedulers", help='"all", or a YAML file with the list to compare.'),
     ] = None,
-    cache: CachesOption = None,
-    verifier: VerifierOption = None,
+    cache: options.Caches = None,
+    verifier: options.Verifier = None,
     limit: Annotated[int, typer.Option(help="Problems of the held-out split.")] = 100,
     samples: Annotated[
         int, typer.Option(help="Answers to each problem, for pass@k; above 1 with --temperature.")
@@ -94,19 +94,19 @@ def evaluate(
     plot: Annotated[
         Path | None, typer.Option(help="PNG: accuracy over tokens per forward.")
     ] = None,
-    max_new_tokens: NewTokensOption = None,
-    block_length: BlockOption = None,
-    temperature: TemperatureOption = None,
-    seed: SeedOption = None,
-    settings: SetOption = None,
-    dtype: DtypeOption = None,
-    device: DeviceOption = None,
-    speed: SpeedOption = None,
+    max_new_tokens: options.NewTokens = None,
+    block_length: options.Block = None,
+    temperature: options.Temperature = None,
+    seed: options.Seed = None,
+    settings: options.Set = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+    speed: options.Speed = None,
     with_record: Annotated[
         bool,
         typer.Option("--record", help="Print below the table all that belongs to its figures."),
     ] = False,
-    as_json: JsonOption = False,
+    as_json: options.Json = False,
 ) -> None:
     """Measures every scheduler with every cache on the same problems.
 
@@ -127,7 +127,7 @@ def evaluate(
     to = Destination(output, plot, as_json) if compared else None
     processes = find_processes()
     loaded = load(model, dtype=dtype, device=processes.device(device), speed=speed)
-    shared = given(
+    shared = options.collect(
         settings,
         verifier=verifier,
         max_new_tokens=max_new_tokens,
@@ -137,22 +137,90 @@ def evaluate(
     )
 
     def run_of(one_scheduler: Any, one_cache: str | None) -> Run:
-        options = given(None, scheduler=one_scheduler, cache=one_cache)
-        resolved = resolve(loaded.defaults, None, {**shared, **options})
-        return Run(loaded, chosen, resolved, batch_size, processes, trace)
+        parts = options.collect(None, scheduler=one_scheduler, cache=one_cache)
+        resolved = resolve(loaded.defaults, None, {**shared, **parts})
+        return Run(loaded, chosen, resolved, batch_size, processes, keep_trace=trace)
 
-    caches_given: list[str | None] = [*cache] if cache else [None]
-    named: list[str | None] = [*scheduler] if scheduler else [None]
+    names: list[str | None] = [*cache] if cache else [None]
     if to is not None:
+        pairs = [(entry, name) for entry in entries for name in names]
         contenders = [
-            contender(e, run_of(e.scheduler, c), names_cache=len(caches_given) > 1)
-            for e in entries
-            for c in caches_given
+            contender(n, e, run_of(e.scheduler, c), problems, names_cache=len(names) > 1)
+            for n, (e, c) in enumerate(pairs, start=1)
         ]
-        Comparison(contenders, problems, to).run()
+        compare(contenders, to)
         return
-    runs = [run_of(s, c) for s in named for c in caches_given]
+    runs = [run_of(one, name) for one in scheduler or [None] for name in names]
     for run in runs:
         check(loaded, run.settings)
-    problems = sampled(problems, samples, runs[0].settings)
-    compare(runs, problems, output, as_json, with_record)
+    measure_runs(runs, sampled(problems, samples, runs[0].settings), output, as_json, with_record)
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where a comparison goes."""
+
+    folder: Path | None  # a results file for each contender, and the tables
+    plot: Path | None
+    as_json: bool
+
+    def __post_init__(self) -> None:
+        if self.plot is not None and self.plot.suffix != ".png":
+            raise ValueError(f"plot={self.plot} must end in .png")
+        options.check_writable(self.plot, "--plot")
+        folder = self.folder
+        if folder is not None and (folder.is_file() or folder.suffix == ".jsonl"):
+            raise ValueError(
+                f"output={folder} must be a folder: a comparison writes a file for each scheduler"
+            )
+        if folder is not None:
+            options.check_writable(folder / "results.csv", "--output")
+
+
+def compare(contenders: Sequence[Contender], to: Destination) -> None:
+    """Measures all and reports; on Ctrl-C prints what is done and leaves the files alone."""
+    names: dict[str, str] = {}
+    for one in contenders:
+        if one.run.name in names:
+            twice = f"{names[one.run.name]!r} and {one.name!r}"
+            raise ValueError(f"{twice} are the same setting: keep one of them")
+        names[one.run.name] = one.name
+    first = contenders[0]
+    bars = Bars(contenders, len(contenders), quiet=not first.run.processes.is_main)
+    measured = measure(
+        contenders,
+        lambda one: one.run.results(one.problems, to.folder and to.folder / one.file),
+        bars,
+        (RefusedError, NotEnoughMemoryError),
+    )
+    if measured.error is not None:
+        raise measured.error
+    if not first.run.processes.is_main:
+        return
+    lines = [line for line in measured.lines if line.results or line.refusal is not None]
+    caches = ", ".join(dict.fromkeys(one.cache for one in contenders))
+    title = f"{heading(first.run, len(first.problems))}, cache {caches}"
+    if lines and to.as_json:
+        print(json.dumps({"title": title, "rows": records(lines)}))
+    elif lines:
+        console, shown = Console(highlight=False), table(title, lines)
+        console.print(printed(shown, console.width), shown.legend)
+    if measured.stopped:
+        interrupted(to.folder)
+    _write(title, lines, to)
+    refusals = [line.refusal for line in lines if line.refusal is not None]
+    if len(refusals) == len(lines):
+        raise ValueError(f"every scheduler refused, the first one because: {refusals[0]}")
+
+
+def _write(title: str, lines: Sequence[Line[Contender]], to: Destination) -> None:
+    files: list[Path] = []
+    if to.folder is not None:
+        to.folder.mkdir(parents=True, exist_ok=True)
+        base, shown = to.folder / lines[0].candidate.run.task.name, table(title, lines)
+        files += [base.with_suffix(".csv"), base.with_suffix(".md")]
+        write_csv(files[0], records(lines))
+        write_markdown(files[1], [f"{title}.", shown.markdown(), shown.legend])
+    if to.plot is not None and draw_comparison(to.plot, title, lines):
+        files.append(to.plot)
+    written(files)

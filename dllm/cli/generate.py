@@ -3,63 +3,52 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+from torch import Tensor
 
 from dllm import cache as caches
 from dllm import load, schedulers
-from dllm.cli.options import (
-    BatchOption,
-    BlockOption,
-    CacheOption,
-    DeviceOption,
-    DtypeOption,
-    JsonOption,
-    ModelOption,
-    NewTokensOption,
-    SchedulerOption,
-    SeedOption,
-    SetOption,
-    SpeedOption,
-    TemperatureOption,
-    VerifierOption,
-    given,
-)
-from dllm.cli.paths import check_writable
-from dllm.cli.texts import read_texts
-from dllm.cli.watch import watch as draw
+from dllm.cli import options
 from dllm.decoding.loop import BrokenLogitsError
 from dllm.decoding.memory_limits import NotEnoughMemoryError
 from dllm.eval.run.describe import short
 from dllm.generate import Stream, stream
 from dllm.models.model import DenoisingModel
 from dllm.output import GenerationOutput
+from dllm.state.window import StepEvent
 from dllm.trace.file import check_free, write_records
 from dllm.trace.record import TraceRecord, record_of
 
-INTERRUPTED = 130
 _LABEL = 60  # characters of a prompt
+PAUSE = 0.05  # seconds a step: the embedded model is faster than the eye
+OPEN, DRAFT, NEW, DONE, AGAIN = "dim", "dim italic", "bold green", "default", "bold red"
 
 
 def generate(
     prompts: Annotated[list[str], typer.Argument(help='Texts to complete; "-" reads stdin.')],
-    model: ModelOption = "tiny",
-    scheduler: SchedulerOption = None,
-    cache: CacheOption = None,
-    verifier: VerifierOption = None,
-    batch_size: BatchOption = None,
-    max_new_tokens: NewTokensOption = None,
-    block_length: BlockOption = None,
-    temperature: TemperatureOption = None,
-    seed: SeedOption = None,
-    settings: SetOption = None,
-    dtype: DtypeOption = None,
-    device: DeviceOption = None,
-    speed: SpeedOption = None,
+    model: options.Model = "tiny",
+    scheduler: options.Scheduler = None,
+    cache: options.Cache = None,
+    verifier: options.Verifier = None,
+    batch_size: options.Batch = None,
+    max_new_tokens: options.NewTokens = None,
+    block_length: options.Block = None,
+    temperature: options.Temperature = None,
+    seed: options.Seed = None,
+    settings: options.Set = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+    speed: options.Speed = None,
     trace: Annotated[
         Path | None, typer.Option(help="Write each row's steps here, for `dllm trace`.")
     ] = None,
@@ -67,20 +56,20 @@ def generate(
     chat_template: Annotated[
         bool, typer.Option("--chat", help="Put each prompt into the chat template.")
     ] = False,
-    as_json: JsonOption = False,
+    as_json: options.Json = False,
 ) -> None:
     """Completes one or more prompts in one batch.
 
     dllm generate "tom has 53 pens. tom loses 3. how many pens does tom have?" --watch
     """
     if trace is not None:
-        check_writable(trace, "--trace")
+        options.check_writable(trace, "--trace")
         trace.parent.mkdir(parents=True, exist_ok=True)
         check_free(trace)
-    texts = read_texts(prompts)
+    texts = _read(prompts)
     loaded = load(model, dtype=dtype, device=device, speed=speed)
     inputs: Any = [[{"role": "user", "content": t}] for t in texts] if chat_template else texts
-    options = given(
+    chosen = options.collect(
         settings,
         scheduler=scheduler,
         cache=cache,
@@ -92,13 +81,23 @@ def generate(
         seed=seed,
     )
     warn_unknown_words(loaded, texts)
-    running = stream(loaded, inputs, **options)
+    running = stream(loaded, inputs, **chosen)
     interrupted = _run(running, watch and not as_json)
     if trace is not None:
         write_records(trace, _records(running, texts))
     report(running.output, as_json)
     if interrupted:
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(options.INTERRUPTED)
+
+
+def _read(prompts: Sequence[str]) -> list[str]:
+    """Returns the texts, "-" replaced by what stdin holds; raises ValueError for an empty one."""
+    texts = [sys.stdin.read().rstrip("\n") if text == "-" else text for text in prompts]
+    for number, (text, origin) in enumerate(zip(texts, prompts, strict=True), start=1):
+        if not text.strip():
+            empty = "stdin is empty" if origin == "-" else f"prompt {number}={text!r} is empty"
+            raise ValueError(f'{empty}: give a text to complete, or "-" to read one from stdin')
+    return texts
 
 
 def _records(running: Stream, texts: list[str]) -> list[TraceRecord]:
@@ -160,3 +159,42 @@ def _run(running: Stream, watch: bool) -> bool:
         report(running.output, as_json=False)
         raise
     return False
+
+
+def draw(running: Stream, console: Console | None = None) -> None:
+    """Drains a stream and shows each row: what is there, new, masked again, proposed, open."""
+    with Live(console=console or Console(), auto_refresh=False) as live:
+        for number, event in enumerate(running, start=1):
+            rows = [_row(running, event, row) for row in range(running.canvas.layout.num_rows)]
+            caption = Text(f"forward {number} ({event.kind})", style="dim")
+            live.update(Group(*rows, caption), refresh=True)
+            time.sleep(PAUSE)
+
+
+def _row(running: Stream, event: StepEvent, row: int) -> Text:
+    canvas, tokenizer = running.canvas, running.model.tokenizer
+    if tokenizer is None:
+        raise ValueError("the model has no tokenizer, so there is no text to watch")
+    start, end = int(canvas.prompt_length[row]), int(canvas.full_length[row])
+    columns = event.columns[row].tolist()
+    drafts = dict(zip(columns, event.drafts[row].tolist(), strict=True))
+    new = _where(columns, event.committed[row])
+    again = _where(columns, event.remasked[row])
+    text = Text()
+    if running.batch is not None:  # a place holds one prompt after the other
+        text.append(f"{event.prompts[row]}: ", style=OPEN)
+    for column, token in enumerate(canvas.tokens[row, start:end].tolist(), start=start):
+        if token != canvas.layout.mask_token_id:
+            if token not in canvas.layout.eos_token_ids:
+                text.append(str(tokenizer.decode([token])), style=NEW if column in new else DONE)
+        elif column in again:  # not its draft: often that is the very token that was taken back
+            text.append("·", style=AGAIN)
+        elif column in drafts:
+            text.append(str(tokenizer.decode([drafts[column]])).strip() or "·", style=DRAFT)
+        else:
+            text.append("·", style=OPEN)
+    return text
+
+
+def _where(columns: list[int], chosen: Tensor) -> set[int]:
+    return {column for column, is_so in zip(columns, chosen.tolist(), strict=True) if is_so}

@@ -16,7 +16,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from dllm.cli.options import JsonOption
+from dllm.cli import options
 from dllm.cli.shown.catalogue import Method, Option, find_methods
 
 MARKER = "<!-- generated: `make docs` writes what follows from the code -->"
@@ -30,7 +30,7 @@ def methods(
     into: Annotated[
         Path | None, typer.Option(help="With --markdown: the page whose generated part it is.")
     ] = None,
-    as_json: JsonOption = False,
+    as_json: options.Json = False,
 ) -> None:
     """Lists schedulers, caches and tasks.
 

@@ -1,63 +1,66 @@
-"""The options that several sub-commands share."""
+"""Options, checks and an exit code that several sub-commands share."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import yaml
 
-ModelOption = Annotated[
+INTERRUPTED = 130  # what a shell reports after Ctrl-C
+_BEGINNING = 1 << 16  # characters in which a file says what it is
+
+Model = Annotated[
     str, typer.Option("--model", "-m", help='"tiny", a checkpoint folder or a hub id.')
 ]
-SchedulerOption = Annotated[
+Scheduler = Annotated[
     str | None,
     typer.Option("--scheduler", "-s", help='Such as "threshold:0.9"; `dllm methods` lists all.'),
 ]
-SchedulersOption = Annotated[
+Schedulers = Annotated[
     list[str] | None,
     typer.Option("--scheduler", "-s", help='Such as "threshold:0.9"; repeat to compare several.'),
 ]
-CacheOption = Annotated[
-    str | None, typer.Option("--cache", "-c", help='"none", "prefix", "dual", ...')
-]
-CachesOption = Annotated[
+Cache = Annotated[str | None, typer.Option("--cache", "-c", help='"none", "prefix", "dual", ...')]
+Caches = Annotated[
     list[str] | None,
     typer.Option("--cache", "-c", help='"none", "prefix", "dual", ...; repeat to compare several.'),
 ]
-VerifierOption = Annotated[
+Verifier = Annotated[
     str | None, typer.Option("--verifier", "-v", help='"ssd:draft_length=4", "freedave:4", ...')
 ]
-BatchOption = Annotated[
+Batch = Annotated[
     int | None, typer.Option("--batch-size", help="Rows decoded at a time; other prompts wait.")
 ]
-NewTokensOption = Annotated[
+NewTokens = Annotated[
     int | None, typer.Option("--max-new-tokens", "-n", help="Slots after each prompt.")
 ]
-BlockOption = Annotated[
+Block = Annotated[
     int | None, typer.Option("--block-length", "-b", help="Columns decoded together.")
 ]
-TemperatureOption = Annotated[
+Temperature = Annotated[
     float | None, typer.Option("--temperature", "-t", help="0 takes the most probable token.")
 ]
-SeedOption = Annotated[int | None, typer.Option(help="Seed of sampled tokens and random orders.")]
-DtypeOption = Annotated[
+Seed = Annotated[int | None, typer.Option(help="Seed of sampled tokens and random orders.")]
+Dtype = Annotated[
     str | None, typer.Option(help="float32, bfloat16, ...; the checkpoint's own unless given.")
 ]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")]
-SpeedOption = Annotated[
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")]
+Speed = Annotated[
     str | None,
     typer.Option(help='Faster passes: fused, compiled, captured, int8, or "fused+captured".'),
 ]
-SetOption = Annotated[
+Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Any other setting as name=value, such as top_p=0.95; repeatable."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 
-def given(more: Sequence[str] | None, **options: Any) -> dict[str, Any]:
+def collect(more: Sequence[str] | None, **options: Any) -> dict[str, Any]:
     """Returns the settings that were given, by option or by `--set name=value`."""
     settings = {name: value for name, value in options.items() if value is not None}
     for item in more or ():
@@ -76,3 +79,24 @@ def given(more: Sequence[str] | None, **options: Any) -> dict[str, Any]:
                 "text with signs in it into quotes"
             ) from None
     return settings
+
+
+def check_writable(path: Path | None, option: str, mark: str = "") -> None:
+    """Checks that a file can be written, so that no work is done for one that cannot.
+
+    A file that is there already must have `mark` near its beginning, else it is not ours to write
+    over. Raises ValueError with the option's name. Leaves nothing behind; a folder is made later.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise ValueError(f"{option} {path} is a folder: name a file")
+    nearest = next(part for part in path.absolute().parents if part.exists())
+    if not nearest.is_dir():
+        raise ValueError(f"{option} {path}: {nearest} is a file, where a folder is needed")
+    if not os.access(path if path.exists() else nearest, os.W_OK):
+        raise ValueError(f"{option} {path}: this user may not write there: choose another path")
+    if mark and path.exists() and path.stat().st_size:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            if mark not in file.read(_BEGINNING):
+                raise ValueError(f"{option} {path} exists and holds something else: choose another")

@@ -11,20 +11,12 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from rich.table import Table
 
 from dllm import load
-from dllm.cli.options import (
-    BlockOption,
-    DeviceOption,
-    DtypeOption,
-    JsonOption,
-    ModelOption,
-    NewTokensOption,
-    given,
-)
-from dllm.cli.paths import check_writable
+from dllm.cli import options
+from dllm.cli.shown.measured import interrupted, progress
 from dllm.eval.tasks import find_task
 from dllm.learn2pd.filter import Filter, Origin, write_filter
 from dllm.models.model import HostedModel
@@ -41,14 +33,12 @@ from dllm.training.learn2pd import (
 )
 from dllm.training.learn2pd_examples import Source, join, read_prompts
 
-INTERRUPTED = 130
-
 
 def train_filter(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="FILE.safetensors; its data goes to FILE.data.")
     ],
-    model: ModelOption = "tiny",
+    model: options.Model = "tiny",
     prompts: Annotated[
         Path | None, typer.Option(help='Text, a prompt a line, or .jsonl with "prompt".')
     ] = None,
@@ -59,8 +49,8 @@ def train_filter(
     chat_template: Annotated[
         bool, typer.Option("--chat", help="Put each prompt into the chat template.")
     ] = False,
-    max_new_tokens: NewTokensOption = None,
-    block_length: BlockOption = None,
+    max_new_tokens: options.NewTokens = None,
+    block_length: options.Block = None,
     steps: Annotated[
         int | None, typer.Option(help="Of the reference answer; one token a step unless given.")
     ] = None,
@@ -76,9 +66,9 @@ def train_filter(
     ] = False,
     threshold: Annotated[float, typer.Option(help="At which the filter is judged.")] = 0.96,
     seed: Annotated[int, typer.Option(help="Of prompts, split and weights.")] = 0,
-    dtype: DtypeOption = None,
-    device: DeviceOption = None,
-    as_json: JsonOption = False,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+    as_json: options.Json = False,
 ) -> None:
     """Trains a Learn2PD filter for one model and block length; a stopped run goes on.
 
@@ -86,7 +76,7 @@ def train_filter(
     """
     if output.suffix != ".safetensors":
         raise ValueError(f"output={str(output)!r} must end in .safetensors")
-    check_writable(output, "--output", mark='"learn2pd"')
+    options.check_writable(output, "--output", mark='"learn2pd"')
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold={threshold} is a probability, from 0 to 1")
     recipe = Recipe(layers, epochs, lr, seed, masked_only)
@@ -95,22 +85,19 @@ def train_filter(
     inputs: list[Any] = (
         [[{"role": "user", "content": t}] for t in texts] if chat_template else texts
     )
-    options = given(
+    chosen = options.collect(
         None,
         max_new_tokens=max_new_tokens,
         block_length=block_length,
         scheduler={"name": "fixed_quota", "steps": steps},
         at_eos=at_eos,
     )
-    source = Source(loaded, inputs, _settings(loaded, options), batch_size)
+    source = Source(loaded, inputs, _settings(loaded, chosen), batch_size)
     job = _Job(source, recipe, threshold, output.with_suffix(".data"))
     try:
         network = job.run()
     except KeyboardInterrupt:
-        Console(stderr=True).print(
-            f"interrupted; {job.folder} is kept and the same command goes on", soft_wrap=True
-        )
-        raise typer.Exit(INTERRUPTED) from None
+        interrupted(job.folder)
     write_filter(network, output)
     _report(network, output, as_json)
 
@@ -127,30 +114,27 @@ class _Job:
     def run(self) -> Filter:
         """Returns the trained filter, with what it was trained on and how well it judges."""
         started = time.perf_counter()
-        columns = ("{task.description}", BarColumn(), MofNCompleteColumn())
-        loss = TextColumn("{task.fields[loss]}")
-        bars = (*columns, loss, TimeRemainingColumn())
-        with Progress(*bars, console=Console(stderr=True)) as progress:
-            data = self._examples(progress)
-            network = self._train(data, progress)
+        with progress() as bars:
+            data = self._examples(bars)
+            network = self._train(data, bars)
         network.origin = self._origin(network, data, time.perf_counter() - started)
         return network
 
-    def _examples(self, progress: Progress) -> Split:
-        bar = progress.add_task("oracle", total=len(self.source.prompts), loss="")
+    def _examples(self, bars: Progress) -> Split:
+        bar = bars.add_task("oracle", total=len(self.source.prompts), note="")
         parts = []
         for part in self.source.examples(self.folder):
             parts.append(part)
-            progress.update(bar, completed=int(part.prompt.max()) + 1)
+            bars.update(bar, completed=int(part.prompt.max()) + 1)
         return split(join(parts), self.recipe.seed)
 
-    def _train(self, data: Split, progress: Progress) -> Filter:
+    def _train(self, data: Split, bars: Progress) -> Filter:
         state = self.folder / state_name(self.source.names(), self.recipe)
         training = Training(data, self.recipe, state, self.source.model.device)
-        bar = progress.add_task("training", total=self.recipe.epochs, loss="")
+        bar = bars.add_task("training", total=self.recipe.epochs, note="")
         for loss in training.run():
-            progress.update(bar, completed=training.epoch, loss=f"loss {loss:.4f}")
-        progress.update(bar, completed=training.epoch)
+            bars.update(bar, completed=training.epoch, note=f"loss {loss:.4f}")
+        bars.update(bar, completed=training.epoch)
         return training.network.cpu()
 
     def _origin(self, network: Filter, data: Split, seconds: float) -> Origin:
@@ -193,9 +177,9 @@ def _prompts(prompts: Path | None, task: str | None, count: int, seed: int) -> l
     return sorted(texts, key=len)
 
 
-def _settings(model: HostedModel, options: Mapping[str, Any]) -> Settings:
+def _settings(model: HostedModel, chosen: Mapping[str, Any]) -> Settings:
     """Returns how the reference is decoded: slowly, without noise or a cache."""
-    settings = resolve(model.defaults, None, {**options, "temperature": 0.0, "cache": "none"})
+    settings = resolve(model.defaults, None, {**chosen, "temperature": 0.0, "cache": "none"})
     own = min(DEFAULT_BLOCK_LENGTH, settings.max_new_tokens)
     return replace(settings, block_length=settings.block_length or model.spec.block_length or own)
 

@@ -13,20 +13,7 @@ from rich.progress import track
 from rich.table import Table
 
 from dllm import load
-from dllm.cli.options import (
-    BlockOption,
-    CacheOption,
-    DeviceOption,
-    DtypeOption,
-    JsonOption,
-    ModelOption,
-    NewTokensOption,
-    SchedulerOption,
-    SeedOption,
-    SetOption,
-    TemperatureOption,
-    given,
-)
+from dllm.cli import options
 from dllm.eval.compare.verification import Divergence, Spent, Trial, Verification, summed
 from dllm.eval.tasks import find_task
 from dllm.models.model import DenoisingModel
@@ -37,23 +24,23 @@ _LISTED = 10  # divergences
 
 
 def verify(
-    model: ModelOption = "tiny",
+    model: options.Model = "tiny",
     verifier: Annotated[
         str, typer.Option("--verifier", "-v", help='"ssd:draft_length=4" or "freedave:4".')
     ] = "ssd",
-    scheduler: SchedulerOption = None,
-    cache: CacheOption = None,
+    scheduler: options.Scheduler = None,
+    cache: options.Cache = None,
     task: Annotated[str, typer.Option(help="Whose held-out problems are decoded.")] = "arithmetic",
     limit: Annotated[int, typer.Option(help="Problems at most.")] = 20,
     batch_size: Annotated[int, typer.Option(help="Prompts decoded together.")] = 1,
-    max_new_tokens: NewTokensOption = None,
-    block_length: BlockOption = None,
-    temperature: TemperatureOption = None,
-    seed: SeedOption = None,
-    settings: SetOption = None,
-    dtype: DtypeOption = None,
-    device: DeviceOption = None,
-    as_json: JsonOption = False,
+    max_new_tokens: options.NewTokens = None,
+    block_length: options.Block = None,
+    temperature: options.Temperature = None,
+    seed: options.Seed = None,
+    settings: options.Set = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+    as_json: options.Json = False,
 ) -> None:
     """Decodes problems without and with a verifier and compares them token by token.
 
@@ -62,7 +49,7 @@ def verify(
 
     dllm verify --scheduler fixed_quota --verifier ssd:draft_length=4 --limit 20
     """
-    options = given(
+    chosen = options.collect(
         settings,
         verifier=verifier,
         scheduler=scheduler,
@@ -74,7 +61,7 @@ def verify(
     )
     problems = find_task(task).take(limit)
     loaded = load(model, dtype=dtype, device=device)
-    resolved = resolve(loaded.defaults, None, options)
+    resolved = resolve(loaded.defaults, None, chosen)
     trial = Trial(loaded, [problem.given for problem in problems], resolved, batch_size)
     errors, count = Console(stderr=True), -(-len(problems) // batch_size)
     result = summed(list(track(trial.parts(), "twice each", count, console=errors)))

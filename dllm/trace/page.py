@@ -87,8 +87,8 @@ def page(records: Sequence[TraceRecord], title: str) -> str:
     if not records:
         raise ValueError("a page needs at least one record")
     css, js = assets()
-    scripts = f"script-src {_hash(js)} {_hash(START)}"
-    policy = f"default-src 'none'; img-src data:; style-src {_hash(css)}; {scripts}"
+    scripts = f"script-src {hash_of(js)} {hash_of(START)}"
+    policy = f"default-src 'none'; img-src data:; style-src {hash_of(css)}; {scripts}"
     return Template(_asset("html")).substitute(
         policy=policy,
         title=html.escape(visible(title)),
@@ -103,7 +103,8 @@ def _asset(kind: str) -> str:
     return (files("dllm.trace") / f"page.{kind}").read_text(encoding="utf-8")
 
 
-def _hash(text: str) -> str:
+def hash_of(text: str) -> str:
+    """Returns what a page's policy calls a style or script of that text."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from dllm import cache as caches
-from dllm import schedulers
-from dllm.decoding.speculation import verifiers
-from dllm.eval.ablation.published import Published
-from dllm.eval.run.describe import short
+from dllm.eval.compare.published import Published
+from dllm.eval.run.describe import PARTS, short
 from dllm.eval.tasks import READ, TASKS
 from dllm.eval.tasks.task import TaskOptions
 from dllm.registry import nearest
@@ -32,22 +30,21 @@ class TaskChoice:
         known = [*TASKS, *READ]
         if self.name not in known:
             raise ValueError(f"unknown task {self.name!r}: {nearest(self.name, known)}")
-        given = [f"{key}={value}" for key, value in vars(self).items() if value is not None]
-        if self.name not in READ and len(given) > 1:
-            raise ValueError(
-                f"task {self.name!r} makes its own problems and has no {', '.join(given[1:])}"
-            )
+        options = [f"{key}={value}" for key, value in vars(self).items() if value is not None][1:]
+        if self.name not in READ and options:
+            listed = ", ".join(options)
+            raise ValueError(f"task {self.name!r} makes its own problems and has no {listed}")
 
     def options(self, *, run_code: bool) -> TaskOptions:
-        """Returns what the task is told."""
+        """Returns the options of the task."""
         return TaskOptions(self.data, self.style, self.examples, self.shots, run_code)
 
     @property
     def text(self) -> str:
         """The name with its options."""
-        options = [self.style, None if self.shots is None else f"{self.shots} shots"]
-        said = ", ".join(option for option in options if option)
-        return f"{self.name} ({said})" if said else self.name
+        shots = None if self.shots is None else f"{self.shots} shots"
+        options = ", ".join(filter(None, (self.style, shots)))
+        return f"{self.name} ({options})" if options else self.name
 
 
 @dataclass(frozen=True)
@@ -84,27 +81,106 @@ class Ablation:
 
 
 def method_of(given: Mapping[str, Any]) -> str:
-    """Returns the parts of settings by name: the curve that a row is on unless it says so."""
+    """Returns the parts of settings by name: the curve that a row is on unless it says so.
+
+    Raises ValueError or TypeError for settings and parts that do not exist.
+    """
     settings = resolve({}, None, given)
-    names = [schedulers.registry.create(settings.scheduler).summary()["name"]]
-    cache = caches.registry.create(settings.cache).summary()
-    if cache["name"] != "none":
-        names.append(short(cache, caches.registry))
-    if settings.verifier is not None:
-        verifier = verifiers.registry.create(settings.verifier).summary()
-        names.append(short(verifier, verifiers.registry))
-    return " + ".join(map(str, names))
+    parts = {key: part for key in PARTS if (part := getattr(settings, key)) is not None}
+    summaries = {key: PARTS[key].create(part).summary() for key, part in parts.items()}
+    return " + ".join(
+        summary["name"] if key == "scheduler" else short(summary, PARTS[key])
+        for key, summary in summaries.items()
+        if summary["name"] != "none"
+    )
 
 
-def check_given(given: Mapping[str, Any]) -> None:
-    """Raises ValueError or TypeError for settings and parts that do not exist."""
-    settings = resolve({}, None, given)
-    schedulers.registry.create(settings.scheduler)
-    caches.registry.create(settings.cache)
-    if settings.verifier is not None:
-        verifiers.registry.create(settings.verifier)
+def combinations(
+    grid: Mapping[str, Any], exclude: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Returns a mapping for each combination; a list holds alternatives.
+
+    Raises ValueError for an exclusion that excludes nothing, and if nothing is left.
+    """
+    choices = {key: value if isinstance(value, list) else [value] for key, value in grid.items()}
+    for key, values in choices.items():
+        if not values:
+            raise ValueError(f"grid: {key} has no values")
+    combined = [dict(zip(choices, values, strict=True)) for values in product(*choices.values())]
+    for number, item in enumerate(exclude, start=1):
+        if not any(_fits(one, item) for one in combined):
+            raise ValueError(f"exclude item {number}: no combination has {dict(item)}")
+    left = [one for one in combined if not any(_fits(one, item) for item in exclude)]
+    if not left:
+        raise ValueError("grid: every combination is excluded")
+    varying = [key for key, values in choices.items() if len(values) > 1]
+    return [{**one, "name": _name(one, varying)} for one in left]
 
 
-def unique(names: Sequence[str]) -> str | None:
-    """Returns the first name that comes twice, None if there is none."""
-    return next((name for name in names if names.count(name) > 1), None)
+def _fits(one: Mapping[str, Any], item: Mapping[str, Any]) -> bool:
+    """Whether a combination has each value of an item, or one of them where it has several."""
+    return all(
+        key in one and one[key] in (value if isinstance(value, list) else [value])
+        for key, value in item.items()
+    )
+
+
+def _name(one: Mapping[str, Any], varying: Sequence[str]) -> str:
+    """Returns the parts that a combination has, then what else varies."""
+    named = [
+        text_of(key, one[key])
+        for key in PARTS
+        if one.get(key, "none") not in (None, "none") and (key == "scheduler" or key in varying)
+    ]
+    others = [
+        text_of(key, one[key]) if key in ("model", "task") else f"{key}={text_of(key, one[key])}"
+        for key in varying
+        if key not in PARTS
+    ]
+    return ", ".join([*([" + ".join(named)] if named else []), *others]) or "all"
+
+
+def text_of(key: str, value: Any) -> str:
+    """Returns a value as a name has it: parts in their short form, a task by name and options."""
+    if isinstance(value, Mapping) and key in PARTS:
+        return short(PARTS[key].create(value).summary(), PARTS[key])
+    return " ".join(map(str, value.values())) if isinstance(value, Mapping) else str(value)
+
+
+def with_model(ablation: Ablation, model: str | None) -> Ablation:
+    """Returns the ablation with another model in every row; published figures no longer apply."""
+    if model is None:
+        return ablation
+    rows = tuple(replace(row, model=model) for row in ablation.rows)
+    return replace(ablation, rows=rows, changed=f"the model {model!r}")
+
+
+def with_files(ablation: Ablation, data: Sequence[str], examples: Path | None) -> Ablation:
+    """Returns the ablation with problems from files, each given as `task=FILE`.
+
+    A file without a task is that of the only data set that the rows use.
+    """
+    used = sorted({row.task.name for row in ablation.rows} & set(READ))
+    if (data or examples) and not used:
+        raise ValueError("--data, --examples: every task of this ablation makes its own problems")
+    if examples is not None and "gsm8k" not in used:
+        raise ValueError("--examples: no row has the task gsm8k")
+    files = dict(_file(text, used) for text in data)
+    rows = []
+    for row in ablation.rows:
+        own = {"data": files.get(row.task.name, row.task.data), "examples": row.task.examples}
+        if examples is not None and row.task.name == "gsm8k":
+            own["examples"] = examples
+        rows.append(replace(row, task=replace(row.task, **own)))
+    return replace(ablation, rows=tuple(rows))
+
+
+def _file(text: str, used: Sequence[str]) -> tuple[str, Path]:
+    task, equals, file = text.partition("=")
+    if not equals:
+        if len(used) > 1:
+            raise ValueError(f"--data {text}: say of which task, such as {used[0]}={text}")
+        return used[0], Path(text)
+    if task not in used:
+        raise ValueError(f"--data {text}: no row has the task {task!r}: {nearest(task, used)}")
+    return task, Path(file)

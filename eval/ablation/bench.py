@@ -1,56 +1,112 @@
-"""Measures the rows of an ablation, one after the other, into a folder that a kill leaves whole."""
+"""Measures the rows of an ablation into a folder that a kill leaves whole."""
 
 from __future__ import annotations
 
 import gc
+import hashlib
+import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import dllm
 from dllm.compatible import check
-from dllm.decoding.loop import BrokenLogitsError
-from dllm.decoding.memory_limits import NotEnoughMemoryError
 from dllm.eval.ablation.ablation import Ablation, Row
-from dllm.eval.ablation.state import Entry, State, key_of
-from dllm.eval.errors import RefusedError
-from dllm.eval.report.comparison import label
-from dllm.eval.run.record import Start, read_records
-from dllm.eval.run.results import Result, read_results
+from dllm.eval.ablation.lines import Candidate, Line
+from dllm.eval.errors import BusyError, RefusedError
+from dllm.eval.run.describe import label_of
+from dllm.eval.run.record import Start, read_records, write_json
+from dllm.eval.run.results import Result, Writer, read_results
 from dllm.eval.run.run import Run
 from dllm.eval.tasks import Task, find_task
 from dllm.eval.tasks.task import Problem
 from dllm.models import HostedModel, load
 from dllm.settings import resolve
 
+FILE = "ablation.json"
 USUAL = 100  # problems of a task that makes its own
 _ALL = 10**6  # more problems than any data set has
 _WITH_CODE = ("humaneval",)
 _UNFIT = re.compile(r"[^\w.,=@+-]+")  # for the name of a file
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the folder, which is made if it is not there; a kill lets go of it.
+
+    Two would measure the same problems twice: raises ValueError if another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ".lock").touch()
+    try:
+        lock = Writer(folder / ".lock")
+    except BusyError:
+        raise ValueError(
+            f"another `dllm ablate` is at work in {folder}: wait for it, or give another --output"
+        ) from None
+    with closing(lock):
+        yield
+
+
 @dataclass(frozen=True)
-class Trial:
+class Entry:
+    """Where the results of a row are."""
+
+    key: str  # of what the row asks for: another one is another row
+    run: str
+    file: str  # relative to the folder
+
+
+class State:
+    """The rows of a folder that were begun, written anew whenever one begins."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / FILE
+        self.entries: dict[str, Entry] = {}
+        if self.path.exists():
+            try:
+                rows = json.loads(self.path.read_text(encoding="utf-8"))["rows"]
+                self.entries = {name: Entry(**entry) for name, entry in rows.items()}
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ValueError(
+                    f"{self.path} is not the record of an ablation ({error}): delete it, what was "
+                    "measured is in runs/ and is found again"
+                ) from None
+
+    def note(self, name: str, entry: Entry) -> None:
+        """Remembers where the results of a row are."""
+        self.entries[name] = entry
+        rows = {known: asdict(value) for known, value in self.entries.items()}
+        write_json(self.path, {"rows": rows})
+
+
+def key_of(row: Row, task: Task) -> str:
+    """Returns a digest of what a row asks for, known before its model is loaded."""
+    asked: dict[str, Any] = {
+        "version": dllm.__version__,
+        "model": row.model,
+        "dtype": row.dtype,
+        "task": [task.name, dict(task.options)],
+        "settings": str(resolve({}, None, row.given)),
+    }
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Trial(Candidate):
     """A row with the problems that it is to answer."""
 
     row: Row
     task: Task
-    problems: Sequence[Problem]
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a trial came to: all its results, a part of them, or a refusal."""
-
-    trial: Trial
-    results: tuple[Result, ...]
-    starts: tuple[Start, ...] = ()  # the commands that made them
-    refusal: str | None = None
-
-    @property
-    def complete(self) -> bool:
-        """Whether every problem was answered."""
-        return len(self.results) == len(self.trial.problems)
+    @classmethod
+    def of(cls, number: int, row: Row, task: Task, problems: Sequence[Problem]) -> Trial:
+        """Returns the trial of a row, whose curve is its method."""
+        subject = row.model, row.task.text
+        return cls(number, row.name, row.method, str(number), subject, problems, row, task)
 
 
 def trials_of(ablation: Ablation, limit: int | None, *, run_code: bool) -> list[Trial]:
@@ -61,14 +117,19 @@ def trials_of(ablation: Ablation, limit: int | None, *, run_code: bool) -> list[
     choices = dict.fromkeys(row.task for row in ablation.rows)
     if run_code and not any(choice.name in _WITH_CODE for choice in choices):
         raise ValueError(f"--run-code: no row has a task with code to run ({_WITH_CODE[0]})")
-    found: dict[object, tuple[Task, list[Problem]]] = {}
+    tasks: dict[object, tuple[Task, list[Problem]]] = {}
     for choice in choices:
-        task = find_task(
-            choice.name, choice.options(run_code=run_code and choice.name in _WITH_CODE)
-        )
+        options = choice.options(run_code=run_code and choice.name in _WITH_CODE)
+        task = find_task(choice.name, options)
         count = limit or ablation.limit or (_ALL if task.options else USUAL)
-        found[choice] = task, task.take(count)
-    return [Trial(row, *found[row.task]) for row in ablation.rows]
+        tasks[choice] = task, task.take(count)
+    return [Trial.of(n, row, *tasks[row.task]) for n, row in enumerate(ablation.rows, start=1)]
+
+
+def by_model(trials: Sequence[Trial]) -> list[Trial]:
+    """Returns trials in an order in which each model is loaded once."""
+    models = list(dict.fromkeys((trial.row.model, trial.row.dtype) for trial in trials))
+    return sorted(trials, key=lambda trial: models.index((trial.row.model, trial.row.dtype)))
 
 
 class Bench:
@@ -79,34 +140,37 @@ class Bench:
         self.state = State(folder)
         self._loaded: tuple[tuple[str, str | None], HostedModel] | None = None
 
-    def kept(self, trial: Trial) -> list[Result] | None:
-        """Returns the results of a trial that is finished, in the problems' order, else None."""
-        entry = self.state.entry(trial.row.name)
+    def finished(self, trial: Trial) -> Line[Trial] | None:
+        """Returns a trial whose results are all in the folder, else None."""
+        entry = self.state.entries.get(trial.name)
         if entry is None or entry.key != key_of(trial.row, trial.task):
             return None
-        results = read_results(self.folder / entry.file, entry.run)
-        wanted = [results.get(problem.id) for problem in trial.problems]
-        done = [result for result in wanted if result is not None]
-        unscored = trial.task.scored and any(result.correct is None for result in done)
-        return None if unscored or len(done) < len(wanted) else done
+        known = read_results(self.folder / entry.file, entry.run)
+        results = [known[problem.id] for problem in trial.problems if problem.id in known]
+        unscored = trial.task.scored and any(result.correct is None for result in results)
+        whole = len(results) == len(trial.problems) and not unscored
+        return Line(trial, results) if whole else None
 
     def results(self, trial: Trial) -> Iterator[Result]:
-        """Yields a result for each problem, kept ones first; raises what `Run.results` raises."""
+        """Yields a result for each problem, known ones first; raises what `Run.results` raises."""
         run = self._run(trial)
-        file = Path("runs") / f"{_UNFIT.sub('-', label(run))[:80]}-{run.name}.jsonl"
+        file = Path("runs") / f"{_UNFIT.sub('-', label_of(run.describe()))[:80]}-{run.name}.jsonl"
         key = key_of(trial.row, trial.task)
-        self.state.note(trial.row.name, Entry(key, run.name, str(file)))
+        self.state.note(trial.name, Entry(key, run.name, str(file)))
         yield from run.results(trial.problems, self.folder / file)
 
-    def outcome(self, trial: Trial, results: Sequence[Result], refusal: str | None) -> Outcome:
-        """Returns what a trial came to, its results in the problems' order."""
-        places = {problem.id: place for place, problem in enumerate(trial.problems)}
-        ordered = sorted(results, key=lambda result: places[result.id])
-        entry, made = self.state.entry(trial.row.name), {result.start for result in results}
-        records = {} if entry is None else read_records(self.folder / entry.file)
-        record = records.get(entry.run) if entry is not None else None
-        starts = tuple(start for start in (record.starts if record else ()) if start.id in made)
-        return Outcome(trial, tuple(ordered), starts, refusal)
+    def starts(self, lines: Sequence[Line[Trial]]) -> list[Start]:
+        """Returns the commands that made the results of lines."""
+        starts: list[Start] = []
+        for line in lines:
+            entry, made = (
+                self.state.entries.get(line.name),
+                {result.start for result in line.results},
+            )
+            if entry is not None and made:
+                record = read_records(self.folder / entry.file).get(entry.run)
+                starts += [start for start in (record.starts if record else ()) if start.id in made]
+        return starts
 
     def _run(self, trial: Trial) -> Run:
         row = trial.row
@@ -131,15 +195,3 @@ class Bench:
             except (ValueError, OSError) as error:
                 raise RefusedError(f"the model cannot be loaded: {error}") from error
         return self._loaded[1]
-
-
-# What ends a trial and not the ablation.
-FAILURES = (RefusedError, NotEnoughMemoryError, BrokenLogitsError)
-
-
-def by_model(trials: Sequence[Trial]) -> list[Trial]:
-    """Returns trials in an order in which each model is loaded once."""
-    seen: dict[tuple[str, str | None], list[Trial]] = {}
-    for trial in trials:
-        seen.setdefault((trial.row.model, trial.row.dtype), []).append(trial)
-    return [trial for group in seen.values() for trial in group]

@@ -9,6 +9,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
+
+from dllm.eval.ablation.lines import Group, Line, groups
 
 STEEPNESS = 3.0  # of the weight: an accuracy 10 % below the best counts exp(-0.3)
 TOLERANCE = 5.0  # points of accuracy that a setting may lose against the slowest one
@@ -45,6 +48,45 @@ def aup(points: Iterable[Measured], best: float) -> float:
         width = faster.tokens_per_forward - slower.tokens_per_forward
         area += width * (_weighed(slower, best) + _weighed(faster, best)) / 2
     return area
+
+
+@dataclass(frozen=True)
+class Area:
+    """The AUP of a curve in a group of lines."""
+
+    group: Group
+    method: str
+    runs: int
+    left_out: int  # of the runs: more than 5 points below the slowest run of the group
+    value: float | None  # None: no run of the group was ever right
+
+
+def areas(lines: Sequence[Line[Any]]) -> list[Area]:
+    """Returns the AUP of each curve, by group.
+
+    Each curve begins at the slowest line of its group: what comes before a curve's first line would
+    otherwise count unweighted, and one fast line would beat a whole curve. Lines that lost too much
+    accuracy are left out, so that a curve's other lines still count. The best accuracy is that of
+    the group's best line.
+    """
+    measured = []
+    for group, members in groups(lines).items():
+        best = max(line.accuracy for line in members)
+        slowest = min(members, key=lambda line: (line.speed("tokens_per_forward"), -line.number))
+        for curve in dict.fromkeys(line.curve for line in members):
+            on_curve = [line for line in members if line.curve == curve]
+            close = [line for line in on_curve if line.accuracy >= slowest.accuracy - TOLERANCE]
+            value = _area([slowest, *close], best) if best else None
+            measured.append(Area(group, curve, len(on_curve), len(on_curve) - len(close), value))
+    return measured
+
+
+def _area(members: Sequence[Line[Any]], best: float) -> float:
+    fastest: dict[float, float] = {}  # of lines of one speed the better one counts
+    for line in members:
+        speed = line.speed("tokens_per_forward")
+        fastest[speed] = max(fastest.get(speed, 0.0), line.accuracy)
+    return aup([Measured(speed, accuracy) for speed, accuracy in fastest.items()], best)
 
 
 def _weighed(point: Measured, best: float) -> float:

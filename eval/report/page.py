@@ -2,30 +2,46 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import html
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
+from pathlib import Path
 from string import Template
+from typing import Any
 
+from dllm.eval.ablation.bench import Trial
+from dllm.eval.ablation.lines import SPEEDS, Line, groups, title_of
 from dllm.eval.report.ablation import Report
-from dllm.eval.report.lines import Line, groups
-from dllm.eval.report.problems import problems_of
-from dllm.eval.report.strips import heat_map, histograms
-from dllm.eval.report.svg import COLOURS, scatter
-from dllm.eval.report.tables import Table, tables
-from dllm.trace.page import as_script_data, assets
+from dllm.eval.report.page_figures import COLOURS, heat_map, histograms, scatter
+from dllm.eval.report.plot import draw_groups
+from dllm.eval.report.tables import WORDS, Table, plain, write_csv, write_markdown
+from dllm.eval.run.results import Result
+from dllm.trace.page import as_script_data, assets, hash_of
 from dllm.trace.text import visible
 
 KEPT = 20  # problems of a task whose texts and traces a page holds, unless told otherwise
-_WORDS = {"run", "method", "note", "source", "inside its tolerance?", "model, task, new tokens"}
+LONGEST = 20_000  # characters of a text; a model may fill a page
 _HEAT = (
     "The mean step at which each column of the answer was committed, over the problems with a "
     "trace. Pale is early, dark is late; in a dark page the other way round. Each run has its own "
     "scale, which ends at the step on the right."
 )
+_PLOTS = "Numbers are those of the table; the dashed line is the Pareto front."
 _FORWARDS = "Problems by their number of forwards; each run's tallest bar fills its row."
+
+
+def write(folder: Path, report: Report, problems: int) -> list[Path]:
+    """Writes Markdown, CSV, the page and plots; returns the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text, values, shown, plot = (folder / f"report.{end}" for end in ("md", "csv", "html", "png"))
+    parts = [f"# {report.ablation.name}: {plain(report.ablation.about)}"]
+    parts += [f"- {plain(note)}" for note in report.ablation.notes]
+    for table in report.tables():
+        parts += [f"## {table.title}", table.markdown(), table.legend]
+    write_markdown(text, [*parts, *(f"Measured with {one}." for one in report.environments)])
+    write_csv(values, report.records())
+    shown.write_text(page(report, problems), encoding="utf-8")
+    return [text, values, shown, *([plot] if draw_groups(plot, report.lines) else [])]
 
 
 def page(report: Report, problems: int = KEPT) -> str:
@@ -35,8 +51,7 @@ def page(report: Report, problems: int = KEPT) -> str:
     """
     css, js = _asset("css"), _asset("js")
     trace_css, trace_js = assets()
-    shown = problems_of(report.lines, problems)
-    styles, scripts = f"{_hash(css)} {_hash(trace_css)}", f"{_hash(trace_js)} {_hash(js)}"
+    styles, scripts = f"{hash_of(css)} {hash_of(trace_css)}", f"{hash_of(trace_js)} {hash_of(js)}"
     return Template(_asset("html")).substitute(
         policy=f"default-src 'none'; style-src {styles}; script-src {scripts}",
         title=_text(report.ablation.name),
@@ -47,19 +62,19 @@ def page(report: Report, problems: int = KEPT) -> str:
         environments=_text("; ".join(f"measured with {one}" for one in report.environments)),
         css=css,
         trace_css=trace_css,
-        answers=as_script_data(shown),
+        answers=as_script_data(problems_of(report.lines, problems)),
         trace_js=trace_js,
         js=js,
     )
 
 
 def _sections(report: Report) -> Iterable[str]:
-    (heading, table, legend), *others = tables(report)
-    yield _section(heading, _table(table), legend)
+    runs, *others = report.tables()
+    yield _section(runs.title, _table(runs), runs.legend)
     yield from _plots(report.lines)
-    for heading, table, legend in others:
-        yield _section(heading, _table(table), legend)
-    measured = [line for line in report.lines if line.outcome.results]
+    for table in others:
+        yield _section(table.title, _table(table), table.legend)
+    measured = [line for line in report.lines if line.results]
     if measured:
         yield _section("Forwards", histograms(measured), _FORWARDS)
     heat = heat_map(measured)
@@ -67,30 +82,25 @@ def _sections(report: Report) -> Iterable[str]:
         yield _section("Order of commits", heat, _HEAT)
 
 
-def _plots(lines: Sequence[Line]) -> Iterable[str]:
+def _plots(lines: Sequence[Line[Trial]]) -> Iterable[str]:
     for group, members in groups(lines).items():
-        colours = {m: n for n, m in enumerate(dict.fromkeys(line.method for line in members))}
+        colours = {m: n for n, m in enumerate(dict.fromkeys(line.curve for line in members))}
         keys = "".join(
             f'<li class="c{number % COLOURS}"><span>{_text(method)}</span></li>'
             for method, number in colours.items()
         )
-        plots = [
-            scatter(members, "tokens_per_forward", colours),
-            scatter(members, "tokens_per_second", colours),
-        ]
-        drawn = f'<div class="plots">{"".join(plots)}</div><ul class="keys">{keys}</ul>'
-        model, task, slots = group
-        legend = "Numbers are those of the table; the dashed line is the Pareto front."
-        yield _section(f"{model}, {task}, {slots} new tokens", drawn, legend)
+        plots = "".join(scatter(members, speed, colours) for speed in SPEEDS)
+        drawn = f'<div class="plots">{plots}</div><ul class="keys">{keys}</ul>'
+        yield _section(title_of(group), drawn, _PLOTS)
 
 
 def _section(heading: str, content: str, legend: str) -> str:
-    said = f'<p class="legend">{_text(legend)}</p>'
-    return f"<section><h2>{_text(heading)}</h2>{content}{said}</section>"
+    below = f'<p class="legend">{_text(legend)}</p>'
+    return f"<section><h2>{_text(heading)}</h2>{content}{below}</section>"
 
 
 def _table(table: Table) -> str:
-    words = [head in _WORDS for head in table[0]]
+    words = [head in WORDS for head in table.heads]
 
     def row(cells: Sequence[str], tag: str) -> str:
         made = (
@@ -99,13 +109,13 @@ def _table(table: Table) -> str:
         )
         return f"<tr>{''.join(made)}</tr>"
 
-    head, body = row(table[0], "th"), "".join(row(cells, "td") for cells in table[1:])
+    head, body = row(table.heads, "th"), "".join(row(cells, "td") for cells in table.rows)
     whole = f"<thead>{head}</thead><tbody>{body}</tbody>"
     return f'<div class="scroll"><table class="figures">{whole}</table></div>'
 
 
 def _kept(report: Report, problems: int) -> str:
-    most = max((len(line.outcome.trial.problems) for line in report.lines), default=0)
+    most = max((len(line.candidate.problems) for line in report.lines), default=0)
     if problems >= most:
         return "All problems, those on which the runs disagree most first."
     return (
@@ -127,6 +137,54 @@ def _asset(kind: str) -> str:
     return (files("dllm.eval.report") / f"page.{kind}").read_text(encoding="utf-8")
 
 
-def _hash(text: str) -> str:
-    digest = hashlib.sha256(text.encode()).digest()
-    return f"'sha256-{base64.b64encode(digest).decode()}'"
+# The problems whose answers a page shows one by one, as JSON-ready values.
+
+
+def problems_of(lines: Sequence[Line[Trial]], most: int) -> list[dict[str, Any]]:
+    """Returns at most `most` problems of each task with the answer of each run.
+
+    Those on which the runs disagree most come first, then the others in the task's order.
+    """
+    tasks: dict[str, list[Line[Trial]]] = {}
+    for line in lines:
+        tasks.setdefault(line.candidate.subject[1], []).append(line)
+    return [shown for task, members in tasks.items() for shown in _of_task(task, members, most)]
+
+
+def _of_task(task: str, lines: Sequence[Line[Trial]], most: int) -> list[dict[str, Any]]:
+    answers: dict[str, list[tuple[Line[Trial], Result]]] = {}
+    for line in lines:
+        for result in line.results:
+            answers.setdefault(result.id, []).append((line, result))
+    answered = [problem for problem in lines[0].candidate.problems if problem.id in answers]
+    marks = {id_: [result.correct for _, result in pairs] for id_, pairs in answers.items()}
+    # Falls with the number of runs that disagree with the others.
+    answered.sort(key=lambda one: -min(marks[one.id].count(True), marks[one.id].count(False)))
+    return [
+        {
+            "task": task,
+            "id": problem.id,
+            "prompt": _cut(problem.prompt),
+            "expected": _cut(problem.answer),
+            "answers": [_answer(line, result) for line, result in answers[problem.id]],
+        }
+        for problem in answered[:most]
+    ]
+
+
+def _answer(line: Line[Trial], result: Result) -> dict[str, Any]:
+    return {
+        "number": line.number,
+        "run": line.name,
+        "text": _cut(result.text),
+        "correct": result.correct,
+        "forwards": result.forwards,
+        "tokens": result.valid_tokens,
+        "finish": result.finish_reason,
+        "trace": result.trace,
+    }
+
+
+def _cut(text: str) -> str:
+    more = len(text) - LONGEST
+    return text if more <= 0 else f"{text[:LONGEST]}\n[{more:,} more characters]"

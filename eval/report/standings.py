@@ -1,54 +1,110 @@
-"""Which schedulers a plain threshold beats, and which nothing beats."""
+"""`dllm eval --schedulers`: schedulers on one task, and which of them a plain threshold beats."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from dllm.eval.report.candidate import BASELINE, Contender, Outcome
-from dllm.eval.run.summary import Summary, summarise
+from dllm import cache as caches
+from dllm.decoding.speculation import verifiers
+from dllm.eval.ablation.lines import Candidate, Line, front
+from dllm.eval.ablation.read import Entry
+from dllm.eval.report.tables import NUMBERS, Table, accuracy
+from dllm.eval.run.describe import short
+from dllm.eval.run.run import Run
+from dllm.eval.run.summary import Summary
+from dllm.eval.tasks.task import Problem
 
-Kind = Literal[
-    "baseline",
-    "worse",  # some baseline has its accuracy and its tokens per forward
-    "equal",  # both exactly those of a baseline
-    "worse per row",  # the same where every variant of a row counts as a forward
-    "not worse",
-    "no baseline",
-    "incomplete",
-    "refused",
-]
-_TEXTS: dict[Kind, str] = {
-    "worse": "worse than {}",
-    "equal": "equal to {}",
-    "worse per row": "worse per row than {}",
-    "no baseline": "no {} to compare with",
-    "incomplete": "incomplete: {}",
-    "refused": "refused: {}",
-}
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """How a contender stands beside the plain threshold on the same cache."""
-
-    kind: Kind
-    detail: str = ""  # the baseline that beats it, or a reason
-
-    def __str__(self) -> str:
-        return _TEXTS.get(self.kind, self.kind).format(self.detail)
+BASELINE = "threshold"  # what every other scheduler has to be better than
+HEADS = (
+    *("scheduler", "accuracy (95 %)", "tokens/forward", "forwards", "row forwards"),
+    "beside threshold",
+)
+LEGEND = (
+    "Worse: a setting of `threshold` has at least that accuracy and at least those tokens per "
+    "forward; worse per row: the same where every variant of a row counts as a forward. Both "
+    "compare the measured values, whose intervals are beside them. Forwards are those of one "
+    "problem, row forwards with every variant; an asterisk marks the Pareto front."
+)
 
 
 @dataclass(frozen=True)
-class Standing:
-    """A line of the comparison."""
+class Contender(Candidate):
+    """A scheduler's setting with the cache that it runs on."""
 
-    contender: Contender
-    summary: Summary | None  # None: nothing was measured
-    verdict: Verdict
-    on_front: bool  # no other contender has its accuracy and more speed, or its speed and more
-    complete: bool
+    run: Run
+    cache: str
+    file: str  # of its results, in the comparison's folder
+
+
+def contender(
+    number: int, entry: Entry, run: Run, problems: Sequence[Problem], *, names_cache: bool
+) -> Contender:
+    """Returns an entry with the run that measures it; several caches have to be named."""
+    described = run.describe()
+    cache = short(described["cache"], caches.registry)
+    suffix = f" / {cache}" if names_cache else ""
+    name = entry.text if cache == "none" else f"{entry.text}+{cache}"
+    return Contender(
+        number=number,
+        name=f"{entry.text}{suffix}",
+        curve=f"{entry.label}{suffix}",
+        mark=entry.setting or f"{entry.label}{suffix}",
+        subject=(run.model.name, run.task.name),
+        problems=problems,
+        run=run,
+        cache=cache,
+        is_baseline=described["scheduler"]["name"] == BASELINE,
+        file=re.sub(r"[^\w.,=@+-]+", "-", name) + ".jsonl",
+    )
+
+
+def heading(run: Run, num_problems: int) -> str:
+    """Returns what was measured: task, problems, model, lengths, the verifier if there is one."""
+    verifier = run.describe().get("verifier")
+    verified = f", verifier {short(verifier, verifiers.registry)}" if verifier else ""
+    return (
+        f"{run.task.name}: {num_problems} held-out problems, {run.model.name}, "
+        f"{run.settings.max_new_tokens} new tokens, blocks of {run.block_length}, "
+        f"batch {run.num_rows}{verified}"
+    )
+
+
+def judge(lines: Sequence[Line[Contender]]) -> list[str]:
+    """Returns how each line stands beside the baselines on its cache, or why nobody knows."""
+    return [_verdict(line, lines) for line in lines]
+
+
+def _verdict(line: Line[Contender], lines: Sequence[Line[Contender]]) -> str:
+    if not line.compares:
+        return line.state
+    if line.candidate.is_baseline:
+        return "baseline"
+    baselines = [
+        other
+        for other in lines
+        if other.candidate.is_baseline and other.candidate.cache == line.candidate.cache
+    ]
+    return _against(line.measured, [other for other in baselines if other.compares])
+
+
+def _against(summary: Summary, baselines: Sequence[Line[Contender]]) -> str:
+    """Returns the verdict beside the baselines; of those that beat it, the fastest is named."""
+    if not baselines:
+        return f"no {BASELINE} to compare with"
+    fastest_first = sorted(baselines, key=lambda line: -line.measured.tokens_per_forward)
+    beaten_by = [line for line in fastest_first if dominates(line.measured, summary)]
+    for line in beaten_by:
+        if not dominates(summary, line.measured):
+            return f"worse than {line.name}"
+    if beaten_by:
+        return f"equal to {beaten_by[0].name}"
+    for line in fastest_first:
+        if dominates(line.measured, summary, per_row=True):
+            return f"worse per row than {line.name}"
+    return "not worse"
 
 
 def dominates(one: Summary, other: Summary, *, per_row: bool = False) -> bool:
@@ -56,66 +112,36 @@ def dominates(one: Summary, other: Summary, *, per_row: bool = False) -> bool:
 
     With `per_row` every variant of a row counts as a forward of its own.
     """
-    if per_row:
-        faster = one.tokens_per_row_forward >= other.tokens_per_row_forward
-    else:
-        faster = one.tokens_per_forward >= other.tokens_per_forward
-    return one.accuracy >= other.accuracy and faster
+    speed = "tokens_per_row_forward" if per_row else "tokens_per_forward"
+    return one.accuracy >= other.accuracy and getattr(one, speed) >= getattr(other, speed)
 
 
-def judge(outcomes: Sequence[Outcome]) -> list[Standing]:
-    """Returns how each contender stands among all of them, in their order."""
-    summaries = [summarise(o.results) if o.results else None for o in outcomes]
-    finished = [
-        (outcome.contender, summary)
-        for outcome, summary in zip(outcomes, summaries, strict=True)
-        if summary is not None and outcome.complete
-    ]
+def records(lines: Sequence[Line[Contender]]) -> list[dict[str, Any]]:
+    """Returns each line as JSON-ready values; None for what was not measured."""
+    leaders = front(lines)
+    numbers = [{} if line.summary is None else asdict(line.summary) for line in lines]
     return [
-        Standing(
-            contender=outcome.contender,
-            summary=summary,
-            verdict=_verdict(outcome, summary, finished),
-            on_front=outcome.complete and summary is not None and _leads(summary, finished),
-            complete=outcome.complete,
-        )
-        for outcome, summary in zip(outcomes, summaries, strict=True)
+        {
+            "label": line.curve,
+            "scheduler": line.name,
+            "cache": line.candidate.cache,
+            **{name: known.get(name) for name in NUMBERS},
+            "verdict": verdict,
+            "on_front": line.number in leaders,
+        }
+        for line, known, verdict in zip(lines, numbers, judge(lines), strict=True)
     ]
 
 
-def _leads(summary: Summary, finished: Sequence[tuple[Contender, Summary]]) -> bool:
-    return not any(
-        dominates(other, summary) and not dominates(summary, other) for _, other in finished
-    )
-
-
-def _verdict(
-    outcome: Outcome, summary: Summary | None, finished: Sequence[tuple[Contender, Summary]]
-) -> Verdict:
-    if outcome.refusal is not None:
-        return Verdict("refused", outcome.refusal)
-    if summary is None or not outcome.complete:
-        return Verdict("incomplete", f"{len(outcome.results)} of {outcome.num_problems} problems")
-    if outcome.contender.is_baseline:
-        return Verdict("baseline")
-    cache = outcome.contender.cache
-    return _against(
-        summary, [(c.text, s) for c, s in finished if c.is_baseline and c.cache == cache]
-    )
-
-
-def _against(summary: Summary, baselines: Sequence[tuple[str, Summary]]) -> Verdict:
-    """Returns the verdict beside the baselines; of those that beat it, the fastest is named."""
-    if not baselines:
-        return Verdict("no baseline", BASELINE)
-    fastest_first = sorted(baselines, key=lambda pair: -pair[1].tokens_per_forward)
-    beaten_by = [(text, s) for text, s in fastest_first if dominates(s, summary)]
-    for text, baseline in beaten_by:
-        if not dominates(summary, baseline):
-            return Verdict("worse", text)
-    if beaten_by:
-        return Verdict("equal", beaten_by[0][0])
-    for text, baseline in fastest_first:
-        if dominates(baseline, summary, per_row=True):
-            return Verdict("worse per row", text)
-    return Verdict("not worse")
+def table(title: str, lines: Sequence[Line[Contender]]) -> Table:
+    """Returns one row a contender: accuracy, speed, and how it stands beside the threshold."""
+    leaders, rows = front(lines), []
+    for line, verdict in zip(lines, judge(lines), strict=True):
+        name, known = line.name + (" *" if line.number in leaders else ""), line.summary
+        figures = ["-"] * 4
+        if known is not None:
+            speeds = (known.forwards, known.row_forwards)
+            figures = [accuracy(known), f"{known.tokens_per_forward:.2f}"]
+            figures += [f"{speed:.1f}" for speed in speeds]
+        rows.append((name, *figures, verdict))
+    return Table(title, HEADS, rows, LEGEND)

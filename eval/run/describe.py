@@ -18,7 +18,7 @@ from dllm.models.model import DenoisingModel
 from dllm.registry import Registry
 from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings
 
-_PARTS: dict[str, Registry[Any]] = {
+PARTS: dict[str, Registry[Any]] = {
     "scheduler": schedulers.registry,
     "cache": caches.registry,
     "verifier": verifiers.registry,
@@ -28,7 +28,7 @@ _NAMED = (
     *("max_new_tokens", "block_length", "temperature", "top_p", "top_k", "guidance_scale"),
     "seed",
 )
-_DESCRIBED = {*_PARTS, *_NAMED, "generator", "noise", "batch_size"}  # or no part of it, as noise
+_DESCRIBED = {*PARTS, *_NAMED, "generator", "noise", "batch_size"}  # or no part of it, as noise
 _EMBEDDED = "tiny"  # comes with the package, whatever lies in the folder
 
 
@@ -60,7 +60,7 @@ class Setup:
         settings = self.settings
         parts = {
             name: registry.create(getattr(settings, name)).summary()
-            for name, registry in _PARTS.items()
+            for name, registry in PARTS.items()
             if getattr(settings, name) is not None
         }
         files = dict(pair for name, part in parts.items() for pair in _files(name, part))
@@ -126,7 +126,7 @@ def short_names(described: Mapping[str, Any]) -> dict[str, str]:
     """Returns the short forms of scheduler, cache and verifier of a run's description."""
     return {
         part: short(described[part], registry)
-        for part, registry in _PARTS.items()
+        for part, registry in PARTS.items()
         if part in described
     }
 

@@ -97,12 +97,15 @@ def read_records(output: Path) -> dict[str, RunRecord]:
 def note(output: Path, name: str, record: RunRecord) -> None:
     """Adds a run's record, or replaces it; a kill leaves the file before or after, not between."""
     records = read_records(output) | {name: record}
-    path = beside(output)
+    write_json(beside(output), {"runs": {run: asdict(one) for run, one in records.items()}})
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a file that a kill leaves as it was or as it is, never in between."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_suffix(".new")
     with new.open("w", encoding="utf-8") as file:
-        runs = {run: asdict(one) for run, one in records.items()}
-        json.dump({"runs": runs}, file, indent=1)
+        json.dump(value, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     new.replace(path)

@@ -16,8 +16,7 @@ from typing import Any
 
 import pytest
 
-from dllm.cli.main import main
-from dllm.cli.paths import said
+from dllm.cli.main import main, message
 from tests.support.processes import start_dllm, wait_until
 
 QUESTION = "tom has 53 pens. tom loses 3. how many pens does tom have?"
@@ -271,7 +270,7 @@ def test_what_a_command_wrote_it_writes_again(
 
 
 @pytest.mark.parametrize(
-    ("error", "message"),
+    ("error", "words"),
     [
         (OSError(errno.ENOSPC, "x", "a/b"), "a/b: its disk is full"),
         (OSError(errno.EACCES, "x", "a/b"), "a/b: this user may not read or write it"),
@@ -280,8 +279,8 @@ def test_what_a_command_wrote_it_writes_again(
         (ValueError("our own words"), "our own words"),
     ],
 )
-def test_errors_of_the_system_are_in_words(error: Exception, message: str) -> None:
-    assert said(error).startswith(message)
+def test_errors_of_the_system_are_in_words(error: Exception, words: str) -> None:
+    assert message(error).startswith(words)
 
 
 def test_a_folder_that_this_user_may_not_write_to(

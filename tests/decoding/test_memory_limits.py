@@ -15,7 +15,7 @@ from torch import Tensor
 
 import dllm
 from dllm.cli.main import main
-from dllm.cli.measure import compare
+from dllm.cli.shown.measured import measure_runs
 from dllm.decoding import memory_limits
 from dllm.decoding.memory_limits import available, ran_out, readable
 from dllm.eval.run.results import Result, read_results
@@ -241,7 +241,7 @@ def test_the_table_so_far_is_printed(
     full = tight(tiny, lambda passes, rows: passes > 10)
     runs = [runner(full, 2), runner(full, 2, scheduler="fixed_quota", max_new_tokens=128)]
     with pytest.raises(dllm.NotEnoughMemoryError):
-        compare(runs, problems, None, as_json=True)
+        measure_runs(runs, problems, None, as_json=True)
     assert [r["scheduler"] for r in json.loads(capsys.readouterr().out)["rows"]] == ["threshold"]
 
 

@@ -7,7 +7,7 @@ import html
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,12 @@ from xml.etree import ElementTree
 import pytest
 
 from dllm.eval.ablation.ablation import Ablation, Row, TaskChoice
-from dllm.eval.ablation.bench import Outcome, Trial
-from dllm.eval.ablation.state import Entry, State
-from dllm.eval.report.ablation import Report
-from dllm.eval.report.differences import differences
-from dllm.eval.report.files import write
-from dllm.eval.report.lines import areas, front, groups, lines_of
-from dllm.eval.report.page import page
-from dllm.eval.report.problems import problems_of
-from dllm.eval.report.strips import mean_steps
-from dllm.eval.report.svg import Axis
-from dllm.eval.report.tables import tables
+from dllm.eval.ablation.bench import Entry, State, Trial
+from dllm.eval.ablation.lines import Line, front, groups
+from dllm.eval.report.ablation import Report, differences
+from dllm.eval.report.aup import areas
+from dllm.eval.report.page import page, problems_of, write
+from dllm.eval.report.page_figures import Axis, mean_steps
 from dllm.eval.run.results import Result, append
 from dllm.eval.tasks import TASKS
 from dllm.eval.tasks.task import Problem
@@ -37,10 +32,10 @@ PROBLEMS = [
     Problem(f"p{n}", f"question {n}{HOSTILE}", "", f"answer {n}{HOSTILE}") for n in range(6)
 ]
 
-Outcomes = Callable[..., Outcome]
+Measured = Line[Trial]
 
 
-def outcome(name: str, right: str, forwards: int = 10, **more: Any) -> Outcome:
+def outcome(name: str, right: str, forwards: int = 10, **more: Any) -> Measured:
     """Returns a run on the six problems; `right` has 1 for a right answer, 0 for a wrong one."""
     method, refusal = more.pop("method", name), more.pop("refusal", None)
     choice = TaskChoice("arithmetic")
@@ -55,12 +50,18 @@ def outcome(name: str, right: str, forwards: int = 10, **more: Any) -> Outcome:
         Result("run", problem.id, problem.prompt, f"{name} says{HOSTILE}", "", mark == "1", *counts)
         for problem, mark in zip(PROBLEMS, right, strict=False)
     )
-    return Outcome(Trial(row, TASKS["arithmetic"], PROBLEMS), results, (), refusal)
+    return Line(Trial.of(0, row, TASKS["arithmetic"], PROBLEMS), results, refusal)
 
 
-def report_of(*outcomes: Outcome, **more: Any) -> Report:
+def lines_of(outcomes: Iterable[Measured]) -> list[Measured]:
+    """Returns runs with the numbers that a configuration would give them."""
+    numbered = enumerate(outcomes, start=1)
+    return [replace(one, candidate=replace(one.candidate, number=n)) for n, one in numbered]
+
+
+def report_of(*outcomes: Measured, **more: Any) -> Report:
     ablation = Ablation("x", f"about{HOSTILE}", (), (f"note{HOSTILE}",))
-    return Report(ablation, lines_of(ablation, outcomes), **more)
+    return Report(ablation, lines_of(outcomes), **more)
 
 
 MIXED = (
@@ -75,7 +76,7 @@ MIXED = (
 
 
 def test_the_front_holds_what_nothing_beats() -> None:
-    lines = lines_of(Ablation("x", "y", ()), MIXED)
+    lines = lines_of(MIXED)
     (members,) = groups(lines).values()
     assert [line.name for line in members] == ["slow", "quick", "rash", f"worse{HOSTILE}", "late"]
     assert front(members, "tokens_per_forward") == {1, 2, 3}
@@ -83,7 +84,7 @@ def test_the_front_holds_what_nothing_beats() -> None:
 
 def test_a_curve_of_aup_begins_at_the_slowest_run_and_leaves_losses_out() -> None:
     close = outcome("close", "111111", 30, method="fast")
-    found = {area.method: area for area in areas(lines_of(Ablation("x", "y", ()), (*MIXED, close)))}
+    found = {area.method: area for area in areas(lines_of((*MIXED, close)))}
     assert found["plain"].value == pytest.approx(100.0)  # one token a forward, all right
     assert found["fast"].value == pytest.approx(200.0)  # and two a forward
     assert (found["fast"].runs, found["fast"].left_out) == (3, 2)
@@ -93,16 +94,16 @@ def test_a_curve_of_aup_begins_at_the_slowest_run_and_leaves_losses_out() -> Non
         outcome("other", "111110", 30),
         outcome("best", "111111", 40),
     ]
-    found = {area.method: area for area in areas(lines_of(Ablation("x", "y", ()), runs))}
+    found = {area.method: area for area in areas(lines_of(runs))}
     assert found["other"].value == pytest.approx(500 / 6 * (1 + math.exp(-0.5)))
     nothing = outcome("never", "000000")
-    (area,) = areas(lines_of(Ablation("x", "y", ()), [nothing]))
+    (area,) = areas(lines_of([nothing]))
     assert area.value is None
 
 
 def test_states_are_told() -> None:
     report = report_of(*MIXED)
-    said = [row[1] for row in tables(report)[0][1][1:]]
+    said = [row[1] for row in report.tables()[0].rows]
     assert said[0] == "slow *"
     assert said[4] == "late"
     assert said[5] == "half (incomplete: 2 of 6 problems)"
@@ -186,7 +187,7 @@ def test_long_texts_are_cut() -> None:
     assert problem["answers"][0]["text"].endswith("\n[30,000 more characters]")
 
 
-def traces(one: Outcome, steps: list[list[int]]) -> Outcome:
+def traces(one: Measured, steps: list[list[int]]) -> Measured:
     pairs = zip(one.results, steps, strict=True)
     return replace(one, results=tuple(replace(r, trace={"commit_step": s}) for r, s in pairs))
 
@@ -218,19 +219,19 @@ def test_ticks_are_round_and_not_many(low: float, high: float, ticks: list[float
 # Beside an earlier one.
 
 
-def kept(folder: Path, *outcomes: Outcome) -> Path:
+def kept(folder: Path, *outcomes: Measured) -> Path:
     state = State(folder)
     for number, one in enumerate(outcomes):
         file = f"runs/{number}.jsonl"
         append(folder / file, one.results)
-        state.note(one.trial.row.name, Entry("key", "run", file))
+        state.note(one.name, Entry("key", "run", file))
     return folder
 
 
 def test_changes_are_told_problem_by_problem(tmp_path: Path) -> None:
     before = kept(tmp_path, outcome("a", "110000", 20), outcome("gone", "1"))
     now = [outcome("a", "011110", 10), outcome("new", "1")]
-    found = differences(lines_of(Ablation("x", "y", ()), now), before)
+    found = differences(lines_of(now), before)
     a, new, gone = found
     assert (a.now_right, a.now_wrong) == (("p2", "p3", "p4"), ("p0",))
     assert a.accuracy == pytest.approx(100 / 3)
@@ -245,14 +246,14 @@ def test_changes_are_told_problem_by_problem(tmp_path: Path) -> None:
 
 def test_only_problems_of_both_are_compared(tmp_path: Path) -> None:
     before = kept(tmp_path, outcome("a", "11"))
-    (a,) = differences(lines_of(Ablation("x", "y", ()), [outcome("a", "101111")]), before)
+    (a,) = differences(lines_of([outcome("a", "101111")]), before)
     assert (a.problems, a.accuracy) == (2, -50.0)
 
 
 def test_other_prompts_are_not_compared(tmp_path: Path) -> None:
     old = outcome("a", "111111")
     other = replace(old, results=tuple(replace(r, prompt="else") for r in old.results))
-    (a,) = differences(lines_of(Ablation("x", "y", ()), [old]), kept(tmp_path, other))
+    (a,) = differences(lines_of([old]), kept(tmp_path, other))
     assert (a.problems, a.note) == (0, "other prompts: not comparable")
 
 

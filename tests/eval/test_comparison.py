@@ -20,12 +20,12 @@ from rich.console import Console
 
 import dllm
 from dllm.cli.evaluate import evaluate
-from dllm.cli.table import standings_table
-from dllm.eval.report.candidate import Contender, Outcome, contender
-from dllm.eval.report.labels import Label, place
-from dllm.eval.report.plot import draw
-from dllm.eval.report.schedulers_list import ALL, gather, read_lineup
-from dllm.eval.report.standings import Standing, judge
+from dllm.cli.shown.measured import printed
+from dllm.eval.ablation.lines import Line
+from dllm.eval.ablation.lines import front as leaders
+from dllm.eval.ablation.read import ALL, gather, read_lineup
+from dllm.eval.report.plot import Label, draw_comparison, place
+from dllm.eval.report.standings import Contender, contender, judge, table
 from dllm.eval.run import execute
 from dllm.eval.run.results import Result
 from dllm.eval.run.run import Run
@@ -40,17 +40,22 @@ LINEUP = f"""
 - {{name: fixed_quota, steps: 16}}
 """
 
-Outcomes = Callable[..., Outcome]
+Measured = Line[Contender]
+Outcomes = Callable[..., Measured]
 
 
 @pytest.fixture(name="made")
 def make_outcome(tiny: dllm.HostedModel) -> Outcomes:
     """Returns a maker of outcomes on ten problems, from what they came to."""
+    problems, numbers = TASKS["arithmetic"].take(10), list[int]()
 
     def contend(scheduler: str, cache: str) -> Contender:
         settings = resolve(tiny.defaults, None, {"scheduler": scheduler, "cache": cache})
         (entry,) = gather(None, [scheduler])
-        return contender(entry, Run(tiny, TASKS["arithmetic"], settings), names_cache=False)
+        run = Run(tiny, TASKS["arithmetic"], settings)
+        number = len(numbers) + 1
+        numbers.append(number)
+        return contender(number, entry, run, problems, names_cache=False)
 
     def outcome(
         scheduler: str,
@@ -59,7 +64,7 @@ def make_outcome(tiny: dllm.HostedModel) -> Outcomes:
         row_forwards: int | None = None,
         cache: str = "none",
         num: int = 10,
-    ) -> Outcome:
+    ) -> Measured:
         contended = contend(scheduler, cache)
         described = contended.run.describe()
         counts = (VALID, VALID, forwards, row_forwards or forwards)
@@ -67,17 +72,13 @@ def make_outcome(tiny: dllm.HostedModel) -> Outcomes:
             Result("run", str(n), "", "", "", n < correct, 9, *counts, 1.0, 1.0, "eos", described)
             for n in range(num)
         )
-        return Outcome(contended, results, 10)
+        return Line(contended, results)
 
     return outcome
 
 
-def verdicts(outcomes: Sequence[Outcome]) -> list[str]:
-    return [str(standing.verdict) for standing in judge(outcomes)]
-
-
-def front(standings: Sequence[Standing]) -> list[str]:
-    return [standing.contender.text for standing in standings if standing.on_front]
+def front(lines: Sequence[Measured]) -> list[str]:
+    return [line.name for line in lines if line.number in leaders(lines)]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,7 @@ def test_a_setting_is_worse_if_a_threshold_has_its_accuracy_and_its_speed(
     made: Outcomes, correct: int, forwards: int, verdict: str
 ) -> None:
     baselines = [made("threshold:0.95", 9, 10), made("threshold:0.8", 7, 5)]
-    assert verdicts([*baselines, made("factor", correct, forwards)]) == [
+    assert judge([*baselines, made("factor", correct, forwards)]) == [
         "baseline",
         "baseline",
         verdict,
@@ -109,7 +110,7 @@ def test_variants_of_a_row_are_told_from_speed(made: Outcomes) -> None:
     baseline = made("threshold", 9, 10)
     bought = made("factor", 9, 8, row_forwards=32)
     earned = made("factor", 9, 6, row_forwards=9)
-    assert verdicts([baseline, bought, earned]) == [
+    assert judge([baseline, bought, earned]) == [
         "baseline",
         "worse per row than threshold",
         "not worse",
@@ -120,16 +121,16 @@ def test_only_finished_runs_on_the_same_cache_are_compared(made: Outcomes) -> No
     cut = made("threshold", 6, 1, num=6)  # right in all of the shortest problems
     refused = replace(made("dream", 0, 1, num=0), refusal="no")
     dual, plain = made("factor", 1, 60, cache="dual"), made("factor", 1, 60)
-    standings = judge([cut, refused, dual, plain, made("threshold:0.8", 5, 5, cache="dual")])
-    assert [str(standing.verdict) for standing in standings] == [
+    lines = [cut, refused, dual, plain, made("threshold:0.8", 5, 5, cache="dual")]
+    assert judge(lines) == [
         "incomplete: 6 of 10 problems",
         "refused: no",
         "worse than threshold:0.8",
         "no threshold to compare with",
         "baseline",
     ]
-    assert standings[1].summary is None
-    assert front(standings) == ["threshold:0.8"]
+    assert lines[1].summary is None
+    assert front(lines) == ["threshold:0.8"]
 
 
 def test_the_front_holds_what_nothing_beats(made: Outcomes) -> None:
@@ -140,19 +141,19 @@ def test_the_front_holds_what_nothing_beats(made: Outcomes) -> None:
         made("factor:0.5", 7, 6),
         made("fixed_quota", 10, 60),
     ]
-    assert front(judge(outcomes)) == ["threshold:0.9", "threshold:0.8", "factor", "fixed_quota"]
+    assert front(outcomes) == ["threshold:0.9", "threshold:0.8", "factor", "fixed_quota"]
 
 
-def printed_table(standings: Sequence[Standing], width: int) -> str:
+def printed_table(lines: Sequence[Measured], width: int) -> str:
     file = StringIO()
-    Console(width=width, file=file).print(standings_table("title", standings, width))
+    Console(width=width, file=file).print(printed(table("title", lines), width))
     return file.getvalue()
 
 
 def test_no_column_is_cut_off_at_80_columns(made: Outcomes) -> None:
     refused = replace(made("dream", 0, 1, num=0), refusal="for a reason that is long")
     long = "quota_threshold:0.8,steps=16"
-    rows = judge([made("threshold", 10, 10), made(long, 9, 60), refused])
+    rows = [made("threshold", 10, 10), made(long, 9, 60), refused]
     lines = printed_table(rows, 80).splitlines()
     shown = [line.split() for line in lines]
     assert ["quota_threshold:0.8,", "90.0%", "(60-98)", "1.00", "60.0", "60.0", "worse"] in [
@@ -327,8 +328,8 @@ def test_a_comparison_that_is_refused_throughout_is_an_error(tmp_path: Path) -> 
 
 
 def test_a_plot_needs_a_finished_run(made: Outcomes, tmp_path: Path) -> None:
-    cut = judge([made("threshold", 6, 1, num=6)])
-    assert not draw(tmp_path / "none.png", "title", cut)
+    cut = [made("threshold", 6, 1, num=6)]
+    assert not draw_comparison(tmp_path / "none.png", "title", cut)
     assert not (tmp_path / "none.png").exists()
 
 
@@ -337,7 +338,7 @@ def test_the_surroundings_of_the_threshold_get_a_panel(made: Outcomes, tmp_path:
     far = [*near, made("fixed_quota", 2, 60)]
     widths = {}
     for name, outcomes in (("near", near), ("far", far)):
-        assert draw(tmp_path / f"{name}.png", "title", judge(outcomes))
+        assert draw_comparison(tmp_path / f"{name}.png", "title", outcomes)
         widths[name] = png_size(tmp_path / f"{name}.png")[0]
     assert widths["far"] > 1.5 * widths["near"]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import dllm
 from dllm import schedulers
-from dllm.cli import watch
+from dllm.cli import generate as command
 from dllm.schedulers import Scheduler
 from dllm.state.candidates import Candidates
 from dllm.state.canvas import Canvas
@@ -339,9 +339,9 @@ def test_what_is_masked_again_is_shown_as_a_mask(tiny: dllm.HostedModel) -> None
         start = int(running.canvas.prompt_length[0])
         again = event.columns[0][event.remasked[0]].tolist()
         assert not (event.remasked & event.committed).any()
-        line = watch._row(running, event, 0)
+        line = command._row(running, event, 0)
         styles = [str(span.style) for span in line.spans]
-        assert styles.count(watch.AGAIN) == len(again)
+        assert styles.count(command.AGAIN) == len(again)
         for column in again:
             assert int(running.canvas.tokens[0, column]) == tiny.spec.mask_token_id
             assert column >= start

@@ -20,12 +20,9 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.style import Style
 
-from dllm.cli.keys import _KEY, _NAMES
 from dllm.cli.main import main
-from dllm.cli.trace_colours import back
-from dllm.cli.trace_keys import Screen
-from dllm.cli.trace_lines import Cell, in_lines
-from dllm.cli.trace_view import View, print_steps
+from dllm.cli.shown.replay import Cell, View, back, in_lines, print_steps
+from dllm.cli.trace import _KEY, _NAMES, Screen
 from dllm.trace.file import check_free, read_held, write_records
 from dllm.trace.page import as_script_data, assets, page
 from dllm.trace.record import TraceRecord

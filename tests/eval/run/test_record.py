@@ -16,9 +16,10 @@ from typer.testing import CliRunner
 import dllm
 from dllm.cli.main import app
 from dllm.eval.errors import RefusedError
-from dllm.eval.report.comparison import heading, label
+from dllm.eval.report.standings import heading
 from dllm.eval.run import execute
 from dllm.eval.run import record as environment
+from dllm.eval.run.describe import label_of
 from dllm.eval.run.record import beside, environment_of, note, read_records, weights_digest
 from dllm.eval.run.results import Result, append, read_results
 from dllm.eval.run.run import Run
@@ -43,8 +44,8 @@ def test_a_verifier_names_another_run_and_is_shown(tiny: dllm.HostedModel) -> No
     plain, verified = run_of(tiny), run_of(tiny, verifier="ssd:3")
     assert verified.name not in (plain.name, run_of(tiny, verifier="ssd:2").name)
     assert verified.describe()["verifier"]["draft_length"] == 3
-    assert label(plain) == "threshold / none"
-    assert label(verified) == "threshold / none / ssd:3"
+    assert label_of(plain.describe()) == "threshold / none"
+    assert label_of(verified.describe()) == "threshold / none / ssd:3"
     assert heading(verified, 2).endswith(", verifier ssd:3")
     assert "verifier" not in heading(plain, 2)
 

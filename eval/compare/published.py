@@ -1,15 +1,11 @@
-"""What authors published for a setting, and whether a measurement agrees with it."""
+"""Figures that authors published for a setting, and whether a measurement agrees with them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 from dllm.eval.run.summary import Summary, wilson
-from dllm.registry import nearest
 
-_TEXTS = ("source", "score", "differs", "because")
 FULL = {"gsm8k": 1319, "humaneval": 164}  # problems of the test splits that papers report
 
 
@@ -27,6 +23,13 @@ class Published:
     because: str = ""  # why there is no accuracy
 
     def __post_init__(self) -> None:
+        for key, value in vars(self).items():
+            text = key in ("source", "score", "differs", "because")
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if value is not None and not (isinstance(value, str) if text else number):
+                raise ValueError(
+                    f"published: {key}={value!r} must be {'text' if text else 'a number'}"
+                )
         if not self.source:
             raise ValueError("published figures need a 'source'")
         if self.accuracy is None and not self.because:
@@ -77,22 +80,3 @@ def agreement(
     low, high = published.tolerance(whole)
     inside = low <= 100 * measured <= high
     return Agreement(f"{'inside' if inside else 'outside'} {low:.1f}-{high:.1f}", inside)
-
-
-def read_published(given: Any) -> Published:
-    """Returns the figures of a configuration; raises ValueError for whatever is not one."""
-    if not isinstance(given, Mapping):
-        raise ValueError(f"published={given!r} must be a mapping with an accuracy and a source")
-    known = [field.name for field in fields(Published)]
-    for key, value in given.items():
-        if key not in known:
-            raise ValueError(f"published: unknown key {key!r}: {nearest(str(key), known)}")
-        text = key in _TEXTS
-        right = isinstance(value, str) if text else _is_number(value)
-        if not right and value is not None:
-            raise ValueError(f"published: {key}={value!r} must be {'text' if text else 'a number'}")
-    return Published(**{"source": "", **given})
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,281 @@
+"""Candidates as they are measured, under a bar, and tables of what they came to."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, NoReturn
+
+import typer
+import yaml
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from dllm.cli.options import INTERRUPTED, check_writable
+from dllm.decoding.loop import BrokenLogitsError
+from dllm.decoding.memory_limits import NotEnoughMemoryError
+from dllm.eval.ablation.lines import C, Candidate, Line
+from dllm.eval.report.standings import heading
+from dllm.eval.report.tables import WORDS, Table
+from dllm.eval.run.describe import label_of
+from dllm.eval.run.record import read_records
+from dllm.eval.run.results import Result
+from dllm.eval.run.run import Run
+from dllm.eval.run.summary import Summary, full_record, record
+from dllm.eval.tasks.task import Problem
+
+FAILED = 2
+OTHER_COLUMNS = 60  # of a comparison's table, the folded verdict's among them
+
+
+@dataclass
+class Measurement(Generic[C]):
+    """All lines that were measured, and what cut them short."""
+
+    lines: list[Line[C]] = field(default_factory=list)
+    stopped: bool = False  # by Ctrl-C
+    error: Exception | None = None
+
+
+def measure(
+    candidates: Iterable[C],
+    results_of: Callable[[C], Iterable[Result]],
+    bars: Bars,
+    refusals: tuple[type[Exception], ...] = (),
+) -> Measurement[C]:
+    """Returns a line for each candidate; Ctrl-C and other errors than refusals end with a part."""
+    measured: Measurement[C] = Measurement()
+    with bars.progress:
+        for candidate in candidates:
+            results: list[Result] = []
+            refusal = None
+            bars.begin(candidate)
+            try:
+                for result in results_of(candidate):
+                    results.append(result)
+                    bars.advance(result)
+            except KeyboardInterrupt:
+                measured.stopped = True
+            except refusals as error:
+                refusal = str(error)
+            except (ValueError, NotEnoughMemoryError, BrokenLogitsError) as error:
+                measured.error = error
+            order = {problem.id: index for index, problem in enumerate(candidate.problems)}
+            results.sort(key=lambda result: order[result.id])
+            measured.lines.append(Line(candidate, results, refusal))
+            bars.end(measured.lines[-1])
+            if measured.stopped or measured.error is not None:
+                break
+    return measured
+
+
+def progress(*, quiet: bool = False) -> Progress:
+    """Returns bars on stderr, each with a `note` beside its count; quiet ones show nothing."""
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=20))
+    rest = (MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
+    return Progress(*columns, *rest, disable=quiet, console=Console(stderr=True, quiet=quiet))
+
+
+class Bars:
+    """A bar for each candidate, or one for all of them and a line for each that is done."""
+
+    def __init__(self, candidates: Sequence[Candidate], total: int | None, quiet: bool) -> None:
+        """Shows how far `candidates` are, which are all that is left of a `total`, if there is one.
+
+        What is there already is not counted in the bar, whose estimate it would spoil.
+        """
+        self.progress = progress(quiet=quiet)
+        self._total, self._number = total, (total or 0) - len(candidates)
+        self._done = self._right = self._count = 0
+        if total is not None:
+            problems = sum(len(candidate.problems) for candidate in candidates)
+            self._bar = self.progress.add_task("", total=problems, note="problems, left:")
+        if self._number > 0:
+            self._print(f"{self._number} of {total} runs were there already")
+
+    def begin(self, candidate: Candidate) -> None:
+        """Names the candidate that is measured now."""
+        self._number += 1
+        if self._total is None:
+            problems, self._right, self._count = len(candidate.problems), 0, 0
+            self._bar = self.progress.add_task(candidate.name, total=problems, note="0% right")
+        else:
+            name = f"run {self._number} of {self._total}: {candidate.name}"
+            self.progress.update(self._bar, description=name)
+
+    def advance(self, result: Result) -> None:
+        """Counts a result."""
+        self._count += 1
+        self._right += bool(result.correct)
+        share = {} if self._total else {"note": f"{self._right / self._count:.0%} right"}
+        self.progress.update(self._bar, advance=1, **share)
+
+    def end(self, line: Line[Any]) -> None:
+        """Prints what came out; problems that were not answered are no longer left."""
+        if self._total is None:
+            return
+        self._done += len(line.candidate.problems)
+        self.progress.update(self._bar, completed=self._done)
+        count, right = len(line.results), sum(bool(result.correct) for result in line.results)
+        scored = all(result.correct is not None for result in line.results)
+        brief = f"{right} of {count} right" if scored else f"{count} problems"
+        if line.refusal is not None:
+            brief = line.state
+        if line.results or line.refusal is not None:
+            self._print(f"{self._number} of {self._total}: {line.name}: {brief}")
+
+    def _print(self, text: str) -> None:
+        self.progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class _Plain(Candidate):
+    """A run that nothing is compared with."""
+
+    run: Run
+
+
+def measure_runs(
+    runs: Sequence[Run],
+    problems: Sequence[Problem],
+    output: Path | None,
+    as_json: bool,
+    with_record: bool = False,
+) -> None:
+    """Runs all and prints the table, or JSON; on Ctrl-C, or without memory, what is done so far.
+
+    The records of the runs are in the JSON, or below the table if they are asked for. Of several
+    processes the main one prints.
+    """
+    check_writable(output, "--output")
+    main, candidates = runs[0].processes.is_main, []
+    for number, run in enumerate(runs, start=1):
+        label, subject = label_of(run.describe()), (run.model.name, run.task.name)
+        candidates.append(_Plain(number, label, label, label, subject, problems, run))
+    bars = Bars(candidates, None, quiet=not main)
+    measured = measure(candidates, lambda one: one.run.results(problems, output), bars)
+    if not main and (measured.error is not None or measured.stopped):
+        raise typer.Exit(INTERRUPTED if measured.stopped else FAILED)  # the main one says why
+    if measured.error is not None and not isinstance(measured.error, NotEnoughMemoryError):
+        raise measured.error
+    if main:
+        _report(
+            runs[0], [line for line in measured.lines if line.results], output, as_json, with_record
+        )
+    if measured.error is not None:
+        raise measured.error
+    if measured.stopped:
+        interrupted(output)
+
+
+def interrupted(output: Path | None) -> NoReturn:
+    """Says how to go on after Ctrl-C, and exits."""
+    kept = f"; {output} is kept and the same command goes on" if output else ""
+    Console(stderr=True).print(f"interrupted{kept}", soft_wrap=True)
+    raise typer.Exit(INTERRUPTED)
+
+
+def _record(line: Line[_Plain], output: Path | None) -> dict[str, Any]:
+    """Returns all that should be published with a line's figures."""
+    run = line.candidate.run
+    known = read_records(output) if output is not None else {}
+    return full_record(
+        run.name, known.get(run.name) or run.record(line.candidate.problems), line.results
+    )
+
+
+def _report(
+    first: Run, lines: Sequence[Line[_Plain]], output: Path | None, as_json: bool, with_record: bool
+) -> None:
+    if as_json:
+        rows = [{**record(line.measured), "record": _record(line, output)} for line in lines]
+        print(json.dumps({"rows": rows}))
+        return
+    console, summaries = Console(highlight=False), [line.measured for line in lines]
+    title = heading(first, max((summary.problems for summary in summaries), default=0))
+    console.print(_comparison(title, summaries))
+    for line, summary in zip(lines, summaries, strict=True):
+        shares = {**summary.scores, **{f"pass@{k}": part for k, part in summary.pass_at.items()}}
+        if shares:
+            listed = ", ".join(f"{name} {part:.1%}" for name, part in shares.items())
+            console.print(f"{line.name}: {listed}", markup=False)
+    for line in lines if with_record else ():
+        print(yaml.safe_dump(_record(line, output), sort_keys=False, allow_unicode=True))
+    if not first.task.scored:
+        note = "Not scored: --run-code runs the code in a sandbox; the same command goes on."
+        Console(stderr=True).print(note)
+
+
+def written(files: Sequence[Path]) -> None:
+    """Says which files were written, if any were."""
+    if files:
+        names = ", ".join(map(str, files))
+        Console(stderr=True).print(f"written: {names}", markup=False, soft_wrap=True)
+
+
+def _comparison(title: str, summaries: Sequence[Summary]) -> RichTable:
+    """Returns one row a run, accuracy with its interval and what it cost; fits 80 columns."""
+    table = empty_table(title)
+    for name in ("scheduler", "cache"):
+        table.add_column(name, overflow="fold", min_width=6)
+    numbers = ("accuracy", "95 %", "forwards", "tokens/\nforward", "tokens\nfed", "tokens/\nsecond")
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    for summary in summaries:
+        accuracy = accuracy_cells(summary) if summary.scored else ("-", "not scored")
+        table.add_row(
+            summary.scheduler,
+            summary.cache,
+            *accuracy,
+            f"{summary.forwards:.1f}",
+            f"{summary.tokens_per_forward:.2f}",
+            f"{summary.tokens_fed:.0f}",
+            f"{summary.tokens_per_second:.0f}",
+        )
+    return table
+
+
+def empty_table(title: str, padding: tuple[int, int, int, int] = (0, 1, 0, 0)) -> RichTable:
+    """Returns a table without columns, as all that compare runs look."""
+    return RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, padding=padding)
+
+
+def accuracy_cells(summary: Summary) -> tuple[str, str]:
+    """Returns the accuracy and its interval as text."""
+    low, high = 100 * summary.accuracy_low, summary.accuracy_high
+    return f"{summary.accuracy:.1%}", f"{low:.0f}-{high:.0%}"
+
+
+def printed(table: Table, width: int | None = None) -> RichTable:
+    """Returns a table whose columns of words fold and whose columns of figures do not.
+
+    With the console's width, names get what the other columns can spare of it.
+    """
+    narrow = width is not None
+    shown = empty_table(table.title, (0, 0, 0, 0) if narrow else (0, 1, 0, 0))
+    for index, head in enumerate(table.heads):
+        if index == 0 or head in WORDS or head.startswith("now "):
+            shown.add_column(head, overflow="fold", no_wrap=narrow and index == 0)
+        else:
+            head = head.replace("/", "/\n").replace(" (", "\n(").replace("row ", "row\n")
+            shown.add_column(head, justify="right", no_wrap=narrow)
+    for first, *others in table.rows:
+        name = Text(first) if width is None else _fold(first, max(width - OTHER_COLUMNS, 12))
+        shown.add_row(name, *map(Text, others))
+    return shown
+
+
+def _fold(name: str, room: int) -> Text:
+    """Returns a short form in lines of at most `room`, broken between options if possible."""
+    lines = [""]
+    for part in re.split(r"(?<=[:, ])", name):
+        if len(lines[-1]) + len(part) > room:
+            lines.append("")
+        lines[-1] += part
+    return Text("\n".join(line[i : i + room] for line in lines for i in range(0, len(line), room)))
