@@ -11,9 +11,13 @@ import torch
 from torch import Tensor
 
 from dllm.models.config import ModelSpec
-from dllm.state.candidates import Candidates, ConfidenceSource, best
+from dllm.state.candidates import Candidates, ConfidenceSource, best, rank
 from dllm.state.variants import Variants
 from dllm.state.window import Decision, State, View
+
+# With the messages, so that a method has its whole contract from here.
+__all__ = ["Candidates", "ConfidenceSource", "Decision", "ModelSpec", "Needs", "Scheduler"]
+__all__ += ["Setup", "State", "Variants", "View", "best", "rank"]
 
 Build = Callable[[Mapping[str, Any]], "Scheduler"]  # what a registry does
 

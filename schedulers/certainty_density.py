@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from dllm.schedulers.base import Needs, Scheduler
-from dllm.state.candidates import Candidates, best
-from dllm.state.window import Decision, View
+from dllm.schedulers.base import Candidates, Decision, Needs, Scheduler, View, best
 
 
 @dataclass(frozen=True)
@@ -26,8 +23,8 @@ class CertaintyDensity(Scheduler):
     threshold: float | None = None  # of the product; None: the best column alone
     sigma: float = 10.0  # columns
 
-    source: ClassVar[str] = "arXiv 2509.23094; Kamichanw/d2Cache src/generation/vanilla.py"
-    statistic: ClassVar[str] = "confidence, distance to decoded columns"
+    source = "arXiv 2509.23094; Kamichanw/d2Cache src/generation/vanilla.py"
+    statistic = "confidence, distance to decoded columns"
 
     def __post_init__(self) -> None:
         if self.sigma <= 0:

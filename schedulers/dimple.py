@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from dllm.schedulers.base import Needs, Scheduler
-from dllm.state.candidates import Candidates, rank
-from dllm.state.window import Decision, View
+from dllm.schedulers.base import Candidates, Decision, Needs, Scheduler, View, rank
 
 
 @dataclass(frozen=True)
@@ -28,9 +26,9 @@ class Dimple(Scheduler):
     order: Literal["confidence", "margin", "entropy", "random", "first"] = "confidence"
     epsilon: float = 1e-3
 
-    source: ClassVar[str] = "arXiv 2505.16990; yu-rp/Dimple generation_utils.py:_sample (dim)"
-    published: ClassVar[str] = "a third as many forwards as tokens (abstract)"
-    anywhere: ClassVar[bool] = True
+    source = "arXiv 2505.16990; yu-rp/Dimple generation_utils.py:_sample (dim)"
+    published = "a third as many forwards as tokens (abstract)"
+    anywhere = True
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.steps < 1:

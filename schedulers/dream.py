@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from dllm.schedulers.base import Scheduler
-from dllm.state.candidates import Candidates, ConfidenceSource, rank
-from dllm.state.window import Decision, View
+from dllm.schedulers.base import Candidates, Decision, Scheduler, View, rank
 
 
 @dataclass(frozen=True)
@@ -29,8 +27,8 @@ class Dream(Scheduler):
     epsilon: float = 1e-3
     empty_steps: bool = False
 
-    source: ClassVar[str] = "arXiv 2508.15487; DreamLM/Dream generation_utils.py:_sample"
-    confidence: ClassVar[ConfidenceSource] = "tempered"
+    source = "arXiv 2508.15487; DreamLM/Dream generation_utils.py:_sample"
+    confidence = "tempered"
 
     @property
     def may_skip(self) -> bool:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from dllm.schedulers.base import Needs
+from dllm.schedulers.base import Candidates, Decision, Needs, View, best
 from dllm.schedulers.learn2pd import Learn2PD
 from dllm.schedulers.wrapper import Wrapper
-from dllm.state.candidates import Candidates, best
-from dllm.state.window import Decision, View
 
 
 @dataclass(frozen=True)
@@ -30,11 +28,11 @@ class EndOfText(Wrapper):
     rule: Literal["decoded", "predicted", "accepted"] = "decoded"
     scope: Literal["row", "block"] = "row"  # of predicted end tokens
 
-    source: ClassVar[str] = (
+    source = (
         "arXiv 2509.25188 (decoded); ims-kdks/Learning-to-Parallel-Decoding "
         "llada/generate.py:generate_l2p_eot (predicted)"
     )
-    statistic: ClassVar[str] = "inner's; proposed end tokens and their confidence"
+    statistic = "inner's; proposed end tokens and their confidence"
 
     def __post_init__(self) -> None:
         if self.inner.can_revise:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dllm.schedulers.base import Scheduler
-from dllm.state.candidates import Candidates, rank
-from dllm.state.window import Decision, View
+from dllm.schedulers.base import Candidates, Decision, Scheduler, View, rank
 
 
 @dataclass(frozen=True)
@@ -25,9 +23,9 @@ class EntropyBound(Scheduler):
     bound: float = 0.1  # nats
     order: Literal["entropy", "confidence", "margin"] = "entropy"
 
-    source: ClassVar[str] = "arXiv 2505.24857; sgl-project/sglang, Kamichanw/d2Cache (no own code)"
-    statistic: ClassVar[str] = "entropy"
-    published: ClassVar[str] = "two to three times fewer forwards at equal quality (abstract)"
+    source = "arXiv 2505.24857; sgl-project/sglang, Kamichanw/d2Cache (no own code)"
+    statistic = "entropy"
+    published = "two to three times fewer forwards at equal quality (abstract)"
 
     def __post_init__(self) -> None:
         if self.bound < 0:

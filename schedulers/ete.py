@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from dllm.schedulers.base import Needs, Scheduler
-from dllm.state.candidates import Candidates, best
-from dllm.state.variants import Variants
-from dllm.state.window import Decision, View
+from dllm.schedulers.base import Candidates, Decision, Needs, Scheduler, Variants, View, best
 
 
 @dataclass(frozen=True)
@@ -41,12 +38,12 @@ class ExploreThenExploit(Scheduler):
     plausibility: float = 0.1  # an alternative has at least this part of the top probability
     likelihood_weight: float = 6.0  # sure columns that one nat of improbability outweighs
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
+    presets = {
         "paper_like": {"threshold": 0.9, "blocks": 2, "explore": "entropy"}
         | {"stalled_below": 2, "likelihood_weight": 1.0}
     }
-    source: ClassVar[str] = "arXiv 2511.21103 (abstract; no code or details are public)"
-    statistic: ClassVar[str] = "confidence; entropy, probabilities of the best tokens"
+    source = "arXiv 2511.21103 (abstract; no code or details are public)"
+    statistic = "confidence; entropy, probabilities of the best tokens"
 
     def __post_init__(self) -> None:
         for name in ("blocks", "alternatives", "likelihood_weight", "plausibility"):

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
-from dllm.schedulers.base import Scheduler
-from dllm.state.candidates import Candidates, rank
-from dllm.state.window import Decision, View
+from dllm.schedulers.base import Candidates, Decision, Scheduler, View, rank
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,7 @@ class Factor(Scheduler):
     # confidence, d2Cache keeps it back even if all pass.
     last: Literal["judged", "passes", "waits"] = "judged"
 
-    source: ClassVar[str] = "arXiv 2505.22618 section 3.3; dInfer decoding/generate_fastdllm.py"
+    source = "arXiv 2505.22618 section 3.3; dInfer decoding/generate_fastdllm.py"
 
     def __post_init__(self) -> None:
         if self.factor <= 0:

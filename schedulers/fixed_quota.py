@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from dllm.schedulers.base import Scheduler
-from dllm.state.candidates import Candidates, best, rank
-from dllm.state.window import Decision, View
+from dllm.schedulers.base import Candidates, Decision, Scheduler, View, best, rank
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,7 @@ class FixedQuota(Scheduler):
     steps: int | None = None  # in total over all blocks; None: one token a step
     order: Literal["confidence", "margin", "entropy", "random", "planned"] = "confidence"
 
-    source: ClassVar[str] = "arXiv 2502.09992; ML-GSAI/LLaDA generate.py (low_confidence, random)"
+    source = "arXiv 2502.09992; ML-GSAI/LLaDA generate.py (low_confidence, random)"
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.steps < 1:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from dllm.schedulers.base import Scheduler
-from dllm.state.candidates import Candidates, rank
-from dllm.state.window import Decision, View
+from dllm.schedulers.base import Candidates, Decision, Scheduler, View, rank
 
 
 @dataclass(frozen=True)
@@ -29,9 +26,9 @@ class Hierarchical(Scheduler):
     low_threshold: float = 0.62  # compared with >=
     remask_threshold: float | None = None  # compared with <; None: nothing is revised
 
-    source: ClassVar[str] = "inclusionAI/dInfer decoding/parallel_strategy.py (Hierarchy Decoding)"
-    statistic: ClassVar[str] = "confidence, runs of masks"
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
+    source = "inclusionAI/dInfer decoding/parallel_strategy.py (Hierarchy Decoding)"
+    statistic = "confidence, runs of masks"
+    presets = {
         "fast": {"threshold": 0.8, "low_threshold": 0.5},
         "medium": {"threshold": 0.85, "low_threshold": 0.75},
         "sure": {"threshold": 0.9, "low_threshold": 0.7},

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from dllm.schedulers.base import Needs, Scheduler, Setup
-from dllm.state.candidates import Candidates
-from dllm.state.window import Decision, State, View
+from dllm.schedulers.base import Candidates, Decision, Needs, Scheduler, Setup, State, View
 
 _TINY = 1e-12  # added to probabilities before their logarithm
 
@@ -28,14 +25,10 @@ class Klass(Scheduler):
     kl_threshold: float = 0.01  # nats
     history: int = 2  # steps
 
-    source: ClassVar[str] = (
-        "arXiv 2511.05664; shkim0116/KLASS, Kamichanw/d2Cache src/generation/klass.py"
-    )
-    statistic: ClassVar[str] = "confidence, divergence from the last step's distribution"
-    published: ClassVar[str] = (
-        "up to 2.78x as fast as greedy decoding on reasoning tasks, and better (abstract)"
-    )
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
+    source = "arXiv 2511.05664; shkim0116/KLASS, Kamichanw/d2Cache src/generation/klass.py"
+    statistic = "confidence, divergence from the last step's distribution"
+    published = "up to 2.78x as fast as greedy decoding on reasoning tasks, and better (abstract)"
+    presets = {
         "llada_gsm8k": {"threshold": 0.6, "kl_threshold": 0.015},
         "llada_math": {"threshold": 0.6, "kl_threshold": 0.01},
         "llada_humaneval": {"threshold": 0.9, "kl_threshold": 0.01},

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from dllm.learn2pd.filter import Filter, read_filter
-from dllm.models.config import ModelSpec
-from dllm.schedulers.base import Needs, Scheduler
-from dllm.state.candidates import Candidates, rank
-from dllm.state.window import Decision, View
+from dllm.schedulers.base import Candidates, Decision, ModelSpec, Needs, Scheduler, View, rank
 
 
 @dataclass(frozen=True)
@@ -29,12 +25,12 @@ class Learn2PD(Scheduler):
     steps: int | None = None  # in total over all blocks; None: one token a step
     foreign: bool = False  # take a filter of another model
 
-    source: ClassVar[str] = (
+    source = (
         "arXiv 2509.25188; ims-kdks/Learning-to-Parallel-Decoding "
         "llada/generate.py:generate_learn2parallel"
     )
-    statistic: ClassVar[str] = "confidences of the whole block, through a trained filter"
-    published: ClassVar[str] = (
+    statistic = "confidences of the whole block, through a trained filter"
+    published = (
         "LLaDA: up to 22.58x as fast with end-of-text prediction, accuracy kept; 57.51x with a "
         "cache (abstract of arXiv 2509.25188)"
     )

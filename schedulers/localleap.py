@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch.nn import functional as F
 
-from dllm.schedulers.base import Scheduler
-from dllm.state.candidates import Candidates
-from dllm.state.window import Decision, View
+from dllm.schedulers.base import Candidates, Decision, Scheduler, View
 
 
 @dataclass(frozen=True)
@@ -24,7 +21,7 @@ class LocalLeap(Scheduler):
     relaxed_threshold: float = 0.75
     radius: int = 4  # columns on either side
 
-    source: ClassVar[str] = "arXiv 2510.07081; generate() vendored from the authors' repository"
+    source = "arXiv 2510.07081; generate() vendored from the authors' repository"
 
     def __post_init__(self) -> None:
         if self.radius < 0:

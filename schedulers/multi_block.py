@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from dllm.schedulers.base import Needs, Scheduler
+from dllm.schedulers.base import Candidates, Decision, Needs, Scheduler, View, best
 from dllm.schedulers.blocks_ahead import active_columns, open_columns
-from dllm.state.candidates import Candidates, best
-from dllm.state.window import Decision, View
 
 
 @dataclass(frozen=True)
@@ -29,15 +27,13 @@ class MultiBlock(Scheduler):
     active_threshold: float = 0.95
     measure: Literal["confidence", "entropy"] = "confidence"
 
-    source: ClassVar[str] = (
-        "arXiv 2508.09192 (D2F); hao-ai-lab/d3LLM and SJTU-DENG-Lab/Diffulex decoding"
-    )
-    statistic: ClassVar[str] = "confidence or entropy"
-    published: ClassVar[str] = (
+    source = "arXiv 2508.09192 (D2F); hao-ai-lab/d3LLM and SJTU-DENG-Lab/Diffulex decoding"
+    statistic = "confidence or entropy"
+    published = (
         "distilled models, GSM8K: d3LLM-LLaDA 9.11 tokens a forward at 73.09 %, "
         "d3LLM-Dream 4.94 at 81.36 % (hao-ai-lab/d3LLM leaderboard)"
     )
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
+    presets = {
         "d3llm": {"threshold": 0.5, "measure": "entropy", "blocks": 4},
         "d2f": {"threshold": 0.9, "blocks": 4},
     }

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from dllm.schedulers.base import Scheduler
-from dllm.state.candidates import Candidates, ConfidenceSource, rank
-from dllm.state.window import Decision, View
+from dllm.schedulers.base import Candidates, Decision, Scheduler, View, rank
 
 
 @dataclass(frozen=True)
@@ -22,8 +19,8 @@ class QuotaThreshold(Scheduler):
     threshold: float = 0.9  # probability, compared with >=
     steps: int = 32  # in total over all blocks
 
-    source: ClassVar[str] = "NVlabs/Fast-dLLM dream/model/generation_utils.py:_sample"
-    confidence: ClassVar[ConfidenceSource] = "tempered"
+    source = "NVlabs/Fast-dLLM dream/model/generation_utils.py:_sample"
+    confidence = "tempered"
 
     def check(self, num_blocks: int, block_length: int) -> None:
         if self.steps < num_blocks or self.steps % num_blocks:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from dllm.schedulers.base import Scheduler, Setup
-from dllm.state.candidates import Candidates, rank
-from dllm.state.window import Decision, State, View
+from dllm.schedulers.base import Candidates, Decision, Scheduler, Setup, State, View, rank
 
 
 @dataclass(frozen=True)
@@ -30,10 +28,10 @@ class RunningConfidence(Scheduler):
     steps: int | None = None  # in total over all blocks; None: one more token a step
     schedule: Literal["linear", "cosine"] = "linear"
 
-    source: ClassVar[str] = (
+    source = (
         "arXiv 2508.13148; autonomousvision/mdpo mdlm_generation_utils.py:diffusion_generate (rcr)"
     )
-    statistic: ClassVar[str] = "confidence when last predicted"
+    statistic = "confidence when last predicted"
 
     @property
     def can_revise(self) -> bool:

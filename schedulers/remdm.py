@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from dllm.schedulers.base import Scheduler, Setup
-from dllm.state.candidates import Candidates, rank
-from dllm.state.window import Decision, State, View
+from dllm.schedulers.base import Candidates, Decision, Scheduler, Setup, State, View, rank
 
 
 @dataclass(frozen=True)
@@ -31,11 +28,9 @@ class ReMasking(Scheduler):
     begin: float = 0.875  # part of the block that holds tokens
     per_step: int = 1  # tokens
 
-    source: ClassVar[str] = (
-        "arXiv 2503.00307; guanghanwang/ReMDM-LLaDA eval_llada.py:llada_remdm_sample"
-    )
-    statistic: ClassVar[str] = "confidence at commit"
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
+    source = "arXiv 2503.00307; guanghanwang/ReMDM-LLaDA eval_llada.py:llada_remdm_sample"
+    statistic = "confidence at commit"
+    presets = {
         "countdown": {"remask": 1},
         "truthfulqa": {"remask": 4},
     }

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from dllm.schedulers.base import Scheduler, Setup
-from dllm.state.candidates import Candidates, best
-from dllm.state.window import Decision, State, View
+from dllm.schedulers.base import Candidates, Decision, Scheduler, Setup, State, View, best
 
 
 @dataclass(frozen=True)
@@ -36,15 +34,13 @@ class SlowFast(Scheduler):
     slow: Literal["best", "sure"] = "best"  # what a slow step commits
     early: bool = True  # the slow phase ends when the end holds still
 
-    source: ClassVar[str] = (
-        "arXiv 2506.10848; LiangrunFlora/Slow-Fast-Sampling generate_slow_fast_sampling.py"
-    )
-    statistic: ClassVar[str] = "confidence; last column where it is not low"
-    published: ClassVar[str] = (
+    source = "arXiv 2506.10848; LiangrunFlora/Slow-Fast-Sampling generate_slow_fast_sampling.py"
+    statistic = "confidence; last column where it is not low"
+    published = (
         "LLaDA-8B-Base: GSM8K 69.83 -> 69.59 % at 3.2x tokens/s, MMLU 62.11 -> 66.56 % at 3.35x "
         "(paper)"
     )
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
+    presets = {
         "paper": {"high": 0.85, "low": 0.1, "most_slow": 8},
         "code": {"high": 0.9, "low": 0.3, "most_slow": 6, "slow": "sure", "early": False},
     }

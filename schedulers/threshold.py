@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from dllm.schedulers.base import Scheduler
-from dllm.state.candidates import Candidates
-from dllm.state.window import Decision, View
+from dllm.schedulers.base import Candidates, Decision, Scheduler, View
 
 
 @dataclass(frozen=True)
@@ -19,9 +16,7 @@ class Threshold(Scheduler):
 
     threshold: float = 0.9  # probability, compared with >=
 
-    source: ClassVar[str] = (
-        "arXiv 2505.22618; NVlabs/Fast-dLLM llada/generate.py:get_transfer_index"
-    )
+    source = "arXiv 2505.22618; NVlabs/Fast-dLLM llada/generate.py:get_transfer_index"
 
     def select(self, candidates: Candidates, view: View) -> Decision:
         return Decision(candidates.confidence >= self.threshold)

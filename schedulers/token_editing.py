@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from dllm.schedulers.base import Scheduler, Setup
-from dllm.state.candidates import Candidates, rank
-from dllm.state.window import Decision, State, View
+from dllm.schedulers.base import Candidates, Decision, Scheduler, Setup, State, View, rank
 
 
 @dataclass(frozen=True)
@@ -33,17 +30,17 @@ class TokenEditing(Scheduler):
     post_steps: int = 16  # forwards of a full block
     steps: int | None = None  # forwards of a block; None: one token a forward at least
 
-    source: ClassVar[str] = (
+    source = (
         "arXiv 2602.08676; huggingface/diffusers scheduling_block_refinement.py, "
         "sgl-project/sglang JointThreshold"
     )
-    statistic: ClassVar[str] = "confidence, of masks and of tokens that are there"
-    published: ClassVar[str] = (
+    statistic = "confidence, of masks and of tokens that are there"
+    published = (
         "LLaDA2.1-mini, average score | tokens a forward: speed 62.07 | 5.34, quality "
         "63.90 | 3.12, LLaDA2.0-mini 63.39 | 2.60 (arXiv 2602.08676)"
     )
     # The report names the two modes and prints no thresholds; these are two engines' defaults.
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
+    presets = {
         "speed": {"threshold": 0.5, "editing_threshold": 0.0},  # sglang
         "quality": {"threshold": 0.7, "editing_threshold": 0.5},  # diffusers
     }

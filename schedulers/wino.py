@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from dllm.models.config import ModelSpec
-from dllm.schedulers.base import Needs, Scheduler, Setup
+from dllm.schedulers.base import Decision, ModelSpec, Needs, Scheduler, Setup, State, View
 from dllm.state.candidates import Candidates, rank
-from dllm.state.window import Decision, State, View
 
 _FIRST_ACCEPT = 30  # as if so many had been accepted before a block's first step
 
@@ -33,9 +30,9 @@ class Wino(Scheduler):
     least: int = 5
     most: int = 20
 
-    source: ClassVar[str] = "arXiv 2507.18578; Feng-Hong/WINO-DLLM LLaDA/decoding.py:decoding_wino"
-    statistic: ClassVar[str] = "confidence; shadow's probability of the committed token"
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
+    source = "arXiv 2507.18578; Feng-Hong/WINO-DLLM LLaDA/decoding.py:decoding_wino"
+    statistic = "confidence; shadow's probability of the committed token"
+    presets = {
         "gsm8k": {"threshold": 0.6},
         "math": {"threshold": 0.7},
         "humaneval": {"threshold": 0.7},
