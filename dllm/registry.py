@@ -29,6 +29,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"{hint}known: {', '.join(ordered)}"
 
 
+class Options:
+    """The options of a part, which are checked where they enter."""
+
+    def _check_least(self, least: int, *names: str, why: str = "") -> None:
+        """Raises ValueError when one of some options is less than `least`; None is no number."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name}={value} must be at least {least}{why}")
+
+
 class Registry(Generic[Part]):
     """The parts of one folder: a module that defines a subclass of `base` is a part.
 

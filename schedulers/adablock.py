@@ -111,8 +111,8 @@ class AdaBlock(Wrapper):
         # float64, as the window's width on the host.
         limit = start + (self.reach * view.num_slots[:, None].double()).long()
         # Only at masks: a block without any would never be decoded.
-        place = delimiter & view.masked & (view.columns < limit)
-        sure = place & (candidates.confidence >= self.delimiter_threshold)
+        allowed = delimiter & view.masked & (view.columns < limit)
+        sure = allowed & (candidates.confidence >= self.delimiter_threshold)
         surest = best(candidates.confidence, sure)
         after = torch.where(surest, view.columns + 1, 0).amax(1, keepdim=True)
         return torch.where(surest.any(1, keepdim=True), after, nominal)

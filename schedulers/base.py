@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dllm.models.config import ModelSpec
+from dllm.registry import Options
 from dllm.state.candidates import Candidates, ConfidenceSource, best, rank
 from dllm.state.variants import Variants
 from dllm.state.window import Decision, State, View
@@ -24,7 +25,7 @@ Build = Callable[[Mapping[str, Any]], "Scheduler"]  # what a registry does
 
 @dataclass(frozen=True)
 class Setup:
-    """What is known before the first step."""
+    """Sizes, dtype and device that are known before the first step."""
 
     num_rows: int  # B
     width: int  # W: columns of the window that the scheduler sees
@@ -37,7 +38,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a scheduler asks of the loop besides the logits of the block."""
+    """Wishes of a scheduler besides the logits of the block."""
 
     whole_row: bool = False  # sees the whole generated region, not only the window
     window: int = 0  # columns from the block's start that it may commit; 0: the block
@@ -63,19 +64,11 @@ class Needs:
 
     def union(self, other: Needs) -> Needs:
         """Returns what serves both."""
-        return Needs(
-            self.whole_row or other.whole_row,
-            max(self.window, other.window),
-            self.shadow or other.shadow,
-            max(self.num_variants, other.num_variants),
-            self.shortens or other.shortens,
-            self.whole_block or other.whole_block,
-            self.distributions or other.distributions,
-        )
+        return Needs(*map(max, vars(self).values(), vars(other).values()))
 
 
 @dataclass(frozen=True)
-class Scheduler(ABC):
+class Scheduler(Options, ABC):
     """Chooses the columns to commit; rows are decided independently and nothing is written.
 
     A subclass implements `select` on tensors without host synchronisation. `decide` holds the
@@ -90,6 +83,7 @@ class Scheduler(ABC):
     anywhere: ClassVar[bool] = False  # commits in any block of the row, for the documentation
     confidence: ClassVar[ConfidenceSource] = "raw"  # distribution that its authors read
     presets: ClassVar[dict[str, dict[str, Any]]] = {}  # published settings: "name@preset"
+    constant_needs: ClassVar[Needs] = Needs()  # where no option changes them
 
     @property
     def can_revise(self) -> bool:
@@ -131,7 +125,7 @@ class Scheduler(ABC):
 
     def needs(self, num_slots: int, block_length: int) -> Needs:
         """Returns what the scheduler asks for in rows of `num_slots` slots."""
-        return Needs()
+        return self.constant_needs
 
     def start(self, setup: Setup) -> State:
         """Returns the state before the first step; every tensor has one entry a row."""
@@ -174,6 +168,14 @@ class Scheduler(ABC):
         """Returns this scheduler with other options; `build` makes one from a mapping."""
         return build({**self.summary(), **options})
 
+    def _check_steps(self, steps: int | None, num_blocks: int) -> None:
+        """Raises ValueError when blocks do not get equal shares of `steps`, one at least."""
+        if steps is not None and (steps < num_blocks or steps % num_blocks):
+            raise ValueError(
+                f"steps={steps} is the total and must be a positive multiple of the "
+                f"{num_blocks} blocks"
+            )
+
     def _best(self, candidates: Candidates, view: View) -> Tensor:
         """Returns the block's best masked column of each row, (B, W) bool."""
         return best(self.score(candidates), view.masked & view.block)
@@ -181,12 +183,11 @@ class Scheduler(ABC):
     def _revise(self, decision: Decision, candidates: Candidates, view: View) -> Decision:
         early = view.block_step < self.revision_limit(view.layout.block_length)
         allowed = view.committed & view.block & view.known & early[:, None]
-        hold = None if decision.hold is None else decision.hold & early
-        remask, edit = decision.remask, decision.edit
+        hold, remask, edit = decision.hold, decision.remask, decision.edit
         tokens = candidates.token if decision.tokens is None else decision.tokens
         return replace(
             decision,
-            hold=hold,
+            hold=None if hold is None else hold & early,
             remask=None if remask is None else remask & allowed,
             edit=None if edit is None else edit & allowed & (tokens != view.tokens),
         )

@@ -23,15 +23,13 @@ class CertaintyDensity(Scheduler):
     threshold: float | None = None  # of the product; None: the best column alone
     sigma: float = 10.0  # columns
 
+    constant_needs = Needs(whole_row=True)
     source = "arXiv 2509.23094; Kamichanw/d2Cache src/generation/vanilla.py"
     statistic = "confidence, distance to decoded columns"
 
     def __post_init__(self) -> None:
         if self.sigma <= 0:
             raise ValueError(f"sigma={self.sigma} must be positive")
-
-    def needs(self, num_slots: int, block_length: int) -> Needs:
-        return Needs(whole_row=True)
 
     def select(self, candidates: Candidates, view: View) -> Decision:
         masked = view.masked & view.block

@@ -25,6 +25,7 @@ class Credit(Scheduler):
     decay: float = 0.8
     growth: float = 0.2
 
+    constant_needs = Needs(distributions=True)
     source = "arXiv 2510.06133; inclusionAI/dInfer decoding/parallel_strategy.py"
     statistic = "confidence, past proposals"
     published = (
@@ -34,9 +35,6 @@ class Credit(Scheduler):
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1:
             raise ValueError(f"decay={self.decay} must be in [0, 1): credits would grow forever")
-
-    def needs(self, num_slots: int, block_length: int) -> Needs:
-        return Needs(distributions=True)
 
     def start(self, setup: Setup) -> State:
         size = (setup.num_rows, setup.width, setup.vocab_size)

@@ -26,18 +26,15 @@ class Dimple(Scheduler):
     order: Literal["confidence", "margin", "entropy", "random", "first"] = "confidence"
     epsilon: float = 1e-3
 
+    constant_needs = Needs(whole_row=True)
     source = "arXiv 2505.16990; yu-rp/Dimple generation_utils.py:_sample (dim)"
     published = "a third as many forwards as tokens (abstract)"
     anywhere = True
 
     def __post_init__(self) -> None:
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"steps={self.steps} must be at least 1")
+        self._check_least(1, "steps")
         if not 0 <= self.epsilon < 1:
             raise ValueError(f"epsilon={self.epsilon} must be in [0, 1)")
-
-    def needs(self, num_slots: int, block_length: int) -> Needs:
-        return Needs(whole_row=True)
 
     def select(self, candidates: Candidates, view: View) -> Decision:
         passed = (candidates.confidence > self.threshold) & view.masked
@@ -50,7 +47,7 @@ class Dimple(Scheduler):
             return view.uniform()
         if self.order == "first":
             return -view.columns.float()
-        return -candidates.entropy if self.order == "entropy" else getattr(candidates, self.order)
+        return candidates.certainty(self.order)
 
     def _steps(self, view: View) -> Tensor:
         return view.num_slots if self.steps is None else torch.full_like(view.step, self.steps)

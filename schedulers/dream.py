@@ -35,11 +35,7 @@ class Dream(Scheduler):
         return self.empty_steps or self.algorithm == "origin"
 
     def check(self, num_blocks: int, block_length: int) -> None:
-        if self.steps is not None and (self.steps < num_blocks or self.steps % num_blocks):
-            raise ValueError(
-                f"steps={self.steps} is the total and must be a positive multiple of the "
-                f"{num_blocks} blocks"
-            )
+        self._check_steps(self.steps, num_blocks)
 
     def score(self, candidates: Candidates) -> Tensor:
         if self.algorithm == "entropy":

@@ -60,10 +60,10 @@ class EndOfText(Wrapper):
         ends = self._ends(decision, candidates, view)
         length = _after_first(ends, view)
         if self.rule != "decoded":
-            guess = self._predicted(candidates, view)
-            length = torch.where(ends.any(1), length, _after_first(guess, view))
-        given = view.length - view.prompt_length > view.num_slots
-        return replace(decision, length=torch.where(given, view.length, length))
+            predicted = _after_first(self._predicted(candidates, view), view)
+            length = torch.where(ends.any(1), length, predicted)
+        infilled = view.length - view.prompt_length > view.num_slots
+        return replace(decision, length=torch.where(infilled, view.length, length))
 
     def _ends(self, decision: Decision, candidates: Candidates, view: View) -> Tensor:
         """Returns the block's columns (B, W) bool that end the text, whatever is predicted."""
@@ -79,14 +79,12 @@ class EndOfText(Wrapper):
 
     def _predicted(self, candidates: Candidates, view: View) -> Tensor:
         """Returns each row's most confident masked column (B, W) bool that may end its text."""
-        ends = view.masked & view.is_end(candidates.token)
-        if self.scope == "block":
-            ends = ends & view.block
-        return best(candidates.confidence, ends)
+        within = view.masked & view.block if self.scope == "block" else view.masked
+        return best(candidates.confidence, within & view.is_end(candidates.token))
 
 
-def _after_first(found: Tensor, view: View) -> Tensor:
+def _after_first(ends: Tensor, view: View) -> Tensor:
     """Returns the canvas column (B,) after the first of some columns (B, W), else the length."""
-    first = found.int().argmax(1, keepdim=True)
+    first = ends.int().argmax(1, keepdim=True)
     after = view.columns.gather(1, first).squeeze(1) + 1
-    return torch.where(found.any(1), after, view.length)
+    return torch.where(ends.any(1), after, view.length)

@@ -32,9 +32,7 @@ class EntropyBound(Scheduler):
             raise ValueError(f"bound={self.bound} must be 0 or more nats")
 
     def score(self, candidates: Candidates) -> Tensor:
-        if self.order == "entropy":
-            return -candidates.entropy
-        return candidates.margin if self.order == "margin" else candidates.confidence
+        return candidates.certainty(self.order)
 
     def select(self, candidates: Candidates, view: View) -> Decision:
         place = rank(self.score(candidates), view.masked)

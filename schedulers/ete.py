@@ -46,10 +46,8 @@ class ExploreThenExploit(Scheduler):
     statistic = "confidence; entropy, probabilities of the best tokens"
 
     def __post_init__(self) -> None:
-        for name in ("blocks", "alternatives", "likelihood_weight", "plausibility"):
-            least = 1 if name == "blocks" else 0
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+        self._check_least(1, "blocks")
+        self._check_least(0, "alternatives", "likelihood_weight", "plausibility")
 
     def needs(self, num_slots: int, block_length: int) -> Needs:
         rows = 1 + self.alternatives if self.mode == "branch" else 1
@@ -95,9 +93,7 @@ class ExploreThenExploit(Scheduler):
         """Returns how much each column is worth exploring, (B, W)."""
         if self.explore == "first":
             return -view.columns.float()
-        return (
-            candidates.entropy if self.explore == "entropy" else -getattr(candidates, self.explore)
-        )
+        return -candidates.certainty(self.explore)
 
     def _variants(
         self, candidates: Candidates, view: View, sure: Tensor, target: Tensor

@@ -26,8 +26,7 @@ class FixedQuota(Scheduler):
     source = "arXiv 2502.09992; ML-GSAI/LLaDA generate.py (low_confidence, random)"
 
     def __post_init__(self) -> None:
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"steps={self.steps} must be at least 1")
+        self._check_least(1, "steps")
 
     @property
     def plans_ahead(self) -> bool:
@@ -45,9 +44,8 @@ class FixedQuota(Scheduler):
             )
 
     def score(self, candidates: Candidates) -> Tensor:
-        if self.order == "entropy":
-            return -candidates.entropy
-        return candidates.margin if self.order == "margin" else candidates.confidence
+        random = self.order in ("random", "planned")
+        return candidates.confidence if random else candidates.certainty(self.order)
 
     def select(self, candidates: Candidates, view: View) -> Decision:
         if self.order == "planned":
@@ -73,13 +71,10 @@ class FixedQuota(Scheduler):
         now = self._quota(masks, view.block_step, view)
         then = self._quota(masks - now, view.block_step + 1, view)
         ahead = now[:, None] + torch.arange(self._most(view), device=now.device)
-        planned = view.columns.gather(
-            1, place.argsort(1).gather(1, ahead.clamp(max=left.shape[1] - 1))
-        )
-        return Decision(
-            commit=place < now[:, None],
-            planned=torch.where(ahead < (now + then)[:, None], planned, -1),
-        )
+        order = place.argsort(1).gather(1, ahead.clamp(max=left.shape[1] - 1))
+        planned = ahead < (now + then)[:, None]
+        planned = torch.where(planned, view.columns.gather(1, order), -1)
+        return Decision(place < now[:, None], planned=planned)
 
     def _most(self, view: View) -> int:
         """Returns the largest quota of any step, as the host knows it."""

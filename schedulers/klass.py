@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from dllm.schedulers.base import Candidates, Decision, Needs, Scheduler, Setup, State, View
 
@@ -25,6 +24,7 @@ class Klass(Scheduler):
     kl_threshold: float = 0.01  # nats
     history: int = 2  # steps
 
+    constant_needs = Needs(whole_row=True, distributions=True)
     source = "arXiv 2511.05664; shkim0116/KLASS, Kamichanw/d2Cache src/generation/klass.py"
     statistic = "confidence, divergence from the last step's distribution"
     published = "up to 2.78x as fast as greedy decoding on reasoning tasks, and better (abstract)"
@@ -40,11 +40,7 @@ class Klass(Scheduler):
     }
 
     def __post_init__(self) -> None:
-        if self.history < 1:
-            raise ValueError(f"history={self.history} must be at least 1 step")
-
-    def needs(self, num_slots: int, block_length: int) -> Needs:
-        return Needs(whole_row=True, distributions=True)
+        self._check_least(1, "history", why=" step")
 
     def start(self, setup: Setup) -> State:
         size = (setup.num_rows, setup.width)
@@ -60,9 +56,6 @@ class Klass(Scheduler):
         past = view.state["divergence"].masked_fill(~known, torch.inf)
         divergence = torch.cat([past[..., 1:], moved.masked_fill(~known, torch.inf)], -1)
         stable = (divergence < self.kl_threshold).all(-1)
-        state: dict[str, Tensor] = {
-            "probability": torch.where(known, now, before),
-            "divergence": divergence,
-        }
+        state = {"probability": torch.where(known, now, before), "divergence": divergence}
         ready = stable & (candidates.confidence >= self.threshold) & view.block
         return Decision(ready, state=state)

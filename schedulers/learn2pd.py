@@ -25,6 +25,7 @@ class Learn2PD(Scheduler):
     steps: int | None = None  # in total over all blocks; None: one token a step
     foreign: bool = False  # take a filter of another model
 
+    constant_needs = Needs(whole_block=True)
     source = (
         "arXiv 2509.25188; ims-kdks/Learning-to-Parallel-Decoding "
         "llada/generate.py:generate_learn2parallel"
@@ -38,13 +39,9 @@ class Learn2PD(Scheduler):
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold={self.threshold} is a probability, from 0 to 1")
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"steps={self.steps} must be at least 1")
+        self._check_least(1, "steps")
         if self.filter is not None:
             _ = self._network  # a missing or damaged file is an error now, not in the loop
-
-    def needs(self, num_slots: int, block_length: int) -> Needs:
-        return Needs(whole_block=True)
 
     def check(self, num_blocks: int, block_length: int) -> None:
         if self.steps is not None and self.steps % num_blocks:

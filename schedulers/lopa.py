@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dllm.schedulers.base import Candidates, Decision, Needs, Scheduler, Variants, View, best, rank
 from dllm.schedulers.blocks_ahead import active_columns, open_columns
@@ -41,9 +42,7 @@ class LookAhead(Scheduler):
     }
 
     def __post_init__(self) -> None:
-        for name in ("branches", "blocks"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        self._check_least(1, "branches", "blocks")
 
     def needs(self, num_slots: int, block_length: int) -> Needs:
         return Needs(window=self.blocks * block_length, num_variants=self.branches)
@@ -60,30 +59,22 @@ class LookAhead(Scheduler):
 
     def appraise(self, candidates: Candidates, view: View, variants: Variants) -> Tensor:
         """Returns the mean certainty of each variant's masks, infinity where none is left."""
-        entropy = self.measure == "entropy"
-        sure = -candidates.entropy if entropy else candidates.confidence
         masks = view.masked.sum(1)
-        mean = torch.where(view.masked, sure, 0).sum(1) / masks.clamp(min=1)
+        total = torch.where(view.masked, candidates.certainty(self.measure), 0).sum(1)
+        mean = total / masks.clamp(min=1)
         return mean.masked_fill(masks == 0, torch.inf).view_as(variants.columns)
 
     def _variants(self, candidates: Candidates, view: View, left: Tensor) -> Variants:
         """Returns the row itself, and the row with each of the best columns of `left` (B, W)."""
         count = min(self.branches - 1, left.shape[1])
-        place = rank(candidates.confidence, left).argsort(dim=1)[:, :count]
-        valid = left.gather(1, place)
-        columns = torch.where(valid, view.columns.gather(1, place), -1)
-        none = torch.full_like(columns[:, :1], -1)
+        order = rank(candidates.confidence, left).argsort(dim=1)[:, :count]
+        valid = left.gather(1, order)
+        columns = torch.where(valid, view.columns.gather(1, order), -1)
         return Variants(
-            columns=torch.cat([none, columns], 1),
-            tokens=torch.cat([torch.zeros_like(none), candidates.token.gather(1, place)], 1),
-            confidence=torch.cat(
-                [
-                    torch.ones_like(candidates.confidence[:, :1]),
-                    candidates.confidence.gather(1, place),
-                ],
-                1,
-            ),
-            valid=torch.cat([torch.ones_like(none, dtype=torch.bool), valid], 1),
+            columns=F.pad(columns, (1, 0), value=-1),
+            tokens=F.pad(candidates.token.gather(1, order), (1, 0)),
+            confidence=F.pad(candidates.confidence.gather(1, order), (1, 0), value=1),
+            valid=F.pad(valid, (1, 0), value=True),
             # With one column left there is nothing to look ahead to.
             needed=valid.any(1) & (view.masked.sum(1) > 1),
         )

@@ -39,8 +39,7 @@ class MultiBlock(Scheduler):
     }
 
     def __post_init__(self) -> None:
-        if self.blocks < 1:
-            raise ValueError(f"blocks={self.blocks} must be at least 1")
+        self._check_least(1, "blocks")
         for name in ("add_threshold", "active_threshold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1]")
@@ -49,9 +48,7 @@ class MultiBlock(Scheduler):
         return Needs(window=self.blocks * block_length)
 
     def score(self, candidates: Candidates) -> Tensor:
-        if self.measure == "entropy":
-            return -candidates.entropy
-        return candidates.confidence
+        return candidates.certainty(self.measure)
 
     def select(self, candidates: Candidates, view: View) -> Decision:
         limit = -self.threshold if self.measure == "entropy" else self.threshold

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -46,6 +46,7 @@ class Prophet(Wrapper):
     progress: Literal["steps", "committed"] = "committed"
     first_step: int = 0
 
+    constant_needs = Needs(whole_row=True)
     source = "arXiv 2508.19982; pixeli99/Prophet generate_earlyexit.py:generate"
     statistic = "gap of the two largest logits over the answer"
     anywhere = True
@@ -72,25 +73,24 @@ class Prophet(Wrapper):
                 f"{self.answer_length} at least 1"
             )
 
-    def own_needs(self, num_slots: int, block_length: int) -> Needs:
-        return Needs(whole_row=True)
-
     def select(self, candidates: Candidates, view: View) -> Decision:
         decision = self.ask(candidates, view)
         settled = self._settled(candidates, view)
         wide = settled[:, None]
-        given: dict[str, Any] = {"commit": torch.where(wide, view.masked, decision.commit)}
-        if decision.tokens is not None:
-            given["tokens"] = torch.where(wide, candidates.token, decision.tokens)
-        if decision.variants is not None:
-            needed = decision.variants.needed & ~settled
-            given["variants"] = replace(decision.variants, needed=needed)
-        for name in ("remask", "edit"):  # the row ends here: nothing is taken back
-            value = getattr(decision, name)
-            given[name] = None if value is None else value & ~wide
-        if decision.hold is not None:
-            given["hold"] = decision.hold & ~settled
-        return replace(decision, **given)
+        tokens, variants, hold = decision.tokens, decision.variants, decision.hold
+        remask, edit = decision.remask, decision.edit
+        if variants is not None:
+            variants = replace(variants, needed=variants.needed & ~settled)
+        return replace(
+            decision,
+            commit=torch.where(wide, view.masked, decision.commit),
+            tokens=None if tokens is None else torch.where(wide, candidates.token, tokens),
+            variants=variants,
+            # The row ends here: nothing is taken back.
+            remask=None if remask is None else remask & ~wide,
+            edit=None if edit is None else edit & ~wide,
+            hold=None if hold is None else hold & ~settled,
+        )
 
     def _settled(self, candidates: Candidates, view: View) -> Tensor:
         """Returns whether the answer is settled, (B,) bool; it must have logits in this pass."""

@@ -23,11 +23,7 @@ class QuotaThreshold(Scheduler):
     confidence = "tempered"
 
     def check(self, num_blocks: int, block_length: int) -> None:
-        if self.steps < num_blocks or self.steps % num_blocks:
-            raise ValueError(
-                f"steps={self.steps} is the total and must be a positive multiple of the "
-                f"{num_blocks} blocks"
-            )
+        self._check_steps(self.steps, num_blocks)
 
     def select(self, candidates: Candidates, view: View) -> Decision:
         steps = self.steps // view.num_blocks

@@ -28,21 +28,14 @@ class RunningConfidence(Scheduler):
     steps: int | None = None  # in total over all blocks; None: one more token a step
     schedule: Literal["linear", "cosine"] = "linear"
 
+    can_revise = True
     source = (
         "arXiv 2508.13148; autonomousvision/mdpo mdlm_generation_utils.py:diffusion_generate (rcr)"
     )
     statistic = "confidence when last predicted"
 
-    @property
-    def can_revise(self) -> bool:
-        return True
-
     def check(self, num_blocks: int, block_length: int) -> None:
-        if self.steps is not None and (self.steps < num_blocks or self.steps % num_blocks):
-            raise ValueError(
-                f"steps={self.steps} is the total and must be a positive multiple of the "
-                f"{num_blocks} blocks"
-            )
+        self._check_steps(self.steps, num_blocks)
 
     def revision_limit(self, block_length: int) -> int:
         # A step leaves one token more than it found, if not many: after as many steps as the block

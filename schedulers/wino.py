@@ -30,6 +30,8 @@ class Wino(Scheduler):
     least: int = 5
     most: int = 20
 
+    constant_needs = Needs(shadow=True)
+    can_revise = True
     source = "arXiv 2507.18578; Feng-Hong/WINO-DLLM LLaDA/decoding.py:decoding_wino"
     statistic = "confidence; shadow's probability of the committed token"
     presets = {
@@ -41,10 +43,6 @@ class Wino(Scheduler):
         "countdown": {"threshold": 0.5},
         "sudoku": {"threshold": 0.7},
     }
-
-    @property
-    def can_revise(self) -> bool:
-        return True
 
     def revision_limit(self, block_length: int) -> int:
         # What a step masks again is less than what the step before committed, so n steps leave at
@@ -58,9 +56,6 @@ class Wino(Scheduler):
                 f"shadow stands at its own column; this model has attention={spec.attention!r} "
                 f"and logit_shift={spec.logit_shift}"
             )
-
-    def needs(self, num_slots: int, block_length: int) -> Needs:
-        return Needs(shadow=True)
 
     def start(self, setup: Setup) -> State:
         size = (setup.num_rows,)

@@ -9,12 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dllm.models.config import ModelSpec
-from dllm.schedulers.base import Build, Needs, Scheduler, Setup
+from dllm.schedulers.base import Build, Decision, ModelSpec, Needs, Scheduler, Setup, State, View
 from dllm.schedulers.threshold import Threshold
 from dllm.state.candidates import Candidates, ConfidenceSource
 from dllm.state.variants import Variants
-from dllm.state.window import Decision, State, View
 
 
 @dataclass(frozen=True)
@@ -44,12 +42,12 @@ class Wrapper(Scheduler):
 
     def needs(self, num_slots: int, block_length: int) -> Needs:
         """Returns what the wrapper and the inner scheduler ask for together."""
-        own = self.own_needs(num_slots, block_length)
-        return own.union(self.inner.needs(num_slots, block_length))
+        size = num_slots, block_length
+        return self.own_needs(*size).union(self.inner.needs(*size))
 
     def own_needs(self, num_slots: int, block_length: int) -> Needs:
         """Returns what the wrapper itself asks for."""
-        return Needs()
+        return self.constant_needs
 
     def start(self, setup: Setup) -> State:
         num_slots, block = setup.num_slots, setup.block_length
@@ -74,31 +72,25 @@ class Wrapper(Scheduler):
     def with_options(self, options: Mapping[str, Any], build: Build) -> Scheduler:
         """Returns the same with other options; what it has none for goes to `inner`."""
         known = {option.name for option in fields(self)}
-        own = {name: value for name, value in options.items() if name in known}
         others = {name: value for name, value in options.items() if name not in known}
         inner = self.inner.with_options(others, build) if others else self.inner
+        own = {name: options[name] for name in options if name in known}
         return build({**self.summary(), **own, "inner": inner})
 
     def ask(self, candidates: Candidates, view: View) -> Decision:
         """Returns the inner decision, in the columns of this scheduler's window."""
-        num_slots, block = view.layout.num_slots, view.layout.block_length
-        needs = self.inner.needs(num_slots, block)
-        width = needs.width(num_slots, block)
+        size = view.layout.num_slots, view.layout.block_length
+        needs = self.inner.needs(*size)
+        width = needs.width(*size)
         if needs.whole_row or width >= view.columns.shape[1]:
             return self.inner.decide(candidates, view)
         index = view.first_of_block()[:, None] + torch.arange(width, device=view.columns.device)
-        narrow = view.at(index)
-        decision = self.inner.decide(candidates.at(index), narrow)
-        return _spread(decision, index, view)
+        return _spread(self.inner.decide(candidates.at(index), view.at(index)), index, view)
 
 
 def _spread(decision: Decision, index: Tensor, view: View) -> Decision:
     """Returns a decision on the columns `index` (B, n) of a wider window."""
-    given: dict[str, Any] = {}
-    for name in ("commit", "remask", "edit"):
-        value = getattr(decision, name)
-        if value is not None:
-            given[name] = torch.zeros_like(view.masked).scatter(1, index, value)
-    if decision.tokens is not None:
-        given["tokens"] = view.tokens.scatter(1, index, decision.tokens)
-    return replace(decision, **given)
+    narrow = {name: getattr(decision, name) for name in ("commit", "remask", "edit", "tokens")}
+    rest = {name: torch.zeros_like(view.masked) for name in narrow} | {"tokens": view.tokens}
+    wide = {k: rest[k].scatter(1, index, v) for k, v in narrow.items() if v is not None}
+    return replace(decision, **wide)

@@ -64,6 +64,10 @@ class Candidates:
         top2 = self._top2 if self.raw is None else largest_two(self.raw)
         return self._spread(top2[..., 0] - top2[..., 1], 0)
 
+    def certainty(self, measure: str) -> Tensor:
+        """Returns the `confidence` or `margin` of columns, or their negative `entropy`, (B, W)."""
+        return -self.entropy if measure == "entropy" else getattr(self, measure)
+
     def log_prob(self, tokens: Tensor) -> Tensor:
         """Returns the log probability (B, W) in nats of tokens (B, W)."""
         below = self._logit_of(tokens) - self._largest

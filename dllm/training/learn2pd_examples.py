@@ -66,12 +66,8 @@ class Oracle(Scheduler):
         "llada/generate_training_data.py:generate_data"
     )
 
-    @property
-    def may_skip(self) -> bool:
-        return True
-
-    def needs(self, num_slots: int, block_length: int) -> Needs:
-        return Needs(whole_block=True)  # the filter sees committed columns, too
+    may_skip = True
+    constant_needs = Needs(whole_block=True)  # the filter sees committed columns, too
 
     def start(self, setup: Setup) -> State:
         shape = (setup.num_rows, setup.width)
