@@ -4,29 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from dllm.cache.base import Cache, chosen_columns, columns_from
-from dllm.models.config import ModelSpec
-from dllm.state.canvas import Canvas
-from dllm.state.plan import StepPlan
-from dllm.state.progress import Progress
+from dllm.cache.base import Cache, Canvas, ModelSpec, Progress, StepPlan
+from dllm.cache.passes import chosen_columns, columns_from
 
 
 class BlockStoreCache(Cache):
-    """What the caches share that store full blocks for good: the passes of exact decoding."""
+    """The passes of exact decoding, for caches that store full blocks for good."""
 
-    lockstep: ClassVar[bool] = False
-    names_columns: ClassVar[bool] = True
-    final_blocks: ClassVar[bool] = True
+    lockstep = False
+    names_columns = True
+    final_blocks = True
     prefill_chunk: int | None  # each cache's own field: its place among them differs
 
     def __post_init__(self) -> None:
-        if self.prefill_chunk is not None and self.prefill_chunk < 1:
-            raise ValueError(f"prefill_chunk={self.prefill_chunk} must be at least 1")
+        self._check_least(1, "prefill_chunk")
 
     def check(self, spec: ModelSpec) -> None:
         name = self.summary()["name"]
@@ -42,10 +37,9 @@ class BlockStoreCache(Cache):
             )
 
     def feeds(self, canvas: Canvas, spec: ModelSpec) -> Tensor:
-        columns = canvas.numbers
         start, end = span(canvas, spec)
         end = torch.where(canvas.finished, 0, torch.minimum(end, canvas.length))
-        return (columns >= start[:, None]) & (columns < end[:, None])
+        return (canvas.numbers >= start[:, None]) & (canvas.numbers < end[:, None])
 
     def prefill(self, canvas: Canvas, spec: ModelSpec) -> Iterator[StepPlan]:
         if self.prefill_chunk is None:
@@ -57,15 +51,9 @@ class BlockStoreCache(Cache):
             end = min(furthest + read + self.prefill_chunk, canvas.layout.num_columns)
             plan = columns_from(starts + read, self.prefill_chunk, canvas, spec)
             assert plan.attention_mask is not None
-            nothing, seen = plan.logit_rows[:, :0], plan.attention_mask[..., :end]
-            yield replace(
-                plan,
-                kind="commit",
-                logit_rows=nothing,
-                known=None,
-                num_keys=end,
-                attention_mask=seen,
-            )
+            seen = plan.attention_mask[..., :end]
+            plan = replace(plan, kind="commit", num_keys=end, attention_mask=seen)
+            yield replace(plan, logit_rows=plan.logit_rows[:, :0], known=None)
 
 
 @dataclass(frozen=True)
@@ -82,8 +70,8 @@ class BlockCausalCache(BlockStoreCache):
 
     prefill_chunk: int | None = None  # columns of a pass; None: the whole prompt at once
 
-    replayable: ClassVar[bool] = True
-    source: ClassVar[str] = (
+    replayable = True
+    source = (
         "arXiv 2510.06303 (SDAR), JetAstra/SDAR generate.py; arXiv 2503.09573 (block diffusion)"
     )
 

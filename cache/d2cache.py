@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dllm.cache.base import Cache, chosen_columns, every_column, predictors
-from dllm.models.config import ModelSpec
+from dllm.cache.base import Cache, Candidates, Canvas, KVStore, ModelSpec, Progress, StepPlan
+from dllm.cache.passes import chosen_columns, every_column, predictors
 from dllm.models.layer_policies import KeptWeights, attention_rollout
 from dllm.schedulers.certainty_density import decoded_share
-from dllm.state.candidates import Candidates, rank
-from dllm.state.canvas import Canvas
-from dllm.state.plan import StepPlan
-from dllm.state.progress import Progress
-from dllm.state.store import KVStore
+from dllm.state.candidates import rank
 
 
 @dataclass(frozen=True)
@@ -41,24 +36,22 @@ class D2Cache(Cache):
     sigma: float = 10.0  # columns
     gap: int = 4  # columns
 
-    source: ClassVar[str] = "arXiv 2509.23094; Kamichanw/d2Cache src/cache/d2cache.py"
-    names_columns: ClassVar[bool] = True
-    lockstep: ClassVar[bool] = False
-    watches: ClassVar[bool] = True
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
+    source = "arXiv 2509.23094; Kamichanw/d2Cache src/cache/d2cache.py"
+    names_columns = True
+    lockstep = False
+    watches = True
+    presets = {
         "certainty": {"gap": 0},  # in one block, with scheduler `certainty_density`
         "blocks": {"gap": 4},
     }
 
     def __post_init__(self) -> None:
-        if self.masks < 1:
-            raise ValueError(f"masks={self.masks} must be at least 1: nothing else is committed")
+        self._check_least(1, "masks", why=": nothing else is committed")
         if not 0 <= self.rollout <= 1:
             raise ValueError(f"rollout={self.rollout} must be a share between 0 and 1")
         if self.sigma <= 0:
             raise ValueError(f"sigma={self.sigma} must be positive")
-        if self.gap < 0:
-            raise ValueError(f"gap={self.gap} must be at least 0")
+        self._check_least(0, "gap")
 
     def check(self, spec: ModelSpec) -> None:
         if spec.attention != "full":
@@ -68,17 +61,15 @@ class D2Cache(Cache):
             )
 
     def feeds(self, canvas: Canvas, spec: ModelSpec) -> Tensor:
-        columns = canvas.numbers
-        real = (columns < canvas.length[:, None]) & canvas.active[:, None]
+        real = (canvas.numbers < canvas.length[:, None]) & canvas.active[:, None]
         if canvas.cache_state is None:
             return real
         fed = predictors(self._likely(canvas), spec) | (canvas.tokens != canvas.cache_state.tokens)
         if canvas.layout.whole_block:
             fed = fed | predictors(canvas.block, spec)
         fed = fed & real
-        return real & self._closed(
-            fed | self._important(canvas.cache_state.importance, real & ~fed)
-        )
+        important = self._important(canvas.cache_state.importance, real & ~fed)
+        return real & self._closed(fed | important)
 
     def admits(self, progress: Progress) -> bool:
         return not progress.unfinished  # the first pass of all rows is one of its own
@@ -128,12 +119,11 @@ class D2Cache(Cache):
         """Returns the masks that are fed for their own sake, (B, C) bool."""
         assert canvas.cache_state is not None
         masked, length = canvas.masked, canvas.layout.block_length
-        columns = canvas.numbers
         enough = masked.cumsum(1) >= self.masks
         last = torch.where(enough.any(1), enough.int().argmax(1), masked.shape[1])
         behind = (last - canvas.block_end).div(length, rounding_mode="floor") + 1
         end = canvas.block_end + behind.clamp(min=0) * length
-        nearby = masked & (columns < end[:, None])
+        nearby = masked & (canvas.numbers < end[:, None])
         score = canvas.cache_state.confidence * self._density(canvas)
         first = nearby & canvas.block
         later = rank(score, nearby & ~canvas.block) + first.sum(1, keepdim=True)
@@ -145,21 +135,16 @@ class D2Cache(Cache):
         slots = torch.arange(canvas.layout.num_slots, device=canvas.tokens.device)
         columns = canvas.prompt_length[:, None] + slots
         decoded = (~canvas.masked).gather(1, columns) & (columns < canvas.length[:, None])
-        share = decoded_share(
-            decoded,
-            slots.expand_as(columns),
-            canvas.length - canvas.prompt_length,
-            self.sigma,
-            torch.float32,
-        )
+        offset, count = slots.expand_as(columns), canvas.length - canvas.prompt_length
+        share = decoded_share(decoded, offset, count, self.sigma, torch.float32)
         return torch.zeros_like(canvas.tokens, dtype=share.dtype).scatter(1, columns, share)
 
     def _important(self, importance: Tensor, others: Tensor) -> Tensor:
         """Returns which of the `others` (B, C) bool got most attention, (B, C) bool."""
         if self.rollout == 1:  # whatever rounding makes of the sum
             return others
-        got = F.pad(importance, (0, others.shape[1] - importance.shape[1])).double()
-        got = torch.where(others, got, 0)
+        share = F.pad(importance, (0, others.shape[1] - importance.shape[1])).double()
+        got = torch.where(others, share, 0)
         place = rank(got, others)
         order = place.argsort(1)
         total = got.gather(1, order).cumsum(1) / got.sum(1, keepdim=True).clamp(min=1e-9)
@@ -176,7 +161,7 @@ class D2Cache(Cache):
 
 @dataclass(frozen=True)
 class AttentionHistory:
-    """What the passes so far have shown of each column."""
+    """Tokens, confidence and importance of each column in the passes so far."""
 
     tokens: Tensor  # (B, C) int64 what each column held when it was last fed
     confidence: Tensor  # (B, C) float32 of the token that was last proposed there, 0 before that

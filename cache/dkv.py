@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from dllm.cache.base import Cache, chosen_columns, every_column, predictors
-from dllm.models.config import ModelSpec
-from dllm.state.canvas import Canvas
-from dllm.state.plan import StepPlan
-from dllm.state.progress import Progress
+from dllm.cache.base import Cache, Canvas, ModelSpec, Progress, StepPlan
+from dllm.cache.passes import chosen_columns, every_column, predictors
 
 
 @dataclass(frozen=True)
@@ -34,12 +31,12 @@ class DelayedCache(Cache):
     decoded: bool = True  # decoded columns are cached, not the prompt alone
     shift: Literal["un_right", "un"] = "un_right"
 
-    source: ClassVar[str] = (
+    source = (
         "arXiv 2505.15781; horseee/dKV-Cache generation_utils/llada_dkv_cache_decode.py, "
         "dream_generation_utils.py"
     )
-    names_columns: ClassVar[bool] = True
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
+    names_columns = True
+    presets = {
         "llada": {"refresh": 8, "warmup": 2},
         "dream": {"refresh": 4, "warmup": 1},
         "prefill": {"refresh": None, "warmup": 1, "prompt": "once", "decoded": False},
@@ -47,10 +44,8 @@ class DelayedCache(Cache):
     }
 
     def __post_init__(self) -> None:
-        if self.refresh is not None and self.refresh < 1:
-            raise ValueError(f"refresh={self.refresh} must be at least 1, or none for never")
-        if self.warmup < 1:
-            raise ValueError(f"warmup={self.warmup} must be at least 1: nothing is cached before")
+        self._check_least(1, "refresh", why=", or none for never")
+        self._check_least(1, "warmup", why=": nothing is cached before")
 
     def feeds(self, canvas: Canvas, spec: ModelSpec) -> Tensor:
         columns = canvas.numbers

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
-from dllm.cache.base import Cache, chosen_columns, every_column, predictors
-from dllm.models.config import ModelSpec
+from dllm.cache.base import Cache, Canvas, ModelSpec, Progress, StepPlan
+from dllm.cache.passes import chosen_columns, every_column, predictors
 from dllm.state.candidates import rank
-from dllm.state.canvas import Canvas
-from dllm.state.plan import StepPlan
-from dllm.state.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -27,17 +23,13 @@ class GreedyDelayedCache(Cache):
     refresh: int = 2  # forwards of a block
     window: int = 4  # masks for each column that is about to be committed
 
-    source: ClassVar[str] = (
-        "arXiv 2505.15781; horseee/dKV-Cache generation_utils/llada_dkv_cache_greedy.py"
-    )
-    names_columns: ClassVar[bool] = True
-    needs_plan: ClassVar[bool] = True
+    source = "arXiv 2505.15781; horseee/dKV-Cache generation_utils/llada_dkv_cache_greedy.py"
+    names_columns = True
+    needs_plan = True
 
     def __post_init__(self) -> None:
-        if self.refresh < 1:
-            raise ValueError(f"refresh={self.refresh} must be at least 1")
-        if self.window < 0:
-            raise ValueError(f"window={self.window} must be at least 0")
+        self._check_least(1, "refresh")
+        self._check_least(0, "window")
 
     def feeds(self, canvas: Canvas, spec: ModelSpec) -> Tensor:
         columns = canvas.numbers

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import floor
-from typing import Any, ClassVar
 
-from dllm.cache.base import Cache, every_column
-from dllm.models.config import ModelSpec
+from dllm.cache.base import Cache, Canvas, ModelSpec, Progress, StepPlan
+from dllm.cache.passes import every_column
 from dllm.models.layer_policies import FeatureReuse
-from dllm.state.canvas import Canvas
-from dllm.state.plan import StepPlan
-from dllm.state.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -29,9 +25,9 @@ class FeatureCache(Cache):
     answer_every: int = 7  # forwards
     adaptive: float = 0.25  # of the answer's columns
 
-    source: ClassVar[str] = "arXiv 2506.06295; maomaocun/dLLM-cache"
-    lockstep: ClassVar[bool] = False
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
+    source = "arXiv 2506.06295; maomaocun/dLLM-cache"
+    lockstep = False
+    presets = {
         "llada_gsm8k": {"prompt_every": 50, "answer_every": 7},
         "llada_humaneval": {"prompt_every": 25, "answer_every": 5},
         "dream_base_gsm8k": {"prompt_every": 100, "answer_every": 8},
@@ -39,9 +35,7 @@ class FeatureCache(Cache):
     }
 
     def __post_init__(self) -> None:
-        for name in ("prompt_every", "answer_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        self._check_least(1, "prompt_every", "answer_every")
         if not 0 <= self.adaptive <= 1:
             raise ValueError(f"adaptive={self.adaptive} must be a share between 0 and 1")
 

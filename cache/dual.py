@@ -3,21 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from dllm.cache.base import (
-    Cache,
-    FirstToken,
-    block_refresh,
-    check_first_token,
-    check_refresh,
-    columns_from,
-    seen_up_to,
-)
-from dllm.models.config import ModelSpec
-from dllm.state.canvas import Canvas
-from dllm.state.plan import StepPlan
-from dllm.state.progress import Progress
+from dllm.cache.base import Cache, Canvas, FirstToken, ModelSpec, Progress, StepPlan
+from dllm.cache.passes import block_refresh, check_first_token, columns_from, seen_up_to
 
 
 @dataclass(frozen=True)
@@ -34,18 +22,16 @@ class DualCache(Cache):
     first_token: FirstToken = "feed"
     refresh_every: int | None = None  # forwards of a block; None: only when it begins
 
-    even: ClassVar[bool] = True
-    replayable: ClassVar[bool] = True
-    source: ClassVar[str] = (
+    even = True
+    replayable = True
+    source = (
         "arXiv 2505.22618; NVlabs/Fast-dLLM llada/generate.py; vicinity, refresh_every: "
         "inclusionAI/dInfer"
     )
 
     def __post_init__(self) -> None:
-        for name in ("vicinity_before", "vicinity_after"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
-        check_refresh(self.refresh_every)
+        self._check_least(0, "vicinity_before", "vicinity_after")
+        self._check_least(1, "refresh_every", why=", or none for never")
 
     def check(self, spec: ModelSpec) -> None:
         check_first_token(self.first_token, spec)

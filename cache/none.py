@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 
-from dllm.cache.base import Cache, every_column, seen_up_to
-from dllm.models.config import ModelSpec
-from dllm.state.canvas import Canvas
-from dllm.state.plan import StepPlan
-from dllm.state.progress import Progress
+from dllm.cache.base import Cache, Canvas, ModelSpec, Progress, StepPlan
+from dllm.cache.passes import every_column, seen_up_to
 
 
 @dataclass(frozen=True)
@@ -24,11 +20,11 @@ class NoCache(Cache):
 
     beyond_block: bool = True
 
-    replayable: ClassVar[bool] = True
-    source: ClassVar[str] = "ML-GSAI/LLaDA generate.py; DreamLM/Dream generation_utils.py"
-    uses_store: ClassVar[bool] = False
-    lockstep: ClassVar[bool] = False
-    even: ClassVar[bool] = True
+    replayable = True
+    source = "ML-GSAI/LLaDA generate.py; DreamLM/Dream generation_utils.py"
+    uses_store = False
+    lockstep = False
+    even = True
 
     def plan(self, canvas: Canvas, progress: Progress, spec: ModelSpec) -> StepPlan:
         if self.beyond_block:

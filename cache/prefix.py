@@ -3,20 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from dllm.cache.base import (
-    Cache,
-    FirstToken,
-    block_refresh,
-    check_first_token,
-    check_refresh,
-    columns_from,
-)
-from dllm.models.config import ModelSpec
-from dllm.state.canvas import Canvas
-from dllm.state.plan import StepPlan
-from dllm.state.progress import Progress
+from dllm.cache.base import Cache, Canvas, FirstToken, ModelSpec, Progress, StepPlan
+from dllm.cache.passes import block_refresh, check_first_token, columns_from
 
 
 @dataclass(frozen=True)
@@ -35,13 +24,13 @@ class PrefixCache(Cache):
     first_token: FirstToken = "feed"
     refresh_every: int | None = None  # forwards of a block; None: only when it begins
 
-    replayable: ClassVar[bool] = True
-    source: ClassVar[str] = (
+    replayable = True
+    source = (
         "arXiv 2505.22618; NVlabs/Fast-dLLM llada/generate.py; refresh_every: inclusionAI/dInfer"
     )
 
     def __post_init__(self) -> None:
-        check_refresh(self.refresh_every)
+        self._check_least(1, "refresh_every", why=", or none for never")
 
     def check(self, spec: ModelSpec) -> None:
         check_first_token(self.first_token, spec)

@@ -3,23 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
-import torch
-
-from dllm.cache.base import (
-    Cache,
-    FirstToken,
-    block_entry,
-    check_first_token,
-    columns_from,
-    every_column,
-)
-from dllm.models.config import ModelSpec
+from dllm.cache.base import Cache, Canvas, FirstToken, ModelSpec, Progress, StepPlan
+from dllm.cache.passes import block_entry, check_first_token, columns_from, every_column
 from dllm.models.layer_policies import KeyRetention, RetainedKeys
-from dllm.state.canvas import Canvas
-from dllm.state.plan import StepPlan
-from dllm.state.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -40,16 +27,15 @@ class SparseCache(Cache):
     delay: int = 1  # forwards
     first_token: FirstToken = "feed"
 
-    even: ClassVar[bool] = True
-    source: ClassVar[str] = "arXiv 2508.02558; OpenMOSS/Sparse-dLLM opencompass/models/sparse_dllm"
+    even = True
+    source = "arXiv 2508.02558; OpenMOSS/Sparse-dLLM opencompass/models/sparse_dllm"
 
     def __post_init__(self) -> None:
         if not 0 <= self.keep <= 1:
             raise ValueError(f"keep={self.keep} must be a share between 0 and 1")
         if self.kernel < 1 or self.kernel % 2 == 0:
             raise ValueError(f"kernel={self.kernel} must be odd, to have a middle")
-        if self.delay < 0:
-            raise ValueError(f"delay={self.delay} must be at least 0")
+        self._check_least(0, "delay")
 
     def check(self, spec: ModelSpec) -> None:
         if spec.attention != "full":
@@ -74,8 +60,7 @@ class SparseCache(Cache):
         return replace(plan, policy=self._retention(plan, canvas, spec))
 
     def _retention(self, plan: StepPlan, canvas: Canvas, spec: ModelSpec) -> KeyRetention:
-        layout, columns = canvas.layout, torch.arange(canvas.tokens.shape[1])
-        columns = columns.to(canvas.tokens.device)
+        layout, columns = canvas.layout, canvas.numbers
         real = columns < canvas.length[:, None]
         start = canvas.block_start[:, None]
         fed = (columns >= start - self._lead(spec)) & (columns < start + layout.window_length)

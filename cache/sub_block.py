@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from dllm.cache.base import chosen_columns
+from dllm.cache.base import Canvas, ModelSpec, Progress, StepPlan
 from dllm.cache.block_causal import BlockStoreCache, unit, whole_blocks
-from dllm.models.config import ModelSpec
-from dllm.state.canvas import Canvas
-from dllm.state.plan import StepPlan
-from dllm.state.progress import Progress
+from dllm.cache.passes import chosen_columns
 
 
 @dataclass(frozen=True)
@@ -31,15 +27,14 @@ class SubBlockCache(BlockStoreCache):
     sub_block: int = 8  # columns
     prefill_chunk: int | None = None  # columns of a pass; None: the whole prompt at once
 
-    source: ClassVar[str] = (
+    source = (
         "arXiv 2509.26328; NVlabs/Fast-dLLM v2/generation_functions.py (small_block_size, "
         "use_block_cache)"
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.sub_block < 1:
-            raise ValueError(f"sub_block={self.sub_block} must be at least 1")
+        self._check_least(1, "sub_block")
 
     def check(self, spec: ModelSpec) -> None:
         super().check(spec)
@@ -50,9 +45,8 @@ class SubBlockCache(BlockStoreCache):
 
     def feeds(self, canvas: Canvas, spec: ModelSpec) -> Tensor:
         columns = canvas.numbers
-        whole = super().feeds(canvas, spec) & (
-            columns < whole_blocks(canvas.block_end, spec)[:, None]
-        )
+        reach = whole_blocks(canvas.block_end, spec)
+        whole = super().feeds(canvas, spec) & (columns < reach[:, None])
         start, end = self._part(canvas)
         # A method that revises reads the logits of the part's first token after it is there.
         lead = spec.logit_shift if canvas.layout.whole_block else 0
@@ -78,7 +72,6 @@ class SubBlockCache(BlockStoreCache):
         start = canvas.block_start + offset * self.sub_block
         full = ~(canvas.masked.any(1) & (first < canvas.block_end))
         start = torch.where(full, canvas.block_start, start)
-        end = torch.where(
-            full, canvas.block_end, (start + self.sub_block).minimum(canvas.block_end)
-        )
+        end = (start + self.sub_block).minimum(canvas.block_end)
+        end = torch.where(full, canvas.block_end, end)
         return start[:, None], end[:, None]

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from dllm.cache.base import Cache, FirstToken, check_first_token, chosen_columns, predictors
-from dllm.models.config import ModelSpec
-from dllm.state.canvas import Canvas
-from dllm.state.plan import StepPlan
-from dllm.state.progress import Progress
+from dllm.cache.base import Cache, Canvas, FirstToken, ModelSpec, Progress, StepPlan
+from dllm.cache.passes import check_first_token, chosen_columns, predictors
 
 
 @dataclass(frozen=True)
@@ -39,26 +35,18 @@ class WindowDiffusion(Cache):
     first_token: FirstToken = "feed"
     after_end: bool = False
 
-    source: ClassVar[str] = "arXiv 2601.20332; vhicrgit/Window-Diffusion llada/, dream/"
-    names_columns: ClassVar[bool] = True
-    lockstep: ClassVar[bool] = False
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
+    source = "arXiv 2601.20332; vhicrgit/Window-Diffusion llada/, dream/"
+    names_columns = True
+    lockstep = False
+    presets = {
         "llada": {"active": 16, "window": 64, "refresh": 32},
-        "dream": {  # its window counts one mask less than it is told
-            "active": 16,
-            "window": 127,
-            "refresh": 32,
-            "pruned": True,
-            "contiguous": True,
-            "first_token": "force",
-            "after_end": True,
-        },
+        # Its window counts one mask less than it is set to.
+        "dream": {"active": 16, "window": 127, "refresh": 32, "first_token": "force"}
+        | {"pruned": True, "contiguous": True, "after_end": True},
     }
 
     def __post_init__(self) -> None:
-        for name in ("active", "window", "refresh"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        self._check_least(1, "active", "window", "refresh")
         if self.active > self.window:
             raise ValueError(
                 f"active={self.active} must be at most window={self.window}: active masks are the "

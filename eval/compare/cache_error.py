@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dllm.cache.base import every_column
+from dllm.cache.passes import every_column
 from dllm.decoding.passes import Forward, PassRecord, in_window
 from dllm.decoding.shadow import run_shadowed, with_shadows
 from dllm.generate import Stream

@@ -17,9 +17,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import dllm
-from dllm.cache.base import every_column
 from dllm.cache.d2cache import D2Cache
 from dllm.cache.dual import DualCache
+from dllm.cache.passes import every_column
 from dllm.cache.sparse import SparseCache
 from dllm.generate import Stream
 from dllm.models.layer_policies import (
