@@ -68,9 +68,8 @@ class DelayedCache(Cache):
 
     def _refreshes(self, canvas: Canvas) -> Tensor:
         """Returns whose next pass feeds everything, (B,) bool."""
-        number = canvas.step - canvas.entry_step
-        if self.prompt == "once":  # the store outlives the block
-            number = canvas.step
+        once = self.prompt == "once"  # the store outlives the block
+        number = canvas.step if once else canvas.step - canvas.entry_step
         fresh = number < self.warmup
         return fresh if self.refresh is None else fresh | (number % self.refresh == 0)
 
@@ -82,11 +81,10 @@ class DelayedCache(Cache):
         decoded = ~(canvas.masked | (late & ~canvas.fixed))
         if not spec.logit_shift:
             return decoded
-        following = torch.cat([decoded[:, 1:], decoded[:, :1]], 1)
-        columns = canvas.numbers
+        following = decoded.roll(-1, 1)
         # The last column predicts none. The authors cache it with the one before it, or, under
         # `un`, from the third pass on.
-        last = columns == canvas.length[:, None] - 1
+        last = canvas.numbers == canvas.length[:, None] - 1
         if self.shift == "un_right":
             before = torch.cat([decoded[:, :1], decoded[:, :-1]], 1)
             return decoded & torch.where(last, before, following)

@@ -89,19 +89,12 @@ class AdaBlock(Wrapper):
         return replace(decision, block_end=end[:, 0])
 
     def _within(self, view: View, block: Tensor) -> View:
-        """Returns the view of a scheduler whose block is `block` (B, W) bool, as if it always was.
-
-        Its layout has the length of the longest block, so that wrappers look at all of it.
-        """
-        layout = view.layout
+        """Returns the view as if each row's block had always been `block`, (B, W) bool."""
+        layout, masks = view.layout, (block & ~view.fixed).sum(1)
         longest = self.own_needs(layout.num_slots, layout.block_length).window
-        return replace(
-            view,
-            block=block,
-            masked=view.masked & block,
-            block_masks=(block & ~view.fixed).sum(1),
-            layout=replace(layout, block_length=longest),
-        )
+        layout = replace(layout, block_length=longest)  # so that wrappers look at all of it
+        masked = view.masked & block
+        return replace(view, block=block, masked=masked, block_masks=masks, layout=layout)
 
     def _end(self, candidates: Candidates, view: View, start: Tensor, nominal: Tensor) -> Tensor:
         """Returns the column after the surest delimiter, else the usual end, (B, 1) int64."""

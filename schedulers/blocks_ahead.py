@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dllm.state.window import View
 
 
 def decoded_fraction(view: View, blocks: int) -> Tensor:
-    """Returns which part of each of the next `blocks` blocks holds tokens, (B, blocks) float32.
+    """Returns the decoded part of each of the next `blocks` blocks, (B, blocks) float32.
 
     Block 0 is the one that the row is at. A block without slots counts as decoded.
     """
@@ -25,9 +26,8 @@ def open_columns(view: View, blocks: int, add_threshold: float) -> Tensor:
     A block opens once its predecessor is open and decoded to at least `add_threshold`
     (D2F pipelining, arXiv 2508.09192; hao-ai-lab/d3LLM).
     """
-    fraction = decoded_fraction(view, blocks)
-    ready = torch.cat([torch.ones_like(fraction[:, :1]), fraction[:, :-1]], 1) >= add_threshold
-    opened = ready.int().cumprod(1).bool()
+    before = F.pad(decoded_fraction(view, blocks)[:, :-1], (1, 0), value=1)
+    opened = (before >= add_threshold).int().cumprod(1).bool()
     return view.masked & (_membership(view, blocks) & opened[..., None]).any(1)
 
 
@@ -37,8 +37,8 @@ def active_columns(view: View, blocks: int, active_threshold: float) -> Tensor:
     (B, W) bool: the block in which a step must commit something.
     """
     fraction = decoded_fraction(view, blocks)
-    ready = torch.cat([torch.ones_like(fraction[:, :1]), fraction[:, :-1]], 1) >= active_threshold
-    candidate = ready & (fraction < 1)
+    before = F.pad(fraction[:, :-1], (1, 0), value=1)
+    candidate = (before >= active_threshold) & (fraction < 1)
     first = candidate & (candidate.int().cumsum(1) == 1)
     return (_membership(view, blocks) & first[..., None]).any(1)
 
@@ -47,6 +47,5 @@ def _membership(view: View, blocks: int) -> Tensor:
     """Returns which columns of the window belong to each of the next blocks, (B, blocks, W)."""
     start = view.columns.gather(1, view.first_of_block()[:, None])
     index = (view.columns - start).div(view.layout.block_length, rounding_mode="floor")
-    each = torch.arange(blocks, device=index.device)
-    inside = (view.columns < view.length[:, None])[:, None]
-    return (index[:, None] == each[:, None]) & inside
+    block = torch.arange(blocks, device=index.device)[:, None]
+    return (index[:, None] == block) & (view.columns < view.length[:, None])[:, None]

@@ -61,8 +61,8 @@ def decoded_share(
     distance = torch.arange(reach, device=device, dtype=dtype)
     weight = torch.exp(-0.5 * (distance / sigma).square())
     beyond = weight.flip(0).cumsum(0).flip(0)  # of all columns that are so far away or further
-    places = torch.arange(width, device=device)
-    nearby = decoded.to(dtype) @ weight[(places[:, None] - places).abs()]
+    columns = torch.arange(width, device=device)
+    nearby = decoded.to(dtype) @ weight[(columns[:, None] - columns).abs()]
     after = num_slots[:, None] - offset  # distance to the end
     before = beyond[(offset + 1).clamp(0, width)]
     behind = beyond[after.clamp(0, width)]

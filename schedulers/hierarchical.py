@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dllm.schedulers.base import Candidates, Decision, Scheduler, View, rank
 
@@ -64,9 +65,8 @@ class Hierarchical(Scheduler):
 def _best_of_runs(confidence: Tensor, is_open: Tensor) -> Tensor:
     """Returns the most confident column of each run of open ones, the first of equal ones."""
     width = is_open.shape[1]
-    begins = is_open & ~torch.cat([torch.zeros_like(is_open[:, :1]), is_open[:, :-1]], 1)
+    begins = is_open & ~F.pad(is_open[:, :-1], (1, 0))
     run = begins.int().cumsum(1).long()  # 0: before any run
     place = rank(confidence, is_open).masked_fill(~is_open, width)
-    best = place.new_full((place.shape[0], width + 1), width)
-    best = best.scatter_reduce(1, run, place, "amin")
+    best = place.new_full((place.shape[0], width + 1), width).scatter_reduce(1, run, place, "amin")
     return is_open & (place == best.gather(1, run))

@@ -65,8 +65,8 @@ class Learn2PD(Scheduler):
         """Returns the columns (B, W) bool that the filter accepts; the row's end is padding."""
         if self.filter is None:
             return torch.zeros_like(view.masked)
-        real = view.columns < view.length[:, None]
-        confidence = candidates.confidence.float().masked_fill(~real, 0)
+        padding = view.columns >= view.length[:, None]
+        confidence = candidates.confidence.float().masked_fill(padding, 0)
         logits = self._network.on(confidence.device)(confidence)
         return logits.sigmoid() > self.threshold
 

@@ -58,8 +58,7 @@ class Wino(Scheduler):
             )
 
     def start(self, setup: Setup) -> State:
-        size = (setup.num_rows,)
-        return {"accepted": torch.full(size, _FIRST_ACCEPT, device=setup.device)}
+        return {"accepted": torch.full((setup.num_rows,), _FIRST_ACCEPT, device=setup.device)}
 
     def select(self, candidates: Candidates, view: View) -> Decision:
         masks = view.masked.sum(1, keepdim=True)
