@@ -38,7 +38,7 @@ from benchmarks.options import (
     Threads,
 )
 from benchmarks.shapes import random_model
-from dllm.models.speed.speed_up import parse_ways
+from dllm.models.speed import parse_ways
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt

@@ -35,7 +35,7 @@ from benchmarks.options import (
     Threads,
 )
 from benchmarks.shapes import random_model
-from dllm.models.speed.speed_up import parse_ways
+from dllm.models.speed import parse_ways
 
 
 def measure(model: dllm.HostedModel, point: Point, cache: str, block: int) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from benchmarks.machine import machine, rounds, write
 from benchmarks.roofs import Roofs, measure_roofs, median_ms
 from benchmarks.shapes import random_model
 from dllm.kernels.statistics import has_kernel
-from dllm.models.speed.speed_up import parse_ways
+from dllm.models.speed import parse_ways
 from dllm.state.candidates import Sampling
 from dllm.state.noise import CounterNoise
 from dllm.state.plan import StepPlan

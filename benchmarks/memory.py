@@ -24,7 +24,7 @@ from rich.table import Table
 import dllm
 from benchmarks.machine import machine, write
 from benchmarks.shapes import random_model
-from dllm.models.speed.speed_up import parse_ways
+from dllm.models.speed import parse_ways
 
 CASES = (
     *(("", "dual", batch) for batch in (1, 4, 16, 32)),

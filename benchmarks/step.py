@@ -26,7 +26,7 @@ from benchmarks.naive import Naive
 from benchmarks.passes import Floor, PassShape, Watched
 from benchmarks.roofs import measure_roofs
 from benchmarks.shapes import random_model
-from dllm.models.speed.speed_up import parse_ways
+from dllm.models.speed import parse_ways
 
 OVERHEAD = (
     *(("fixed_quota", cache) for cache in ("none", "prefix", "dual")),

@@ -9,7 +9,7 @@ from dllm.decoding.prompt_memory import PromptMemory
 from dllm.generate import Stream, generate, stream
 from dllm.metrics import Metrics
 from dllm.models import HostedModel, ModelSpec, load, save, wrap
-from dllm.models.speed.speed_up import speed_up
+from dllm.models.speed import speed_up
 from dllm.output import GenerationInterrupted, GenerationOutput
 from dllm.prompts import Infill
 from dllm.settings import Settings

@@ -23,8 +23,8 @@ from dllm.decoding.prompt_memory import PromptMemory
 from dllm.decoding.shadow import ShadowPasses
 from dllm.decoding.speculation.passes import VerifiedPasses
 from dllm.decoding.speculation.verifiers import Verifier
-from dllm.models.guidance import GuidedModel
 from dllm.models.model import DenoisingModel
+from dllm.models.wrap import GuidedModel
 from dllm.prompts import Row
 from dllm.schedulers import Needs, Scheduler
 from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from dllm.learn2pd.filter import Filter, read_filter
+from dllm.learn2pd import Filter, read_filter
 from dllm.schedulers.base import Candidates, Decision, ModelSpec, Needs, Scheduler, View, rank
 
 

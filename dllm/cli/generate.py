@@ -26,8 +26,8 @@ from dllm.generate import Stream, stream
 from dllm.models.model import DenoisingModel
 from dllm.output import GenerationOutput
 from dllm.state.window import StepEvent
+from dllm.trace import TraceRecord, record_of
 from dllm.trace.file import check_free, write_records
-from dllm.trace.record import TraceRecord, record_of
 
 _LABEL = 60  # characters of a prompt
 PAUSE = 0.05  # seconds a step: the embedded model is faster than the eye

@@ -21,9 +21,9 @@ from rich.text import Text
 from dllm.cli import options
 from dllm.cli.shown.replay import COLOURS, View, frames_of, print_rows, print_steps
 from dllm.registry import nearest
+from dllm.trace import TraceRecord
 from dllm.trace.file import Held, read_held
 from dllm.trace.page import page
-from dllm.trace.record import TraceRecord
 
 try:
     import termios

@@ -18,7 +18,7 @@ from dllm import load
 from dllm.cli import options
 from dllm.cli.shown.measured import interrupted, progress
 from dllm.eval.tasks import find_task
-from dllm.learn2pd.filter import Filter, Origin, write_filter
+from dllm.learn2pd import Filter, Origin, write_filter
 from dllm.models.model import HostedModel
 from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings, resolve
 from dllm.training.learn2pd import (

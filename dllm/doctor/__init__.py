@@ -7,10 +7,10 @@ from functools import partial
 
 import torch
 
-from dllm.doctor import checkpoint, hardware, software
+from dllm.doctor import checkpoint, machine
 from dllm.doctor.checkpoint import LocalCheckpoint
 from dllm.doctor.finding import Check, Finding, run
-from dllm.models.loading.placement import parse_device
+from dllm.models.loading.weights import parse_device
 
 
 def examine(model: str | None = None, device: str | None = None) -> Iterator[Finding]:
@@ -27,18 +27,18 @@ def examine(model: str | None = None, device: str | None = None) -> Iterator[Fin
 def examine_machine(where: torch.device) -> Iterator[Finding]:
     """Yields what is found of software and hardware."""
     checks: list[tuple[str, Check]] = [
-        ("python", software.python),
-        ("packages", software.packages),
-        ("extras", software.extras),
-        ("device", partial(hardware.device, where)),
-        ("cuda", hardware.cuda),
-        ("processor", partial(hardware.processor, where)),
-        ("threads", partial(hardware.threads, where)),
-        ("memory", partial(hardware.memory, where)),
-        ("attention", partial(hardware.attention, where)),
-        ("triton", partial(software.triton, where)),
-        ("torch.compile", partial(software.compiler, where)),
-        ("sandbox", software.sandbox),
+        ("python", machine.python),
+        ("packages", machine.packages),
+        ("extras", machine.extras),
+        ("device", partial(machine.device, where)),
+        ("cuda", machine.cuda),
+        ("processor", partial(machine.processor, where)),
+        ("threads", partial(machine.threads, where)),
+        ("memory", partial(machine.memory, where)),
+        ("attention", partial(machine.attention, where)),
+        ("triton", partial(machine.triton, where)),
+        ("torch.compile", partial(machine.compiler, where)),
+        ("sandbox", machine.sandbox),
     ]
     yield from run(checks)
 

@@ -12,7 +12,7 @@ from huggingface_hub import try_to_load_from_cache
 
 from dllm.decoding.memory_limits import available, readable
 from dllm.doctor.finding import Finding, failure, ok, warning
-from dllm.doctor.hardware import fast_bfloat16
+from dllm.doctor.machine import fast_bfloat16
 from dllm.models.config import CheckpointError, network_cost
 from dllm.models.loading.checkpoint import HUB_ID, Checkpoint, find_folder
 from dllm.models.loading.weights import Weights, empty_network

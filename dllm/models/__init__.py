@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dllm.models.config import CheckpointError, ModelSpec, NetworkConfig
-from dllm.models.loading.load import load, save
+from dllm.models.loading import load, save
 from dllm.models.model import DenoisingModel, HostedModel
 from dllm.models.wrap import WrappedModel, wrap
 

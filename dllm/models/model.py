@@ -1,21 +1,36 @@
-"""The contract between a model and the denoising loop, and the hosted models that fulfil it."""
+"""The contracts of models and of their passes, and the hosted models that fulfil them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from dllm.models.config import Cost, ModelSpec, network_cost
 from dllm.models.layer_policies import FeatureReuse, partly_computed
-from dllm.models.runner import Runner, execution_device
 from dllm.models.transformer import Transformer
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore, StoreShape
+
+Pass = Callable[[Tensor, StepPlan, KVStore | None], Tensor]  # what `Transformer` is
+
+
+class Runner(Protocol):
+    """Runs the passes of one network, with the results of the network itself."""
+
+    def new_store(
+        self, shape: StoreShape, dtype: torch.dtype, devices: Sequence[torch.device]
+    ) -> KVStore:
+        """Returns an empty store."""
+        ...
+
+    def __call__(self, tokens: Tensor, plan: StepPlan, store: KVStore | None) -> Tensor:
+        """Returns logits (B, w, V)."""
+        ...
 
 
 class DenoisingModel(Protocol):
@@ -101,3 +116,19 @@ class HostedModel:
         run = self.network if self.runner is None else self.runner
         logits: Tensor = run(tokens, plan, store)
         return logits
+
+
+def is_plain(plan: StepPlan, store: KVStore | None) -> bool:
+    """Whether a pass is no more than its tensors: nothing is noted, chosen or left beside K/V."""
+    return plan.policy is None and (store is None or store.stamp is None)
+
+
+def execution_device(module: nn.Module) -> torch.device:
+    """Returns where a module computes, which accelerate's offloading parts from its weights."""
+    for part in module.modules():
+        hook = getattr(part, "_hf_hook", None)
+        for inner in (hook, *getattr(hook, "hooks", ())):
+            device = getattr(inner, "execution_device", None)
+            if device is not None:
+                return torch.device(device)
+    return next(module.parameters()).device

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dllm.trace.record import TraceRecord
+from dllm.trace import TraceRecord
 from dllm.trace.text import plural, visible
 
 HOW = (

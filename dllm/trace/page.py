@@ -11,7 +11,7 @@ from importlib.resources import files
 from string import Template
 
 from dllm.state.canvas import NEVER
-from dllm.trace.record import Frame, TraceRecord
+from dllm.trace import Frame, TraceRecord
 from dllm.trace.text import plural, visible
 
 OPEN, AGAIN = "·", "\u00d7"  # a mask; a mask where a token was taken back

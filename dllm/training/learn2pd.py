@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dllm.learn2pd.filter import Filter
+from dllm.learn2pd import Filter
 from dllm.training.learn2pd_examples import Examples
 
 FEWEST_PROMPTS = 10  # one of them for validation, one for the test

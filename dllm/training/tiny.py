@@ -19,7 +19,7 @@ from dllm.eval.tasks import TASKS, arithmetic
 from dllm.generate import generate
 from dllm.models.config import ModelSpec, NetworkConfig
 from dllm.models.families import llada
-from dllm.models.loading.load import save
+from dllm.models.loading import save
 from dllm.models.model import HostedModel
 from dllm.models.transformer import Transformer
 from dllm.training.tiny_corpus import GROUP, WIDTHS, Batch, Corpus, Mixture, build_tokenizer

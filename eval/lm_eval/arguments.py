@@ -13,7 +13,7 @@ import torch
 
 from dllm.aliases import ALIASES, SCHEDULER_OPTIONS
 from dllm.compatible import check
-from dllm.models.loading.load import load
+from dllm.models.loading import load
 from dllm.models.model import DenoisingModel, HostedModel
 from dllm.registry import nearest
 from dllm.settings import Settings, resolve

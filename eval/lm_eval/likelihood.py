@@ -14,8 +14,8 @@ from torch.nn.utils.rnn import pad_sequence
 from dllm.decoding.loop import BrokenLogitsError
 from dllm.decoding.memory_limits import NotEnoughMemoryError, ran_out
 from dllm.models.config import ModelSpec
-from dllm.models.guidance import GuidedModel
 from dllm.models.model import DenoisingModel
+from dllm.models.wrap import GuidedModel
 from dllm.state.candidates import Candidates, Sampling, rank
 from dllm.state.noise import CounterNoise
 from dllm.state.plan import StepPlan

@@ -17,7 +17,7 @@ from dllm.generate import Stream, stream
 from dllm.metrics import Meter
 from dllm.output import GenerationOutput
 from dllm.state.window import StepEvent
-from dllm.trace.record import record_of
+from dllm.trace import record_of
 
 
 def results(run: Setup, problems: Sequence[Problem]) -> Iterator[list[Result]]:

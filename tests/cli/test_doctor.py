@@ -24,12 +24,11 @@ from dllm import doctor
 from dllm.cli import doctor as cli
 from dllm.cli.main import app
 from dllm.doctor import checkpoint as doctor_checkpoint
-from dllm.doctor import hardware as doctor_hardware
-from dllm.doctor import software as doctor_software
+from dllm.doctor import machine as doctor_machine
 from dllm.doctor.checkpoint import LocalCheckpoint
 from dllm.doctor.finding import Finding, failure, ok, run, warning
 from dllm.models.loading.checkpoint import EMBEDDED
-from dllm.models.loading.placement import parse_device
+from dllm.models.loading.weights import parse_device
 from tests.support import GOLDEN
 
 CPU = torch.device("cpu")
@@ -318,13 +317,13 @@ def test_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: count)
-    monkeypatch.setattr(doctor_hardware, "usable_cores", lambda: cores)
+    monkeypatch.setattr(doctor_machine, "usable_cores", lambda: cores)
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     if policy is not None:
         monkeypatch.setenv("OMP_WAIT_POLICY", policy)
-    (finding,) = doctor_hardware.threads(CPU)
+    (finding,) = doctor_machine.threads(CPU)
     assert (finding.level, finding.way_out) == (level, way_out)
-    (on_gpu,) = doctor_hardware.threads(torch.device("cuda"))
+    (on_gpu,) = doctor_machine.threads(torch.device("cuda"))
     assert on_gpu.level == "ok"
 
 
@@ -332,19 +331,19 @@ def test_threads(
 def test_a_containers_share_of_the_cores_counts(
     quota: str, most: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor_hardware, "QUOTA", tmp_path / "none")
-    cores = doctor_hardware.usable_cores()
-    monkeypatch.setattr(doctor_hardware, "QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(doctor_machine, "QUOTA", tmp_path / "none")
+    cores = doctor_machine.usable_cores()
+    monkeypatch.setattr(doctor_machine, "QUOTA", tmp_path / "cpu.max")
     (tmp_path / "cpu.max").write_text(quota)
-    assert doctor_hardware.usable_cores() == min(cores, most or cores)
+    assert doctor_machine.usable_cores() == min(cores, most or cores)
 
 
 def test_packages_against_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     needed = ["torch>=2.6", "transformers>=99", "no-such-package>=1", "rich>=13"]
     monkeypatch.setattr(
-        doctor_software, "_requirements", lambda extra: [Requirement(text) for text in needed]
+        doctor_machine, "_requirements", lambda extra: [Requirement(text) for text in needed]
     )
-    seen = {finding.subject: finding for finding in doctor_software.packages()}
+    seen = {finding.subject: finding for finding in doctor_machine.packages()}
     assert seen["torch"].level == "ok"
     assert "rich" not in seen
     assert seen["transformers"].level == "failure"
@@ -357,7 +356,7 @@ def test_extras_say_what_they_lack(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "requires", lambda name: listed)
     about = SimpleNamespace(get_all=lambda key: ["eval", "other", "dev"])
     monkeypatch.setattr(metadata, "metadata", lambda name: about)
-    seen = {finding.subject: finding for finding in doctor_software.extras()}
+    seen = {finding.subject: finding for finding in doctor_machine.extras()}
     assert list(seen) == ["extra eval", "extra other"]
     assert seen["extra other"].text == "there"
     lacking = "without no-such-package>=1: pip install 'dllm[eval]'"
@@ -370,7 +369,7 @@ def test_attention_kernels_are_run_not_believed(monkeypatch: pytest.MonkeyPatch)
             raise RuntimeError("No available kernel")
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", refuse)
-    (finding,) = doctor_hardware.attention(CPU)
+    (finding,) = doctor_machine.attention(CPU)
     assert finding.level == "failure"
     assert finding.text.startswith("flash, efficient, cudnn, math; ")
     assert finding.text.endswith("lengths: none")
@@ -381,7 +380,7 @@ def test_a_compiler_that_fails_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> 
         raise RuntimeError("no compiler found\nlong text")
 
     monkeypatch.setattr(torch, "compile", broken)
-    (finding,) = doctor_software.compiler(CPU)
+    (finding,) = doctor_machine.compiler(CPU)
     assert finding.level == "warning"
     assert "(RuntimeError: no compiler found)" in finding.text
 

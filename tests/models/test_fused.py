@@ -14,10 +14,9 @@ from safetensors.torch import load_file
 
 import dllm
 from dllm.eval.run.record import weights_digest
-from dllm.models.speed import linear
+from dllm.models.speed import linear, parse_ways
 from dllm.models.speed.captured import Captured
 from dllm.models.speed.linear import fuse, parts_of
-from dllm.models.speed.speed_up import parse_ways
 from dllm.models.transformer import Transformer
 from tests.support import GOLDEN
 from tests.support.speed import FULL, cases, decode, decodings, model_of, usual

@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 import dllm
 from dllm import schedulers
 from dllm.cli.main import app, main
-from dllm.learn2pd.filter import Filter, Origin, read_filter, write_filter
+from dllm.learn2pd import Filter, Origin, read_filter, write_filter
 from dllm.schedulers.end_of_text import EndOfText
 from dllm.schedulers.fixed_quota import FixedQuota
 from dllm.schedulers.learn2pd import Learn2PD

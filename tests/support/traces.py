@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import dllm
-from dllm.trace.record import TraceRecord
+from dllm.trace import TraceRecord
 
 QUESTIONS = [
     "tom has 53 pens. tom loses 3. how many pens does tom have?",

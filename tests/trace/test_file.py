@@ -23,9 +23,9 @@ from rich.style import Style
 from dllm.cli.main import main
 from dllm.cli.shown.replay import Cell, View, back, in_lines, print_steps
 from dllm.cli.trace import _KEY, _NAMES, Screen
+from dllm.trace import TraceRecord
 from dllm.trace.file import check_free, read_held, write_records
 from dllm.trace.page import as_script_data, assets, page
-from dllm.trace.record import TraceRecord
 from tests.support.traces import BY_HAND, HOSTILE, hostile
 
 QUESTION = "tom has 53 pens. tom loses 3. how many pens does tom have?"

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import dllm
+from dllm.trace import TraceRecord, record_of
 from dllm.trace.page import assets, count, page, texts
-from dllm.trace.record import TraceRecord, record_of
 from tests.support.traces import BY_HAND, GAPS, METHODS, OPTIONS, QUESTIONS, hostile
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 import dllm
 from dllm.state.canvas import NEVER
+from dllm.trace import Frame, TraceRecord, record_of
 from dllm.trace.page import block_at, count, story, texts
-from dllm.trace.record import Frame, TraceRecord, record_of
 from dllm.trace.text import joined, pieces_of, special_of, visible
 from tests.support.models import golden_model, random_prompts
 from tests.support.traces import BY_HAND, GAPS, METHODS, OPTIONS, QUESTIONS

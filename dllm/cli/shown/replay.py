@@ -16,10 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from dllm.state.canvas import NEVER
+from dllm.trace import Frame, TraceRecord
 from dllm.trace.file import Held
 from dllm.trace.page import AGAIN as MASKED_AGAIN
 from dllm.trace.page import OPEN, block_at, count, story, texts
-from dllm.trace.record import Frame, TraceRecord
 from dllm.trace.text import visible
 
 BLOCK = "▏"

@@ -1,1 +1,106 @@
-"""Loads and saves checkpoints: their files, their settings, their weights on devices."""
+"""Loads a checkpoint onto the project's own transformer, and saves one of its own family."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from torch import Tensor
+
+from dllm.models.config import CheckpointError
+from dllm.models.families import find_family
+from dllm.models.loading.checkpoint import Checkpoint
+from dllm.models.loading.weights import (
+    DeviceMap,
+    Weights,
+    dispatch,
+    empty_network,
+    parse_device,
+    parse_dtype,
+    place,
+)
+from dllm.models.model import HostedModel
+from dllm.models.speed import parse_ways, speed_up
+from dllm.models.speed.linear import is_narrow, parts_of
+
+
+def load(  # noqa: PLR0913 one argument for each choice that loading leaves open
+    name_or_path: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    device_map: DeviceMap | None = None,
+    revision: str | None = None,
+    speed: str | Sequence[str] | None = None,
+) -> HostedModel:
+    """Returns a model from the embedded checkpoint ("tiny"), a folder or a hub id.
+
+    `dtype` is a torch.dtype or its name; None and "auto" take the checkpoint's. `device` defaults
+    to torch's default device; `device_map` ("auto", or module -> device) spreads the layers through
+    accelerate instead. `speed` names ways of `dllm.speed_up`, such as "fused+captured". Raises
+    CheckpointError, a ValueError, for anything that is missing, unknown, mis-shaped or damaged.
+    """
+    if device is not None and device_map is not None:
+        raise ValueError(f"give device={device!r} or device_map={device_map!r}, not both")
+    where = parse_device(device)
+    ways = parse_ways(speed)
+    named = None if dtype is None or dtype == "auto" else parse_dtype(dtype)
+    checkpoint = Checkpoint(os.fspath(name_or_path), revision)
+    # Read first, as these errors name their file themselves.
+    family, defaults, tokenizer = checkpoint.family, checkpoint.generation, checkpoint.tokenizer
+    try:
+        network = empty_network(checkpoint.network)
+        spec = checkpoint.spec
+        weights = Weights(family.names, checkpoint.stored)
+        weights.check(network)
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint.folder}: {error}") from error
+    chosen = named or checkpoint.dtype
+    devices = place(network, chosen, device_map or {"": where})
+    weights.fill(network, chosen, devices)
+    dispatch(network, devices)
+    parts = (network, spec, tokenizer, defaults, checkpoint.config)
+    return speed_up(HostedModel(checkpoint.name, *parts, revision=checkpoint.commit), *ways)
+
+
+def save(model: HostedModel, folder: str | Path, *, max_shard_size: str = "5GB") -> None:
+    """Writes weights under the family's own names, configuration and tokenizer to a folder.
+
+    A tied head is not written. Weights beyond `max_shard_size` are split into files with an index.
+    """
+    if not model.config:
+        raise ValueError(
+            f"{model.name!r} has no config, so its family is unknown; give HostedModel the "
+            "config.json that describes it"
+        )
+    if is_narrow(model.network):
+        raise ValueError(f"{model.name!r} has weights rounded to 8 bits; load it again to save it")
+    names = find_family(model.config).names
+    parts = parts_of(model.network, model.network.named_parameters())
+    weights = {names.of(name): _own(weight.detach()) for name, weight in parts}
+    if any(weight.is_meta for weight in weights.values()):
+        raise ValueError(f"{model.name!r} is offloaded; load it on one device to save it")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_torch_state_dict(weights, folder, max_shard_size=max_shard_size)
+    key = "dtype" if "dtype" in model.config else "torch_dtype"
+    _write(folder / "config.json", {**model.config, key: str(model.dtype).removeprefix("torch.")})
+    if model.defaults:
+        _write(folder / "generation_config.json", model.defaults)
+    if model.tokenizer is not None:
+        model.tokenizer.save_pretrained(folder)
+
+
+def _own(weight: Tensor) -> Tensor:
+    """Returns a weight in memory of its own: of several in one only the first is written."""
+    shares = weight.untyped_storage().nbytes() > weight.nbytes
+    return weight.clone() if shares and not weight.is_meta else weight
+
+
+def _write(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(dict(value), indent=1) + "\n", encoding="utf-8")

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2
 from dllm.models.config import CheckpointError, ModelSpec, NetworkConfig
 from dllm.models.families import Family, find_family
 from dllm.models.loading.files import StoredTensor, list_tensors, read_json, stream_tensors
-from dllm.models.loading.placement import parse_dtype
+from dllm.models.loading.weights import parse_dtype
 
 EMBEDDED = Path(__file__).parents[2] / "tiny" / "checkpoint"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")

@@ -1,1 +1,92 @@
 """The same passes, faster: joined weights, compiled layers, captured graphs, narrow weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal, get_args
+
+from dllm.models.model import HostedModel, Runner, execution_device
+from dllm.models.speed.captured import Captured, CudaRecorder
+from dllm.models.speed.compiled import Compiled
+from dllm.models.speed.linear import check_narrow, check_pack, fuse, is_narrow, narrow, pack
+from dllm.registry import nearest
+
+Way = Literal["fused", "packed", "int8", "compiled", "captured"]
+
+
+def speed_up(model: HostedModel, *ways: Way) -> HostedModel:
+    """Returns the model with its passes made faster, in any of these ways together.
+
+    - `fused`: one product for queries, keys and values, one for both halves of the gated layer;
+      done to the network itself, in place.
+    - `packed`: weights laid out once as the products of a CPU read them, beside the usual ones,
+      which takes their memory once more; in place; goes with `fused` and `compiled`.
+    - `int8`: weights of the layers in 8 bits (torchao), also in place; the only way that changes
+      what is computed, so the model's name says so.
+    - `compiled`: layers through torch.compile.
+    - `captured`: passes replayed as CUDA graphs; keeps the K/V store of the last generation.
+
+    Raises ValueError where a way cannot work with the model. Where a compiler or a capture fails
+    later, a warning is logged once and passes run as they are.
+    """
+    chosen = parse_ways(ways)
+    _check(model, chosen)
+    if "fused" in chosen:
+        fuse(model.network)
+    if "packed" in chosen:
+        pack(model.network)
+    if "int8" in chosen:
+        narrow(model.network)
+    runner: Runner | None = model.runner
+    if "compiled" in chosen:
+        runner = Compiled(model.network)
+    if "captured" in chosen:
+        runner = Captured(runner or model.network, CudaRecorder(model.device))
+    name = f"{model.name}+int8" if "int8" in chosen else model.name
+    return replace(model, runner=runner, name=name)
+
+
+def parse_ways(ways: str | Sequence[str] | None) -> tuple[Way, ...]:
+    """Returns ways from a sequence, or from one text such as "fused+captured"."""
+    names = ways.split("+") if isinstance(ways, str) else list(ways or ())
+    known: Any = get_args(Way)
+    for name in names:
+        if name not in known:
+            raise ValueError(f"unknown way to speed a model up {name!r}: {nearest(name, known)}")
+        if names.count(name) > 1:
+            raise ValueError(f"speed-up {name!r} is given twice")
+    return tuple(way for way in known if way in names)
+
+
+def _check(model: HostedModel, ways: Sequence[Way]) -> None:
+    """Raises ValueError before anything is changed."""
+    devices = {execution_device(block) for block in model.network.blocks} | {model.device}
+    if ways and (len(devices) > 1 or any(w.is_meta for w in model.network.parameters())):
+        raise ValueError(
+            f"{model.name!r} is spread over devices or offloaded, and {', '.join(ways)} needs it "
+            "on one: load it with device=, without device_map"
+        )
+    if "captured" in ways and model.device.type != "cuda":
+        raise ValueError(
+            f"'captured' replays CUDA graphs, and {model.name!r} is on {model.device}: load it "
+            "with device='cuda', or leave 'captured' out"
+        )
+    if model.runner is not None and {"compiled", "captured"} & set(ways):
+        raise ValueError(
+            f"{model.name!r} is sped up already: name all ways in one call, on the loaded model"
+        )
+    if "fused" in ways and is_narrow(model.network):
+        raise ValueError(
+            f"{model.name!r} has 8-bit weights, which cannot be joined any more: name 'fused' and "
+            "'int8' in one call"
+        )
+    if "packed" in ways:
+        if {"int8", "captured"} & set(ways):
+            raise ValueError(
+                "'packed' goes with 'fused' and 'compiled': 'int8' lays weights out in another "
+                "way, and 'captured' is for CUDA"
+            )
+        check_pack(model.network)
+    if "int8" in ways:
+        check_narrow(model)

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dllm.models.runner import Pass, is_plain
+from dllm.models.model import Pass, is_plain
 from dllm.models.speed.stores import StorePool
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore, StoreShape

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dllm.models.layers import Block, Fed, rows_of
-from dllm.models.runner import is_plain
+from dllm.models.model import is_plain
 from dllm.models.transformer import Transformer
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore, StoreShape

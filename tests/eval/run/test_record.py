@@ -25,7 +25,7 @@ from dllm.eval.run.results import Result, append, read_results
 from dllm.eval.run.run import Run
 from dllm.eval.run.summary import full_record, totals_of
 from dllm.eval.tasks import TASKS
-from dllm.learn2pd.filter import TINY
+from dllm.learn2pd import TINY
 from dllm.settings import resolve
 from tests.support.runs import result
 
