@@ -150,7 +150,8 @@ def evaluate(
         ]
         compare(contenders, to)
         return
-    runs = [run_of(one, name) for one in scheduler or [None] for name in names]
+    schedulers: list[str | None] = [*scheduler] if scheduler else [None]
+    runs = [run_of(one, name) for one in schedulers for name in names]
     for run in runs:
         check(loaded, run.settings)
     measure_runs(runs, sampled(problems, samples, runs[0].settings), output, as_json, with_record)

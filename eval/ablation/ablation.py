@@ -168,10 +168,10 @@ def with_files(ablation: Ablation, data: Sequence[str], examples: Path | None) -
     files = dict(_file(text, used) for text in data)
     rows = []
     for row in ablation.rows:
-        own = {"data": files.get(row.task.name, row.task.data), "examples": row.task.examples}
-        if examples is not None and row.task.name == "gsm8k":
-            own["examples"] = examples
-        rows.append(replace(row, task=replace(row.task, **own)))
+        task = replace(row.task, data=files.get(row.task.name, row.task.data))
+        if examples is not None and task.name == "gsm8k":
+            task = replace(task, examples=examples)
+        rows.append(replace(row, task=task))
     return replace(ablation, rows=tuple(rows))
 
 

@@ -258,7 +258,8 @@ def place(axes: Axes, labels: Sequence[Label], size: float) -> list[Box]:
     unit = axes.figure.dpi / 72
     bounds = axes.get_window_extent()
     frame = Box(bounds.x0, bounds.y0, bounds.x1, bounds.y1)
-    spots = [axes.transData.transform((label.x, label.y)) for label in labels]
+    pixels = (axes.transData.transform((label.x, label.y)) for label in labels)
+    spots = [(float(x), float(y)) for x, y in pixels]
     taken = [Box.around(*spot, _MARKER * unit, _MARKER * unit) for spot in spots]
     boxes = []
     for label, spot in zip(labels, spots, strict=True):
@@ -267,7 +268,8 @@ def place(axes: Axes, labels: Sequence[Label], size: float) -> list[Box]:
         note = _annotate(axes, label, size)
         extent = note.get_window_extent()
         box, ring = beside(spot, (extent.width, extent.height), taken, frame, unit)
-        note.set_position(tuple((box.centre - spot) / unit))
+        x, y = box.centre
+        note.set_position(((x - spot[0]) / unit, (y - spot[1]) / unit))
         if note.arrow_patch is not None:
             note.arrow_patch.set_visible(ring > _NEAR)
         taken.append(box)
@@ -279,15 +281,8 @@ def _annotate(axes: Axes, label: Label, size: float) -> Annotation:
     from matplotlib.patheffects import withStroke
 
     line = {"arrowstyle": "-", "linewidth": 0.5, "color": label.colour, "shrinkA": 0, "shrinkB": 3}
-    style = {"ha": "center", "va": "center", "size": size, "color": label.colour, "zorder": 4}
-    note: Annotation = axes.annotate(
-        label.text,
-        (label.x, label.y),
-        xytext=(0, 0),
-        textcoords="offset points",
-        arrowprops=line,
-        path_effects=[withStroke(linewidth=2, foreground="white")],
-        **style,
-    )
+    note = axes.annotate(label.text, (label.x, label.y), (0, 0), "data", "offset points", line)
+    note.set(ha="center", va="center", size=size, color=label.colour, zorder=4)
+    note.set_path_effects([withStroke(linewidth=2, foreground="white")])
     note.set_in_layout(False)  # or the next drawing would move what was just measured
     return note

@@ -113,8 +113,9 @@ class Bars:
         """Counts a result."""
         self._count += 1
         self._right += bool(result.correct)
-        share = {} if self._total else {"note": f"{self._right / self._count:.0%} right"}
-        self.progress.update(self._bar, advance=1, **share)
+        self.progress.update(self._bar, advance=1)
+        if self._total is None:
+            self.progress.update(self._bar, note=f"{self._right / self._count:.0%} right")
 
     def end(self, line: Line[Any]) -> None:
         """Prints what came out; problems that were not answered are no longer left."""
