@@ -138,21 +138,21 @@ def render(methods: Sequence[Method]) -> str:
         )
         for method in methods
     ]
-    parts = [MARKER, "## All of them", _markdown(head, rows), *map(_section, methods)]
+    parts = [MARKER, "## All of them", markdown_table(head, rows), *map(section, methods)]
     return "\n\n".join(parts) + "\n"
 
 
-def _section(method: Method) -> str:
+def section(method: Method) -> str:
     """Returns what there is to know of one method, under its name."""
     parts = [f"## {method.name}", escape(method.text)]
     facts = [("Reads", method.statistic), ("Traits", "; ".join(t.full for t in method.traits))]
     parts.append("\n".join(f"- {name}: {escape(text)}" for name, text in facts if text))
     if method.options:
         rows = map(_option_cells, method.options)
-        parts.append(_markdown(("option", "values", "default", "meaning"), rows))
+        parts.append(markdown_table(("option", "values", "default", "meaning"), rows))
     if method.presets:
         names = [(f"`{method.name}@{name}`", f"`{it}`") for name, it in method.presets.items()]
-        parts.append(_markdown(("preset", "options"), names))
+        parts.append(markdown_table(("preset", "options"), names))
     parts.append(f"Source: {_linked(escape(method.source))}.")
     if method.published:
         parts.append(f"Published: {_linked(escape(method.published))}.")
@@ -164,7 +164,8 @@ def _option_cells(option: Option) -> tuple[str, str, str, str]:
     return f"`{option.name}`", option.type, default, escape(option.meaning)
 
 
-def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Returns a table in Markdown, with the bars inside of cells escaped."""
     lines = [head, ["---"] * len(head), *rows]
     cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)

@@ -5,13 +5,10 @@ from __future__ import annotations
 import importlib
 import re
 import shlex
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -36,78 +33,16 @@ from dllm.state.variants import Variants
 from tests.support import ROOT
 from tests.support.laws import SLOTS, check_fixed_tokens, check_host_transfers
 from tests.support.models import golden_model, random_prompts
+from tests.support.pages import ADDING, DOCS, NAME, PAGES, blocks_of, module_of, tables_of
 from tests.support.views import check_contract, view_of
 
-DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
-ADDING, LIST = DOCS / "guides" / "add_a_scheduler.md", DOCS / "reference" / "schedulers.md"
-NAME = "spaced_margin"  # the scheduler that the walk-through adds
-EXAMPLES = ("Settled", "Ahead", "AtMost", "SecondThought")  # the further ones on its page
-COMPILED_ONLY = "<!-- not run"  # stands before a block that the tests cannot run
+LIST = DOCS / "reference" / "schedulers.md"
+EXAMPLES = ("Settled", "Ahead", "AtMost", "SecondThought")  # the further ones of the guide
 QUESTIONS = [
     "tom has 53 pens. tom loses 3. how many pens does tom have?",
     "ann has 12 cups. ann buys 7. how many cups does ann have?",
     "sam has 9 cards.",
 ]
-
-
-@dataclass(frozen=True)
-class Block:
-    """A code block of a page."""
-
-    code: str
-    line: int  # of the page, from 0, at which the code begins
-    kind: str  # what a fence says, "python" for an indented block that begins with an import
-    runs: bool
-
-
-def blocks_of(page: Path) -> list[Block]:
-    text = page.read_text(encoding="utf-8")
-    # A fence with what is between, or lines that are indented by four after an empty one.
-    pattern = r"^```(\w*)\n(.*?)^```$|(?<=\n\n)((?: {4}[^\n]*\n|\n(?= {4}))+)"
-    found = []
-    for match in re.finditer(pattern, text, re.MULTILINE | re.DOTALL):
-        kind, code = match[1], match[2]
-        if code is None:
-            code = re.sub(r"^ {4}", "", match[3], flags=re.MULTILINE)
-            kind = "python" if re.match(r"from |import ", code) else ""
-        line = text.count("\n", 0, match.start(2) if match[2] is not None else match.start(3))
-        before = text[: match.start()].rstrip().rpartition("\n")[2]
-        found.append(Block(code, line, kind, not before.startswith(COMPILED_ONLY)))
-    return found
-
-
-def module_of(page: Path, folder: Path) -> ModuleType:
-    """Runs the Python of a page as one module, each line at the number that it has in the page.
-
-    The first block of the walk-through is a file of its own, which is there already.
-    """
-    lines = [""] * (page.read_text(encoding="utf-8").count("\n") + 1)
-    blocks = [block for block in blocks_of(page) if block.kind == "python"]
-    for block in blocks[1:] if page == ADDING else blocks:
-        compile(block.code, f"{page}, line {block.line + 1}", "exec")
-        if block.runs:
-            code = block.code.splitlines()
-            lines[block.line : block.line + len(code)] = code
-    file = folder / f"code_of_{page.stem.lower()}.py"
-    file.write_text("\n".join(lines), encoding="utf-8")
-    return importlib.import_module(file.stem)
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder to import from, with the walk-through's file."""
-    code = next(block.code for block in blocks_of(ADDING) if block.kind == "python")
-    (tmp_path / f"{NAME}.py").write_text(code, encoding="utf-8")
-    monkeypatch.syspath_prepend(tmp_path)
-    before = set(sys.modules)
-    yield tmp_path
-    for name in set(sys.modules) - before:
-        if (
-            getattr(sys.modules[name], "__file__", None)
-            and tmp_path in Path(str(sys.modules[name].__file__)).parents
-        ):
-            del sys.modules[name]
 
 
 @pytest.fixture
@@ -155,7 +90,8 @@ def test_files_that_the_pages_name_exist(page: Path) -> None:
     assert all((page.parent / link).exists() for link in links)
     named = set(re.findall(r"`((?:dllm|schedulers|cache|eval|tests|docs)/[\w/.]+\.\w+)`", text))
     missing = {name for name in named if not (ROOT / name).exists()}
-    assert missing <= {f"schedulers/{NAME}.py", "schedulers/at_most.py"}
+    added = {"cache/lookback.py", "dllm/models/families/fable.py", "eval/tasks/sorting.py"}
+    assert missing <= {f"schedulers/{NAME}.py", "schedulers/at_most.py", *added}
 
 
 # The list of schedulers.
@@ -165,8 +101,7 @@ def test_the_list_of_schedulers_is_up_to_date() -> None:
     written = LIST.read_text(encoding="utf-8")
     part = render([method for method in find_methods() if method.kind == "scheduler"])
     assert written[written.index(MARKER) :] == part, (
-        "docs/reference/schedulers.md is not what the code says: run `make docs` and look at the "
-        "difference"
+        "docs/reference/schedulers.md is not what the code says: run `make docs` and look at it"
     )
     assert "`make docs`" in MARKER
 
@@ -320,17 +255,6 @@ def test_examples_keep_the_laws(name: str, folder: Path, monkeypatch: pytest.Mon
     assert together == tuple(dllm.generate(model, [p], **options).sequences[0] for p in prompts)
     check_fixed_tokens(scheduler, "none")
     check_host_transfers(scheduler, "dual", monkeypatch)
-
-
-def tables_of(page: Path) -> dict[str, dict[str, str]]:
-    """Returns, by heading, the tables that begin with name and shape: name -> shape."""
-    found = {}
-    for heading, part in re.findall(
-        r"^##+ (.*)\n((?:(?!##).*\n)*)", page.read_text(), re.MULTILINE
-    ):
-        if "| name | shape |" in part:
-            found[heading] = dict(re.findall(r"^\| `(\w+)` \| ([^|]*?) \|", part, re.MULTILINE))
-    return found
 
 
 @pytest.mark.parametrize(
