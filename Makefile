@@ -1,4 +1,4 @@
-# `make setup` once, then `make demo`, `make test`, `make check`: each sets up first if it must.
+# `make demo` installs what running needs; each other target sets up first what it needs besides.
 
 PYTHON ?= python3
 
@@ -12,54 +12,72 @@ TORCH ?= torch==2.13.0
 export OMP_WAIT_POLICY ?= passive
 
 BIN := .venv/bin
-READY := .venv/.ready
+RUN := .venv/.ready-run
+DEV := .venv/.ready-dev
+DOCS := .venv/.ready-docs
 BENCH ?= all
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-gpu lint format docs check bench clean
+.PHONY: help setup demo test test-slow test-gpu lint format docs site check bench clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
-setup: $(READY)  ## Make .venv with everything that the other targets need.
+setup: $(RUN) $(DEV) $(DOCS)  ## Make .venv with everything that the other targets need.
 
-# Runs again when the dependencies may have changed.
-$(READY): pyproject.toml
-	@echo "Setting up .venv: this takes some minutes the first time."
+# Each runs again when the dependencies may have changed.
+$(RUN): pyproject.toml
+	@echo "Setting up .venv to run: 1.3 GB with the CPU build of torch, some more with CUDA libraries;"
+	@echo "two to five minutes the first time."
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet --editable '.[eval,dev]'
+	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
-demo: $(READY)  ## Show parallel decoding with the embedded model, offline.
+$(DEV): $(RUN)
+	@echo "Adding what tests and checks need: 1.8 GB and some minutes more, the first time."
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+$(DOCS): $(RUN)
+	@echo "Adding what the site needs: 100 MB and a minute, the first time."
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	@touch $@
+
+demo: $(RUN)  ## Show parallel decoding with the embedded model, offline.
 	$(BIN)/dllm demo
 
-test: $(READY)  ## Run the fast tests.
+test: $(DEV)  ## Run the fast tests.
 	$(BIN)/python -m pytest --numprocesses auto
 
-test-slow: $(READY)  ## Run the tests that take longer.
+test-slow: $(DEV)  ## Run the tests that take longer.
 	$(BIN)/python -m pytest --numprocesses auto -m "slow and not gpu"
 
-test-gpu: $(READY)  ## Run the tests that need a CUDA device.
+test-gpu: $(DEV)  ## Run the tests that need a CUDA device.
 	$(BIN)/python -m pytest -m gpu
 
-lint: $(READY)  ## Check style, format and types.
+lint: $(DEV)  ## Check style, format and types.
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
-format: $(READY)  ## Format the code and mend what ruff can mend.
+format: $(DEV)  ## Format the code and mend what ruff can mend.
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
-docs: $(READY)  ## Write the generated part of docs/reference/schedulers.md anew.
-	$(BIN)/dllm methods --markdown --into docs/reference/schedulers.md
+docs: $(RUN)  ## Write the pages of docs/reference anew that come from the code.
+	$(BIN)/python docs/generate.py
+
+site: $(DOCS)  ## Build the site into site/; a link that leads nowhere is an error.
+	$(BIN)/python docs/generate.py --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "site/index.html"
 
 check: lint test  ## Everything that must hold before a commit.
 
-bench: $(READY)  ## Measure speed and memory into bench/; BENCH=name takes one file of benchmarks/.
+bench: $(RUN)  ## Measure speed and memory into bench/; BENCH=name takes one file of benchmarks/.
 	$(BIN)/python -m benchmarks$(if $(filter all,$(BENCH)),,.$(BENCH)) $(ARGS)
 
 clean:  ## Remove what was built or cached; .venv stays.
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -type d -prune -exec rm -rf {} +

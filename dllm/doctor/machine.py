@@ -22,7 +22,7 @@ from dllm.doctor.finding import Finding, failure, ok, warning
 from dllm.eval.sandbox import SandboxError, open_sandbox
 
 SHOWN = ("torch", "transformers", "accelerate")  # whose version is shown even if it is right
-FOR_DEVELOPERS = ("dev",)  # extras
+FOR_DEVELOPERS = ("dev", "docs")  # extras
 
 KERNELS = {
     "flash": SDPBackend.FLASH_ATTENTION,

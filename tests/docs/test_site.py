@@ -1,0 +1,122 @@
+"""What the pages take from elsewhere: generated parts, the tree, pictures."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import yaml
+
+import dllm
+from benchmarks import front, picture
+from dllm.trace.record import record_of
+from tests.support import ROOT
+from tests.support.pages import DOCS, PAGES
+
+SVG = "{http://www.w3.org/2000/svg}"
+LONGEST = 120  # lines of the README
+
+
+def test_the_reference_is_up_to_date() -> None:
+    stale = runpy.run_path(str(DOCS / "generate.py"))["stale"]()
+    assert stale == [], "not what the code says: run `make docs` and look at the difference"
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    named = re.findall(r"- (?:[\w.]+: )?([\w./]+\.md)$", text, re.MULTILINE)
+    pages = [page.relative_to(DOCS).as_posix() for page in PAGES if DOCS in page.parents]
+    assert sorted(named) == sorted(pages)
+    assert yaml.safe_load(text)["theme"]["font"] is False
+
+
+def test_the_readme_is_short_and_the_links_of_the_root_lead_somewhere() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= LONGEST
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
+        for link in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (ROOT / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_tree_has_every_room() -> None:
+    text = (DOCS / "notes" / "tree.md").read_text(encoding="utf-8")
+    named, parent = set(), ""
+    for indent, name in re.findall(r"^ {4}( *)([\w./]+)", text, re.MULTILINE):
+        parent = parent if indent else name
+        named.add(parent + name if indent else name)
+    links = {f"dllm/{part}" for part in ("schedulers", "cache", "eval")}
+    rooms = {f"{path.name}/" for path in folders_of(ROOT)}
+    for part in ("dllm", "eval"):
+        inside = {f"{part}/{path.name}" for path in folders_of(ROOT / part)}
+        rooms |= {name if name in links else f"{name}/" for name in inside}
+    assert {name for name in named if not name.endswith(".py")} == rooms
+    assert all((ROOT / name).is_file() for name in named if name.endswith(".py"))
+
+
+def folders_of(folder: Path) -> list[Path]:
+    """Returns the folders that belong to the repository."""
+    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    names = {name.strip("/") for name in ignored}
+    folders = [path for path in folder.iterdir() if path.is_dir() and path.name[0] not in "._"]
+    return [path for path in folders if path.name not in names and path.suffix != ".egg-info"]
+
+
+def test_the_picture_shows_every_commit(tiny: dllm.HostedModel) -> None:
+    options = {"scheduler": "threshold:0.95", "max_new_tokens": 32, "block_length": 16}
+    out = dllm.generate(tiny, [picture.QUESTION], **options)  # type: ignore[arg-type]
+    record = record_of(out, 0, tiny.tokenizer)
+    root = ElementTree.fromstring(picture.draw(record, 16, "a <b> & c"))
+    style = root.findtext(f"{SVG}style") or ""
+    groups = [group.attrib["class"].split() for group in root.iter(f"{SVG}g")]
+    cells = [names[1] for names in groups if names[0] == "cell"]
+    assert cells.count("c1") == sum(step == 0 for step, _, _ in record.writes)
+    assert len(cells) == len({column for _, column, _ in record.writes})
+    assert all(f"@keyframes {name} " in style for name in cells)
+    assert f"forward {record.num_steps} of {record.num_steps}: " in "".join(root.itertext())
+
+
+def test_the_front_is_what_no_setting_beats() -> None:
+    points = front.read((DOCS / "notes" / "comparison.md").read_text(encoding="utf-8"))
+    assert len(front.SHOWN) <= 10
+    leaders = front.front_of(points)
+    for point in points:
+        beaten = any(
+            other.speed >= point.speed and other.accuracy >= point.accuracy and other != point
+            for other in points
+        )
+        assert beaten == (point not in leaders), point.label
+    drawn = front.draw(points, "figures of comparison.md")
+    assert (DOCS / "figures" / "front.svg").read_text(encoding="utf-8") == drawn
+    boxes = [
+        (float(text.attrib["x"]), float(text.attrib["y"]), len(text.text or ""))
+        for text in ElementTree.fromstring(drawn).iter(f"{SVG}text")
+        if "class" not in text.attrib
+    ]
+    for index, (x, y, size) in enumerate(boxes):
+        for left, top, other in boxes[index + 1 :]:
+            apart = x + 7.2 * size < left or left + 7.2 * other < x or abs(y - top) >= 12
+            assert apart, (points[index].label, left, top)
+    with pytest.raises(ValueError, match=r"has no row 'threshold:0\.95'"):
+        front.read("| threshold | 90.0% (83-94) | 5.51 | 4.8 |")
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    mkdocs = pytest.importorskip("mkdocs")
+    pytest.importorskip("material")
+    command = [sys.executable, "-m", mkdocs.__name__, "build", "--strict", "--site-dir", "site"]
+    for name in ("docs", "dllm", "schedulers", "cache", "eval", "mkdocs.yml"):
+        source = ROOT / name
+        copy = shutil.copytree if source.is_dir() else shutil.copy
+        copy(source, tmp_path / name)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    pages = list((tmp_path / "site").rglob("*.html"))
+    assert pages
+    asset = re.compile(r'(?:src|href)="https?://[^"]*\.(?:js|css|woff2?)')
+    assert not any(asset.search(page.read_text(encoding="utf-8")) for page in pages)
