@@ -15,7 +15,7 @@ from pathlib import Path
 
 import dllm
 from benchmarks.machine import machine
-from dllm.trace.record import TraceRecord, record_of
+from dllm.trace import TraceRecord, record_of
 
 QUESTION = (
     "zoe has 62 eggs. zoe shares equally among 2 people. zoe sells 17. "
@@ -139,6 +139,7 @@ def main() -> None:
         max_new_tokens=3 * options.block_length,
         block_length=options.block_length,
     )
+    assert out.texts is not None
     record = record_of(out, 0, model.tokenizer)
     made = machine(model.device)
     about = "; ".join(str(made[key]) for key in ("command", "commit", "device", "torch", "time"))

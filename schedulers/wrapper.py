@@ -92,5 +92,7 @@ def _spread(decision: Decision, index: Tensor, view: View) -> Decision:
     """Returns a decision on the columns `index` (B, n) of a wider window."""
     narrow = {name: getattr(decision, name) for name in ("commit", "remask", "edit", "tokens")}
     rest = {name: torch.zeros_like(view.masked) for name in narrow} | {"tokens": view.tokens}
-    wide = {k: rest[k].scatter(1, index, v) for k, v in narrow.items() if v is not None}
+    wide: dict[str, Any] = {
+        k: rest[k].scatter(1, index, v) for k, v in narrow.items() if v is not None
+    }
     return replace(decision, **wide)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         (tmp_path / f"{name}.py").write_text(code, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     before = set(sys.modules)
-    registered = [(registry, dict(registry)) for registry in (TASKS, FAMILIES)]
+    rooms: tuple[dict[str, Any], ...] = (TASKS, FAMILIES)
+    registered = [(registry, dict(registry)) for registry in rooms]
     yield tmp_path
     for registry, entries in registered:
         registry.clear()

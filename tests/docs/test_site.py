@@ -15,7 +15,7 @@ import yaml
 
 import dllm
 from benchmarks import front, picture
-from dllm.trace.record import record_of
+from dllm.trace import record_of
 from tests.support import ROOT
 from tests.support.pages import DOCS, PAGES
 
