@@ -143,6 +143,7 @@ def draw_groups(path: Path, lines: Sequence[Line[Any]]) -> bool:
 
 
 def _draw(path: Path, rows: Sequence[Sequence[Panel]]) -> bool:
+    # A second of start-up that only plots should cost.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -278,7 +279,7 @@ def place(axes: Axes, labels: Sequence[Label], size: float) -> list[Box]:
 
 
 def _annotate(axes: Axes, label: Label, size: float) -> Annotation:
-    from matplotlib.patheffects import withStroke
+    from matplotlib.patheffects import withStroke  # start-up, as above
 
     line = {"arrowstyle": "-", "linewidth": 0.5, "color": label.colour, "shrinkA": 0, "shrinkB": 3}
     note = axes.annotate(label.text, (label.x, label.y), (0, 0), "data", "offset points", line)

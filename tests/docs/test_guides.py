@@ -114,7 +114,7 @@ def test_the_tables_for_a_cache_name_what_exists(tiny: dllm.HostedModel) -> None
         assert [letters[axis] for axis in re.findall("[A-Z]", axes)] == list(value.shape), name
         assert kind in str(value.dtype), name
     assert all(hasattr(progress, name) for name in names_in(CACHE, "Progress"))
-    base = importlib.import_module("dllm.cache.base")
+    base = importlib.import_module("dllm.cache.passes")
     assert all(callable(getattr(base, name)) for name in names_in(CACHE, "Ways to a plan"))
     declared = set(Cache.__annotations__) | {"presets"}
     assert declared == set(names_in(CACHE, "What a cache declares"))

@@ -26,6 +26,7 @@ FLOORS = (
     ("dllm.cli", "dllm.__main__"),
 )
 LINKED = ("schedulers", "cache", "eval")
+REASON = "# "
 
 
 @cache
@@ -93,6 +94,36 @@ def circle(graph: Mapping[str, set[str]]) -> list[str]:
     return walk[walk.index(walk[-1]) :]
 
 
+def inner_imports() -> Iterator[tuple[str, ast.stmt]]:
+    for name, tree in modules().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                inside = (part for statement in node.body for part in ast.walk(statement))
+                yield from ((name, p) for p in inside if isinstance(p, ast.Import | ast.ImportFrom))
+
+
+def test_an_import_inside_a_function_says_why() -> None:
+    """Only start-up time and optional packages are reasons; it stands on the line or above it."""
+    silent = []
+    for name, node in inner_imports():
+        lines = source(name).splitlines()
+        line, above = lines[node.lineno - 1], lines[node.lineno - 2].strip()
+        while above.startswith(("import ", "from ")):  # several for one reason
+            node.lineno -= 1
+            above = lines[node.lineno - 2].strip()
+        if REASON not in line and not above.startswith(REASON):
+            silent.append(f"{name}: {line.strip()}")
+    assert not silent
+
+
+def source(name: str) -> str:
+    parts = name.split(".")
+    parts = parts[1:] if len(parts) > 1 and parts[1] in LINKED else parts
+    path = ROOT.joinpath(*parts)
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return file.read_text(encoding="utf-8")
+
+
 def is_canvas(node: ast.expr) -> bool:
     """Whether an expression names a canvas: `canvas`, `draft`, `all_rows`, or their attributes."""
     names = ("canvas", "draft", "all_rows")
@@ -143,3 +174,15 @@ canvas.window(plan)
 other.tokens = 1
 """
     assert list(writes(ast.parse(planted))) == [2, 3, 4, 5, 6]
+
+
+def test_rooms_hold_what_a_reader_can_hold() -> None:
+    flat = [path for path in (ROOT / "dllm").glob("*.py") if not path.name.startswith("__")]
+    assert len(flat) <= 12
+    assert len(list((ROOT / "eval").glob("*.py"))) <= 6
+    assert len(modules()) <= 195
+    assert {
+        name: len(source(name).splitlines())
+        for name in modules()
+        if len(source(name).splitlines()) > 310
+    } == {}
