@@ -17,9 +17,9 @@ from dllm.eval.ablation.ablation import with_files, with_model
 from dllm.eval.ablation.bench import Bench, Trial, by_model, locked, trials_of
 from dllm.eval.ablation.lines import Line
 from dllm.eval.ablation.read import find_config, read_ablation, shipped
-from dllm.eval.errors import RefusedError
 from dllm.eval.report.ablation import Report, differences
 from dllm.eval.report.page import KEPT, write
+from dllm.eval.run.results import RefusedError
 
 # What ends a run and not the ablation.
 FAILURES = (RefusedError, NotEnoughMemoryError, BrokenLogitsError)

@@ -25,12 +25,11 @@ from dllm.compatible import check
 from dllm.decoding.memory_limits import NotEnoughMemoryError
 from dllm.eval.ablation.lines import Line
 from dllm.eval.ablation.read import gather
-from dllm.eval.errors import RefusedError
 from dllm.eval.report.plot import draw_comparison
 from dllm.eval.report.standings import Contender, contender, heading, records, table
 from dllm.eval.report.tables import write_csv, write_markdown
 from dllm.eval.run.processes import find_processes
-from dllm.eval.run.results import sampled
+from dllm.eval.run.results import RefusedError, sampled
 from dllm.eval.run.run import Run
 from dllm.eval.tasks import find_task
 from dllm.eval.tasks.task import TaskOptions

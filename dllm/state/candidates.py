@@ -98,12 +98,6 @@ class Candidates:
         return Candidates(self.logits[rows], self.token[rows], raw, places, measured)
 
     @cached_property
-    def log_normaliser(self) -> Tensor:
-        """The log of the summed exponentials, (B, W)."""
-        normaliser = self._largest + self._total.log()
-        return self._spread(normaliser.to(self._largest.dtype), 0)
-
-    @cached_property
     def _largest(self) -> Tensor:
         return self.logits.amax(-1) if self.measured is None else self.measured.first
 
@@ -183,10 +177,10 @@ class Sampling:
             token = largest_but(drawn, self.mask_token_id)
         else:
             token = largest_but(shaped, self.mask_token_id)
-        scored = shaped if self.confidence == "tempered" else wide
-        scored = _without(scored, self.deferred_token_ids)
-        token = _at(token, columns, places)
-        return Candidates(scored, token, None if scored is wide else wide, places)
+        read = shaped if self.confidence == "tempered" else wide
+        scored = _without(read, self.deferred_token_ids)
+        raw = None if scored is wide else wide
+        return Candidates(scored, _at(token, columns, places), raw, places)
 
     @property
     def _is_plain(self) -> bool:
@@ -197,8 +191,7 @@ class Sampling:
 
     def _shape(self, logits: Tensor) -> Tensor:
         """Returns logits after temperature, top-p and top-k, in this order (Dream)."""
-        if self.temperature > 0:
-            logits = logits / self.temperature
+        logits = logits / self.temperature if self.temperature > 0 else logits
         if self.top_p is not None and self.top_p < 1:
             logits = _nucleus(logits, self.top_p)
         if self.top_k is not None:

@@ -116,19 +116,15 @@ class Canvas:
     @property
     def block(self) -> Tensor:
         """Which columns belong to the block that each row is at, (B, C) bool."""
-        columns = self.numbers
-        return (columns >= self.block_start[:, None]) & (columns < self.block_end[:, None])
+        after = self.numbers >= self.block_start[:, None]
+        return after & (self.numbers < self.block_end[:, None])
 
     @property
     def num_blocks(self) -> Tensor:
         """How many blocks each row has, (B,) int64."""
         block = self.layout.block_length
-        return self.keep(
-            "num_blocks",
-            lambda first, length: (length - first + block - 1) // block,
-            self.first_block,
-            self.full_length,
-        )
+        bounds = self.first_block, self.full_length
+        return self.keep("num_blocks", lambda first, end: -((first - end) // block), *bounds)
 
     def columns(self) -> Tensor:
         """Returns the columns of each row that a step looks at, (B, W) int64."""
@@ -147,10 +143,8 @@ class Canvas:
         if active is None:
             active = (masked & block).any(1) | self.held
         tokens = self.tokens.gather(1, columns)
-        if plan is None or plan.known is None:
-            known = torch.ones_like(masked)
-        else:
-            known = plan.known
+        known = None if plan is None else plan.known
+        known = torch.ones_like(masked) if known is None else known
         masked = masked & known & active[:, None]
         if plan is None:
             return Window(columns, tokens, masked, block, known, active)

@@ -16,10 +16,9 @@ import dllm
 from dllm.compatible import check
 from dllm.eval.ablation.ablation import Ablation, Row
 from dllm.eval.ablation.lines import Candidate, Line
-from dllm.eval.errors import BusyError, RefusedError
 from dllm.eval.run.describe import label_of
 from dllm.eval.run.record import Start, read_records, write_json
-from dllm.eval.run.results import Result, Writer, read_results
+from dllm.eval.run.results import BusyError, RefusedError, Result, Writer, read_results
 from dllm.eval.run.run import Run
 from dllm.eval.tasks import Task, find_task
 from dllm.eval.tasks.task import Problem

@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
-from dllm.eval.errors import RefusedError
 from dllm.eval.run.describe import Setup, label_of, name_of, seed_of
 from dllm.eval.run.record import now
-from dllm.eval.run.results import Result, asked
+from dllm.eval.run.results import RefusedError, Result, asked
 from dllm.eval.tasks.task import Problem, Task
 from dllm.generate import Stream, stream
 from dllm.metrics import Meter

@@ -16,8 +16,14 @@ from torch import distributed
 
 from dllm.decoding.loop import BrokenLogitsError
 from dllm.decoding.memory_limits import NotEnoughMemoryError
-from dllm.eval.errors import LostProcessError, RefusedError
-from dllm.eval.run.results import Result, Writer, read_lines, writing
+from dllm.eval.run.results import (
+    LostProcessError,
+    RefusedError,
+    Result,
+    Writer,
+    read_lines,
+    writing,
+)
 from dllm.eval.tasks.task import Problem
 
 _TO_START = timedelta(minutes=10)

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
-from dllm.eval.errors import BusyError
 from dllm.eval.tasks.task import Problem
 from dllm.settings import Settings
 
@@ -22,6 +21,18 @@ except ModuleNotFoundError:  # Windows has no such locks: two writers are not to
 _BEGINNING = '{"run": "'  # of every line
 _MARK = "#"  # between a problem's id and the number of a sample
 _BLOCK = 1 << 16  # bytes read at a time from the end
+
+
+class RefusedError(ValueError):
+    """The settings do not suit the model or the problems; the message says why."""
+
+
+class BusyError(OSError):
+    """A results file is being written by another process."""
+
+
+class LostProcessError(ConnectionError):
+    """Another process of the launch ended before its part was done."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dllm.decoding.passes import Forward
-from dllm.decoding.speculation.verifiers.base import Execution
+from dllm.decoding.speculation.verifiers import Execution
 from dllm.state.plan import StepPlan
 
 Run = Callable[[Tensor, StepPlan, Forward], Tensor]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dllm import schedulers
-from dllm.decoding.speculation.guard import is_steady
+from dllm.decoding.speculation.passes import is_steady
 from dllm.state.candidates import Candidates
 from tests.support.models import golden_model, random_prompts
 from tests.support.verified import SLOTS, check_unchanged

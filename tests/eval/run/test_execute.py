@@ -20,12 +20,11 @@ from torch import Tensor
 
 import dllm
 from dllm.decoding.batching import ContinuousBatch
-from dllm.eval.errors import RefusedError
 from dllm.eval.run import execute
 from dllm.eval.run import run as run_module
 from dllm.eval.run.execute import Shares, Spent
 from dllm.eval.run.record import read_records
-from dllm.eval.run.results import Result, read_results, sampled
+from dllm.eval.run.results import RefusedError, Result, read_results, sampled
 from dllm.eval.run.run import Run
 from dllm.eval.tasks.task import Judgement
 from dllm.generate import Stream

@@ -15,13 +15,12 @@ from typer.testing import CliRunner
 
 import dllm
 from dllm.cli.main import app
-from dllm.eval.errors import RefusedError
 from dllm.eval.report.standings import heading
 from dllm.eval.run import execute
 from dllm.eval.run import record as environment
 from dllm.eval.run.describe import label_of
 from dllm.eval.run.record import beside, environment_of, note, read_records, weights_digest
-from dllm.eval.run.results import Result, append, read_results
+from dllm.eval.run.results import RefusedError, Result, append, read_results
 from dllm.eval.run.run import Run
 from dllm.eval.run.summary import full_record, totals_of
 from dllm.eval.tasks import TASKS

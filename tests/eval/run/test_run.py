@@ -10,10 +10,9 @@ import pytest
 from scipy.stats import binomtest
 
 import dllm
-from dllm.eval.errors import RefusedError
 from dllm.eval.run import execute
 from dllm.eval.run.describe import short
-from dllm.eval.run.results import read_results
+from dllm.eval.run.results import RefusedError, read_results
 from dllm.eval.run.run import Run
 from dllm.eval.run.summary import summarise, wilson
 from dllm.eval.tasks import TASKS, find_task

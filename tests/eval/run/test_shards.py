@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 import dllm
-from dllm.eval.errors import BusyError
 from dllm.eval.run import execute
 from dllm.eval.run import processes as shards
 from dllm.eval.run.processes import (
@@ -24,7 +23,7 @@ from dllm.eval.run.processes import (
     shard_of,
     split,
 )
-from dllm.eval.run.results import Writer, append, mend, read_lines, read_results, writing
+from dllm.eval.run.results import BusyError, Writer, append, mend, read_lines, read_results, writing
 from dllm.eval.run.run import Run
 from dllm.eval.tasks import TASKS
 from dllm.eval.tasks.task import Problem

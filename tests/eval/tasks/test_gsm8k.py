@@ -12,8 +12,7 @@ import pytest
 
 import dllm
 from dllm.cli.main import main
-from dllm.eval.errors import RefusedError
-from dllm.eval.run.results import read_results
+from dllm.eval.run.results import RefusedError, read_results
 from dllm.eval.run.run import Run
 from dllm.eval.run.summary import summarise
 from dllm.eval.tasks import Task, find_task, gsm8k

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from dllm.decoding.speculation.verifiers.base import Execution, Verifier
+from dllm.decoding.speculation.verifiers import Execution, Verifier
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dllm.decoding.speculation.verifiers.base import Execution, Verifier
+from dllm.decoding.speculation.verifiers import Execution, Verifier
 
 
 @dataclass(frozen=True)
