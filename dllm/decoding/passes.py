@@ -47,7 +47,11 @@ class Forward:
         rows, fed = plan.positions.shape
         stored = fed if plan.stored is None else plan.stored.shape[1]
         logits = plan.logit_rows.shape[1]
-        more = (plan.num_keys, stored, logits, plan.policy, num_canvases)
+        policy = plan.policy  # a shape holds numbers alone: it outlives the pass
+        layers = (
+            (False, (0, 0)) if policy is None else (policy.whole_layer, policy.num_skipped(fed))
+        )
+        more = (plan.num_keys, stored, logits, *layers, num_canvases)
         self.meter.passes.append(PassShape(plan.kind, rows, fed, *more))
 
 
@@ -96,8 +100,8 @@ class Step:
             canvas.start_scheduler(self.scheduler.start(self._setup(canvas, logits)))
         if plan.policy is not None and plan.policy.further is not None:
             columns = plan.policy.further
-            more = logits[:, -columns.shape[1] :]
-            logits = logits[:, : -columns.shape[1]]
+            own = logits.shape[1] - columns.shape[1]
+            logits, more = logits[:, :own], logits[:, own:]
             further = self.sampling.propose(more, self.noise, columns, canvas.step)
         candidates, shadow = self.propose(canvas, plan, logits), None
         if result.shadow is not None:

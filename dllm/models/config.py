@@ -101,10 +101,9 @@ class Cost:
         num_fed, num_logits = a_pass.num_fed, a_pass.num_logit_rows
         a_column = self.token_flops + a_pass.num_seen * self.pair_flops
         a_row = num_fed * a_column
-        if a_pass.policy is not None:
-            skipped, compared = a_pass.policy.num_skipped(num_fed)
-            less = skipped * a_column - compared * self.value_flops
-            a_row -= less // self.num_layers * (self.num_layers - 1)
+        skipped, compared = a_pass.skipped
+        less = skipped * a_column - compared * self.value_flops
+        a_row -= less // self.num_layers * (self.num_layers - 1)
         if a_pass.narrows:
             tail = self.tail_flops + a_pass.num_seen * self.pair_flops // self.num_layers
             a_row -= (num_fed - num_logits) * tail

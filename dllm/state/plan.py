@@ -45,7 +45,8 @@ class PassShape:
     num_keys: int  # of the store
     num_stored: int  # columns of a row whose keys are stored
     num_logit_rows: int  # of a row
-    policy: LayerPolicy | None = None
+    whole_layer: bool = False  # the last layer's output of all fed columns is needed
+    skipped: tuple[int, int] = (0, 0)  # of the fed columns, as `LayerPolicy.num_skipped` has them
     num_canvases: int = 1  # of each row, fed one behind the other
 
     @property
@@ -59,8 +60,7 @@ class PassShape:
 
         Nobody reads its output of other columns, unless a policy looks at all of a layer.
         """
-        whole = self.policy is not None and self.policy.whole_layer
-        return not whole and self.num_logit_rows < self.num_fed
+        return not self.whole_layer and self.num_logit_rows < self.num_fed
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ class StepPlan:
     def shape(self) -> PassShape:
         """The extent of the pass."""
         (num_rows, num_fed), stored = self.positions.shape, self.stored
+        policy = self.policy
         return PassShape(
             kind=self.kind,
             num_rows=num_rows,
@@ -97,7 +98,8 @@ class StepPlan:
             num_keys=self.num_keys,
             num_stored=num_fed if stored is None else stored.shape[1],
             num_logit_rows=self.logit_rows.shape[1],
-            policy=self.policy,
+            whole_layer=policy is not None and policy.whole_layer,
+            skipped=(0, 0) if policy is None else policy.num_skipped(num_fed),
         )
 
     def of_rows(self, rows: Tensor) -> StepPlan:
