@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from dllm.models.config import ModelSpec
-from dllm.registry import Options
+from dllm.registry import Part
 from dllm.state.candidates import Candidates
 from dllm.state.canvas import Canvas
 from dllm.state.plan import StepPlan
@@ -25,7 +25,7 @@ FirstToken = Literal["feed", "force"]
 
 
 @dataclass(frozen=True)
-class Cache(Options, ABC):
+class Cache(Part, ABC):
     """Plans forward passes; holds no tensors, the K/V store belongs to the loop."""
 
     source: ClassVar[str]  # paper and code that the policy is from
@@ -72,7 +72,3 @@ class Cache(Options, ABC):
 
     def check(self, spec: ModelSpec) -> None:
         """Raises ValueError when the policy cannot serve a model."""
-
-    def summary(self) -> dict[str, Any]:
-        """Returns the name and options as a mapping that builds the same cache again."""
-        return {"name": type(self).__module__.rpartition(".")[2], **vars(self)}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dllm.cache.base import Cache, Canvas, ModelSpec, Progress, StepPlan
 from dllm.cache.passes import chosen_columns, columns_from
+from dllm.options import Count
 
 
 class BlockStoreCache(Cache):
@@ -18,10 +19,7 @@ class BlockStoreCache(Cache):
     lockstep = False
     names_columns = True
     final_blocks = True
-    prefill_chunk: int | None  # each cache's own field: its place among them differs
-
-    def __post_init__(self) -> None:
-        self._check_least(1, "prefill_chunk")
+    prefill_chunk: Count | None  # each cache's own field: its place among them differs
 
     def check(self, spec: ModelSpec) -> None:
         name = self.summary()["name"]
@@ -68,7 +66,7 @@ class BlockCausalCache(BlockStoreCache):
     `prefill_chunk` reads a longer prompt in passes of so many columns, to bound their memory.
     """
 
-    prefill_chunk: int | None = None  # columns of a pass; None: the whole prompt at once
+    prefill_chunk: Count | None = None  # columns of a pass; None: the whole prompt at once
 
     replayable = True
     source = (

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from dllm.cache.base import Cache, Candidates, Canvas, KVStore, ModelSpec, Progress, StepPlan
 from dllm.cache.passes import chosen_columns, every_column, predictors
 from dllm.models.layer_policies import KeptWeights, attention_rollout
+from dllm.options import Count, CountOrNone, Positive, Share
 from dllm.schedulers.certainty_density import decoded_share
 from dllm.state.candidates import rank
 
@@ -31,10 +32,10 @@ class D2Cache(Cache):
     fill rows up to the same number of columns; here a row does not depend on its batch.
     """
 
-    masks: int = 32
-    rollout: float = 0.1  # of the attention that columns got which are not fed for another reason
-    sigma: float = 10.0  # columns
-    gap: int = 4  # columns
+    masks: Count = 32
+    rollout: Share = 0.1  # of the attention that columns got which are not fed for another reason
+    sigma: Positive = 10.0  # columns
+    gap: CountOrNone = 4  # columns
 
     source = "arXiv 2509.23094; Kamichanw/d2Cache src/cache/d2cache.py"
     names_columns = True
@@ -44,14 +45,6 @@ class D2Cache(Cache):
         "certainty": {"gap": 0},  # in one block, with scheduler `certainty_density`
         "blocks": {"gap": 4},
     }
-
-    def __post_init__(self) -> None:
-        self._check_least(1, "masks", why=": nothing else is committed")
-        if not 0 <= self.rollout <= 1:
-            raise ValueError(f"rollout={self.rollout} must be a share between 0 and 1")
-        if self.sigma <= 0:
-            raise ValueError(f"sigma={self.sigma} must be positive")
-        self._check_least(0, "gap")
 
     def check(self, spec: ModelSpec) -> None:
         if spec.attention != "full":

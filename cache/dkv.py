@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dllm.cache.base import Cache, Canvas, ModelSpec, Progress, StepPlan
 from dllm.cache.passes import chosen_columns, every_column, predictors
+from dllm.options import Count
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class DelayedCache(Cache):
     keys of a mask. Their `right` looks at the column alone, and masks are left without logits.
     """
 
-    refresh: int | None = 8  # forwards of a block; None: only when it begins
-    warmup: int = 2  # forwards
+    refresh: Count | None = 8  # forwards of a block; None: only when it begins
+    warmup: Count = 2  # forwards
     prompt: Literal["refresh", "once"] = "refresh"
     decoded: bool = True  # decoded columns are cached, not the prompt alone
     shift: Literal["un_right", "un"] = "un_right"
@@ -42,10 +43,6 @@ class DelayedCache(Cache):
         "prefill": {"refresh": None, "warmup": 1, "prompt": "once", "decoded": False},
         "pd": {"refresh": 4, "warmup": 1, "prompt": "once"},
     }
-
-    def __post_init__(self) -> None:
-        self._check_least(1, "refresh", why=", or none for never")
-        self._check_least(1, "warmup", why=": nothing is cached before")
 
     def feeds(self, canvas: Canvas, spec: ModelSpec) -> Tensor:
         columns = canvas.numbers

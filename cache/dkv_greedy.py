@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dllm.cache.base import Cache, Canvas, ModelSpec, Progress, StepPlan
 from dllm.cache.passes import chosen_columns, every_column, predictors
+from dllm.options import Count, CountOrNone
 from dllm.state.candidates import rank
 
 
@@ -20,16 +21,12 @@ class GreedyDelayedCache(Cache):
     that are not fed keep the keys of the refresh.
     """
 
-    refresh: int = 2  # forwards of a block
-    window: int = 4  # masks for each column that is about to be committed
+    refresh: Count = 2  # forwards of a block
+    window: CountOrNone = 4  # masks for each column that is about to be committed
 
     source = "arXiv 2505.15781; horseee/dKV-Cache generation_utils/llada_dkv_cache_greedy.py"
     names_columns = True
     needs_plan = True
-
-    def __post_init__(self) -> None:
-        self._check_least(1, "refresh")
-        self._check_least(0, "window")
 
     def feeds(self, canvas: Canvas, spec: ModelSpec) -> Tensor:
         columns = canvas.numbers

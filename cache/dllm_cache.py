@@ -8,6 +8,7 @@ from math import floor
 from dllm.cache.base import Cache, Canvas, ModelSpec, Progress, StepPlan
 from dllm.cache.passes import every_column
 from dllm.models.layer_policies import FeatureReuse
+from dllm.options import Count, Share
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,9 @@ class FeatureCache(Cache):
     layer: for LLaDA-8B as much again as keys and values, for Dream-7B seven times as much.
     """
 
-    prompt_every: int = 50  # forwards
-    answer_every: int = 7  # forwards
-    adaptive: float = 0.25  # of the answer's columns
+    prompt_every: Count = 50  # forwards
+    answer_every: Count = 7  # forwards
+    adaptive: Share = 0.25  # of the answer's columns
 
     source = "arXiv 2506.06295; maomaocun/dLLM-cache"
     lockstep = False
@@ -33,11 +34,6 @@ class FeatureCache(Cache):
         "dream_base_gsm8k": {"prompt_every": 100, "answer_every": 8},
         "dream_gsm8k": {"prompt_every": 25, "answer_every": 2},
     }
-
-    def __post_init__(self) -> None:
-        self._check_least(1, "prompt_every", "answer_every")
-        if not 0 <= self.adaptive <= 1:
-            raise ValueError(f"adaptive={self.adaptive} must be a share between 0 and 1")
 
     def admits(self, progress: Progress) -> bool:
         return not progress.unfinished  # the intervals of all rows are counted together

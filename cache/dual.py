@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from dllm.cache.base import Cache, Canvas, FirstToken, ModelSpec, Progress, StepPlan
 from dllm.cache.passes import block_refresh, check_first_token, columns_from, seen_up_to
+from dllm.options import Count, CountOrNone
 
 
 @dataclass(frozen=True)
@@ -17,10 +18,10 @@ class DualCache(Cache):
     than its block has the whole window fed.
     """
 
-    vicinity_before: int = 0
-    vicinity_after: int = 0
+    vicinity_before: CountOrNone = 0
+    vicinity_after: CountOrNone = 0
     first_token: FirstToken = "feed"
-    refresh_every: int | None = None  # forwards of a block; None: only when it begins
+    refresh_every: Count | None = None  # forwards of a block; None: only when it begins
 
     even = True
     replayable = True
@@ -28,10 +29,6 @@ class DualCache(Cache):
         "arXiv 2505.22618; NVlabs/Fast-dLLM llada/generate.py; vicinity, refresh_every: "
         "inclusionAI/dInfer"
     )
-
-    def __post_init__(self) -> None:
-        self._check_least(0, "vicinity_before", "vicinity_after")
-        self._check_least(1, "refresh_every", why=", or none for never")
 
     def check(self, spec: ModelSpec) -> None:
         check_first_token(self.first_token, spec)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from dllm.cache.base import Cache, Canvas, FirstToken, ModelSpec, Progress, StepPlan
 from dllm.cache.passes import block_refresh, check_first_token, columns_from
+from dllm.options import Count
 
 
 @dataclass(frozen=True)
@@ -22,15 +23,12 @@ class PrefixCache(Cache):
     """
 
     first_token: FirstToken = "feed"
-    refresh_every: int | None = None  # forwards of a block; None: only when it begins
+    refresh_every: Count | None = None  # forwards of a block; None: only when it begins
 
     replayable = True
     source = (
         "arXiv 2505.22618; NVlabs/Fast-dLLM llada/generate.py; refresh_every: inclusionAI/dInfer"
     )
-
-    def __post_init__(self) -> None:
-        self._check_least(1, "refresh_every", why=", or none for never")
 
     def check(self, spec: ModelSpec) -> None:
         check_first_token(self.first_token, spec)

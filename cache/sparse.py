@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from dllm.cache.base import Cache, Canvas, FirstToken, ModelSpec, Progress, StepPlan
 from dllm.cache.passes import block_entry, check_first_token, columns_from, every_column
 from dllm.models.layer_policies import KeyRetention, RetainedKeys
+from dllm.options import Count, CountOrNone, Share
 
 
 @dataclass(frozen=True)
@@ -22,20 +23,17 @@ class SparseCache(Cache):
     seen. What a scheduler cuts off is hidden at once.
     """
 
-    keep: float = 0.5  # of the columns outside the block
-    kernel: int = 3  # columns
-    delay: int = 1  # forwards
+    keep: Share = 0.5  # of the columns outside the block
+    kernel: Count = 3  # columns
+    delay: CountOrNone = 1  # forwards
     first_token: FirstToken = "feed"
 
     even = True
     source = "arXiv 2508.02558; OpenMOSS/Sparse-dLLM opencompass/models/sparse_dllm"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.keep <= 1:
-            raise ValueError(f"keep={self.keep} must be a share between 0 and 1")
-        if self.kernel < 1 or self.kernel % 2 == 0:
+        if self.kernel % 2 == 0:
             raise ValueError(f"kernel={self.kernel} must be odd, to have a middle")
-        self._check_least(0, "delay")
 
     def check(self, spec: ModelSpec) -> None:
         if spec.attention != "full":

@@ -10,6 +10,7 @@ from torch import Tensor
 from dllm.cache.base import Canvas, ModelSpec, Progress, StepPlan
 from dllm.cache.block_causal import BlockStoreCache, unit, whole_blocks
 from dllm.cache.passes import chosen_columns
+from dllm.options import Count
 
 
 @dataclass(frozen=True)
@@ -24,17 +25,13 @@ class SubBlockCache(BlockStoreCache):
     `block_causal.py`.
     """
 
-    sub_block: int = 8  # columns
-    prefill_chunk: int | None = None  # columns of a pass; None: the whole prompt at once
+    sub_block: Count = 8  # columns
+    prefill_chunk: Count | None = None  # columns of a pass; None: the whole prompt at once
 
     source = (
         "arXiv 2509.26328; NVlabs/Fast-dLLM v2/generation_functions.py (small_block_size, "
         "use_block_cache)"
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check_least(1, "sub_block")
 
     def check(self, spec: ModelSpec) -> None:
         super().check(spec)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dllm.cache.base import Cache, Canvas, FirstToken, ModelSpec, Progress, StepPlan
 from dllm.cache.passes import check_first_token, chosen_columns, predictors
+from dllm.options import Count
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,9 @@ class WindowDiffusion(Cache):
     the scheduler `end_of_text` does.
     """
 
-    active: int = 16  # masks
-    window: int = 64  # masks
-    refresh: int = 32  # forwards
+    active: Count = 16  # masks
+    window: Count = 64  # masks
+    refresh: Count = 32  # forwards
     pruned: bool = False
     contiguous: bool = False
     slides: bool = True
@@ -46,7 +47,6 @@ class WindowDiffusion(Cache):
     }
 
     def __post_init__(self) -> None:
-        self._check_least(1, "active", "window", "refresh")
         if self.active > self.window:
             raise ValueError(
                 f"active={self.active} must be at most window={self.window}: active masks are the "

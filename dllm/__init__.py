@@ -6,6 +6,7 @@ from dllm import cache, eval, schedulers  # noqa: A004 the folder has the name o
 from dllm.decoding.loop import BrokenLogitsError
 from dllm.decoding.memory_limits import NotEnoughMemoryError
 from dllm.decoding.prompt_memory import PromptMemory
+from dllm.decoding.speculation import verifiers
 from dllm.generate import Stream, generate, stream
 from dllm.metrics import Metrics
 from dllm.models import HostedModel, ModelSpec, load, save, wrap
@@ -40,5 +41,6 @@ __all__ = [
     "schedulers",
     "speed_up",
     "stream",
+    "verifiers",
     "wrap",
 ]

@@ -1,52 +1,74 @@
-"""Finds the one-file parts (schedulers, caches) by their file names and builds them from text."""
+"""The parts of a decoding (schedulers, caches, verifiers): found by name and built from text.
+
+A file of the part's folder is a part under the file's name. So is what an installed package
+declares (entry points `dllm.schedulers`, `dllm.caches`, `dllm.verifiers`), and any class that is
+named as `module:Class` or `path/file.py:Class`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 import re
-import types
+import sys
 import typing
 from collections.abc import Iterable, Mapping
 from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 import yaml
 
-Part = TypeVar("Part")
+from dllm.options import Options
+
+Kind = TypeVar("Kind")
+
+_FEW = 5  # names that a message lists
+# `where:Class`, then a preset or options: where is a module, or a file.
+_OWN = re.compile(r"(?P<where>.+?\.py|[A-Za-z_][\w.]*):(?P<name>[A-Za-z_]\w*)(?P<rest>[@:,].*)?")
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Returns the known names as text, those most like `name` first."""
+def nearest(name: str, known: Iterable[str], see: str = "") -> str:
+    """Returns which known names were perhaps meant, five at most; `see` tells where all are."""
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-    ordered = close + [other for other in names if other not in close]
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}known: {', '.join(ordered)}"
+    close = difflib.get_close_matches(name, names, n=_FEW, cutoff=0.6)
+    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else ""
+    if len(names) <= _FEW:
+        return f"{hint} known: {', '.join(names) or 'none'}".strip()
+    return f"{hint} {see or f'there are {len(names)}, none like it' * (not close)}".strip()
 
 
-class Options:
-    """The options of a part, which are checked where they enter."""
+class Part(Options):
+    """A scheduler, cache or verifier: a frozen dataclass of options."""
 
-    def _check_least(self, least: int, *names: str, why: str = "") -> None:
-        """Raises ValueError when one of some options is less than `least`; None is no number."""
-        for name in names:
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name}={value} must be at least {least}{why}")
+    def summary(self) -> dict[str, Any]:
+        """Returns the name and options as a mapping that builds the same part again."""
+        options = {option.name: getattr(self, option.name) for option in dataclasses.fields(self)}  # type: ignore[arg-type]
+        plain = {k: v.summary() if isinstance(v, Part) else v for k, v in options.items()}
+        return {"name": name_of(type(self)), **plain}
 
 
-class Registry(Generic[Part]):
-    """The parts of one folder: a module that defines a subclass of `base` is a part.
+def name_of(part: type) -> str:
+    """Returns the name that a part's class is found by."""
+    if part.__module__.partition(".")[0] == "dllm":
+        return part.__module__.rpartition(".")[2]
+    return _REFERENCES.get(part) or f"{part.__module__}:{part.__qualname__}"
 
-    A part's name in configurations and on the command line is its file's name.
-    """
 
-    def __init__(self, package: ModuleType, base: type[Part], noun: str) -> None:
+_REFERENCES: dict[Any, str] = {}  # of classes that were found by another name than their own
+
+
+class Registry(Generic[Kind]):
+    """The parts of one folder, and those of other packages and of the user's own files."""
+
+    def __init__(self, package: ModuleType, base: type[Kind], noun: str) -> None:
         self.package = package
         self.base = base
         self.noun = noun
@@ -54,87 +76,105 @@ class Registry(Generic[Part]):
     def names(self) -> list[str]:
         """Lists the parts' names in alphabetical order."""
         modules = (module.name for module in pkgutil.iter_modules(self.package.__path__))
-        return sorted(name for name in modules if self._find(name) is not None)
+        own = {name for name in modules if self._find(name) is not None}
+        return sorted(own | _declared(self.noun).keys())
 
-    def get(self, name: str) -> type[Part]:
-        """Returns the class of a part; raises ValueError that lists the known ones."""
-        found = self._find(name) if name.isidentifier() else None
+    def get(self, name: str) -> type[Kind]:
+        """Returns the class of a part; raises ValueError that names the nearest known ones."""
+        found = self._find(name)
+        if found is None and name in _declared(self.noun):
+            found = self._checked(_declared(self.noun)[name].load(), name)
+        if found is None and (own := _OWN.fullmatch(name)):
+            found = self._own(own["where"], own["name"])
         if found is None:
-            raise ValueError(f"unknown {self.noun} {name!r}: {nearest(name, self.names())}")
+            hint = nearest(name, self.names(), "`dllm methods` lists all")
+            raise ValueError(f"unknown {self.noun} {name!r}: {hint}")
         return found
 
-    def create(self, given: str | Mapping[str, Any] | Part) -> Part:
+    def create(self, given: str | Mapping[str, Any] | Kind) -> Kind:
         """Builds a part from `"name"`, `"name:0.8"`, `"name:option=value,..."` or a mapping.
 
         A part is returned as it is. A value without a name sets the part's first option;
         `"name@preset"` starts from published options. A mapping holds `name` and options. An
         option that is a part itself is written the same way, in a short form without commas; one
-        that is several numbers as `option=[1, 2]`, or as the only number.
+        that is several numbers as `option=[1, 2]`, or as the only number. A name may be that of a
+        class elsewhere: `"module:Class,option=value"`, `"path/file.py:Class"`.
         """
         if isinstance(given, self.base):
             return given
         if isinstance(given, str):
-            name, options = self._parse(given)
+            part, options = self._parse(given)
         elif isinstance(given, Mapping):
             options = dict(given)
             name = options.pop("name", None)
-            if not isinstance(name, str):
+            if not isinstance(name, str | type):
                 raise ValueError(f"a {self.noun} mapping needs a 'name': {dict(given)!r}")
+            part = self.get(name) if isinstance(name, str) else self._checked(name, str(name))
         else:
             raise TypeError(
                 f"a {self.noun} is a name, a mapping or a {self.base.__name__}, "
                 f"not {type(given).__name__}"
             )
-        return self._build(name, options)
+        return self._build(part, options)
 
-    def _parse(self, text: str) -> tuple[str, dict[str, Any]]:
-        head, _, rest = text.partition(":")
-        name, _, preset = (part.strip() for part in head.partition("@"))
-        options = self._preset(name, preset) if preset else {}
+    def _parse(self, text: str) -> tuple[type[Kind], dict[str, Any]]:
+        head, rest = self._split(text)
+        name, _, preset = (word.strip() for word in head.partition("@"))
+        part = self.get(name)
+        options, known = self._preset(part, preset) if preset else {}, _fields(part)
         items = re.split(r",(?![^\[]*\])", rest)  # not at the commas of a list
-        for index, item in enumerate(part.strip() for part in items if part.strip()):
+        for index, item in enumerate(word.strip() for word in items if word.strip()):
             key, equals, value = item.partition("=")
             if not equals:
-                fields = self._fields(name)
-                if index > 0 or not fields:
+                if index > 0 or not known:
                     raise ValueError(f"{self.noun} {text!r}: write {item!r} as option=value")
-                key, value = next(iter(fields)), item
-            options[key.strip()] = _read(value)
-        return name, options
+                key, value = next(iter(known)), item
+            options[key.strip()] = _read(value, f"{self.noun} {text!r}")
+        return part, options
 
-    def _preset(self, name: str, preset: str) -> dict[str, Any]:
-        known: Mapping[str, Mapping[str, Any]] = getattr(self.get(name), "presets", {})
+    def _split(self, text: str) -> tuple[str, str]:
+        """Returns the name with its preset, and the options; a class's name has a colon in it."""
+        own = _OWN.fullmatch(text)
+        if own is None or self._is_known(own["where"]):
+            head, _, rest = text.partition(":")
+            return head, rest
+        rest = own["rest"] or ""
+        preset, _, options = rest.partition(":") if rest.startswith("@") else ("", "", rest)
+        return f"{own['where']}:{own['name']}{preset}", options.lstrip(":,")
+
+    def _preset(self, part: type[Kind], preset: str) -> dict[str, Any]:
+        known: Mapping[str, Mapping[str, Any]] = getattr(part, "presets", {})
         if preset not in known:
+            name = name_of(part)
             raise ValueError(
-                f"{self.noun} {name!r} has no preset {preset!r}: {nearest(preset, known)}"
+                f"{self.noun} {name!r} has no preset {preset!r}: "
+                f"{nearest(preset, known, f'`dllm methods {name}` lists all')}"
             )
         return dict(known[preset])
 
-    def _build(self, name: str, options: Mapping[str, Any]) -> Part:
-        part, fields = self.get(name), self._fields(name)
-        known: Any = part
-        hints, built = _hints(known) if options else {}, dict(options)
+    def _build(self, part: type[Kind], options: Mapping[str, Any]) -> Kind:
+        known, name = _fields(part), name_of(part)
+        hints: dict[str, Any] = _hints(part) if options else {}  # type: ignore[arg-type]
+        built = dict(options)
         for key, value in options.items():
-            if key not in fields:
+            if key not in known:
+                see = f"`dllm methods {name}` lists all"
                 raise ValueError(
-                    f"{self.noun} {name!r} has no option {key!r}: {nearest(key, fields)}"
+                    f"{self.noun} {name!r} has no option {key!r}: {nearest(key, known, see)}"
                 )
             if hints[key] is self.base:
                 built[key] = self.create(value)
-                continue
-            if typing.get_origin(hints[key]) is tuple:
-                value = built[key] = _as_tuple(value)
-            if not _fits(value, hints[key]):
-                raise ValueError(
-                    f"{self.noun} {name!r}: {key}={value!r} must be {fields[key].type}"
-                )
-        return part(**built)
+        try:
+            return part(**built)
+        except ValueError as error:
+            raise ValueError(f"{self.noun} {name!r}: {error}") from error
 
-    def _fields(self, name: str) -> dict[str, dataclasses.Field[Any]]:
-        part: Any = self.get(name)
-        return {field.name: field for field in dataclasses.fields(part) if field.init}
+    def _is_known(self, name: str) -> bool:
+        return self._find(name) is not None or name in _declared(self.noun)
 
-    def _find(self, name: str) -> type[Part] | None:
+    def _find(self, name: str) -> type[Kind] | None:
+        if not name.isidentifier():
+            return None
         whole = f"{self.package.__name__}.{name}"
         try:
             module = importlib.import_module(whole)
@@ -143,14 +183,79 @@ class Registry(Generic[Part]):
                 raise
             return None
         for value in vars(module).values():
-            if (
-                isinstance(value, type)
-                and issubclass(value, self.base)
-                and not inspect.isabstract(value)
-                and value.__module__ == module.__name__
-            ):
-                return value
+            if self._is_part(value) and value.__module__ == module.__name__:
+                return typing.cast("type[Kind]", value)
         return None
+
+    def _own(self, where: str, name: str) -> type[Kind] | None:
+        """Returns a class of the user's own module or file; None where there is no module."""
+        module = _module_of(where)
+        if module is None:
+            return None
+        if not hasattr(module, name):
+            there = [key for key, value in vars(module).items() if self._is_part(value)]
+            raise ValueError(
+                f"{where!r} has no {name!r}: {self.noun}s in it: {', '.join(there) or 'none'}"
+            )
+        return self._checked(getattr(module, name), f"{where}:{name}")
+
+    def _checked(self, value: Any, name: str) -> type[Kind]:
+        """Returns a class that was found by a name; raises ValueError unless it is a part."""
+        if not self._is_part(value) or not dataclasses.is_dataclass(value):
+            raise ValueError(
+                f"{self.noun} {name!r} is {value!r}: it must be a dataclass that derives from "
+                f"{self.package.__name__}.{self.base.__name__} and defines its abstract methods"
+            )
+        if ":" in name or name in _declared(self.noun):
+            _REFERENCES[value] = name
+        return typing.cast("type[Kind]", value)
+
+    def _is_part(self, value: Any) -> bool:
+        # A generic alias such as Mapping[str, int] is an instance of `type` before Python 3.11.
+        is_class = isinstance(value, type) and typing.get_origin(value) is None
+        return is_class and issubclass(value, self.base) and not inspect.isabstract(value)
+
+
+@cache
+def _declared(noun: str) -> dict[str, EntryPoint]:
+    """Returns what installed packages declare as parts of a kind, by name."""
+    return {entry.name: entry for entry in entry_points(group=f"dllm.{noun}s")}
+
+
+def _module_of(where: str) -> ModuleType | None:
+    """Returns a module by its name, in the working folder too, or by its file; None: no module."""
+    if not where.endswith(".py"):
+        here = str(Path.cwd())
+        sys.path.append(here)
+        try:
+            return importlib.import_module(where)
+        except ModuleNotFoundError as error:
+            if error.name is None or not where.startswith(error.name):
+                raise
+            return None
+        finally:
+            sys.path.remove(here)
+    file = Path(where).expanduser()
+    if not file.is_file():
+        raise ValueError(f"{where}: no such file; a class of one is named as path/file.py:Class")
+    # What is in the file is in the name: an edited file is another module.
+    digest = hashlib.sha256(str(file.resolve()).encode() + file.read_bytes()).hexdigest()[:12]
+    name = f"{file.stem}_{digest}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
+
+
+def _fields(part: Any) -> dict[str, dataclasses.Field[Any]]:
+    return {field.name: field for field in dataclasses.fields(part) if field.init}
 
 
 @cache
@@ -159,35 +264,18 @@ def _hints(part: Any) -> dict[str, Any]:
     return typing.get_type_hints(part)
 
 
-def _read(text: str) -> Any:
+def _read(text: str, where: str) -> Any:
     """Returns a value as YAML has it, and 1e-3, which YAML takes for text, as a number."""
-    value = yaml.safe_load(text)
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # a date that no calendar has is a ValueError
+        raise ValueError(
+            f"{where}: {text!r} is no value: write a number, true, null, a word, or a list such "
+            "as [1, 2]; text with other signs in quotes"
+        ) from error
     if isinstance(value, str) and value[:1] in "+-.0123456789":
         try:
             return float(value)
         except ValueError:
             return value
     return value
-
-
-def _as_tuple(value: Any) -> Any:
-    """Returns a list as a tuple, which YAML and JSON do not have, and a number as one of one."""
-    if isinstance(value, list):
-        return tuple(value)
-    return (value,) if isinstance(value, int | float) else value
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value read from text or YAML has the annotated type; an int passes as a float."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, arg) for arg in args)
-    if origin is typing.Literal:
-        return value in args
-    if origin is tuple:  # of any length, of one type
-        return isinstance(value, tuple) and all(_fits(item, args[0]) for item in value)
-    if hint in (int, float) and isinstance(value, bool):
-        return False
-    if hint is float:
-        return isinstance(value, int | float)
-    return isinstance(value, origin or hint) if isinstance(origin or hint, type) else True

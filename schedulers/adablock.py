@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from dllm.options import Probability, Range, TokenId
 from dllm.schedulers.base import Candidates, Decision, Needs, Setup, State, View, best
 from dllm.schedulers.wrapper import Wrapper
 
@@ -23,9 +25,11 @@ class AdaBlock(Wrapper):
     blocks.
     """
 
-    delimiters: tuple[int, ...] = ()  # token ids
-    delimiter_threshold: float = 0.3  # probability, compared with >=
-    reach: float = 0.25  # part of the row's slots that a block may span
+    delimiters: tuple[TokenId, ...] = ()  # token ids
+    delimiter_threshold: Probability = 0.3  # probability, compared with >=
+    reach: Annotated[float, Range(0, 1, above=True)] = (
+        0.25  # part of the row's slots that a block may span
+    )
 
     source = (
         "arXiv 2509.26432; lgxi24/AdaBlock-dLLM llada/generate_adablock.py:compute_block_length"
@@ -41,8 +45,6 @@ class AdaBlock(Wrapper):
     }
 
     def __post_init__(self) -> None:
-        if not 0 < self.reach <= 1:
-            raise ValueError(f"reach={self.reach} must be in (0, 1], a part of the region")
         needs, inner = self.inner.needs(2, 1), self.inner
         if needs.window or needs.num_variants > 1:
             raise ValueError(

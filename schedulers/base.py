@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from dllm.models.config import ModelSpec
-from dllm.registry import Options
+from dllm.registry import Part
 from dllm.state.candidates import Candidates, ConfidenceSource, best, rank
 from dllm.state.variants import Variants
 from dllm.state.window import Decision, State, View
@@ -68,7 +68,7 @@ class Needs:
 
 
 @dataclass(frozen=True)
-class Scheduler(Options, ABC):
+class Scheduler(Part, ABC):
     """Chooses the columns to commit; rows are decided independently and nothing is written.
 
     A subclass implements `select` on tensors without host synchronisation. `decide` holds the
@@ -158,15 +158,9 @@ class Scheduler(Options, ABC):
     def check_model(self, spec: ModelSpec) -> None:
         """Raises ValueError when the method cannot serve a model."""
 
-    def summary(self) -> dict[str, Any]:
-        """Returns the name and options as a mapping that builds the same scheduler again."""
-        options = {option.name: getattr(self, option.name) for option in fields(self)}
-        plain = {k: v.summary() if isinstance(v, Scheduler) else v for k, v in options.items()}
-        return {"name": type(self).__module__.rpartition(".")[2], **plain}
-
     def with_options(self, options: Mapping[str, Any], build: Build) -> Scheduler:
         """Returns this scheduler with other options; `build` makes one from a mapping."""
-        return build({**self.summary(), **options})
+        return build({**self.summary(), **options, "name": type(self)})
 
     def _check_steps(self, steps: int | None, num_blocks: int) -> None:
         """Raises ValueError when blocks do not get equal shares of `steps`, one at least."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dllm.options import Positive, Probability
 from dllm.schedulers.base import Candidates, Decision, Needs, Scheduler, View, best
 
 
@@ -20,16 +21,12 @@ class CertaintyDensity(Scheduler):
     step, near the text that is there.
     """
 
-    threshold: float | None = None  # of the product; None: the best column alone
-    sigma: float = 10.0  # columns
+    threshold: Probability | None = None  # of the product; None: the best column alone
+    sigma: Positive = 10.0  # columns
 
     constant_needs = Needs(whole_row=True)
     source = "arXiv 2509.23094; Kamichanw/d2Cache src/generation/vanilla.py"
     statistic = "confidence, distance to decoded columns"
-
-    def __post_init__(self) -> None:
-        if self.sigma <= 0:
-            raise ValueError(f"sigma={self.sigma} must be positive")
 
     def select(self, candidates: Candidates, view: View) -> Decision:
         masked = view.masked & view.block

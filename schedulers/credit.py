@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from dllm.options import Amount, Probability, Range
 from dllm.schedulers.base import Candidates, Decision, Needs, Scheduler, Setup, State, View, best
 
 
@@ -20,10 +22,10 @@ class Credit(Scheduler):
     sampled or is deferred, stays what it is; others give way to the token that leads with credit.
     """
 
-    threshold: float = 0.8  # probability after the gain, compared with >=
-    weight: float = 0.7
-    decay: float = 0.8
-    growth: float = 0.2
+    threshold: Probability = 0.8  # probability after the gain, compared with >=
+    weight: Amount = 0.7
+    decay: Annotated[float, Range(0, 1, below=True)] = 0.8
+    growth: Amount = 0.2
 
     constant_needs = Needs(distributions=True)
     source = "arXiv 2510.06133; inclusionAI/dInfer decoding/parallel_strategy.py"
@@ -31,10 +33,6 @@ class Credit(Scheduler):
     published = (
         "5.48x as fast as LLaDA-8B-Instruct at +0.48 points over eight benchmarks (abstract)"
     )
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.decay < 1:
-            raise ValueError(f"decay={self.decay} must be in [0, 1): credits would grow forever")
 
     def start(self, setup: Setup) -> State:
         size = (setup.num_rows, setup.width, setup.vocab_size)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
+from dllm.options import Count, Probability, Range
 from dllm.schedulers.base import Candidates, Decision, Needs, Scheduler, View, rank
 
 
@@ -21,20 +22,15 @@ class Dimple(Scheduler):
     what a cache feeds.
     """
 
-    threshold: float = 0.95  # probability, compared with >
-    steps: int | None = None  # in total; None: as many as slots
+    threshold: Probability = 0.95  # probability, compared with >
+    steps: Count | None = None  # in total; None: as many as slots
     order: Literal["confidence", "margin", "entropy", "random", "first"] = "confidence"
-    epsilon: float = 1e-3
+    epsilon: Annotated[float, Range(0, 1, below=True)] = 1e-3
 
     constant_needs = Needs(whole_row=True)
     source = "arXiv 2505.16990; yu-rp/Dimple generation_utils.py:_sample (dim)"
     published = "a third as many forwards as tokens (abstract)"
     anywhere = True
-
-    def __post_init__(self) -> None:
-        self._check_least(1, "steps")
-        if not 0 <= self.epsilon < 1:
-            raise ValueError(f"epsilon={self.epsilon} must be in [0, 1)")
 
     def select(self, candidates: Candidates, view: View) -> Decision:
         passed = (candidates.confidence > self.threshold) & view.masked

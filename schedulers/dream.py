@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
+from dllm.options import Amount, Count, Range
 from dllm.schedulers.base import Candidates, Decision, Scheduler, View, rank
 
 
@@ -22,9 +23,9 @@ class Dream(Scheduler):
     """
 
     algorithm: Literal["entropy", "maskgit_plus", "topk_margin", "origin"] = "entropy"
-    steps: int | None = None  # in total over all blocks; None: as many as masks
-    order_temperature: float = 0.0  # above 0 the order is sampled (Dream's alg_temp)
-    epsilon: float = 1e-3
+    steps: Count | None = None  # in total over all blocks; None: as many as masks
+    order_temperature: Amount = 0.0  # above 0 the order is sampled (Dream's alg_temp)
+    epsilon: Annotated[float, Range(0, 1, below=True)] = 1e-3
     empty_steps: bool = False
 
     source = "arXiv 2508.15487; DreamLM/Dream generation_utils.py:_sample"

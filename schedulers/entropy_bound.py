@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dllm.options import Amount
 from dllm.schedulers.base import Candidates, Decision, Scheduler, View, rank
 
 
@@ -20,16 +21,12 @@ class EntropyBound(Scheduler):
     of the ranking always goes: alone, it leaves nothing to sum.
     """
 
-    bound: float = 0.1  # nats
+    bound: Amount = 0.1  # nats
     order: Literal["entropy", "confidence", "margin"] = "entropy"
 
     source = "arXiv 2505.24857; sgl-project/sglang, Kamichanw/d2Cache (no own code)"
     statistic = "entropy"
     published = "two to three times fewer forwards at equal quality (abstract)"
-
-    def __post_init__(self) -> None:
-        if self.bound < 0:
-            raise ValueError(f"bound={self.bound} must be 0 or more nats")
 
     def score(self, candidates: Candidates) -> Tensor:
         return candidates.certainty(self.order)

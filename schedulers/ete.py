@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
+from dllm.options import Amount, Count, CountOrNone, Probability, Range
 from dllm.schedulers.base import Candidates, Decision, Needs, Scheduler, Variants, View, best
 
 
@@ -27,16 +28,18 @@ class ExploreThenExploit(Scheduler):
     times the log probability of the tried token.
     """
 
-    threshold: float = 0.98  # probability, compared with >=
-    cross_threshold: float | None = None  # beyond the row's block; None: the same
-    blocks: int = 1  # in which tokens are committed, the current one included
+    threshold: Probability = 0.98  # probability, compared with >=
+    cross_threshold: Probability | None = None  # beyond the row's block; None: the same
+    blocks: Count = 1  # in which tokens are committed, the current one included
     mode: Literal["branch", "commit"] = "branch"
-    alternatives: int = 3  # tried tokens in branch mode; 0: no exploration
-    stalled_below: int | None = None  # explore when fewer columns are sure; None: always
+    alternatives: Annotated[int, Range(0, 255)] = (
+        3  # tried tokens in branch mode; 0: no exploration
+    )
+    stalled_below: CountOrNone | None = None  # explore when fewer columns are sure; None: always
     scope: Literal["block", "window"] = "block"  # where the explored column is looked for
     explore: Literal["entropy", "confidence", "margin", "first"] = "first"  # which column
-    plausibility: float = 0.1  # an alternative has at least this part of the top probability
-    likelihood_weight: float = 6.0  # sure columns that one nat of improbability outweighs
+    plausibility: Probability = 0.1  # an alternative has at least this part of the top probability
+    likelihood_weight: Amount = 6.0  # sure columns that one nat of improbability outweighs
 
     presets = {
         "paper_like": {"threshold": 0.9, "blocks": 2, "explore": "entropy"}
@@ -44,10 +47,6 @@ class ExploreThenExploit(Scheduler):
     }
     source = "arXiv 2511.21103 (abstract; no code or details are public)"
     statistic = "confidence; entropy, probabilities of the best tokens"
-
-    def __post_init__(self) -> None:
-        self._check_least(1, "blocks")
-        self._check_least(0, "alternatives", "likelihood_weight", "plausibility")
 
     def needs(self, num_slots: int, block_length: int) -> Needs:
         rows = 1 + self.alternatives if self.mode == "branch" else 1

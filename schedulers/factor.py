@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from dllm.options import Positive
 from dllm.schedulers.base import Candidates, Decision, Scheduler, View, rank
 
 
@@ -16,18 +17,12 @@ class Factor(Scheduler):
     passes is always a prefix of the ranking.
     """
 
-    factor: float = 1.0
+    factor: Positive = 1.0
     # The last masked column is judged like the others; dInfer lets it pass with them whatever its
     # confidence, d2Cache keeps it back even if all pass.
     last: Literal["judged", "passes", "waits"] = "judged"
 
     source = "arXiv 2505.22618 section 3.3; dInfer decoding/generate_fastdllm.py"
-
-    def __post_init__(self) -> None:
-        if self.factor <= 0:
-            raise ValueError(
-                f"factor={self.factor} must be positive; small values commit one token"
-            )
 
     def select(self, candidates: Candidates, view: View) -> Decision:
         place = rank(candidates.confidence, view.masked)

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dllm.options import Count
 from dllm.schedulers.base import Candidates, Decision, Scheduler, View, best, rank
 
 
@@ -20,13 +21,10 @@ class FixedQuota(Scheduler):
     begins, so that the cache `dkv_greedy` knows it.
     """
 
-    steps: int | None = None  # in total over all blocks; None: one token a step
+    steps: Count | None = None  # in total over all blocks; None: one token a step
     order: Literal["confidence", "margin", "entropy", "random", "planned"] = "confidence"
 
     source = "arXiv 2502.09992; ML-GSAI/LLaDA generate.py (low_confidence, random)"
-
-    def __post_init__(self) -> None:
-        self._check_least(1, "steps")
 
     @property
     def plans_ahead(self) -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dllm.options import Probability
 from dllm.schedulers.base import Candidates, Decision, Scheduler, View, rank
 
 
@@ -23,9 +24,11 @@ class Hierarchical(Scheduler):
     more than there are of them is chosen, so every step leaves fewer masks.
     """
 
-    threshold: float | None = 0.92  # probability, compared with >; None: one token a run at most
-    low_threshold: float = 0.62  # compared with >=
-    remask_threshold: float | None = None  # compared with <; None: nothing is revised
+    threshold: Probability | None = (
+        0.92  # probability, compared with >; None: one token a run at most
+    )
+    low_threshold: Probability = 0.62  # compared with >=
+    remask_threshold: Probability | None = None  # compared with <; None: nothing is revised
 
     source = "inclusionAI/dInfer decoding/parallel_strategy.py (Hierarchy Decoding)"
     statistic = "confidence, runs of masks"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
+from dllm.options import Amount, Probability, Range
 from dllm.schedulers.base import Candidates, Decision, Needs, Scheduler, Setup, State, View
 
 _TINY = 1e-12  # added to probabilities before their logarithm
@@ -20,9 +22,9 @@ class Klass(Scheduler):
     column is both stable and sure, the most confident one goes.
     """
 
-    threshold: float = 0.9  # probability, compared with >=
-    kl_threshold: float = 0.01  # nats
-    history: int = 2  # steps
+    threshold: Probability = 0.9  # probability, compared with >=
+    kl_threshold: Amount = 0.01  # nats
+    history: Annotated[int, Range(1, 256)] = 2  # steps
 
     constant_needs = Needs(whole_row=True, distributions=True)
     source = "arXiv 2511.05664; shkim0116/KLASS, Kamichanw/d2Cache src/generation/klass.py"
@@ -38,9 +40,6 @@ class Klass(Scheduler):
         "dream_humaneval": {"threshold": 0.8, "kl_threshold": 0.001},
         "dream_mbpp": {"threshold": 0.9, "kl_threshold": 0.001},
     }
-
-    def __post_init__(self) -> None:
-        self._check_least(1, "history", why=" step")
 
     def start(self, setup: Setup) -> State:
         size = (setup.num_rows, setup.width)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dllm.learn2pd import Filter, read_filter
+from dllm.options import Count, Probability
 from dllm.schedulers.base import Candidates, Decision, ModelSpec, Needs, Scheduler, View, rank
 
 
@@ -21,8 +22,8 @@ class Learn2PD(Scheduler):
     """
 
     filter: str | None = "tiny"  # a file of `dllm train-filter`; None: the quota alone
-    threshold: float = 0.96  # probability that a prediction is final, compared with >
-    steps: int | None = None  # in total over all blocks; None: one token a step
+    threshold: Probability = 0.96  # probability that a prediction is final, compared with >
+    steps: Count | None = None  # in total over all blocks; None: one token a step
     foreign: bool = False  # take a filter of another model
 
     constant_needs = Needs(whole_block=True)
@@ -37,9 +38,6 @@ class Learn2PD(Scheduler):
     )
 
     def __post_init__(self) -> None:
-        if not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold={self.threshold} is a probability, from 0 to 1")
-        self._check_least(1, "steps")
         if self.filter is not None:
             _ = self._network  # a missing or damaged file is an error now, not in the loop
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch.nn import functional as F
 
+from dllm.options import CountOrNone, Probability
 from dllm.schedulers.base import Candidates, Decision, Scheduler, View
 
 
@@ -17,15 +18,11 @@ class LocalLeap(Scheduler):
     threshold does not carry on.
     """
 
-    threshold: float = 0.9  # probability, compared with >=
-    relaxed_threshold: float = 0.75
-    radius: int = 4  # columns on either side
+    threshold: Probability = 0.9  # probability, compared with >=
+    relaxed_threshold: Probability = 0.75
+    radius: CountOrNone = 4  # columns on either side
 
     source = "arXiv 2510.07081; generate() vendored from the authors' repository"
-
-    def __post_init__(self) -> None:
-        if self.radius < 0:
-            raise ValueError(f"radius={self.radius} must be 0 or more")
 
     def select(self, candidates: Candidates, view: View) -> Decision:
         confidence = candidates.confidence

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dllm.options import Count, Probability, Rows
 from dllm.schedulers.base import Candidates, Decision, Needs, Scheduler, Variants, View, best, rank
 from dllm.schedulers.blocks_ahead import active_columns, open_columns
 
@@ -23,11 +24,11 @@ class LookAhead(Scheduler):
     row itself, where the authors' code prefers the variant.
     """
 
-    threshold: float = 0.9
-    branches: int = 4  # rows of a forward pass, the row itself included; 1: no look-ahead
-    blocks: int = 2  # open at most, the current one included
-    add_threshold: float = 0.1
-    active_threshold: float = 0.95
+    threshold: Probability = 0.9
+    branches: Rows = 4  # rows of a forward pass, the row itself included; 1: no look-ahead
+    blocks: Count = 2  # open at most, the current one included
+    add_threshold: Probability = 0.1
+    active_threshold: Probability = 0.95
     measure: Literal["confidence", "entropy"] = "confidence"
 
     source = "arXiv 2512.16229; zhijie-group/LoPA"
@@ -40,9 +41,6 @@ class LookAhead(Scheduler):
         "math": {"threshold": 0.9, "add_threshold": 0.1},
         "code": {"threshold": 0.95, "add_threshold": 0.3},
     }
-
-    def __post_init__(self) -> None:
-        self._check_least(1, "branches", "blocks")
 
     def needs(self, num_slots: int, block_length: int) -> Needs:
         return Needs(window=self.blocks * block_length, num_variants=self.branches)

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dllm.options import Count, Probability
 from dllm.schedulers.base import Candidates, Decision, Needs, Scheduler, View, best
 from dllm.schedulers.blocks_ahead import active_columns, open_columns
 
@@ -21,10 +22,10 @@ class MultiBlock(Scheduler):
     statistic='entropy' columns pass whose entropy is at most `threshold` nats.
     """
 
-    threshold: float = 0.9
-    blocks: int = 2  # open at most, the current one included
-    add_threshold: float = 0.1
-    active_threshold: float = 0.95
+    threshold: Probability = 0.9
+    blocks: Count = 2  # open at most, the current one included
+    add_threshold: Probability = 0.1
+    active_threshold: Probability = 0.95
     measure: Literal["confidence", "entropy"] = "confidence"
 
     source = "arXiv 2508.09192 (D2F); hao-ai-lab/d3LLM and SJTU-DENG-Lab/Diffulex decoding"
@@ -37,12 +38,6 @@ class MultiBlock(Scheduler):
         "d3llm": {"threshold": 0.5, "measure": "entropy", "blocks": 4},
         "d2f": {"threshold": 0.9, "blocks": 4},
     }
-
-    def __post_init__(self) -> None:
-        self._check_least(1, "blocks")
-        for name in ("add_threshold", "active_threshold"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1]")
 
     def needs(self, num_slots: int, block_length: int) -> Needs:
         return Needs(window=self.blocks * block_length)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dllm.options import LARGEST, Count, CountOrNone, Range, TokenId
 from dllm.schedulers.base import Candidates, Decision, Needs, Scheduler, View
 from dllm.schedulers.fixed_quota import FixedQuota
 from dllm.schedulers.wrapper import Wrapper
+
+Gap = Annotated[float, Range(-LARGEST, LARGEST)]  # logits; a negative one is always passed
 
 
 @dataclass(frozen=True)
@@ -36,15 +39,15 @@ class Prophet(Wrapper):
     """
 
     inner: Scheduler = field(default_factory=FixedQuota)
-    high: float = 7.5  # logits, compared with >=
-    mid: float = 5.0
-    low: float = 2.5
+    high: Gap = 7.5  # logits, compared with >=
+    mid: Gap = 5.0
+    low: Gap = 2.5
     region: Literal["fixed", "marker", "rest"] = "rest"
-    answer_start: int = 0  # slot
-    answer_length: int = 5  # columns
-    marker: tuple[int, ...] = ()  # token ids
+    answer_start: CountOrNone = 0  # slot
+    answer_length: Count = 5  # columns
+    marker: tuple[TokenId, ...] = ()  # token ids
     progress: Literal["steps", "committed"] = "committed"
-    first_step: int = 0
+    first_step: CountOrNone = 0
 
     constant_needs = Needs(whole_row=True)
     source = "arXiv 2508.19982; pixeli99/Prophet generate_earlyexit.py:generate"
@@ -67,11 +70,6 @@ class Prophet(Wrapper):
     def __post_init__(self) -> None:
         if self.region == "marker" and not self.marker:
             raise ValueError("region='marker' needs marker=(token ids,), the tokens to look for")
-        if self.answer_length < 1 or self.answer_start < 0:
-            raise ValueError(
-                f"answer_start={self.answer_start} must be 0 or more and answer_length="
-                f"{self.answer_length} at least 1"
-            )
 
     def select(self, candidates: Candidates, view: View) -> Decision:
         decision = self.ask(candidates, view)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dllm.options import Count, Probability
 from dllm.schedulers.base import Candidates, Decision, Scheduler, View, rank
 
 
@@ -16,8 +17,8 @@ class QuotaThreshold(Scheduler):
     as masks it is one token a step, whatever the threshold.
     """
 
-    threshold: float = 0.9  # probability, compared with >=
-    steps: int = 32  # in total over all blocks
+    threshold: Probability = 0.9  # probability, compared with >=
+    steps: Count = 32  # in total over all blocks
 
     source = "NVlabs/Fast-dLLM dream/model/generation_utils.py:_sample"
     confidence = "tempered"

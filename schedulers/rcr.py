@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dllm.options import Count
 from dllm.schedulers.base import Candidates, Decision, Scheduler, Setup, State, View, rank
 
 
@@ -25,7 +26,7 @@ class RunningConfidence(Scheduler):
     then predicted again together with the block.
     """
 
-    steps: int | None = None  # in total over all blocks; None: one more token a step
+    steps: Count | None = None  # in total over all blocks; None: one more token a step
     schedule: Literal["linear", "cosine"] = "linear"
 
     can_revise = True

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from dllm.options import Count, CountOrNone, Range
 from dllm.schedulers.base import Candidates, Decision, Scheduler, Setup, State, View, rank
 
 
@@ -23,10 +25,10 @@ class ReMasking(Scheduler):
     the same at one token a step.
     """
 
-    remask: int = 1  # tokens
-    loops: int | None = None  # steps; None: as many as the block has columns
-    begin: float = 0.875  # part of the block that holds tokens
-    per_step: int = 1  # tokens
+    remask: CountOrNone = 1  # tokens
+    loops: CountOrNone | None = None  # steps; None: as many as the block has columns
+    begin: Annotated[float, Range(0, 1, above=True)] = 0.875  # part of the block that holds tokens
+    per_step: Count = 1  # tokens
 
     source = "arXiv 2503.00307; guanghanwang/ReMDM-LLaDA eval_llada.py:llada_remdm_sample"
     statistic = "confidence at commit"
@@ -34,15 +36,6 @@ class ReMasking(Scheduler):
         "countdown": {"remask": 1},
         "truthfulqa": {"remask": 4},
     }
-
-    def __post_init__(self) -> None:
-        if self.remask < 0 or (self.loops or 0) < 0 or self.per_step < 1:
-            raise ValueError(
-                f"remask={self.remask} and loops={self.loops} must be 0 or more and per_step="
-                f"{self.per_step} at least 1"
-            )
-        if not 0 < self.begin <= 1:
-            raise ValueError(f"begin={self.begin} must be in (0, 1], a part of the block")
 
     @property
     def can_revise(self) -> bool:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
+from dllm.options import MOST, Amount, Count, Probability, Range
 from dllm.schedulers.base import Candidates, Decision, Scheduler, Setup, State, View, best
 
 
@@ -26,11 +27,11 @@ class SlowFast(Scheduler):
     `most_slow` of them even if the end has held still before (`early=False`).
     """
 
-    high: float = 0.85  # probability, compared with >=
-    low: float = 0.1  # the same
-    most_slow: int = 8  # steps
-    window: int = 2  # notes
-    variance: float = 1.0  # squared columns
+    high: Probability = 0.85  # probability, compared with >=
+    low: Probability = 0.1  # the same
+    most_slow: Count = 8  # steps
+    window: Annotated[int, Range(2, MOST)] = 2  # notes
+    variance: Amount = 1.0  # squared columns
     slow: Literal["best", "sure"] = "best"  # what a slow step commits
     early: bool = True  # the slow phase ends when the end holds still
 
@@ -44,13 +45,6 @@ class SlowFast(Scheduler):
         "paper": {"high": 0.85, "low": 0.1, "most_slow": 8},
         "code": {"high": 0.9, "low": 0.3, "most_slow": 6, "slow": "sure", "early": False},
     }
-
-    def __post_init__(self) -> None:
-        if self.window < 2 or self.most_slow < 1:
-            raise ValueError(
-                f"window={self.window} must be at least 2 notes and most_slow={self.most_slow} at "
-                "least 1 step"
-            )
 
     def start(self, setup: Setup) -> State:
         none = torch.full((setup.num_rows,), -1, device=setup.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dllm.options import Probability
 from dllm.schedulers.base import Candidates, Decision, Scheduler, View
 
 
@@ -14,7 +15,7 @@ class Threshold(Scheduler):
     A threshold above 1 commits one token a step; 0 the whole block at once.
     """
 
-    threshold: float = 0.9  # probability, compared with >=
+    threshold: Probability = 0.9  # probability, compared with >=
 
     source = "arXiv 2505.22618; NVlabs/Fast-dLLM llada/generate.py:get_transfer_index"
 

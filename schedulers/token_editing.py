@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from dllm.options import Count, CountOrNone, Probability, Range
 from dllm.schedulers.base import Candidates, Decision, Scheduler, Setup, State, View, rank
 
 
@@ -25,10 +27,11 @@ class TokenEditing(Scheduler):
     With `at_eos="stop"` a row is over once all before its end token is there, edited or not.
     """
 
-    threshold: float = 0.7  # probability, compared with >
-    editing_threshold: float | None = 0.5  # the same; None: nothing is edited
-    post_steps: int = 16  # forwards of a full block
-    steps: int | None = None  # forwards of a block; None: one token a forward at least
+    # A probability, compared with >; above 1, as in recordings of the authors' code: none passes.
+    threshold: Annotated[float, Range(0, 2)] = 0.7
+    editing_threshold: Probability | None = 0.5  # the same; None: nothing is edited
+    post_steps: CountOrNone = 16  # forwards of a full block
+    steps: Count | None = None  # forwards of a block; None: one token a forward at least
 
     source = (
         "arXiv 2602.08676; huggingface/diffusers scheduling_block_refinement.py, "
@@ -44,12 +47,6 @@ class TokenEditing(Scheduler):
         "speed": {"threshold": 0.5, "editing_threshold": 0.0},  # sglang
         "quality": {"threshold": 0.7, "editing_threshold": 0.5},  # diffusers
     }
-
-    def __post_init__(self) -> None:
-        if self.post_steps < 0 or (self.steps is not None and self.steps < 1):
-            raise ValueError(
-                f"post_steps={self.post_steps} must be 0 or more and steps={self.steps} at least 1"
-            )
 
     @property
     def can_revise(self) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dllm.options import Count, Probability
 from dllm.schedulers.base import Decision, ModelSpec, Needs, Scheduler, Setup, State, View
 from dllm.state.candidates import Candidates, rank
 
@@ -24,11 +25,11 @@ class Wino(Scheduler):
     judged from the step after their own on.
     """
 
-    threshold: float = 0.6  # probability, compared with >
-    threshold_back: float = 0.9
-    share: float = 0.7
-    least: int = 5
-    most: int = 20
+    threshold: Probability = 0.6  # probability, compared with >
+    threshold_back: Probability = 0.9
+    share: Probability = 0.7
+    least: Count = 5
+    most: Count = 20
 
     constant_needs = Needs(shadow=True)
     can_revise = True

@@ -75,7 +75,7 @@ class Wrapper(Scheduler):
         others = {name: value for name, value in options.items() if name not in known}
         inner = self.inner.with_options(others, build) if others else self.inner
         own = {name: options[name] for name in options if name in known}
-        return build({**self.summary(), **own, "inner": inner})
+        return build({**self.summary(), **own, "inner": inner, "name": type(self)})
 
     def ask(self, candidates: Candidates, view: View) -> Decision:
         """Returns the inner decision, in the columns of this scheduler's window."""

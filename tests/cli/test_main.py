@@ -131,7 +131,7 @@ def test_eval_writes_rows_and_prints_a_table(inside: Inside, tmp_path: Path) -> 
         (["generate", "hi", "--set", "fixed=3"], "fixed=3 must be a mapping"),
         (["generate", "hi", "--speed", "quick"], "'quick': known: captured, compiled, fused"),
         (["generate", "hi", "--speed", "captured"], "'tiny' is on cpu"),
-        (["generate", "hi", "--batch-size", "0"], "batch_size=0 must be a whole number"),
+        (["generate", "hi", "--batch-size", "0"], "batch_size=0 must be at least 1"),
         (["generate", "hi", "--device", "gpu"], "device='gpu' is not known to torch: cpu, cuda"),
         (["generate", "hi", "--device", "cuda:99"], "device='cuda:99': torch finds"),
         (["generate", ""], "prompt 1='' is empty: give a text"),

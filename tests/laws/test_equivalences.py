@@ -15,17 +15,17 @@ SLOTS = 16
 EXAMPLES = 3  # other ones each time; each runs a dozen methods on a model
 
 ONE_BY_ONE = [
-    "threshold:1.1",
+    "threshold:1.0",
     "factor:0.000001",
     f"fixed_quota:steps={SLOTS}",
     "entropy_bound:0,order=confidence",
-    "localleap:1.1,relaxed_threshold=1.1",
+    "localleap:1.0,relaxed_threshold=1.0",
     "hierarchical:null,low_threshold=1",
-    "credit:1.1,weight=0",
+    "credit:1.0,weight=0",
     "klass:0,kl_threshold=0",
-    "multi_block:1.1,blocks=1",
-    "ete:1.1,alternatives=0,blocks=1",
-    "lopa:1.1,branches=1,blocks=1",
+    "multi_block:1.0,blocks=1",
+    "ete:1.0,alternatives=0,blocks=1",
+    "lopa:1.0,branches=1,blocks=1",
     "prophet:high=1e9,mid=1e9,low=1e9",
 ]
 AT_ONCE = [
@@ -33,7 +33,7 @@ AT_ONCE = [
     "factor:1000",
     "entropy_bound:1e9",
     "localleap:0",
-    "hierarchical:-1",
+    "hierarchical:0",
     "credit:0",
     "multi_block:0,blocks=1",
     "ete:0,blocks=1",

@@ -320,7 +320,7 @@ def ada(**options: Any) -> AdaBlock:
         ({"at0": 0.9}, {}, [1, 3, 3, 3, 3, 3]),
         ({"at1": 0.25}, {}, [3, 3, 3, 3, 3, 1]),  # not sure enough
         ({"at1": 0.25}, {"delimiter_threshold": 0.2}, [2, 3, 3, 3, 3, 2]),
-        ({"at1": 0.9}, {"delimiter_threshold": 1.1}, [3, 3, 3, 3, 3, 1]),
+        ({"at1": 0.9}, {"delimiter_threshold": 1.0}, [3, 3, 3, 3, 3, 1]),
         ({"at1": 0.9}, {"delimiters": ()}, [3, 3, 3, 3, 3, 1]),
         ({"at1": 0.9}, {"delimiters": (7, 8)}, [3, 3, 3, 3, 3, 1]),
         ({"at1": 0.9}, {"delimiters": (7, DOT)}, [2, 3, 3, 3, 3, 2]),
@@ -349,7 +349,7 @@ def test_the_end_is_chosen_in_the_first_forward_of_a_block_alone() -> None:
         tokens = [first[1]] + [second[1]] * 15
         steps = [first[0]] + [second[0]] * 15
         script = example(*steps, tokens=tokens)
-        commit, blocks = script.run(ada(inner=Threshold(1.1)), block=4)
+        commit, blocks = script.run(ada(inner=Threshold(1.0)), block=4)
         assert blocks[0][:2] == expected
         assert sorted(commit[0]) == list(range(16))  # one token a forward, none for planning
 
@@ -478,7 +478,7 @@ def steps_of(stream: dllm.Stream) -> Any:
 @pytest.mark.parametrize("inner", [name for name in INNER if not name.startswith("dimple")])
 def test_without_delimiters_the_inner_scheduler_is_alone(inner: str) -> None:
     never: dict[str, Any] = {"name": "adablock", "inner": inner, "delimiters": THIRD}
-    never |= {"delimiter_threshold": 1.01, "reach": 0.6}
+    never |= {"delimiter_threshold": 1.0, "reach": 0.6}
     assert steps_of(golden_run(never)) == steps_of(golden_run(inner))
 
 
@@ -795,7 +795,7 @@ def test_rows_are_in_phases_of_their_own() -> None:
 @pytest.mark.parametrize("cache", CACHES)
 def test_degenerate_slowfast(cache: str) -> None:
     one_by_one = steps_of(golden_run("fixed_quota", cache=cache))
-    assert steps_of(golden_run("slowfast:1.1,low=2", cache=cache)) != one_by_one  # left to right
+    assert steps_of(golden_run("slowfast:1.0,low=1", cache=cache)) != one_by_one  # left to right
     assert steps_of(golden_run("slowfast:0.5,most_slow=99,early=false", cache=cache)) == one_by_one
     at_once = steps_of(golden_run("threshold:0", cache=cache))
     sure = steps_of(golden_run("slowfast:0,slow=sure", cache=cache))
@@ -819,7 +819,7 @@ def test_degenerate_slowfast(cache: str) -> None:
         ("dimple", {"epsilon": 1.0}, r"epsilon=1.0 must be in \[0, 1\)"),
         ("dimple", {"epsilon": -0.1}, "epsilon=-0.1"),
         ("dimple", {"order": "best"}, "order='best'"),
-        ("slowfast", {"window": 1}, "window=1 must be at least 2 notes"),
+        ("slowfast", {"window": 1}, "window=1 must be at least 2"),
         ("slowfast", {"most_slow": 0}, "most_slow=0"),
         ("slowfast", {"slow": "both"}, "slow='both'"),
     ],

@@ -91,7 +91,7 @@ def test_rank_prefers_the_lower_column_and_puts_unmasked_last() -> None:
     [
         ("treshold", "did you mean 'threshold'"),
         ("threshold:0.8,radius=4", "no option 'radius'"),
-        ("threshold:high", "must be float"),
+        ("threshold:high", "must be a number, in"),
         ({"threshold": 0.9}, "needs a 'name'"),
         ("fixed_quota:steps=0", "at least 1"),
         ("factor:0", "positive"),

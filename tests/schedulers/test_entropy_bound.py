@@ -155,7 +155,7 @@ def test_no_bound_is_one_forward_and_a_zero_bound_one_token(
 
     assert run(f"entropy_bound:0,order={order}") == run(f"fixed_quota:order={order}")
     at_once = run(f"fixed_quota:steps={16 // block}")
-    assert run(f"entropy_bound:.inf,order={order}") == at_once
+    assert run(f"entropy_bound:1e9,order={order}") == at_once
 
 
 # Certainty density
@@ -294,7 +294,7 @@ def test_doubted_tokens_are_masks_again() -> None:
     seed=st.integers(0, 2**20),
     width=st.integers(1, 16),
     low=st.sampled_from([0.0, 0.4, 0.9]),
-    remask=st.sampled_from([0.2, 0.6, 1.1]),
+    remask=st.sampled_from([0.2, 0.6, 1.0]),
 )
 def test_remasking_fills_a_column_more_each_step(
     seed: int, width: int, low: float, remask: float

@@ -237,7 +237,7 @@ class Watched(Credit):
 
 @pytest.mark.parametrize("cache", ["none", "prefix", "prefix:first_token=force"])
 def test_no_block_inherits_credit(cache: str) -> None:
-    scheduler = Watched(threshold=2.0)  # one token a step, so credits grow
+    scheduler = Watched(threshold=1.0)  # one token a step, so credits grow
     run(scheduler, "dream_gqa", cache=cache, prompts=random_prompts(1))
     first = 1 if "force" in cache else 0
     begun = [credit for ((step, credit),) in scheduler.notes if step == first]

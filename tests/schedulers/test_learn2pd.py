@@ -289,8 +289,8 @@ def test_rows_that_are_cut_are_shorter_with_the_answer_in_them(tiny: dllm.Hosted
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"threshold": 1.5}, "threshold=1.5 is a probability"),
-        ({"threshold": float("nan")}, "threshold=nan is a probability"),
+        ({"threshold": 1.5}, "threshold=1.5 must be in"),
+        ({"threshold": float("nan")}, "threshold=nan must be a number, in"),
         ({"steps": 0}, "steps=0 must be at least 1"),
         ({"filter": "no/such.safetensors"}, "no filter file 'no/such.safetensors'.*train-filter"),
         ({"filter": "."}, "no filter file"),

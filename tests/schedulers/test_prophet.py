@@ -265,15 +265,15 @@ def test_markers_are_written_as_lists() -> None:
     assert create({"name": "prophet", "region": "marker", "marker": [5, 6]}) == expected
     assert create("prophet:region=marker,marker=5").summary()["marker"] == (5,)
     for wrong in ("[5, word]", "word", "[5, 6.5]"):
-        with pytest.raises(ValueError, match=r"marker=.* must be tuple"):
+        with pytest.raises(ValueError, match=r"marker=.* must be a list of token ids"):
             create(f"prophet:region=marker,marker={wrong}")
 
 
 def test_wrong_options_are_explained() -> None:
     for wrong, message in (
         ("prophet:region=marker", "needs marker="),
-        ("prophet:answer_length=0", "answer_length=0 at least 1"),
-        ("prophet:answer_start=-1", "answer_start=-1 must be 0 or more"),
+        ("prophet:answer_length=0", "answer_length=0 must be at least 1"),
+        ("prophet:answer_start=-1", "answer_start=-1 must be at least 0"),
     ):
         with pytest.raises(ValueError, match=message):
             create(wrong)

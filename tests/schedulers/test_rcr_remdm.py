@@ -309,8 +309,8 @@ def test_what_is_opened_is_at_most_what_is_there() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("remdm:remask=-1", "must be 0 or more"),
-        ("remdm:loops=-1", "must be 0 or more"),
+        ("remdm:remask=-1", "must be at least 0"),
+        ("remdm:loops=-1", "must be at least 0, or none"),
         ("remdm:per_step=0", "at least 1"),
         ("remdm:begin=0", r"in \(0, 1\]"),
         ("rcr:schedule=sideways", "must be"),

@@ -42,7 +42,7 @@ def story(out: Any) -> Any:
 def test_without_look_ahead_all_equal_the_threshold(
     name: str, cache: str, data: st.DataObject
 ) -> None:
-    threshold = data.draw(st.sampled_from([0.0, 0.31, 0.5, 0.9, 1.1]))
+    threshold = data.draw(st.sampled_from([0.0, 0.31, 0.5, 0.9, 1.0]))
     options = {
         "block_length": data.draw(st.sampled_from([1, 4, 8, 16])),
         "count": data.draw(st.integers(1, 3)),

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from dllm.registry import Registry
+from dllm.options import Range
+from dllm.registry import Part, Registry
 
 # How the canvases of a row share a pass: as rows of the batch, each with keys of its own; end to
 # end in one row under a mask, with shared keys; or, as a reference, in a pass of its own each.
 Execution = Literal["batch", "tree", "sequential"]
+Guard = Annotated[float, Range(0, 1, below=True)]  # a probability; 0: none
 
 
-class Verifier(ABC):
+class Verifier(Part, ABC):
     """Runs a scheduler's next steps in one pass and keeps those that it would have taken itself.
 
     The engine is the same for all (`speculation/passes.py`); they differ in how they count.
@@ -22,22 +24,14 @@ class Verifier(ABC):
     source: ClassVar[str]  # paper and code that the method is from
     adaptive: bool  # each verifier's own fields: their place among its options differs
     execution: Execution
-    margin_guard: float
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.margin_guard < 1:
-            raise ValueError(f"margin_guard={self.margin_guard} must be in [0, 1)")
+    margin_guard: Guard
 
     @property
     @abstractmethod
     def num_variants(self) -> int:
         """The most canvases of a row in one pass; 1 is decoding without a verifier."""
 
-    def summary(self) -> dict[str, Any]:
-        """Returns the name and options as a mapping that builds the same verifier again."""
-        return {"name": type(self).__module__.rpartition(".")[2], **vars(self)}
-
 
 registry: Registry[Verifier] = Registry(sys.modules[__name__], Verifier, "verifier")  # type: ignore[type-abstract]
 
-__all__ = ["Execution", "Verifier", "registry"]
+__all__ = ["Execution", "Guard", "Verifier", "registry"]

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from dllm.decoding.speculation.verifiers import Execution, Verifier
+from dllm.decoding.speculation.verifiers import Execution, Guard, Verifier
+from dllm.options import Rows
 
 
 @dataclass(frozen=True)
@@ -17,10 +18,10 @@ class FreeDave(Verifier):
     authors' proof; their code with a threshold is content with a subset, which may leave the path.
     """
 
-    draft_steps: int = 4  # canvases in the pass that verifies
+    draft_steps: Rows = 4  # canvases in the pass that verifies
     adaptive: bool = False  # rows whose drafts fail draft fewer steps, up to `draft_steps` again
     execution: Execution = "batch"
-    margin_guard: float = 0.0  # probability below which a decision waits for a pass without drafts
+    margin_guard: Guard = 0.0  # probability below which a decision waits for a pass without drafts
 
     # The authors' settings, with blocks of 32; FreeDave++ is the same on "threshold:0.95".
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -28,11 +29,6 @@ class FreeDave(Verifier):
         "dream": {"draft_steps": 8, "execution": "tree"},
     }
     source: ClassVar[str] = "arXiv 2510.00294; cychomatica/FreeDave generation/core.py"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.draft_steps < 1:
-            raise ValueError(f"draft_steps={self.draft_steps} must be at least 1 (no drafts)")
 
     @property
     def num_variants(self) -> int:
