@@ -67,8 +67,8 @@ def folder(checkpoint: LocalCheckpoint) -> Iterator[Finding]:
 def architecture(checkpoint: LocalCheckpoint) -> Iterator[Finding]:
     """Yields whether the network can be hosted."""
     network, family = checkpoint.network, checkpoint.family
-    count = f"{checkpoint.num_parameters:,} parameters"
-    shape = f"{network.num_layers} layers of {network.hidden_size}, {count}"
+    shape = f"{network.num_layers} layers of {network.hidden_size}"
+    shape += f", {checkpoint.num_parameters:,} parameters"
     shifted = ", logits shifted by one" if family.logit_shift else ""
     attends = f"{family.attention.replace('_', '-')} attention{shifted}"
     yield ok("architecture", f"{family.architecture}: {shape}, {attends}")
@@ -94,15 +94,13 @@ def tokenizer(checkpoint: LocalCheckpoint) -> Iterator[Finding]:
 def chat_template(checkpoint: LocalCheckpoint) -> Iterator[Finding]:
     """Yields whether a prompt can be messages."""
     known = checkpoint.tokenizer
-    if known is None:
-        return
-    if not known.chat_template:
+    if known is not None and known.chat_template:
+        message = [{"role": "user", "content": "hello"}]
+        known.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        yield ok("chat template", "renders a message")
+    elif known is not None:
         text = "none: --chat, `dllm chat` and messages will be refused"
         yield warning("chat template", text, "give plain text, or add chat_template.jinja")
-        return
-    message = [{"role": "user", "content": "hello"}]
-    known.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-    yield ok("chat template", "renders a message")
 
 
 def special_tokens(checkpoint: LocalCheckpoint) -> Iterator[Finding]:
@@ -112,10 +110,9 @@ def special_tokens(checkpoint: LocalCheckpoint) -> Iterator[Finding]:
     if outside:
         text = f"end token {outside[0]} is outside the vocabulary of {spec.vocab_size}"
         yield failure("special tokens", text, "mend eos_token_id in config.json")
-        return
-    ends = ", ".join(map(str, spec.eos_token_ids))
-    limit = f"at most {spec.max_length} tokens"
-    yield ok("special tokens", f"mask {spec.mask_token_id}, end {ends}; {limit}")
+    else:
+        ends = f"mask {spec.mask_token_id}, end {', '.join(map(str, spec.eos_token_ids))}"
+        yield ok("special tokens", f"{ends}; at most {spec.max_length} tokens")
 
 
 def defaults(checkpoint: LocalCheckpoint) -> Iterator[Finding]:
@@ -176,12 +173,12 @@ def batch(checkpoint: LocalCheckpoint, where: torch.device) -> Iterator[Finding]
     block = checkpoint.family.read_block_length(checkpoint.config) or DEFAULT_BLOCK_LENGTH
     left = free - checkpoint.weight_bytes
     plain, cached = (left // cost.row_bytes(n, columns, block) for n in (0, columns))
-    if not plain:
+    if plain:
+        text = f"about {plain} rows of {columns} tokens fit by estimate, {cached} with a cache"
+        yield ok("batch", text)
+    else:
         text = f"by estimate not even one row of {columns} tokens fits beside the weights"
         yield failure("batch", text, "take a narrower --dtype or shorter prompts")
-        return
-    text = f"about {plain} rows of {columns} tokens fit by estimate, {cached} with a cache"
-    yield ok("batch", text)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -160,25 +160,19 @@ def python() -> Iterator[Finding]:
 def packages() -> Iterator[Finding]:
     """Yields the packages that are needed: a few in any case, others if they do not suit."""
     for needed in _requirements(None):
-        version = _version(needed.name)
-        subject, wanted = needed.name, f"{needed.name}{needed.specifier}"
-        if version is None:
-            yield failure(subject, "not installed", f"pip install '{wanted}'")
-        elif not needed.specifier.contains(version, prereleases=True):
-            yield failure(subject, f"{version}; needed: {wanted}", f"pip install '{wanted}'")
-        elif subject in SHOWN:
-            yield ok(subject, f"{version} (needed: {needed.specifier})")
+        version, wanted = _version(needed.name), f"{needed.name}{needed.specifier}"
+        if not _met(needed):
+            text = f"{version}; needed: {wanted}" if version else "not installed"
+            yield failure(needed.name, text, f"pip install '{wanted}'")
+        elif needed.name in SHOWN:
+            yield ok(needed.name, f"{version} (needed: {needed.specifier})")
 
 
 def extras() -> Iterator[Finding]:
     """Yields what may be installed beside, which few commands need."""
     names = metadata.metadata("dllm").get_all("Provides-Extra") or []
     for extra in sorted(set(names) - {*FOR_DEVELOPERS}):
-        lacking = []
-        for needed in _requirements(extra):
-            version = _version(needed.name)
-            if version is None or not needed.specifier.contains(version, prereleases=True):
-                lacking.append(f"{needed.name}{needed.specifier}")
+        lacking = [f"{n.name}{n.specifier}" for n in _requirements(extra) if not _met(n)]
         state = f"without {', '.join(lacking)}: pip install 'dllm[{extra}]'" if lacking else "there"
         yield ok(f"extra {extra}", state)
 
@@ -197,7 +191,7 @@ def triton(device: torch.device) -> Iterator[Finding]:
 def compiler(device: torch.device) -> Iterator[Finding]:
     """Yields whether torch.compile works, by compiling a function of one line."""
     try:
-        compiled = torch.compile(_line)
+        compiled = torch.compile(lambda x: x * 2 + 1)
         right = bool((compiled(torch.ones(4, device=device)) == 3).all())
         fault = "" if right else "it computes something else"
     except Exception as error:  # noqa: BLE001 it fails in many ways: compiler, headers, triton
@@ -224,20 +218,20 @@ def sandbox() -> Iterator[Finding]:
         yield ok("sandbox", f"level {level}")
 
 
-def _line(x: torch.Tensor) -> torch.Tensor:
-    return x * 2 + 1
-
-
 def _requirements(extra: str | None) -> list[Requirement]:
     """Returns what the installed project needs, or what one of its extras adds."""
     wanted = []
-    for text in metadata.requires("dllm") or []:
-        needed = Requirement(text)
+    for needed in map(Requirement, metadata.requires("dllm") or []):
         always = needed.marker is None or needed.marker.evaluate({"extra": ""})
         within = needed.marker is None or needed.marker.evaluate({"extra": extra or ""})
         if within and always == (extra is None):
             wanted.append(needed)
     return wanted
+
+
+def _met(needed: Requirement) -> bool:
+    version = _version(needed.name)
+    return version is not None and needed.specifier.contains(version, prereleases=True)
 
 
 def _version(name: str) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -68,9 +69,7 @@ class Filter(nn.Module):
         if device == next(self.parameters()).device:
             return self
         if device not in self._placed:
-            placed = Filter(self.width, self.num_layers, self.origin)
-            placed.load_state_dict(self.state_dict())
-            self._placed[device] = placed.to(device).requires_grad_(False)
+            self._placed[device] = deepcopy(self).to(device).requires_grad_(False)
         return self._placed[device]
 
     def check_block(self, block_length: int) -> None:
@@ -89,10 +88,8 @@ class Filter(nn.Module):
 
     def check_model(self, spec: ModelSpec) -> None:
         """Raises ValueError if the filter was trained on what must be another model."""
-        origin = self.origin
-        if origin is None:
-            return
-        if (origin.vocab_size, origin.mask_token_id) != (spec.vocab_size, spec.mask_token_id):
+        origin, served = self.origin, (spec.vocab_size, spec.mask_token_id)
+        if origin is not None and (origin.vocab_size, origin.mask_token_id) != served:
             raise ValueError(
                 f"filter {self.path!r} was trained on model {origin.model!r} (vocabulary of "
                 f"{origin.vocab_size}, mask token {origin.mask_token_id}) and this one has "
@@ -127,10 +124,9 @@ def read_filter(given: str | Path) -> Filter:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        network = _build(weights, _origin(metadata))
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file: {error}") from None
-    try:
-        network = _build(weights, _origin(metadata))
     except ValueError as error:
         raise ValueError(f"{path} is not a Learn2PD filter: {error}") from None
     network.path = str(given)

@@ -140,10 +140,8 @@ def _checked(record: object) -> dict[str, Any]:
     """
     if not isinstance(record, dict) or "dllm_trace" not in record:
         raise ValueError("it is no trace: the key 'dllm_trace' is missing")
-    if record["dllm_trace"] != FORMAT:
-        raise ValueError(
-            f"its format is dllm_trace={record['dllm_trace']!r}, and this version reads {FORMAT}"
-        )
+    if (found := record["dllm_trace"]) != FORMAT:
+        raise ValueError(f"its format is dllm_trace={found!r}, and this version reads {FORMAT}")
     names = [field.name for field in fields(TraceRecord)]
     missing = [name for name in names if name not in record]
     unknown = sorted(map(str, set(record) - {*names, "dllm_trace"}))

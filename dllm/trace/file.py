@@ -11,10 +11,8 @@ from typing import Any
 from dllm.trace import TraceRecord
 from dllm.trace.text import plural, visible
 
-HOW = (
-    "`dllm generate ... --trace FILE` or `dllm eval ... --output FILE --trace` write files with "
-    "traces"
-)
+_COMMANDS = "`dllm generate ... --trace FILE` or `dllm eval ... --output FILE --trace`"
+HOW = f"{_COMMANDS} write files with traces"
 
 
 @dataclass(frozen=True)
@@ -106,11 +104,12 @@ def _lines(path: Path) -> list[tuple[str, Any]]:
 
 
 def _row(line: Any, where: str) -> tuple[str, str, Any]:
-    if isinstance(line, dict) and "dllm_trace" in line:
+    keys = set(line) if isinstance(line, dict) else set()
+    if "dllm_trace" in keys:
         return "", "", line
-    if isinstance(line, dict) and {"run", "id", "prompt", "text"} <= set(line):
+    if {"run", "id", "prompt", "text"} <= keys:
         return visible(str(line["id"])), visible(str(line["run"])), line.get("trace")
-    if isinstance(line, dict) and {"sequences", "trace"} <= set(line):
+    if {"sequences", "trace"} <= keys:
         raise ValueError(
             f"{where} is from `dllm generate --json`, which has no text of tokens: {HOW}"
         )

@@ -21,7 +21,7 @@ from dllm.prompts import Prompts
 from dllm.schedulers import Decision, Needs, Scheduler, Setup, View
 from dllm.settings import Settings
 from dllm.state.candidates import Candidates
-from dllm.state.window import State, StepEvent
+from dllm.state.window import State
 
 _COMPARED = 256  # values of each weight that tell one model from another
 
@@ -98,25 +98,20 @@ def collect(model: DenoisingModel, prompts: Prompts, settings: Settings) -> Exam
 def observe(running: Stream, reference: Tensor) -> Examples:
     """Drains an oracle's run and returns its examples, in the order of passes, then rows."""
     parts, before = [], running.canvas.step.clone()
+    mask = running.canvas.layout.mask_token_id
     for event in running:
-        step = running.canvas.step
-        parts.append(_examples(running, event, reference).at(step > before))
+        columns, step = event.columns, running.canvas.step
+        known = columns.clamp(max=reference.shape[1] - 1)
+        blocks = Examples(  # of all rows, (B, W)
+            confidence=event.confidence.float(),
+            final=event.drafts == reference.gather(1, known),
+            masked=event.committed | (event.tokens == mask),
+            real=columns < running.canvas.length[:, None],
+            prompt=torch.arange(len(columns), device=columns.device),
+        )
+        parts.append(blocks.at(step > before))
         before = step.clone()
     return join(parts)
-
-
-def _examples(running: Stream, event: StepEvent, reference: Tensor) -> Examples:
-    """Returns the blocks of all rows after a step, (B, W)."""
-    columns = event.columns
-    known = columns.clamp(max=reference.shape[1] - 1)
-    masked = event.committed | (event.tokens == running.canvas.layout.mask_token_id)
-    return Examples(
-        confidence=event.confidence.float(),
-        final=event.drafts == reference.gather(1, known),
-        masked=masked,
-        real=columns < running.canvas.length[:, None],
-        prompt=torch.arange(len(columns), device=columns.device),
-    )
 
 
 @dataclass(frozen=True)
@@ -137,7 +132,17 @@ class Source:
 
     def names(self) -> list[str]:
         """Returns the file of each batch, named after all that decides what it holds."""
-        decides = json.dumps(self._describe(), sort_keys=True)
+        settings = self.settings
+        described: dict[str, Any] = {
+            "model": self.model.name,
+            "weights": _fingerprint(self.model),
+            "dtype": str(self.model.dtype),
+            "scheduler": schedulers.registry.create(settings.scheduler).summary(),
+            "statistics_dtype": str(settings.statistics_dtype),
+        }
+        for name in ("max_new_tokens", "block_length", "at_eos"):
+            described[name] = getattr(settings, name)
+        decides = json.dumps(described, sort_keys=True)
         starts = range(0, len(self.prompts), self.batch_size)
         texts = (f"{decides}\n{json.dumps(self._batch(start))}".encode() for start in starts)
         return [f"{hashlib.sha256(text).hexdigest()[:16]}.safetensors" for text in texts]
@@ -150,24 +155,14 @@ class Source:
             examples = _read(folder / name)
             if examples is None:
                 examples = collect(self.model, self._batch(start), self.settings)
-                _write(examples, folder / name)
+                contiguous = {key: value.contiguous() for key, value in vars(examples).items()}
+                part = (folder / name).with_suffix(".part")
+                save_file(contiguous, part)
+                part.replace(folder / name)
             yield replace(examples, prompt=examples.prompt + start)
 
     def _batch(self, start: int) -> list[Any]:
         return list(self.prompts[start : start + self.batch_size])
-
-    def _describe(self) -> dict[str, Any]:
-        settings = self.settings
-        return {
-            "model": self.model.name,
-            "weights": _fingerprint(self.model),
-            "dtype": str(self.model.dtype),
-            "scheduler": schedulers.registry.create(settings.scheduler).summary(),
-            "max_new_tokens": settings.max_new_tokens,
-            "block_length": settings.block_length,
-            "at_eos": settings.at_eos,
-            "statistics_dtype": str(settings.statistics_dtype),
-        }
 
 
 def read_prompts(path: Path, count: int) -> list[str]:
@@ -215,9 +210,3 @@ def _read(path: Path) -> Examples | None:
         return Examples(**load_file(path))
     except (FileNotFoundError, SafetensorError, TypeError):
         return None
-
-
-def _write(examples: Examples, path: Path) -> None:
-    part = path.with_suffix(".part")
-    save_file({name: value.contiguous() for name, value in vars(examples).items()}, part)
-    part.replace(path)

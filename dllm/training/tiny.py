@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -59,9 +60,9 @@ class Recipe:
         return Mixture(drills, self.focus, self.families)
 
 
-def network_config(vocab_size: int) -> NetworkConfig:
-    """Returns the shape of the embedded model."""
-    return NetworkConfig(
+def new_network(vocab_size: int, seed: int) -> Transformer:
+    """Returns a network of the embedded model's shape with fresh weights."""
+    config = NetworkConfig(
         vocab_size=vocab_size,
         hidden_size=128,
         intermediate_size=384,
@@ -73,10 +74,6 @@ def network_config(vocab_size: int) -> NetworkConfig:
         rms_norm_eps=1e-5,
         rope_in_float32=True,
     )
-
-
-def new_network(config: NetworkConfig, seed: int) -> Transformer:
-    """Returns a network with fresh weights."""
     torch.manual_seed(seed)
     network = Transformer(config)
     for name, weight in network.named_parameters():
@@ -87,24 +84,13 @@ def new_network(config: NetworkConfig, seed: int) -> Transformer:
     return network
 
 
-def loss_of(network: Any, batch: Batch) -> Tensor:
+def loss_of(network: Callable[..., Tensor], batch: Batch) -> Tensor:
     """Returns the weighted cross-entropy over masked tokens, in nats."""
     columns = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
     with torch.autocast(batch.tokens.device.type, dtype=torch.bfloat16):
         logits = network(batch.tokens, columns.expand_as(batch.tokens), batch.attend)
     nats = F.cross_entropy(logits.float().flatten(0, 1), batch.targets.flatten(), reduction="none")
     return (nats * batch.weight.flatten()).sum() / batch.weight.sum()
-
-
-class _Trainable(nn.Module):
-    """The network with its logits, in one call that can be compiled."""
-
-    def __init__(self, network: Transformer) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, tokens: Tensor, columns: Tensor, attend: Tensor) -> Tensor:
-        return self.network.logits(self.network.hidden(tokens, columns, attend))
 
 
 class Run:
@@ -114,17 +100,17 @@ class Run:
         self.folder, self.recipe, self.device = folder, recipe, device
         self.tokenizer = build_tokenizer()
         self.corpus = Corpus(self.tokenizer, recipe.seed)
-        self.network = new_network(network_config(len(self.tokenizer)), recipe.seed).to(device)
+        self.network = new_network(len(self.tokenizer), recipe.seed).to(device)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), betas=(0.9, 0.98), weight_decay=recipe.weight_decay
         )
-        trainable = _Trainable(self.network)
-        self.forward: Any = torch.compile(trainable, dynamic=False) if compiled else trainable
+        self.forward = torch.compile(self._logits, dynamic=False) if compiled else self._logits
         torch._dynamo.config.recompile_limit = 4 * len(WIDTHS)  # one graph for each width
         self.step = 0
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1))
-        self._resume()
+        if (folder / "state.pt").exists():
+            self._resume()
 
     def train(self) -> None:
         """Runs to the last step."""
@@ -138,6 +124,9 @@ class Run:
                 progress.update(bar, completed=self.step, loss=loss)
                 if self.step % SAVE_EVERY < GROUP or self.step >= self.recipe.steps:
                     self.save(loss)
+
+    def _logits(self, tokens: Tensor, columns: Tensor, attend: Tensor) -> Tensor:
+        return self.network.logits(self.network.hidden(tokens, columns, attend))
 
     def _update(self, batch: Batch) -> float:
         for group in self.optimizer.param_groups:
@@ -164,8 +153,6 @@ class Run:
             log.write(json.dumps(entry) + "\n")
 
     def _resume(self) -> None:
-        if not (self.folder / "state.pt").exists():
-            return
         state = torch.load(self.folder / "state.pt", weights_only=True)
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -141,9 +141,8 @@ class Corpus:
         """
         prompt, answer, region = self._parts(problem, source)
         result = source.choice([i + 1 for i, token in enumerate(answer) if token == self.equals])
-        weight = [
-            RESULT_WEIGHT if result <= i < result + 2 else CONTEXT_WEIGHT for i in range(region)
-        ]
+        weight = [CONTEXT_WEIGHT] * region
+        weight[result : result + 2] = [RESULT_WEIGHT] * 2
         return Row(
             prompt + answer + [self.end] * (region - len(answer)),
             [False] * (len(prompt) + result) + [True] * (region - result),
@@ -188,11 +187,8 @@ def _mask(region: int, length: int, source: random.Random) -> list[bool]:
     if source.random() < 0.6:
         cut = source.randint(0, length)
         block = source.choice((8, 16, 16, 32, 64))
-        rate = source.random()
-        return [
-            slot >= cut + block or (slot >= cut and source.random() < rate)
-            for slot in range(region)
-        ]
+        end, rate = cut + block, source.random()
+        return [s >= end or (s >= cut and source.random() < rate) for s in range(region)]
     rate = source.uniform(0.02, 1.0)
     return [source.random() < rate for _ in range(region)]
 
