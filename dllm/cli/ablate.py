@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from rich.console import Console
+from typer import Argument, Option
 
 from dllm.cli import options
 from dllm.cli.shown.measured import Bars, Measurement, interrupted, measure, printed, written
@@ -27,38 +27,32 @@ FAILURES = (RefusedError, NotEnoughMemoryError, BrokenLogitsError)
 
 def ablate(
     config: Annotated[
-        str | None, typer.Argument(help="A YAML file, or the name of one that --list lists.")
+        str | None, Argument(help="A YAML file, or the name of one that --list lists.")
     ] = None,
     list_all: Annotated[
-        bool, typer.Option("--list", help="List the configurations that come with dllm.")
+        bool, Option("--list", help="List the configurations that come with dllm.")
     ] = False,
     output: Annotated[
-        Path | None,
-        typer.Option(help="Folder of results and report; runs/ablate-NAME unless given."),
+        Path | None, Option(help="Folder of results and report; runs/ablate-NAME unless given.")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Problems a run; the configuration's unless given.")
+        int | None, Option(min=1, help="Problems a run; the configuration's unless given.")
     ] = None,
     data: Annotated[
         list[str] | None,
-        typer.Option(help="gsm8k=FILE or humaneval=FILE, JSON lines; the hub's unless given."),
+        Option(help="gsm8k=FILE or humaneval=FILE, JSON lines; the hub's unless given."),
     ] = None,
-    examples: Annotated[
-        Path | None, typer.Option(help="JSON lines with solved problems for gsm8k's prompts.")
-    ] = None,
-    run_code: Annotated[
-        bool,
-        typer.Option("--run-code", help="Run model-written code, in a sandbox, to score it."),
-    ] = False,
+    examples: options.Examples = None,
+    run_code: options.RunCode = False,
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Another model than the configuration's.")
+        str | None, Option("--model", "-m", help="Another model than the configuration's.")
     ] = None,
     device: options.Device = None,
     compare: Annotated[
-        Path | None, typer.Option(help="Folder of an earlier ablation to set this one beside.")
+        Path | None, Option(help="Folder of an earlier ablation to set this one beside.")
     ] = None,
     problems: Annotated[
-        int, typer.Option(min=0, help="Problems a task that report.html shows; 0 keeps no traces.")
+        int, Option(min=0, help="Problems a task that report.html shows; 0 keeps no traces.")
     ] = KEPT,
     as_json: options.Json = False,
 ) -> None:
@@ -68,11 +62,11 @@ def ablate(
 
     dllm ablate mine.yaml --output runs/mine --limit 200 --compare runs/last-week
     """
-    if list_all or config is None:
-        if not list_all:
-            raise ValueError("name a configuration: a YAML file, or one that --list lists")
+    if list_all:
         _list(as_json)
         return
+    if config is None:
+        raise ValueError("name a configuration: a YAML file, or one that --list lists")
     path = find_config(config)
     ablation = with_files(with_model(read_ablation(path), model), data or (), examples)
     trials = trials_of(ablation, limit, run_code=run_code)
@@ -85,8 +79,6 @@ def ablate(
     with locked(folder):
         bench = Bench(folder, device, keep_trace=problems > 0)
         measured = _measure(bench, trials)
-        if measured.error is not None:
-            raise measured.error
         _check(measured)
         beside = None if compare is None else differences(measured.lines, compare)
         report = Report(ablation, measured.lines, bench.starts(measured.lines), beside)
@@ -94,7 +86,10 @@ def ablate(
         if as_json:
             print(json.dumps({"rows": report.records()}))
         else:
-            _print(report)
+            console = Console(highlight=False)
+            for table in report.tables():
+                console.print(printed(table))
+                console.print(table.legend, markup=False, style="dim")
             written(files)
     if measured.stopped:
         interrupted(folder)
@@ -111,17 +106,12 @@ def _measure(bench: Bench, trials: list[Trial]) -> Measurement[Trial]:
 
 
 def _check(measured: Measurement[Trial]) -> None:
+    if measured.error is not None:
+        raise measured.error
     refusals = [f"{line.name}: {line.refusal}" for line in measured.lines if line.refusal]
     nothing = not any(line.results for line in measured.lines)
     if nothing and not measured.stopped and len(refusals) == len(measured.lines):
         raise ValueError("every run was refused:\n" + "\n".join(refusals))
-
-
-def _print(report: Report) -> None:
-    console = Console(highlight=False)
-    for table in report.tables():
-        console.print(printed(table))
-        console.print(table.legend, markup=False, style="dim")
 
 
 def _list(as_json: bool) -> None:
@@ -130,7 +120,6 @@ def _list(as_json: bool) -> None:
         rows = [{"name": a.name, "about": a.about, "runs": len(a.rows)} for a in ablations]
         print(json.dumps({"rows": rows}))
         return
-    console, widest = Console(highlight=False), max(len(one.name) for one in ablations)
+    widest = max(len(one.name) for one in ablations)
     for one in ablations:
-        line = f"{one.name:<{widest}}  {one.about} ({len(one.rows)} runs)"
-        console.print(line, markup=False, soft_wrap=True)
+        print(f"{one.name:<{widest}}  {one.about} ({len(one.rows)} runs)")

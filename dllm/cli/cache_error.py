@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
+from typer import Option
 
 from dllm import load
 from dllm.cli import options
@@ -22,7 +23,6 @@ from dllm.eval.compare.cache_error_run import CacheError, CacheErrorRun, Observe
 from dllm.eval.report.tables import Table, write_csv, write_markdown
 from dllm.eval.tasks import Task, find_task
 from dllm.eval.tasks.task import Problem
-from dllm.output import GenerationOutput
 from dllm.settings import DEFAULT_BLOCK_LENGTH, resolve
 from dllm.training.learn2pd_examples import read_prompts
 
@@ -56,18 +56,16 @@ def cache_error(
     scheduler: options.Scheduler = None,
     cache: options.Caches = None,
     task: Annotated[
-        str | None, typer.Option(help="Held-out problems of a task; arithmetic unless given.")
+        str | None, Option(help="Held-out problems of a task; arithmetic unless given.")
     ] = None,
-    prompts: Annotated[
-        Path | None, typer.Option(help='Text, a prompt a line, or .jsonl with "prompt".')
-    ] = None,
-    limit: Annotated[int, typer.Option(help="Prompts at most.")] = 20,
-    batch_size: Annotated[int, typer.Option(help="Prompts decoded together.")] = 10,
+    prompts: options.Prompts = None,
+    limit: Annotated[int, Option(help="Prompts at most.")] = 20,
+    batch_size: options.Together = 10,
     output: Annotated[
-        Path | None, typer.Option(help="FILE.csv with all figures, or FILE.md with the table.")
+        Path | None, Option(help="FILE.csv with all figures, or FILE.md with the table.")
     ] = None,
     passes: Annotated[
-        Path | None, typer.Option(help="FILE.csv with a line for each pass of each prompt.")
+        Path | None, Option(help="FILE.csv with a line for each pass of each prompt.")
     ] = None,
     max_new_tokens: options.NewTokens = None,
     block_length: options.Block = None,
@@ -82,20 +80,16 @@ def cache_error(
 
     dllm cache-error -c prefix -c dual --limit 20 --output errors.csv
     """
-    to = Destination(output, passes, as_json)
+    _check(output, "output", ".csv", ".md")
+    _check(passes, "passes", ".csv")
     subject = _subject(task, prompts, limit)
     loaded = load(model, dtype=dtype, device=device)
     chosen = options.collect(
-        settings,
-        scheduler=scheduler,
-        max_new_tokens=max_new_tokens,
-        block_length=block_length,
-        temperature=temperature,
-        seed=seed,
+        settings, max_new_tokens, block_length, temperature, seed, scheduler=scheduler
     )
     resolved = resolve(loaded.defaults, None, {**chosen, "cache": "none"})
     run = CacheErrorRun(loaded, subject.prompts, resolved, batch_size)
-    _Job(run, subject, _chosen(run, cache), to).measure()
+    _Job(run, subject, _chosen(run, cache), output, passes, as_json).measure()
 
 
 @dataclass(frozen=True)
@@ -117,57 +111,36 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Destination:
-    """Where the figures go."""
-
-    output: Path | None  # the table
-    passes: Path | None  # a line for each pass
-    as_json: bool
-
-    def __post_init__(self) -> None:
-        allowed = {"output": (".csv", ".md"), "passes": (".csv",)}
-        for name, endings in allowed.items():
-            path: Path | None = getattr(self, name)
-            if path is not None and path.suffix not in endings:
-                raise ValueError(f"{name}={str(path)!r} must end in {' or '.join(endings)}")
-            mark = "| cache |" if path is not None and path.suffix == ".md" else "mean_error"
-            options.check_writable(path, f"--{name}", mark)
-
-
-@dataclass(frozen=True)
 class _Job:
     """All caches on the same prompts, and where the report goes."""
 
     run: CacheErrorRun
     subject: Subject
     caches: Sequence[str]
-    to: Destination
+    output: Path | None  # the table
+    passes: Path | None  # a line for each pass
+    as_json: bool
 
     def measure(self) -> None:
         """Measures and reports; on Ctrl-C, or without memory, the caches that are done."""
         errors: list[CacheError] = []
-        stopped, failed = False, None
+        cut: BaseException | None = None
         try:
             self._measure(errors)
-        except KeyboardInterrupt:
-            stopped = True
-        except NotEnoughMemoryError as error:
-            failed = error
+        except (KeyboardInterrupt, NotEnoughMemoryError) as error:
+            cut = error
         if errors:
             self._report(errors)
-        if failed is not None:
-            raise failed
-        if stopped:
-            Console(stderr=True).print("interrupted: these are the caches that were done")
+        if isinstance(cut, NotEnoughMemoryError):
+            raise cut
+        if cut is not None:
+            options.say("interrupted: these are the caches that were done")
             raise typer.Exit(options.INTERRUPTED)
 
     def _measure(self, errors: list[CacheError]) -> None:
         with progress() as bars:
             bar = bars.add_task("no cache", total=self.run.num_batches, note="")
-            references: list[GenerationOutput] = []
-            for reference in self.run.reference():
-                references.append(reference)
-                bars.advance(bar)
+            references = list(bars.track(self.run.reference(), task_id=bar))
             for cache in self.caches:
                 bar = bars.add_task(cache, total=self.run.num_batches, note="")
                 parts: list[Observed] = []
@@ -177,24 +150,38 @@ class _Job:
                     bars.update(bar, advance=1, note=note)
                 summed = summarise(replace(self.run.settings, cache=cache), parts)
                 errors.append(replace(summed, correct=self.subject.right(parts)))
-                if self.to.passes is not None:
-                    _write_passes(self.to.passes, summed.cache, parts, first=len(errors) == 1)
+                if self.passes is not None:
+                    _write_passes(self.passes, summed.cache, parts, first=len(errors) == 1)
 
     def _report(self, errors: Sequence[CacheError]) -> None:
-        title = f"{self.subject.name}, {errors[0].scheduler}, {_heading(self.run)}"
+        run, settings = self.run, self.run.settings
+        own = min(DEFAULT_BLOCK_LENGTH, settings.max_new_tokens)
+        block = settings.block_length or run.model.spec.block_length or own
+        title = (
+            f"{self.subject.name}, {errors[0].scheduler}, {run.model.name}: {len(run.prompts)} "
+            f"prompts, {settings.max_new_tokens} new tokens, blocks of {block}, "
+            f"batch {run.batch_size}"
+        )
         rows = [[cell(row) for cell in HEADS.values()] for row in errors]
         table = Table(title, list(HEADS), rows, LEGEND)
-        path = self.to.output
+        path, records = self.output, [asdict(row) for row in errors]
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-        if path is not None and path.suffix == ".csv":
-            write_csv(path, [asdict(row) for row in errors])
-        elif path is not None:
-            write_markdown(path, [f"{title}.", table.markdown(), LEGEND])
-        if self.to.as_json:
-            print(json.dumps({"title": title, "rows": [asdict(row) for row in errors]}))
+            if path.suffix == ".csv":
+                write_csv(path, records)
+            else:
+                write_markdown(path, [f"{title}.", table.markdown(), LEGEND])
+        if self.as_json:
+            print(json.dumps({"title": title, "rows": records}))
         else:
             Console(highlight=False).print(_printed(table), LEGEND)
+
+
+def _check(path: Path | None, name: str, *endings: str) -> None:
+    if path is not None and path.suffix not in endings:
+        raise ValueError(f"{name}={str(path)!r} must end in {' or '.join(endings)}")
+    mark = "| cache |" if path is not None and path.suffix == ".md" else "mean_error"
+    options.check_writable(path, f"--{name}", mark)
 
 
 def _subject(task: str | None, prompts: Path | None, limit: int) -> Subject:
@@ -204,11 +191,10 @@ def _subject(task: str | None, prompts: Path | None, limit: int) -> Subject:
     if prompts is not None:
         if limit < 1:
             raise ValueError(f"limit={limit} must be at least 1")
-        texts = sorted(read_prompts(prompts, limit), key=len)
-        return Subject(str(prompts), tuple(texts))
+        return Subject(str(prompts), sorted(read_prompts(prompts, limit), key=len))
     chosen = find_task(task or "arithmetic")
     problems = sorted(chosen.take(limit), key=lambda problem: len(problem.prompt))
-    return Subject(chosen.name, tuple(p.prompt for p in problems), chosen, tuple(problems))
+    return Subject(chosen.name, [problem.prompt for problem in problems], chosen, problems)
 
 
 def _chosen(run: CacheErrorRun, names: Sequence[str] | None) -> list[str]:
@@ -220,20 +206,8 @@ def _chosen(run: CacheErrorRun, names: Sequence[str] | None) -> list[str]:
     allowed = run.allowed()
     for name, reason in allowed.items():
         if reason is not None:
-            line = f"left out: {name}: {reason}"
-            Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
+            options.say(f"left out: {name}: {reason}")
     return [name for name, reason in allowed.items() if reason is None]
-
-
-def _heading(run: CacheErrorRun) -> str:
-    """Returns what every cache has in common."""
-    settings, model = run.settings, run.model
-    own = min(DEFAULT_BLOCK_LENGTH, settings.max_new_tokens)
-    block = settings.block_length or model.spec.block_length or own
-    return (
-        f"{model.name}: {len(run.prompts)} prompts, {settings.max_new_tokens} new tokens, "
-        f"blocks of {block}, batch {run.batch_size}"
-    )
 
 
 def _printed(table: Table) -> RichTable:

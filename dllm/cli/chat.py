@@ -9,9 +9,9 @@ from typing import Any
 from rich.console import Console
 from rich.prompt import Prompt
 
-from dllm import HostedModel, PromptMemory, load
+from dllm import PromptMemory, load
 from dllm.cli import options
-from dllm.cli.generate import draw, warn_unknown_words
+from dllm.cli.generate import drain, warn_unknown_words
 from dllm.compatible import check
 from dllm.generate import stream
 from dllm.settings import resolve
@@ -35,25 +35,18 @@ def chat(
     dllm chat --scheduler threshold:0.9 --cache dual
     """
     loaded = load(model, dtype=dtype, device=device, speed=speed)
-    chosen = options.collect(
-        settings,
-        scheduler=scheduler,
-        cache=cache,
-        max_new_tokens=max_new_tokens,
-        block_length=block_length,
-        temperature=temperature,
-    )
-    memory = _memory(loaded, chosen)
+    parts = {"scheduler": scheduler, "cache": cache}
+    chosen = options.collect(settings, max_new_tokens, block_length, temperature, None, **parts)
+    resolved = resolve(loaded.defaults, None, chosen)
+    _, policy = check(loaded, resolved)  # before anything is asked
+    # It spares each turn the reading of those before it, where the cache allows that.
+    memory = PromptMemory() if policy.final_blocks and not resolved.guidance_scale else None
     messages: list[dict[str, str]] = []
     while content := _read(as_json):
         messages.append({"role": "user", "content": content})
         warn_unknown_words(loaded, [content])
         running: Any = stream(loaded, messages, memory=memory, **chosen)
-        if as_json or not sys.stdout.isatty():
-            for _ in running:
-                pass
-        else:
-            draw(running)
+        drain(running, watch=sys.stdout.isatty() and not as_json)
         out = running.output
         reply = out.texts[0] if out.texts else ""
         messages.append({"role": "assistant", "content": reply})
@@ -61,17 +54,6 @@ def chat(
             print(json.dumps({"reply": reply, "metrics": out.metrics.to_dict()}), flush=True)
         elif not sys.stdout.isatty():
             Console().print(reply, markup=False, highlight=False)
-
-
-def _memory(model: HostedModel, chosen: dict[str, Any]) -> PromptMemory | None:
-    """Returns what spares each turn the reading of those before it, where the cache allows it.
-
-    Raises ValueError for settings that do not suit the model, before anything is asked.
-    """
-    settings = resolve(model.defaults, None, chosen)
-    _, cache = check(model, settings)
-    kept = cache.final_blocks and not settings.guidance_scale
-    return PromptMemory() if kept else None
 
 
 def _read(quiet: bool) -> str:

@@ -7,10 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from typer import Argument, Option
 
 from dllm.cli import options
 from dllm.cli.shown.measured import accuracy_cells, empty_table
@@ -21,18 +21,18 @@ _LEVEL = 0.05  # the usual one, for the wording alone
 
 
 def compare(
-    first: Annotated[Path, typer.Argument(help="Results of `dllm eval --output`.")],
+    first: Annotated[Path, Argument(help="Results of `dllm eval --output`.")],
     second: Annotated[
-        Path | None, typer.Argument(help="The other results; the same file unless given.")
+        Path | None, Argument(help="The other results; the same file unless given.")
     ] = None,
     run_first: Annotated[
-        str | None, typer.Option("--first", help="Which run of the first file: a name or label.")
+        str | None, Option("--first", help="Which run of the first file: a name or label.")
     ] = None,
     run_second: Annotated[
-        str | None, typer.Option("--second", help="Which run of the second file.")
+        str | None, Option("--second", help="Which run of the second file.")
     ] = None,
     show: Annotated[
-        bool, typer.Option("--show", help="List the problems that only one has right.")
+        bool, Option("--show", help="List the problems that only one has right.")
     ] = False,
     as_json: options.Json = False,
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from dllm import load
 from dllm.cli import options
@@ -29,8 +29,8 @@ COMPARED = (
 
 
 def demo(
-    limit: Annotated[int, typer.Option(help="Word problems for each method.")] = 100,
-    batch_size: Annotated[int, typer.Option(help="Prompts decoded together.")] = 50,
+    limit: Annotated[int, Option(help="Word problems for each method.")] = 100,
+    batch_size: options.Together = 50,
     as_json: options.Json = False,
 ) -> None:
     """Decodes word problems with several schedulers and caches, offline, in a minute or two."""

@@ -10,10 +10,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.text import Text
+from typer import Argument
 
 from dllm.cli import options
 from dllm.doctor import examine
-from dllm.doctor.finding import Finding
 
 FAILED = 1  # exit code
 STYLES = {"ok": "green", "warning": "yellow", "failure": "bold red"}
@@ -21,7 +21,7 @@ STYLES = {"ok": "green", "warning": "yellow", "failure": "bold red"}
 
 def doctor(
     model: Annotated[
-        str | None, typer.Argument(help='"tiny", a checkpoint folder or a downloaded hub id.')
+        str | None, Argument(help='"tiny", a checkpoint folder or a downloaded hub id.')
     ] = None,
     device: options.Device = None,
     as_json: options.Json = False,
@@ -30,12 +30,15 @@ def doctor(
 
     dllm doctor tiny
     """
-    found = []
-    console = Console(highlight=False)
+    found, console = [], Console(highlight=False)
     for finding in examine(model, device):
         found.append(finding)
         if not as_json:
-            show(console, finding)
+            level = f"{finding.level:<8}", STYLES[finding.level]
+            line = Text.assemble(level, (f"{finding.subject}: ", "bold"), finding.text)
+            console.print(line, soft_wrap=True)
+        if finding.way_out and not as_json:
+            console.print(Text(f"{'':<8}-> {finding.way_out}"), soft_wrap=True)
     levels = Counter(finding.level for finding in found)
     if as_json:
         record = [asdict(finding) for finding in found]
@@ -44,15 +47,3 @@ def doctor(
         console.print(f"{levels['failure']} failure(s), {levels['warning']} warning(s)")
     if levels["failure"]:
         raise typer.Exit(FAILED)
-
-
-def show(console: Console, finding: Finding) -> None:
-    """Prints a finding, and below it what to do."""
-    line = Text.assemble(
-        (f"{finding.level:<8}", STYLES[finding.level]),
-        (f"{finding.subject}: ", "bold"),
-        finding.text,
-    )
-    console.print(line, soft_wrap=True)
-    if finding.way_out:
-        console.print(Text(f"{'':<8}-> {finding.way_out}"), soft_wrap=True)

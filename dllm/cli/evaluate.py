@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 from rich.console import Console
+from typer import Option
 
 from dllm import load
 from dllm.cli import options
-from dllm.cli.shown.measured import (
-    Bars,
-    interrupted,
-    measure,
-    measure_runs,
-    printed,
-    written,
-)
+from dllm.cli.shown.measured import Bars, interrupted, measure, measure_runs, printed, written
 from dllm.compatible import check
 from dllm.decoding.memory_limits import NotEnoughMemoryError
 from dllm.eval.ablation.lines import Line
@@ -39,60 +31,50 @@ from dllm.settings import resolve
 def evaluate(
     task: Annotated[
         str,
-        typer.Option(
+        Option(
             help="arithmetic, lists, functions, gsm8k, humaneval or parallel_bench; of this one "
             "also a part, as in parallel_bench:shuffle,names=3-6."
         ),
     ] = "arithmetic",
     data: Annotated[
         Path | None,
-        typer.Option(help="JSON lines with the problems of gsm8k or humaneval; else the hub's."),
+        Option(help="JSON lines with the problems of gsm8k or humaneval; else the hub's."),
     ] = None,
     style: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="gsm8k: fewshot, cot, zeroshot, chat, ...; humaneval: base, instruct; "
             "parallel_bench: plain, chat."
         ),
     ] = None,
-    examples: Annotated[
-        Path | None, typer.Option(help="JSON lines with solved problems for gsm8k's prompts.")
-    ] = None,
+    examples: options.Examples = None,
     shots: Annotated[
-        int | None, typer.Option(help="Solved problems in each prompt; the style's own number.")
+        int | None, Option(help="Solved problems in each prompt; the style's own number.")
     ] = None,
-    run_code: Annotated[
-        bool,
-        typer.Option("--run-code", help="Run model-written code, in a sandbox, to score it."),
-    ] = False,
+    run_code: options.RunCode = False,
     model: options.Model = "tiny",
     scheduler: options.Schedulers = None,
     lineup: Annotated[
-        str | None,
-        typer.Option("--schedulers", help='"all", or a YAML file with the list to compare.'),
+        str | None, Option("--schedulers", help='"all", or a YAML file with the list to compare.')
     ] = None,
     cache: options.Caches = None,
     verifier: options.Verifier = None,
-    limit: Annotated[int, typer.Option(help="Problems of the held-out split.")] = 100,
+    limit: Annotated[int, Option(help="Problems of the held-out split.")] = 100,
     samples: Annotated[
-        int, typer.Option(help="Answers to each problem, for pass@k; above 1 with --temperature.")
+        int, Option(help="Answers to each problem, for pass@k; above 1 with --temperature.")
     ] = 1,
-    batch_size: Annotated[
-        int, typer.Option(help="Rows decoded at a time; other problems wait.")
-    ] = 50,
+    batch_size: Annotated[int, Option(help="Rows decoded at a time; other problems wait.")] = 50,
     output: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             help="JSON lines, one a problem; a stopped run goes on. With --schedulers or --plot "
             "a folder, which also gets the table as CSV and Markdown."
         ),
     ] = None,
     trace: Annotated[
-        bool, typer.Option("--trace", help="Keep each row's steps in --output, for `dllm trace`.")
+        bool, Option("--trace", help="Keep each row's steps in --output, for `dllm trace`.")
     ] = False,
-    plot: Annotated[
-        Path | None, typer.Option(help="PNG: accuracy over tokens per forward.")
-    ] = None,
+    plot: Annotated[Path | None, Option(help="PNG: accuracy over tokens per forward.")] = None,
     max_new_tokens: options.NewTokens = None,
     block_length: options.Block = None,
     temperature: options.Temperature = None,
@@ -102,8 +84,7 @@ def evaluate(
     device: options.Device = None,
     speed: options.Speed = None,
     with_record: Annotated[
-        bool,
-        typer.Option("--record", help="Print below the table all that belongs to its figures."),
+        bool, Option("--record", help="Print below the table all that belongs to its figures.")
     ] = False,
     as_json: options.Json = False,
 ) -> None:
@@ -123,16 +104,12 @@ def evaluate(
     if compared and not chosen.scored:
         raise ValueError(f"a comparison needs scores, and {task} has none without --run-code")
     entries = gather(lineup, scheduler or ()) if compared else []
-    to = Destination(output, plot, as_json) if compared else None
+    if compared:
+        check_destination(output, plot)
     processes = find_processes()
     loaded = load(model, dtype=dtype, device=processes.device(device), speed=speed)
     shared = options.collect(
-        settings,
-        verifier=verifier,
-        max_new_tokens=max_new_tokens,
-        block_length=block_length,
-        temperature=temperature,
-        seed=seed,
+        settings, max_new_tokens, block_length, temperature, seed, verifier=verifier
     )
 
     def run_of(one_scheduler: Any, one_cache: str | None) -> Run:
@@ -141,13 +118,13 @@ def evaluate(
         return Run(loaded, chosen, resolved, batch_size, processes, keep_trace=trace)
 
     names: list[str | None] = [*cache] if cache else [None]
-    if to is not None:
+    if compared:
         pairs = [(entry, name) for entry in entries for name in names]
         contenders = [
             contender(n, e, run_of(e.scheduler, c), problems, names_cache=len(names) > 1)
             for n, (e, c) in enumerate(pairs, start=1)
         ]
-        compare(contenders, to)
+        compare(contenders, output, plot, as_json)
         return
     schedulers: list[str | None] = [*scheduler] if scheduler else [None]
     runs = [run_of(one, name) for one in schedulers for name in names]
@@ -156,29 +133,25 @@ def evaluate(
     measure_runs(runs, sampled(problems, samples, runs[0].settings), output, as_json, with_record)
 
 
-@dataclass(frozen=True)
-class Destination:
-    """Where a comparison goes."""
-
-    folder: Path | None  # a results file for each contender, and the tables
-    plot: Path | None
-    as_json: bool
-
-    def __post_init__(self) -> None:
-        if self.plot is not None and self.plot.suffix != ".png":
-            raise ValueError(f"plot={self.plot} must end in .png")
-        options.check_writable(self.plot, "--plot")
-        folder = self.folder
-        if folder is not None and (folder.is_file() or folder.suffix == ".jsonl"):
-            raise ValueError(
-                f"output={folder} must be a folder: a comparison writes a file for each scheduler"
-            )
-        if folder is not None:
-            options.check_writable(folder / "results.csv", "--output")
+def check_destination(folder: Path | None, plot: Path | None) -> None:
+    """Raises ValueError if a comparison could not be written."""
+    if plot is not None and plot.suffix != ".png":
+        raise ValueError(f"plot={plot} must end in .png")
+    options.check_writable(plot, "--plot")
+    if folder is not None and (folder.is_file() or folder.suffix == ".jsonl"):
+        raise ValueError(
+            f"output={folder} must be a folder: a comparison writes a file for each scheduler"
+        )
+    options.check_writable(folder and folder / "results.csv", "--output")
 
 
-def compare(contenders: Sequence[Contender], to: Destination) -> None:
-    """Measures all and reports; on Ctrl-C prints what is done and leaves the files alone."""
+def compare(
+    contenders: Sequence[Contender], folder: Path | None, plot: Path | None, as_json: bool
+) -> None:
+    """Measures all and reports; on Ctrl-C prints what is done and leaves the files alone.
+
+    A folder gets a results file for each contender, and the tables.
+    """
     names: dict[str, str] = {}
     for one in contenders:
         if one.run.name in names:
@@ -189,7 +162,7 @@ def compare(contenders: Sequence[Contender], to: Destination) -> None:
     bars = Bars(contenders, len(contenders), quiet=not first.run.processes.is_main)
     measured = measure(
         contenders,
-        lambda one: one.run.results(one.problems, to.folder and to.folder / one.file),
+        lambda one: one.run.results(one.problems, folder and folder / one.file),
         bars,
         (RefusedError, NotEnoughMemoryError),
     )
@@ -200,27 +173,29 @@ def compare(contenders: Sequence[Contender], to: Destination) -> None:
     lines = [line for line in measured.lines if line.results or line.refusal is not None]
     caches = ", ".join(dict.fromkeys(one.cache for one in contenders))
     title = f"{heading(first.run, len(first.problems))}, cache {caches}"
-    if lines and to.as_json:
+    if lines and as_json:
         print(json.dumps({"title": title, "rows": records(lines)}))
     elif lines:
         console, shown = Console(highlight=False), table(title, lines)
         console.print(printed(shown, console.width), shown.legend)
     if measured.stopped:
-        interrupted(to.folder)
-    _write(title, lines, to)
+        interrupted(folder)
+    _write(title, lines, folder, plot)
     refusals = [line.refusal for line in lines if line.refusal is not None]
     if len(refusals) == len(lines):
         raise ValueError(f"every scheduler refused, the first one because: {refusals[0]}")
 
 
-def _write(title: str, lines: Sequence[Line[Contender]], to: Destination) -> None:
+def _write(
+    title: str, lines: Sequence[Line[Contender]], folder: Path | None, plot: Path | None
+) -> None:
     files: list[Path] = []
-    if to.folder is not None:
-        to.folder.mkdir(parents=True, exist_ok=True)
-        base, shown = to.folder / lines[0].candidate.run.task.name, table(title, lines)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        base, shown = folder / lines[0].candidate.run.task.name, table(title, lines)
         files += [base.with_suffix(".csv"), base.with_suffix(".md")]
         write_csv(files[0], records(lines))
         write_markdown(files[1], [f"{title}.", shown.markdown(), shown.legend])
-    if to.plot is not None and draw_comparison(to.plot, title, lines):
-        files.append(to.plot)
+    if plot is not None and draw_comparison(plot, title, lines):
+        files.append(plot)
     written(files)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import shorten
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
-from torch import Tensor
+from typer import Argument, Option
 
 from dllm import cache as caches
 from dllm import load, schedulers
@@ -35,7 +36,7 @@ OPEN, DRAFT, NEW, DONE, AGAIN = "dim", "dim italic", "bold green", "default", "b
 
 
 def generate(
-    prompts: Annotated[list[str], typer.Argument(help='Texts to complete; "-" reads stdin.')],
+    prompts: Annotated[list[str], Argument(help='Texts to complete; "-" reads stdin.')],
     model: options.Model = "tiny",
     scheduler: options.Scheduler = None,
     cache: options.Cache = None,
@@ -50,12 +51,10 @@ def generate(
     device: options.Device = None,
     speed: options.Speed = None,
     trace: Annotated[
-        Path | None, typer.Option(help="Write each row's steps here, for `dllm trace`.")
+        Path | None, Option(help="Write each row's steps here, for `dllm trace`.")
     ] = None,
-    watch: Annotated[bool, typer.Option(help="Draw the canvas while it fills.")] = False,
-    chat_template: Annotated[
-        bool, typer.Option("--chat", help="Put each prompt into the chat template.")
-    ] = False,
+    watch: Annotated[bool, Option(help="Draw the canvas while it fills.")] = False,
+    chat_template: options.ChatTemplate = False,
     as_json: options.Json = False,
 ) -> None:
     """Completes one or more prompts in one batch.
@@ -68,20 +67,10 @@ def generate(
         check_free(trace)
     texts = _read(prompts)
     loaded = load(model, dtype=dtype, device=device, speed=speed)
-    inputs: Any = [[{"role": "user", "content": t}] for t in texts] if chat_template else texts
-    chosen = options.collect(
-        settings,
-        scheduler=scheduler,
-        cache=cache,
-        verifier=verifier,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        block_length=block_length,
-        temperature=temperature,
-        seed=seed,
-    )
+    parts = {"scheduler": scheduler, "cache": cache, "verifier": verifier, "batch_size": batch_size}
+    chosen = options.collect(settings, max_new_tokens, block_length, temperature, seed, **parts)
     warn_unknown_words(loaded, texts)
-    running = stream(loaded, inputs, **chosen)
+    running = stream(loaded, options.inputs(texts, chat_template), **chosen)
     interrupted = _run(running, watch and not as_json)
     if trace is not None:
         write_records(trace, _records(running, texts))
@@ -117,9 +106,7 @@ def warn_unknown_words(model: DenoisingModel, texts: list[str]) -> None:
         return
     for text in texts:
         if unknown in tokenizer.encode(text):
-            Console(stderr=True).print(
-                f"warning: the model's vocabulary lacks words of: {text!r}", markup=False
-            )
+            options.say(f"warning: the model's vocabulary lacks words of: {text!r}")
 
 
 def report(out: GenerationOutput, as_json: bool) -> None:
@@ -147,13 +134,9 @@ def report(out: GenerationOutput, as_json: bool) -> None:
 def _run(running: Stream, watch: bool) -> bool:
     """Drains a stream; True if Ctrl-C stopped it, what was committed is kept."""
     try:
-        if watch:
-            draw(running)
-        else:
-            for _ in running:
-                pass
+        drain(running, watch)
     except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted: this is what was committed until then")
+        options.say("interrupted: this is what was committed until then")
         return True
     except (BrokenLogitsError, NotEnoughMemoryError):
         report(running.output, as_json=False)
@@ -161,9 +144,12 @@ def _run(running: Stream, watch: bool) -> bool:
     return False
 
 
-def draw(running: Stream, console: Console | None = None) -> None:
-    """Drains a stream and shows each row: what is there, new, masked again, proposed, open."""
-    with Live(console=console or Console(), auto_refresh=False) as live:
+def drain(running: Stream, watch: bool) -> None:
+    """Drains a stream; watched, it shows of each row what is new, masked again, proposed, open."""
+    if not watch:
+        deque(running, maxlen=0)
+        return
+    with Live(console=Console(), auto_refresh=False) as live:
         for number, event in enumerate(running, start=1):
             rows = [_row(running, event, row) for row in range(running.canvas.layout.num_rows)]
             caption = Text(f"forward {number} ({event.kind})", style="dim")
@@ -176,10 +162,9 @@ def _row(running: Stream, event: StepEvent, row: int) -> Text:
     if tokenizer is None:
         raise ValueError("the model has no tokenizer, so there is no text to watch")
     start, end = int(canvas.prompt_length[row]), int(canvas.full_length[row])
-    columns = event.columns[row].tolist()
-    drafts = dict(zip(columns, event.drafts[row].tolist(), strict=True))
-    new = _where(columns, event.committed[row])
-    again = _where(columns, event.remasked[row])
+    drafts = dict(zip(event.columns[row].tolist(), event.drafts[row].tolist(), strict=True))
+    new = set(event.columns[row][event.committed[row]].tolist())
+    again = set(event.columns[row][event.remasked[row]].tolist())
     text = Text()
     if running.batch is not None:  # a place holds one prompt after the other
         text.append(f"{event.prompts[row]}: ", style=OPEN)
@@ -194,7 +179,3 @@ def _row(running: Stream, event: StepEvent, row: int) -> Text:
         else:
             text.append("·", style=OPEN)
     return text
-
-
-def _where(columns: list[int], chosen: Tensor) -> set[int]:
-    return {column for column, is_so in zip(columns, chosen.tolist(), strict=True) if is_so}

@@ -8,7 +8,6 @@ import re
 import sys
 
 import typer
-from rich.console import Console
 
 from dllm.cli.ablate import ablate
 from dllm.cli.cache_error import cache_error
@@ -19,7 +18,7 @@ from dllm.cli.doctor import doctor
 from dllm.cli.evaluate import evaluate
 from dllm.cli.generate import generate
 from dllm.cli.methods import methods
-from dllm.cli.options import INTERRUPTED
+from dllm.cli.options import INTERRUPTED, say
 from dllm.cli.trace import trace
 from dllm.cli.train_filter import train_filter
 from dllm.cli.verify import verify
@@ -45,18 +44,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-app.command()(generate)
-app.command()(chat)
-app.command(name="eval")(evaluate)
-app.command()(compare)
-app.command()(demo)
-app.command()(methods)
-app.command()(train_filter)
-app.command()(cache_error)
-app.command()(verify)
-app.command()(doctor)
-app.command()(trace)
-app.command()(ablate)
+RUNNING = (generate, chat, evaluate, compare, demo)
+BESIDE = (methods, train_filter, cache_error, verify, doctor, trace, ablate)
+for command in (*RUNNING, *BESIDE):
+    app.command("eval" if command is evaluate else None)(command)
 
 
 def message(error: Exception) -> str:
@@ -68,14 +59,13 @@ def message(error: Exception) -> str:
 
 def main() -> None:
     """Runs the command line; what a user can mend is one line on stderr, not a traceback."""
-    errors = Console(stderr=True, highlight=False)
     try:
         app()
     except KeyboardInterrupt:
-        errors.print("interrupted")
+        say("interrupted")
         sys.exit(INTERRUPTED)
     except (ValueError, TypeError, OSError, BrokenLogitsError, NotEnoughMemoryError) as error:
         if isinstance(error, TypeError) and not _OF_SETTINGS.search(str(error)):
             raise  # a fault of ours, not of the user's
-        errors.print(f"error: {message(error)}", markup=False, soft_wrap=True)
+        say(f"error: {message(error)}")
         sys.exit(2)

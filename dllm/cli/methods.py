@@ -70,7 +70,8 @@ def _explain(console: Console, method: Method) -> None:
     """Prints all there is to know of a method."""
     console.print(Text.assemble((method.name, "bold"), f" ({method.kind})\n"))
     for paragraph in method.text.split("\n\n"):
-        console.print(Text(f"{_filled(paragraph)}\n"))
+        filled = re.sub(r"\n(?! )", " ", paragraph)  # the console breaks it; indented lines stay
+        console.print(Text(f"{filled}\n"))
     fields = [(o.name, o.default, _about(o)) for o in method.options]
     presets = [(f"{method.name}@{preset}", text) for preset, text in method.presets.items()]
     for title, rows in (("options", fields), ("presets", presets)):
@@ -101,11 +102,6 @@ def _grid(rows: Iterable[Sequence[str]]) -> Table:
     return table
 
 
-def _filled(paragraph: str) -> str:
-    """Returns a paragraph as one line that the console may break; indented lines stay."""
-    return re.sub(r"\n(?! )", " ", paragraph)
-
-
 # The generated part of docs/reference/schedulers.md.
 
 
@@ -128,16 +124,10 @@ def rewrite(path: Path, part: str) -> None:
 
 def render(methods: Sequence[Method]) -> str:
     """Returns the marker, a table of all methods and a section for each of them."""
-    head = ("scheduler", "what it does", "reads", "traits")
-    rows = [
-        (
-            f"[`{method.name}`](#{method.name})",
-            escape(method.rule),
-            escape(method.statistic),
-            "; ".join(trait.brief for trait in method.traits),
-        )
-        for method in methods
-    ]
+    head, rows = ("scheduler", "what it does", "reads", "traits"), []
+    for method in methods:
+        link, traits = f"[`{method.name}`](#{method.name})", (t.brief for t in method.traits)
+        rows.append((link, escape(method.rule), escape(method.statistic), "; ".join(traits)))
     parts = [MARKER, "## All of them", markdown_table(head, rows), *map(section, methods)]
     return "\n\n".join(parts) + "\n"
 

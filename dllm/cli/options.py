@@ -7,78 +7,99 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 import yaml
+from rich.console import Console
+from typer import Option
 
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
 _BEGINNING = 1 << 16  # characters in which a file says what it is
 
-Model = Annotated[
-    str, typer.Option("--model", "-m", help='"tiny", a checkpoint folder or a hub id.')
-]
+Model = Annotated[str, Option("--model", "-m", help='"tiny", a checkpoint folder or a hub id.')]
 Scheduler = Annotated[
     str | None,
-    typer.Option("--scheduler", "-s", help='Such as "threshold:0.9"; `dllm methods` lists all.'),
+    Option("--scheduler", "-s", help='Such as "threshold:0.9"; `dllm methods` lists all.'),
 ]
 Schedulers = Annotated[
     list[str] | None,
-    typer.Option("--scheduler", "-s", help='Such as "threshold:0.9"; repeat to compare several.'),
+    Option("--scheduler", "-s", help='Such as "threshold:0.9"; repeat to compare several.'),
 ]
-Cache = Annotated[str | None, typer.Option("--cache", "-c", help='"none", "prefix", "dual", ...')]
+Cache = Annotated[str | None, Option("--cache", "-c", help='"none", "prefix", "dual", ...')]
 Caches = Annotated[
     list[str] | None,
-    typer.Option("--cache", "-c", help='"none", "prefix", "dual", ...; repeat to compare several.'),
+    Option("--cache", "-c", help='"none", "prefix", "dual", ...; repeat to compare several.'),
 ]
 Verifier = Annotated[
-    str | None, typer.Option("--verifier", "-v", help='"ssd:draft_length=4", "freedave:4", ...')
+    str | None, Option("--verifier", "-v", help='"ssd:draft_length=4", "freedave:4", ...')
 ]
 Batch = Annotated[
-    int | None, typer.Option("--batch-size", help="Rows decoded at a time; other prompts wait.")
+    int | None, Option("--batch-size", help="Rows decoded at a time; other prompts wait.")
 ]
-NewTokens = Annotated[
-    int | None, typer.Option("--max-new-tokens", "-n", help="Slots after each prompt.")
-]
-Block = Annotated[
-    int | None, typer.Option("--block-length", "-b", help="Columns decoded together.")
-]
+NewTokens = Annotated[int | None, Option("--max-new-tokens", "-n", help="Slots after each prompt.")]
+Block = Annotated[int | None, Option("--block-length", "-b", help="Columns decoded together.")]
 Temperature = Annotated[
-    float | None, typer.Option("--temperature", "-t", help="0 takes the most probable token.")
+    float | None, Option("--temperature", "-t", help="0 takes the most probable token.")
 ]
-Seed = Annotated[int | None, typer.Option(help="Seed of sampled tokens and random orders.")]
+Seed = Annotated[int | None, Option(help="Seed of sampled tokens and random orders.")]
 Dtype = Annotated[
-    str | None, typer.Option(help="float32, bfloat16, ...; the checkpoint's own unless given.")
+    str | None, Option(help="float32, bfloat16, ...; the checkpoint's own unless given.")
 ]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")]
+Examples = Annotated[
+    Path | None, Option(help="JSON lines with solved problems for gsm8k's prompts.")
+]
+RunCode = Annotated[
+    bool, Option("--run-code", help="Run model-written code, in a sandbox, to score it.")
+]
+Prompts = Annotated[Path | None, Option(help='Text, a prompt a line, or .jsonl with "prompt".')]
+ChatTemplate = Annotated[bool, Option("--chat", help="Put each prompt into the chat template.")]
+Together = Annotated[int, Option("--batch-size", help="Prompts decoded together.")]
+Device = Annotated[str | None, Option(help="cpu, cuda, cuda:1, ...")]
 Speed = Annotated[
-    str | None,
-    typer.Option(help='Faster passes: fused, compiled, captured, int8, or "fused+captured".'),
+    str | None, Option(help='Faster passes: fused, compiled, captured, int8, or "fused+captured".')
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Any other setting as name=value, such as top_p=0.95; repeatable."),
+    Option("--set", help="Any other setting as name=value, such as top_p=0.95; repeatable."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+Json = Annotated[bool, Option("--json", help="Print JSON and nothing else.")]
 
 
-def collect(more: Sequence[str] | None, **options: Any) -> dict[str, Any]:
+def collect(
+    more: Sequence[str] | None,
+    max_new_tokens: int | None = None,
+    block_length: int | None = None,
+    temperature: float | None = None,
+    seed: int | None = None,
+    **parts: Any,
+) -> dict[str, Any]:
     """Returns the settings that were given, by option or by `--set name=value`."""
+    options = {"max_new_tokens": max_new_tokens, "block_length": block_length, **parts}
+    options |= {"temperature": temperature, "seed": seed}
     settings = {name: value for name, value in options.items() if value is not None}
     for item in more or ():
         name, equals, value = item.partition("=")
+        name = name.strip()
         if not equals:
             raise ValueError(f"--set {item!r}: write it as name=value")
-        if name.strip() in settings:
-            raise ValueError(
-                f"--set {item!r}: {name.strip()} is given twice, leave one of them out"
-            )
+        if name in settings:
+            raise ValueError(f"--set {item!r}: {name} is given twice, leave one of them out")
         try:
-            settings[name.strip()] = yaml.safe_load(value)
+            settings[name] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise ValueError(
                 f"--set {item!r}: {value!r} is not a YAML value, such as 3, true or [1, 2]: put a "
                 "text with signs in it into quotes"
             ) from None
     return settings
+
+
+def inputs(texts: list[str], as_chats: bool) -> Any:
+    """Returns texts as `generate` takes them, each as it is or as the message of a user."""
+    return [[{"role": "user", "content": text}] for text in texts] if as_chats else texts
+
+
+def say(text: str) -> None:
+    """Prints a line on stderr, beside what a command prints or writes."""
+    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def check_writable(path: Path | None, option: str, mark: str = "") -> None:

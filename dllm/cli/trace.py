@@ -13,10 +13,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
+from typer import Argument, Option
 
 from dllm.cli import options
 from dllm.cli.shown.replay import COLOURS, View, frames_of, print_rows, print_steps
@@ -24,6 +24,7 @@ from dllm.registry import nearest
 from dllm.trace import TraceRecord
 from dllm.trace.file import Held, read_held
 from dllm.trace.page import page
+from dllm.trace.text import plural
 
 try:
     import termios
@@ -52,20 +53,18 @@ _ABOVE = 2  # lines of the canvas above what it was scrolled to
 
 
 def trace(
-    file: Annotated[Path, typer.Argument(help="From `dllm generate --trace` or `eval --trace`.")],
+    file: Annotated[Path, Argument(help="From `dllm generate --trace` or `eval --trace`.")],
     id_: Annotated[
-        str | None, typer.Option("--id", help="The problem with this id; --list has them.")
+        str | None, Option("--id", help="The problem with this id; --list has them.")
     ] = None,
-    row: Annotated[int | None, typer.Option(help="The row with this number, from 1.")] = None,
-    list_rows: Annotated[bool, typer.Option("--list", help="List what the file holds.")] = False,
+    row: Annotated[int | None, Option(help="The row with this number, from 1.")] = None,
+    list_rows: Annotated[bool, Option("--list", help="List what the file holds.")] = False,
     html: Annotated[
-        Path | None, typer.Option(help="Write a page for a browser; all rows unless one is named.")
+        Path | None, Option(help="Write a page for a browser; all rows unless one is named.")
     ] = None,
-    step: Annotated[
-        int | None, typer.Option(help="Print only the canvas after so many steps.")
-    ] = None,
+    step: Annotated[int | None, Option(help="Print only the canvas after so many steps.")] = None,
     colour: Annotated[
-        str, typer.Option("--colour", "--color", help="step: of the commit; or confidence.")
+        str, Option("--colour", "--color", help="step: of the commit; or confidence.")
     ] = "step",
     as_json: options.Json = False,
 ) -> None:
@@ -93,21 +92,16 @@ def trace(
     record = _single(chosen, held).record
     if step is not None and not 0 <= step <= record.num_steps:
         raise ValueError(f"step={step} must be between 0 and {record.num_steps}, the row's steps")
+    console = Console(highlight=False)
+    view, terminal = View(record, colour, console.color_system), console.is_terminal
     if as_json:
         print(json.dumps(frames_of(record, step)))
-        return
-    _show(View(record, colour), step)
-
-
-def _show(view: View, step: int | None) -> None:
-    console = Console(highlight=False)
-    view = View(view.record, view.colour, system=console.color_system)
-    if step is not None:
+    elif step is not None:
         print_steps(console, view, range(step, step + 1))
-    elif HAS_KEYS and console.is_terminal and sys.stdin.isatty() and not console.is_dumb_terminal:
+    elif HAS_KEYS and terminal and sys.stdin.isatty() and not console.is_dumb_terminal:
         replay(console, view)
     else:
-        print_steps(console, view, range(view.record.num_steps + 1))
+        print_steps(console, view, range(record.num_steps + 1))
 
 
 def _chosen(held: Sequence[Held], id_: str | None, row: int | None) -> list[Held]:
@@ -134,18 +128,15 @@ def _single(chosen: Sequence[Held], held: Sequence[Held]) -> Held:
         rows = ", ".join(str(one.number) for one in chosen)
         raise ValueError(f"id={chosen[0].id!r} is in {len(chosen)} runs: name one as --row {rows}")
     if len(chosen) > 1:
-        Console(stderr=True, highlight=False).print(
-            f"row {chosen[0].number} of {len(held)}; --row or --id name another, --list lists all"
-        )
+        number = f"row {chosen[0].number} of {len(held)}"
+        options.say(f"{number}; --row or --id name another, --list lists all")
     return chosen[0]
 
 
 def _write(path: Path, records: Sequence[TraceRecord], name: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page(records, f"Replay of {name}"), encoding="utf-8")
-    rows = f"{len(records)} row{'' if len(records) == 1 else 's'}"
-    said = f"written: {path} ({rows}); open it in a browser"
-    Console(stderr=True, highlight=False).print(said, markup=False, soft_wrap=True)
+    options.say(f"written: {path} ({plural(len(records), 'row')}); open it in a browser")
 
 
 # A replay that one steps through with keys.
@@ -220,13 +211,11 @@ class Screen:
         """Returns the screen's lines, no more than fit."""
         lines = self.view.lines(self.step, console.width).lines
         top, room = self._top(console), self._room(console)
-        body = Text("\n").join(lines[top : top + room])
-        more = f"   lines {top + 1} to {top + len(lines[top : top + room])} of {len(lines)}"
+        shown = lines[top : top + room]
+        body = Text("\n").join(shown)
+        more = f"   lines {top + 1} to {top + len(shown)} of {len(lines)}"
         counter = Text(self.view.counter(self.step) + (more if len(lines) > room else ""), "bold")
-        return Group(*self._head(), counter, Text(), body, Text(), Text(HELP, style="dim"))
-
-    def _head(self) -> list[Text]:
-        return [self.view.story(), self.view.legend()]
+        return Group(*self.view.head(), counter, Text(), body, Text(), Text(HELP, style="dim"))
 
     @property
     def _last(self) -> int:
@@ -238,16 +227,16 @@ class Screen:
 
     def _room(self, console: Console) -> int:
         """Returns the lines that are left for the canvas."""
-        head = sum(len(text.wrap(console, console.width)) for text in self._head())
+        head = sum(len(text.wrap(console, console.width)) for text in self.view.head())
         counter = -(-len(self.view.counter(self.step)) // console.width) + 1
         return max(console.height - head - counter - 4, 1)
 
     def _top(self, console: Console) -> int:
         drawn, top = self.view.lines(self.step, console.width), self.top
         if top is None:
-            column = self.view.first_change(self.step)
-            place = self.view.record.prompt_length if column is None else column
-            top = drawn.line_of.get(place, 0) - _ABOVE
+            changed, start = self.view.frames[self.step].changed, self.view.record.prompt_length
+            first = min((c for c, kind in changed.items() if kind != "fill"), default=start)
+            top = drawn.line_of.get(first, 0) - _ABOVE
         return min(max(top, 0), max(len(drawn.lines) - self._room(console), 0))
 
 

@@ -4,68 +4,53 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import typer
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from typer import Option
 
 from dllm import load
 from dllm.cli import options
 from dllm.cli.shown.measured import interrupted, progress
 from dllm.eval.tasks import find_task
 from dllm.learn2pd import Filter, Origin, write_filter
-from dllm.models.model import HostedModel
-from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings, resolve
-from dllm.training.learn2pd import (
-    FEWEST_PROMPTS,
-    Recipe,
-    Score,
-    Split,
-    Training,
-    score,
-    split,
-    state_name,
-)
+from dllm.settings import DEFAULT_BLOCK_LENGTH, resolve
+from dllm.training.learn2pd import FEWEST_PROMPTS, Recipe, Score, Split, Training, score, split
 from dllm.training.learn2pd_examples import Source, join, read_prompts
 
 
 def train_filter(
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="FILE.safetensors; its data goes to FILE.data.")
+        Path, Option("--output", "-o", help="FILE.safetensors; its data goes to FILE.data.")
     ],
     model: options.Model = "tiny",
-    prompts: Annotated[
-        Path | None, typer.Option(help='Text, a prompt a line, or .jsonl with "prompt".')
-    ] = None,
+    prompts: options.Prompts = None,
     task: Annotated[
-        str | None, typer.Option(help="Prompts of a task's training split, such as arithmetic.")
+        str | None, Option(help="Prompts of a task's training split, such as arithmetic.")
     ] = None,
-    count: Annotated[int, typer.Option(help="Prompts at most.")] = 1000,
-    chat_template: Annotated[
-        bool, typer.Option("--chat", help="Put each prompt into the chat template.")
-    ] = False,
+    count: Annotated[int, Option(help="Prompts at most.")] = 1000,
+    chat_template: options.ChatTemplate = False,
     max_new_tokens: options.NewTokens = None,
     block_length: options.Block = None,
     steps: Annotated[
-        int | None, typer.Option(help="Of the reference answer; one token a step unless given.")
+        int | None, Option(help="Of the reference answer; one token a step unless given.")
     ] = None,
     at_eos: Annotated[
-        str, typer.Option(help='"stop" as decoding does, or "ignore" as the authors did.')
+        str, Option(help='"stop" as decoding does, or "ignore" as the authors did.')
     ] = "stop",
-    batch_size: Annotated[int, typer.Option(help="Prompts decoded together.")] = 32,
-    layers: Annotated[int, typer.Option(help="Linear layers of the filter: 1, 2, 4.")] = 2,
-    epochs: Annotated[int, typer.Option(help="Steps on all examples.")] = Recipe.epochs,
-    lr: Annotated[float, typer.Option(help="Learning rate of AdamW.")] = Recipe.learning_rate,
+    batch_size: options.Together = 32,
+    layers: Annotated[int, Option(help="Linear layers of the filter: 1, 2, 4.")] = 2,
+    epochs: Annotated[int, Option(help="Steps on all examples.")] = Recipe.epochs,
+    lr: Annotated[float, Option(help="Learning rate of AdamW.")] = Recipe.learning_rate,
     masked_only: Annotated[
-        bool, typer.Option("--masked-only", help="Leave decided columns out of the loss.")
+        bool, Option("--masked-only", help="Leave decided columns out of the loss.")
     ] = False,
-    threshold: Annotated[float, typer.Option(help="At which the filter is judged.")] = 0.96,
-    seed: Annotated[int, typer.Option(help="Of prompts, split and weights.")] = 0,
+    threshold: Annotated[float, Option(help="At which the filter is judged.")] = 0.96,
+    seed: Annotated[int, Option(help="Of prompts, split and weights.")] = 0,
     dtype: options.Dtype = None,
     device: options.Device = None,
     as_json: options.Json = False,
@@ -82,17 +67,14 @@ def train_filter(
     recipe = Recipe(layers, epochs, lr, seed, masked_only)
     texts = _prompts(prompts, task, count, seed)
     loaded = load(model, dtype=dtype, device=device)
-    inputs: list[Any] = (
-        [[{"role": "user", "content": t}] for t in texts] if chat_template else texts
-    )
-    chosen = options.collect(
-        None,
-        max_new_tokens=max_new_tokens,
-        block_length=block_length,
-        scheduler={"name": "fixed_quota", "steps": steps},
-        at_eos=at_eos,
-    )
-    source = Source(loaded, inputs, _settings(loaded, chosen), batch_size)
+    slow = {"name": "fixed_quota", "steps": steps}
+    chosen = options.collect(None, max_new_tokens, block_length, scheduler=slow, at_eos=at_eos)
+    inputs = options.inputs(texts, chat_template)
+    # The reference is decoded slowly, without noise or a cache.
+    settings = resolve(loaded.defaults, None, {**chosen, "temperature": 0.0, "cache": "none"})
+    own = loaded.spec.block_length or min(DEFAULT_BLOCK_LENGTH, settings.max_new_tokens)
+    settings = replace(settings, block_length=settings.block_length or own)
+    source = Source(loaded, inputs, settings, batch_size)
     job = _Job(source, recipe, threshold, output.with_suffix(".data"))
     try:
         network = job.run()
@@ -115,21 +97,17 @@ class _Job:
         """Returns the trained filter, with what it was trained on and how well it judges."""
         started = time.perf_counter()
         with progress() as bars:
-            data = self._examples(bars)
+            bar, parts = bars.add_task("oracle", total=len(self.source.prompts), note=""), []
+            for part in self.source.examples(self.folder):
+                parts.append(part)
+                bars.update(bar, completed=int(part.prompt.max()) + 1)
+            data = split(join(parts), self.recipe.seed)
             network = self._train(data, bars)
         network.origin = self._origin(network, data, time.perf_counter() - started)
         return network
 
-    def _examples(self, bars: Progress) -> Split:
-        bar = bars.add_task("oracle", total=len(self.source.prompts), note="")
-        parts = []
-        for part in self.source.examples(self.folder):
-            parts.append(part)
-            bars.update(bar, completed=int(part.prompt.max()) + 1)
-        return split(join(parts), self.recipe.seed)
-
     def _train(self, data: Split, bars: Progress) -> Filter:
-        state = self.folder / state_name(self.source.names(), self.recipe)
+        state = self.folder / self.recipe.file(self.source.names())
         training = Training(data, self.recipe, state, self.source.model.device)
         bar = bars.add_task("training", total=self.recipe.epochs, note="")
         for loss in training.run():
@@ -140,15 +118,17 @@ class _Job:
     def _origin(self, network: Filter, data: Split, seconds: float) -> Origin:
         model, settings = self.source.model, self.source.settings
         assert settings.block_length is not None
+        judged = {"validation": data.validation, "test": data.test}
         figures: dict[str, float] = {
             "prompts": len(self.source.prompts),
             "examples": len(data.train.prompt),
             "threshold": self.threshold,
             "seconds": round(seconds, 1),
             **{name: float(value) for name, value in asdict(self.recipe).items()},
-            **_named("validation", score(network, data.validation, self.threshold)),
-            **_named("test", score(network, data.test, self.threshold)),
         }
+        for part, examples in judged.items():
+            for name, value in asdict(score(network, examples, self.threshold)).items():
+                figures[f"{part}_{name}"] = round(value, 5)
         return Origin(
             model=model.name,
             vocab_size=model.spec.vocab_size,
@@ -166,26 +146,13 @@ def _prompts(prompts: Path | None, task: str | None, count: int, seed: int) -> l
         raise ValueError("give --prompts FILE or --task NAME, one of them")
     if count < 1:
         raise ValueError(f"count={count} must be at least 1")
-    if task is not None:
-        problems = find_task(task).take(count, "train", seed)
-        texts = [problem.prompt for problem in problems]
-    else:
-        assert prompts is not None
+    if prompts is not None:
         texts = read_prompts(prompts, count)
+    elif task is not None:
+        texts = [problem.prompt for problem in find_task(task).take(count, "train", seed)]
     if len(texts) < FEWEST_PROMPTS:
         raise ValueError(f"{len(texts)} prompts are too few: at least {FEWEST_PROMPTS} are needed")
     return sorted(texts, key=len)
-
-
-def _settings(model: HostedModel, chosen: Mapping[str, Any]) -> Settings:
-    """Returns how the reference is decoded: slowly, without noise or a cache."""
-    settings = resolve(model.defaults, None, {**chosen, "temperature": 0.0, "cache": "none"})
-    own = min(DEFAULT_BLOCK_LENGTH, settings.max_new_tokens)
-    return replace(settings, block_length=settings.block_length or model.spec.block_length or own)
-
-
-def _named(part: str, found: Score) -> dict[str, float]:
-    return {f"{part}_{name}": round(value, 5) for name, value in asdict(found).items()}
 
 
 def _report(network: Filter, output: Path, as_json: bool) -> None:
@@ -195,9 +162,9 @@ def _report(network: Filter, output: Path, as_json: bool) -> None:
         print(json.dumps({"filter": str(output), **asdict(network.origin)}))
         return
     table = Table("", "validation", "test")
-    for name in asdict(Score(0, 0, 0, 0, 0, 0)):
-        values = [figures[f"{part}_{name}"] for part in ("validation", "test")]
-        table.add_row(name.replace("_", " "), *(f"{value:.4f}" for value in values))
+    for name in (field.name for field in fields(Score)):
+        values = (f"{figures[f'{part}_{name}']:.4f}" for part in ("validation", "test"))
+        table.add_row(name.replace("_", " "), *values)
     console = Console(highlight=False)
     console.print(table)
     console.print(f"{output}: use it with --scheduler learn2pd:{output}", soft_wrap=True)

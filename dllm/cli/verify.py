@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from typing import Annotated
 
 import typer
@@ -11,10 +11,11 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from typer import Option
 
 from dllm import load
 from dllm.cli import options
-from dllm.eval.compare.verification import Divergence, Spent, Trial, Verification, summed
+from dllm.eval.compare.verification import Divergence, Trial, Verification, summed
 from dllm.eval.tasks import find_task
 from dllm.models.model import DenoisingModel
 from dllm.settings import resolve
@@ -26,13 +27,13 @@ _LISTED = 10  # divergences
 def verify(
     model: options.Model = "tiny",
     verifier: Annotated[
-        str, typer.Option("--verifier", "-v", help='"ssd:draft_length=4" or "freedave:4".')
+        str, Option("--verifier", "-v", help='"ssd:draft_length=4" or "freedave:4".')
     ] = "ssd",
     scheduler: options.Scheduler = None,
     cache: options.Cache = None,
-    task: Annotated[str, typer.Option(help="Whose held-out problems are decoded.")] = "arithmetic",
-    limit: Annotated[int, typer.Option(help="Problems at most.")] = 20,
-    batch_size: Annotated[int, typer.Option(help="Prompts decoded together.")] = 1,
+    task: Annotated[str, Option(help="Whose held-out problems are decoded.")] = "arithmetic",
+    limit: Annotated[int, Option(help="Problems at most.")] = 20,
+    batch_size: options.Together = 1,
     max_new_tokens: options.NewTokens = None,
     block_length: options.Block = None,
     temperature: options.Temperature = None,
@@ -49,16 +50,8 @@ def verify(
 
     dllm verify --scheduler fixed_quota --verifier ssd:draft_length=4 --limit 20
     """
-    chosen = options.collect(
-        settings,
-        verifier=verifier,
-        scheduler=scheduler,
-        cache=cache,
-        max_new_tokens=max_new_tokens,
-        block_length=block_length,
-        temperature=temperature,
-        seed=seed,
-    )
+    parts = {"verifier": verifier, "scheduler": scheduler, "cache": cache}
+    chosen = options.collect(settings, max_new_tokens, block_length, temperature, seed, **parts)
     problems = find_task(task).take(limit)
     loaded = load(model, dtype=dtype, device=device)
     resolved = resolve(loaded.defaults, None, chosen)
@@ -75,13 +68,14 @@ def verify(
 
 def _report(result: Verification, verifier: str, model: DenoisingModel) -> None:
     console = Console(highlight=False)
-    table = Table(box=SIMPLE_HEAD, title=f"{result.num_prompts} prompts", title_justify="left")
-    for head in ("", "forwards", "row-forwards", "rows fed", "seconds"):
-        table.add_column(head, justify="right" if head else "left")
-    for name, spent in (("without", result.base), (verifier, result.verified)):
-        counts = (spent.forwards, spent.row_forwards, spent.rows_fed)
-        table.add_row(name, *map(str, counts), f"{spent.seconds:.2f}")
-    table.add_row("ratio", *_ratios(result.base, result.verified))
+    table = Table("", box=SIMPLE_HEAD, title=f"{result.num_prompts} prompts", title_justify="left")
+    for head in ("forwards", "row-forwards", "rows fed", "seconds"):
+        table.add_column(head, justify="right")
+    base, verified = astuple(result.base), astuple(result.verified)
+    for name, (*counts, seconds) in (("without", base), (verifier, verified)):
+        table.add_row(name, *map(str, counts), f"{seconds:.2f}")
+    pairs = zip(base, verified, strict=True)
+    table.add_row("ratio", *(f"{after / before:.2f}" if before else "-" for before, after in pairs))
     console.print(table)
     counted = ", ".join(f"{steps}: {n}" for steps, n in enumerate(result.accepted, start=1))
     console.print(
@@ -95,12 +89,6 @@ def _report(result: Verification, verifier: str, model: DenoisingModel) -> None:
         console.print(_said(one, model), markup=False, soft_wrap=True)
     if len(result.divergences) > _LISTED:
         console.print(f"... and {len(result.divergences) - _LISTED} more")
-
-
-def _ratios(base: Spent, other: Spent) -> list[str]:
-    names = ("forwards", "row_forwards", "rows_fed", "seconds")
-    pairs = [(getattr(base, name), getattr(other, name)) for name in names]
-    return [f"{after / before:.2f}" if before else "-" for before, after in pairs]
 
 
 def _said(one: Divergence, model: DenoisingModel) -> str:

@@ -31,12 +31,16 @@ class Recipe:
     masked_only: bool = False  # the loss leaves out columns that were decided before
 
     def __post_init__(self) -> None:
-        if self.num_layers < 1 or self.epochs < 1:
-            raise ValueError(
-                f"layers={self.num_layers} and epochs={self.epochs} must be at least 1"
-            )
+        layers, epochs = self.num_layers, self.epochs
+        if layers < 1 or epochs < 1:
+            raise ValueError(f"{layers=} and {epochs=} must be at least 1")
         if not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"lr={self.learning_rate} must be positive")
+
+    def file(self, names: Sequence[str]) -> str:
+        """Returns the file that keeps a training on these examples; more epochs go on with it."""
+        decides = json.dumps([list(names), {**asdict(self), "epochs": None}])
+        return f"training-{hashlib.sha256(decides.encode()).hexdigest()[:12]}.pt"
 
 
 @dataclass(frozen=True)
@@ -58,12 +62,6 @@ class Score:
     masked_false_accepts: float  # the same among columns that were still to be decided
     masked_accepted: float  # part of those columns that it accepts
     masked_final: float  # part of them that is final
-
-
-def state_name(names: Sequence[str], recipe: Recipe) -> str:
-    """Returns the file that keeps a training on these examples; more epochs go on with it."""
-    decides = json.dumps([list(names), {**asdict(recipe), "epochs": None}])
-    return f"training-{hashlib.sha256(decides.encode()).hexdigest()[:12]}.pt"
 
 
 def split(examples: Examples, seed: int) -> Split:
@@ -119,7 +117,8 @@ class Training:
             self.network = Filter(self.train.confidence.shape[1], recipe.num_layers).to(device)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=recipe.learning_rate)
         self.epoch = 0
-        self._resume()
+        if state.exists():
+            self._resume()
 
     def run(self) -> Iterator[float]:
         """Trains to the last epoch and yields the loss at times; ValueError if it is not finite."""
@@ -147,8 +146,6 @@ class Training:
         part.replace(self.state)
 
     def _resume(self) -> None:
-        if not self.state.exists():
-            return
         try:
             state = torch.load(self.state, weights_only=True, map_location=self.train.real.device)
         except (RuntimeError, OSError, EOFError, UnpicklingError):  # damaged: begin anew

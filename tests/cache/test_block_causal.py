@@ -523,7 +523,7 @@ def test_chat_reads_each_turn_once(
         monkeypatch.setattr(sys, "argv", ["dllm", "chat", *arguments])
         monkeypatch.setattr(sys, "stdin", io.StringIO(f"copy: {'tom, ann, ' * 6}tom.\n" * 3))
         if not remembers:
-            monkeypatch.setattr("dllm.cli.chat._memory", lambda *_: None)
+            monkeypatch.setattr("dllm.cli.chat.PromptMemory", lambda: None)
         with pytest.raises(SystemExit) as ended:
             main()
         assert not ended.value.code

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from dllm.cli.options import INTERRUPTED, check_writable
+from dllm.cli.options import INTERRUPTED, check_writable, say
 from dllm.decoding.loop import BrokenLogitsError
 from dllm.decoding.memory_limits import NotEnoughMemoryError
 from dllm.eval.ablation.lines import C, Candidate, Line
@@ -126,9 +126,8 @@ class Bars:
         count, right = len(line.results), sum(bool(result.correct) for result in line.results)
         scored = all(result.correct is not None for result in line.results)
         brief = f"{right} of {count} right" if scored else f"{count} problems"
-        if line.refusal is not None:
-            brief = line.state
         if line.results or line.refusal is not None:
+            brief = brief if line.refusal is None else line.state
             self._print(f"{self._number} of {self._total}: {line.name}: {brief}")
 
     def _print(self, text: str) -> None:
@@ -166,9 +165,8 @@ def measure_runs(
     if measured.error is not None and not isinstance(measured.error, NotEnoughMemoryError):
         raise measured.error
     if main:
-        _report(
-            runs[0], [line for line in measured.lines if line.results], output, as_json, with_record
-        )
+        lines = [line for line in measured.lines if line.results]
+        _report(runs[0], lines, output, as_json, with_record)
     if measured.error is not None:
         raise measured.error
     if measured.stopped:
@@ -178,17 +176,16 @@ def measure_runs(
 def interrupted(output: Path | None) -> NoReturn:
     """Says how to go on after Ctrl-C, and exits."""
     kept = f"; {output} is kept and the same command goes on" if output else ""
-    Console(stderr=True).print(f"interrupted{kept}", soft_wrap=True)
+    say(f"interrupted{kept}")
     raise typer.Exit(INTERRUPTED)
 
 
 def _record(line: Line[_Plain], output: Path | None) -> dict[str, Any]:
     """Returns all that should be published with a line's figures."""
     run = line.candidate.run
-    known = read_records(output) if output is not None else {}
-    return full_record(
-        run.name, known.get(run.name) or run.record(line.candidate.problems), line.results
-    )
+    known = {} if output is None else read_records(output)
+    described = known.get(run.name) or run.record(line.candidate.problems)
+    return full_record(run.name, described, line.results)
 
 
 def _report(
@@ -209,15 +206,13 @@ def _report(
     for line in lines if with_record else ():
         print(yaml.safe_dump(_record(line, output), sort_keys=False, allow_unicode=True))
     if not first.task.scored:
-        note = "Not scored: --run-code runs the code in a sandbox; the same command goes on."
-        Console(stderr=True).print(note)
+        say("Not scored: --run-code runs the code in a sandbox; the same command goes on.")
 
 
 def written(files: Sequence[Path]) -> None:
     """Says which files were written, if any were."""
     if files:
-        names = ", ".join(map(str, files))
-        Console(stderr=True).print(f"written: {names}", markup=False, soft_wrap=True)
+        say(f"written: {', '.join(map(str, files))}")
 
 
 def _comparison(title: str, summaries: Sequence[Summary]) -> RichTable:
@@ -230,15 +225,9 @@ def _comparison(title: str, summaries: Sequence[Summary]) -> RichTable:
         table.add_column(name, justify="right", no_wrap=True)
     for summary in summaries:
         accuracy = accuracy_cells(summary) if summary.scored else ("-", "not scored")
-        table.add_row(
-            summary.scheduler,
-            summary.cache,
-            *accuracy,
-            f"{summary.forwards:.1f}",
-            f"{summary.tokens_per_forward:.2f}",
-            f"{summary.tokens_fed:.0f}",
-            f"{summary.tokens_per_second:.0f}",
-        )
+        passes = f"{summary.forwards:.1f}", f"{summary.tokens_per_forward:.2f}"
+        tokens = f"{summary.tokens_fed:.0f}", f"{summary.tokens_per_second:.0f}"
+        table.add_row(summary.scheduler, summary.cache, *accuracy, *passes, *tokens)
     return table
 
 

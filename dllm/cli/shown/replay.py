@@ -115,22 +115,14 @@ class View:
         """Returns in words what a step did."""
         return count(self.record, self.frames[step], step)
 
-    def first_change(self, step: int) -> int | None:
-        """Returns the first column that a step wrote itself, None if it wrote none."""
-        changed = self.frames[step].changed
-        return min((column for column, kind in changed.items() if kind != "fill"), default=None)
-
-    def story(self) -> Text:
-        """Returns what the row is and what it cost."""
-        return Text(story(self.record), style="bold")
-
-    def legend(self) -> Text:
-        """Returns what signs and colours mean."""
+    def head(self) -> tuple[Text, Text]:
+        """Returns what the row is and what it cost, and what signs and colours mean."""
         signs = [f"{OPEN} open", *(["[written in this step]"] if self.system is None else [])]
         if self.record.changes is not None:
             signs += [f"{MASKED_AGAIN} masked again"] + ["{edited}"] * (self.system is None)
         signs += [f"{BLOCK}block begins"] if self.record.blocks else []
-        return Text.assemble(*self._ramp(), "   ".join(signs), style="dim")
+        legend = Text.assemble(*self._ramp(), "   ".join(signs), style="dim")
+        return Text(story(self.record), style="bold"), legend
 
     def _ramp(self) -> Iterator[str | tuple[str, Style]]:
         """Yields the parts of a scale, none where there are no colours."""
@@ -180,7 +172,7 @@ class View:
 def print_steps(console: Console, view: View, steps: range) -> None:
     """Prints the canvas after each of some steps, the prompt once."""
     start, end = view.record.prompt_length, len(view.record.tokens)
-    console.print(view.story(), view.legend(), sep="\n")
+    console.print(*view.head(), sep="\n")
     if start:
         console.print(Text("prompt", style="bold"))
         console.print(*view.lines(0, console.width, range(start)).lines, sep="\n")
@@ -221,13 +213,8 @@ def _described(one: Held) -> dict[str, Any]:
 def frames_of(record: TraceRecord, step: int | None) -> dict[str, Any]:
     """Returns the canvas after each step, or after one, as JSON-ready values."""
     frames = [
-        {
-            "step": number,
-            "tokens": frame.tokens,
-            "texts": texts(record, frame),
-            "changed": {str(column): kind for column, kind in frame.changed.items()},
-        }
-        for number, frame in enumerate(record.frames())
-        if step in (None, number)
+        {"step": n, "tokens": f.tokens, "texts": texts(record, f), "changed": dict(f.changed)}
+        for n, f in enumerate(record.frames())
+        if step in (None, n)
     ]
     return {"label": record.label, "num_steps": record.num_steps, "frames": frames}
