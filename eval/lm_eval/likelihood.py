@@ -43,15 +43,6 @@ class Score:
 
 
 @dataclass(frozen=True)
-class MaskedRow:
-    """A text in token ids; of those from `start` on, the masked ones are hidden."""
-
-    tokens: tuple[int, ...]
-    start: int
-    masked: Tensor  # (n,) bool
-
-
-@dataclass(frozen=True)
 class Prediction:
     """The logits of a pass for the columns from each row's start on."""
 
@@ -67,13 +58,6 @@ class Draws:
     masked: Tensor  # (D, n) bool
     weight: Tensor  # (D,) float64
     exact: bool  # these are all the ways there are
-
-
-@dataclass(frozen=True)
-class _Job:
-    index: int  # of the continuation
-    row: MaskedRow
-    weight: float
 
 
 @dataclass(frozen=True)
@@ -133,18 +117,19 @@ class Scorer:
                 draws = draw(len(part.tokens) - part.start, self.num_draws, part.seed)
                 exact[index] &= draws.exact
                 for masked, weight in zip(draws.masked, draws.weight.tolist(), strict=True):
-                    jobs.append(_Job(index, MaskedRow(part.tokens, part.start, masked), weight))
+                    jobs.append((index, part, masked, weight))
         total, count = [0.0] * len(parts), [0] * len(parts)
         for begin in range(0, len(jobs), self.batch_size):
             batch = jobs[begin : begin + self.batch_size]
-            for job, loss in zip(batch, self._losses([job.row for job in batch]), strict=True):
-                total[job.index] -= job.weight * loss
-                count[job.index] += 1
+            losses = self._losses([text for _, text, *_ in batch], [row[2] for row in batch])
+            for (index, _, _, weight), loss in zip(batch, losses, strict=True):
+                total[index] -= weight * loss
+                count[index] += 1
         return [Score(*found) for found in zip(total, right, count, exact, strict=True)]
 
-    def _losses(self, rows: Sequence[MaskedRow]) -> list[float]:
-        """Returns the summed loss of each row's masked tokens, in nats."""
-        seen = predict(self.model, rows, self.guidance_scale)
+    def _losses(self, texts: Sequence[Continuation], masks: Sequence[Tensor]) -> list[float]:
+        """Returns the summed loss of each text's masked tokens, in nats."""
+        seen = predict(self.model, texts, masks, self.guidance_scale)
         loss = -Candidates(seen.logits, seen.target).log_prob(seen.target).double()
         losses = torch.where(seen.masked, loss, 0).sum(1)
         if losses.isnan().any():
@@ -170,18 +155,19 @@ class Scorer:
         masks = [torch.ones(len(part.tokens) - part.start, dtype=torch.bool) for part in parts]
         right, running = [True] * len(parts), list(range(len(parts)))
         while running:
-            rows = [MaskedRow(parts[i].tokens, parts[i].start, masks[i]) for i in running]
-            column, holds = self._surest(rows)
+            column, holds = self._surest([parts[i] for i in running], [masks[i] for i in running])
             for i, filled, is_right in zip(running, column.tolist(), holds.tolist(), strict=True):
                 right[i] = is_right
                 masks[i][filled] = False
             running = [i for i in running if right[i] and bool(masks[i].any())]
         return right
 
-    def _surest(self, rows: Sequence[MaskedRow]) -> tuple[Tensor, Tensor]:
+    def _surest(
+        self, texts: Sequence[Continuation], masks: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """Returns each row's surest column (B,) and whether it would get the right token (B,)."""
-        seen = predict(self.model, rows, self.guidance_scale)
-        still = torch.zeros(len(rows), dtype=torch.int64, device=seen.masked.device)
+        seen = predict(self.model, texts, masks, self.guidance_scale)
+        still = torch.zeros(len(texts), dtype=torch.int64, device=seen.masked.device)
         sampling = Sampling(self.model.spec.mask_token_id, dtype=seen.logits.dtype)
         found = sampling.propose(seen.logits, CounterNoise(still), seen.target, still)
         first = rank(found.confidence, seen.masked).argmin(1, keepdim=True)
@@ -211,19 +197,27 @@ def draw(length: int, count: int, seed: int) -> Draws:
 
 
 def predict(
-    model: DenoisingModel, rows: Sequence[MaskedRow], guidance_scale: float = 0.0
+    model: DenoisingModel,
+    texts: Sequence[Continuation],
+    masks: Sequence[Tensor],
+    guidance_scale: float = 0.0,
 ) -> Prediction:
     """Returns one pass's logits; raises NotEnoughMemoryError when the rows do not fit.
 
-    With guidance the unconditional half does not see the columns before `start`.
+    Masks (n,) hide tokens from `start` on. With guidance the unconditional half does not see the
+    columns before it.
     """
     device, spec = model.device, model.spec
-    tokens = _padded([torch.tensor(row.tokens) for row in rows], spec.pad_token_id).to(device)
-    parts = [torch.cat([torch.zeros(row.start, dtype=torch.bool), row.masked]) for row in rows]
-    hidden = _padded(parts, False).to(device)
-    masked = _padded([row.masked for row in rows], False).to(device)
-    start = torch.tensor([row.start for row in rows], device=device)[:, None]
-    length = torch.tensor([len(row.tokens) for row in rows], device=device)
+
+    def padded(rows: list[Tensor], value: float) -> Tensor:
+        return pad_sequence(rows, batch_first=True, padding_value=value).to(device)
+
+    tokens = padded([torch.tensor(text.tokens) for text in texts], spec.pad_token_id)
+    given = [torch.zeros(text.start, dtype=torch.bool) for text in texts]
+    hidden = padded([torch.cat(pair) for pair in zip(given, masks, strict=True)], False)
+    masked = padded(list(masks), False)
+    start = torch.tensor([text.start for text in texts], device=device)[:, None]
+    length = torch.tensor([len(text.tokens) for text in texts], device=device)
     columns = torch.arange(tokens.shape[1], device=device).expand_as(tokens)
     wanted = (start + torch.arange(masked.shape[1], device=device)).clamp(max=tokens.shape[1] - 1)
     if guidance_scale > 0:
@@ -245,12 +239,8 @@ def predict(
         if not ran_out(error):
             raise
         raise NotEnoughMemoryError(
-            f"memory ran out for {len(rows)} row(s) of {tokens.shape[1]} tokens: lower batch_size"
+            f"memory ran out for {len(texts)} row(s) of {tokens.shape[1]} tokens: lower batch_size"
         ) from error
-
-
-def _padded(parts: Sequence[Tensor], value: float) -> Tensor:
-    return pad_sequence(list(parts), batch_first=True, padding_value=value)
 
 
 def _visible(columns: Tensor, length: Tensor, spec: ModelSpec) -> Tensor | None:

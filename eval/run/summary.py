@@ -66,16 +66,16 @@ def summarise(results: Sequence[Result]) -> Summary:
         cache=names["cache"],
         problems=len({problem_id(result.id) for result in results}),
         correct=correct,
-        accuracy=_ratio(correct, scored),
+        accuracy=ratio(correct, scored),
         accuracy_low=low,
         accuracy_high=high,
         forwards=forwards / count,
         row_forwards=row_forwards / count,
         tokens_fed=sum(result.tokens_fed for result in results) / count,
-        tokens_per_forward=_ratio(valid, forwards),
-        tokens_per_row_forward=_ratio(valid, row_forwards),
-        raw_tokens_per_forward=_ratio(raw, forwards),
-        tokens_per_second=_ratio(valid, sum(r.seconds for r in results)),
+        tokens_per_forward=ratio(valid, forwards),
+        tokens_per_row_forward=ratio(valid, row_forwards),
+        raw_tokens_per_forward=ratio(raw, forwards),
+        tokens_per_second=ratio(valid, sum(r.seconds for r in results)),
         flops=sum(flops) / count if len(flops) == count else None,
         scored=scored,
         scores=_further(judged),
@@ -190,13 +190,13 @@ def totals_of(results: Sequence[Result]) -> Totals:
         row_forwards=sum(r.row_forwards for r in results),
         rows_fed=_sum(r.rows_fed for r in results),
         tokens_fed=math.fsum(r.tokens_fed for r in results),
-        tokens_per_forward=_ratio(valid, forwards),
-        raw_tokens_per_forward=_ratio(raw, forwards),
+        tokens_per_forward=ratio(valid, forwards),
+        raw_tokens_per_forward=ratio(raw, forwards),
         seconds=seconds,
         prefill_seconds=prefill,
-        tokens_per_second=_ratio(valid, seconds),
+        tokens_per_second=ratio(valid, seconds),
         tokens_per_second_mean=_mean([(r.valid_tokens, r.seconds) for r in results]),
-        tokens_per_second_decode=_ratio(valid, math.fsum(s for _, s in decode)) if whole else None,
+        tokens_per_second_decode=ratio(valid, math.fsum(s for _, s in decode)) if whole else None,
         tokens_per_second_decode_mean=_mean(decode) if whole else None,
         latency_p50=_percentile(latency, 0.5),
         latency_p95=_percentile(latency, 0.95),
@@ -229,12 +229,13 @@ def _sum(values: Iterable[float | None]) -> float | None:
     return math.fsum(known) if len(known) == len(listed) else None
 
 
-def _ratio(count: float, total: float) -> float:
+def ratio(count: float, total: float) -> float:
+    """Returns a count for each of a total, 0 of nothing."""
     return count / total if total else 0.0
 
 
 def _mean(pairs: Sequence[tuple[int, float]]) -> float:
-    return math.fsum(_ratio(tokens, seconds) for tokens, seconds in pairs) / len(pairs)
+    return math.fsum(ratio(tokens, seconds) for tokens, seconds in pairs) / len(pairs)
 
 
 def _percentile(values: Sequence[float], part: float) -> float | None:
