@@ -22,8 +22,11 @@ from dllm.trace import record_of
 def results(run: Setup, problems: Sequence[Problem]) -> Iterator[list[Result]]:
     """Yields the results of the rows that one step finished, `run.num_rows` rows at a time."""
     answers, left = Answers(run), dict(enumerate(problems))
+    seeds = [seed_of(run.settings.seed, problem.id) for problem in problems]
+    prompts: list[Any] = [problem.given for problem in problems]
+    settings = replace(run.settings, seed=seeds, batch_size=run.num_rows)
     with _refused():
-        running = _stream(run, problems)
+        running = stream(run.model, prompts, settings)
     shares = Shares(running.meter)
     for event in _refusing(shares.watch(running)):
         if event.finished:
@@ -31,13 +34,6 @@ def results(run: Setup, problems: Sequence[Problem]) -> Iterator[list[Result]]:
             yield answers.results(ended, running, shares)
     if left:  # they had nothing to fill, so no step finished them
         yield answers.results(left, running, shares)
-
-
-def _stream(run: Setup, problems: Sequence[Problem]) -> Stream:
-    seeds = [seed_of(run.settings.seed, problem.id) for problem in problems]
-    prompts: list[Any] = [problem.given for problem in problems]
-    settings = replace(run.settings, seed=seeds, batch_size=run.num_rows)
-    return stream(run.model, prompts, settings)
 
 
 def _refusing(events: Iterator[StepEvent]) -> Iterator[StepEvent]:
@@ -77,6 +73,10 @@ class Answers:
         if out.texts is None:
             raise ValueError(f"model {self._run.model.name!r} has no tokenizer, which tasks need")
         counted, spent, metrics = out.metrics.rows[row], share.spent, out.metrics
+        trace = None
+        if self._run.keep_trace:
+            title = f"{problem.id}: {label_of(self._described)}"
+            trace = record_of(out, row, self._run.model.tokenizer, title).to_json()
         return Result(
             run=self._name,
             id=problem.id,
@@ -98,12 +98,8 @@ class Answers:
             latency=share.latency,
             rows_fed=spent.rows_fed,
             peak_memory=metrics.peak_memory_bytes,
-            trace=self._trace(problem, out, row) if self._run.keep_trace else None,
+            trace=trace,
         )
-
-    def _trace(self, problem: Problem, out: GenerationOutput, row: int) -> dict[str, Any]:
-        title = f"{problem.id}: {label_of(self._described)}"
-        return record_of(out, row, self._run.model.tokenizer, title).to_json()
 
 
 def scored(task: Task, problem: Problem, result: Result) -> Result:

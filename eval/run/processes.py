@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import distributed
@@ -30,6 +30,8 @@ _TO_START = timedelta(minutes=10)
 # Parts of a run take hours and are not equally long. A process that ends is noticed at once all the
 # same, by its connections.
 _TO_FINISH = timedelta(days=30)
+# Errors that end a run in all processes.
+FAILURES = (RefusedError, NotEnoughMemoryError, BrokenLogitsError, ValueError, OSError)
 
 
 @dataclass(frozen=True)
@@ -110,27 +112,14 @@ def find_processes() -> Processes:
     return Processes(int(rank), count, int(os.environ.get("LOCAL_RANK", rank)), group)
 
 
-@dataclass(frozen=True)
-class Failure:
-    """An error that one process tells the others, so that all of them end a run the same way."""
+def told(error: Exception) -> Exception:
+    """Returns an error as others can be told of it: of the nearest of `FAILURES`, by its message.
 
-    KINDS: ClassVar[tuple[type[Exception], ...]] = (
-        *(RefusedError, NotEnoughMemoryError, BrokenLogitsError),
-        *(ValueError, OSError),
-    )
-    kind: str
-    message: str
-
-    @classmethod
-    def of(cls, error: Exception) -> Failure:
-        """Returns an error as a message: of the nearest kind that all of them know."""
-        kind = next(base for base in type(error).__mro__ if base in cls.KINDS)
-        return cls(kind.__name__, str(error))
-
-    def as_error(self) -> Exception:
-        """Returns the error again."""
-        (kind,) = (kind for kind in self.KINDS if kind.__name__ == self.kind)
-        return kind(self.message)
+    So all of them end a run the same way.
+    """
+    kind = next(base for base in type(error).__mro__ if base in FAILURES)
+    made: Exception = kind(str(error))
+    return made
 
 
 def shard_of(output: Path, rank: int) -> Path:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from dllm.eval.run import execute
 from dllm.eval.run.describe import Setup
-from dllm.eval.run.processes import Failure, Tail, absorb, by_length, shard_of, split
+from dllm.eval.run.processes import FAILURES, Tail, absorb, by_length, shard_of, split, told
 from dllm.eval.run.record import Environment, RunRecord, Start, begun, environment_of, note, now
 from dllm.eval.run.results import Result, Writer, read_results, writing
 from dllm.eval.tasks.task import Problem
@@ -133,26 +133,21 @@ def _lead(run: Run, problems: Sequence[Problem], output: Path) -> Iterator[Resul
     with ExitStack() as stack:
         try:
             writer = stack.enter_context(writing(output))
-            plan = _plan(run, problems, writer, fresh)
+            left = _left(run, problems, writer)
+            if left:
+                note(output, run.name, begun(output, run.name, fresh))
         except (ValueError, OSError) as error:
-            processes.tell(Failure.of(error))
+            processes.tell(told(error))
             raise
+        parts = (tuple(p.id for p in part) for part in split(left, processes.count))
+        plan = Plan(fresh.starts[0].id, tuple(parts))
         processes.tell(plan)
         yield from _known(run, problems, writer)
         own = _Part(run, plan, problems, output)
         yield from _gathered(own)
-        failures = processes.share(own.failure)
+        failures = own.failures()
         absorb(writer, problems)
-    _raise_first(failures, own)
-
-
-def _plan(run: Run, problems: Sequence[Problem], writer: Writer, fresh: RunRecord) -> Plan:
-    """Takes over what earlier starts left and returns who decodes the rest."""
-    left = _left(run, problems, writer)
-    if left:
-        note(writer.path, run.name, begun(writer.path, run.name, fresh))
-    parts = split(left, run.processes.count)
-    return Plan(fresh.starts[0].id, tuple(tuple(p.id for p in part) for part in parts))
+    _raise_first(failures)
 
 
 def _gathered(own: _Part) -> Iterator[Result]:
@@ -173,13 +168,13 @@ def _follow(run: Run, problems: Sequence[Problem], output: Path) -> Iterator[Res
     processes = run.processes
     processes.share(environment_of(run.model))
     plan = processes.tell(None)
-    if isinstance(plan, Failure):
-        raise plan.as_error()
+    if isinstance(plan, Exception):
+        raise plan
     own = _Part(run, plan, problems, output)
     yield from own.results()
     for _ in processes.meet():
         time.sleep(_PAUSE)
-    _raise_first(processes.share(own.failure), own)
+    _raise_first(own.failures())
 
 
 class _Part:
@@ -192,24 +187,22 @@ class _Part:
         self.output, self.shard = output, shard_of(output, run.processes.rank)
         self.error: Exception | None = None
 
-    @property
-    def failure(self) -> Failure | None:
-        """The error as the others learn of it."""
-        return None if self.error is None else Failure.of(self.error)
-
     def results(self) -> Iterator[Result]:
         """Yields the results of this part; after an error, those of before it."""
         try:
             with writing(self.shard) as writer:
                 for batch in self.run.batches(self.problems):
                     yield from _written(batch, self.start, writer)
-        except Failure.KINDS as error:
+        except FAILURES as error:
             self.error = error
 
+    def failures(self) -> list[Exception | None]:
+        """Returns this process's error, then those of all, once every process is through."""
+        message = None if self.error is None else told(self.error)
+        return [self.error, *self.run.processes.share(message)]
 
-def _raise_first(failures: Sequence[Failure | None], own: _Part) -> None:
-    if own.error is not None:
-        raise own.error
+
+def _raise_first(failures: Sequence[Exception | None]) -> None:
     for failure in failures:
         if failure is not None:
-            raise failure.as_error()
+            raise failure

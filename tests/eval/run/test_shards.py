@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +15,6 @@ import dllm
 from dllm.eval.run import execute
 from dllm.eval.run import processes as shards
 from dllm.eval.run.processes import (
-    Failure,
     Processes,
     Tail,
     absorb,
@@ -232,7 +232,7 @@ Made = Callable[[str], Exception]
     ],
 )
 def test_an_error_is_told_as_the_nearest_kind(error: Exception, kind: str) -> None:
-    told = Failure.of(error).as_error()
+    told = pickle.loads(pickle.dumps(shards.told(error)))
     assert type(told).__name__ == kind
     assert str(told) == str(error)
     assert shards.by_length([]) == []
