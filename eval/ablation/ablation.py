@@ -11,7 +11,6 @@ from typing import Any
 from dllm.eval.compare.published import Published
 from dllm.eval.run.describe import PARTS, short
 from dllm.eval.tasks import READ, TASKS
-from dllm.eval.tasks.task import TaskOptions
 from dllm.registry import nearest
 from dllm.settings import resolve
 
@@ -34,10 +33,6 @@ class TaskChoice:
         if self.name not in READ and options:
             listed = ", ".join(options)
             raise ValueError(f"task {self.name!r} makes its own problems and has no {listed}")
-
-    def options(self, *, run_code: bool) -> TaskOptions:
-        """Returns the options of the task."""
-        return TaskOptions(self.data, self.style, self.examples, self.shots, run_code)
 
     @property
     def text(self) -> str:

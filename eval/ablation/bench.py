@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import dllm
 from dllm.compatible import check
 from dllm.eval.ablation.ablation import Ablation, Row
 from dllm.eval.ablation.lines import Candidate, Line
-from dllm.eval.run.describe import label_of
+from dllm.eval.run.describe import label_of, name_of
 from dllm.eval.run.record import Start, read_records, write_json
 from dllm.eval.run.results import BusyError, RefusedError, Result, Writer, read_results
 from dllm.eval.run.run import Run
 from dllm.eval.tasks import Task, find_task
-from dllm.eval.tasks.task import Problem
+from dllm.eval.tasks.task import Problem, TaskOptions
 from dllm.models import HostedModel, load
 from dllm.settings import resolve
 
@@ -84,14 +82,14 @@ class State:
 
 def key_of(row: Row, task: Task) -> str:
     """Returns a digest of what a row asks for, known before its model is loaded."""
-    asked: dict[str, Any] = {
+    asked = {
         "version": dllm.__version__,
         "model": row.model,
         "dtype": row.dtype,
         "task": [task.name, dict(task.options)],
         "settings": str(resolve({}, None, row.given)),
     }
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
+    return name_of(asked)
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,8 @@ def trials_of(ablation: Ablation, limit: int | None, *, run_code: bool) -> list[
         raise ValueError(f"--run-code: no row has a task with code to run ({_WITH_CODE[0]})")
     tasks: dict[object, tuple[Task, list[Problem]]] = {}
     for choice in choices:
-        options = choice.options(run_code=run_code and choice.name in _WITH_CODE)
+        code = run_code and choice.name in _WITH_CODE
+        options = TaskOptions(choice.data, choice.style, choice.examples, choice.shots, code)
         task = find_task(choice.name, options)
         count = limit or ablation.limit or (_ALL if task.options else USUAL)
         tasks[choice] = task, task.take(count)
@@ -162,13 +161,10 @@ class Bench:
         """Returns the commands that made the results of lines."""
         starts: list[Start] = []
         for line in lines:
-            entry, made = (
-                self.state.entries.get(line.name),
-                {result.start for result in line.results},
-            )
-            if entry is not None and made:
-                record = read_records(self.folder / entry.file).get(entry.run)
-                starts += [start for start in (record.starts if record else ()) if start.id in made]
+            entry, made = self.state.entries.get(line.name), {one.start for one in line.results}
+            records = read_records(self.folder / entry.file) if entry and made else {}
+            if entry and entry.run in records:
+                starts += [start for start in records[entry.run].starts if start.id in made]
         return starts
 
     def _run(self, trial: Trial) -> Run:

@@ -47,17 +47,14 @@ class Line(Generic[C]):
 
     @property
     def number(self) -> int:
-        """The line's number, from 1."""
         return self.candidate.number
 
     @property
     def name(self) -> str:
-        """The candidate's name."""
         return self.candidate.name
 
     @property
     def curve(self) -> str:
-        """The curve that the candidate is on."""
         return self.candidate.curve
 
     @property

@@ -55,12 +55,11 @@ class CacheErrorRun:
         """Returns every cache by name, with the reason why it is refused, None if it is not."""
         reasons: dict[str, str | None] = {}
         for name in caches.registry.names():
+            reasons[name] = None
             try:
                 self.check(name)
             except ValueError as error:
                 reasons[name] = str(error)
-            else:
-                reasons[name] = None
         return reasons
 
     def reference(self) -> Iterator[GenerationOutput]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ class Report:
             days.setdefault(_environment(start), set()).add(start.began[:10])
         return [f"{text}, {' and '.join(sorted(those))}" for text, those in days.items()]
 
-    @property
+    @cached_property
     def leaders(self) -> set[int]:
         """The numbers of the lines on a Pareto front of accuracy and tokens per forward."""
         return set().union(*(front(members) for members in groups(self.lines).values()))
@@ -72,10 +73,9 @@ class Report:
 
     def records(self) -> list[dict[str, Any]]:
         """Returns each line as flat values; None for what was not measured."""
-        leaders = self.leaders
-        return [self._record(line, line.number in leaders) for line in self.lines]
+        return [self._record(line) for line in self.lines]
 
-    def _record(self, line: Line[Trial], leads: bool) -> dict[str, Any]:
+    def _record(self, line: Line[Trial]) -> dict[str, Any]:
         row, published = line.candidate.row, line.candidate.row.published
         numbers = numbers_of(line.summary) if line.summary is not None else {}
         settings = line.results[0].settings if line.results else {}
@@ -93,7 +93,7 @@ class Report:
             **{key: settings.get(key) for key in ("max_new_tokens", "block_length", "temperature")},
             "batch_size": row.batch_size,
             **{name: numbers.get(name) for name in NUMBERS},
-            "on_front": leads,
+            "on_front": line.number in self.leaders,
             "state": line.state,
             **{f"published_{name}": getattr(published, name, None) for name in figures},
             "agreement": self.agreement(line).text,
@@ -101,8 +101,7 @@ class Report:
 
     def tables(self) -> list[Table]:
         """Returns the tables of the report, that of the runs first."""
-        leaders = self.leaders
-        rows = [_cells(line, line.number in leaders) for line in self.lines]
+        rows = [_cells(line, line.number in self.leaders) for line in self.lines]
         tables = [Table("Runs", HEADS, rows, LEGEND)]
         rows = [self._published(line) for line in self.lines if line.candidate.row.published]
         if rows:
@@ -110,16 +109,11 @@ class Report:
         if self.differences is not None:
             rows = [difference.cells for difference in self.differences]
             tables.append(Table("Beside the earlier run", BESIDE_HEADS, rows, BESIDE_LEGEND))
-        rows = [
-            (
-                ", ".join(map(str, area.group)),
-                area.method,
-                str(area.runs),
-                str(area.left_out),
-                "-" if area.value is None else f"{area.value:.1f}",
-            )
-            for area in sorted(areas(self.lines), key=lambda one: (one.group, -(one.value or 0)))
-        ]
+        rows = []
+        for area in sorted(areas(self.lines), key=lambda one: (one.group, -(one.value or 0))):
+            value = "-" if area.value is None else f"{area.value:.1f}"
+            group = ", ".join(map(str, area.group))
+            rows.append((group, area.method, str(area.runs), str(area.left_out), value))
         if rows:
             tables.append(Table("Accuracy under parallelism", AUP_HEADS, rows, AUP_LEGEND))
         return tables

@@ -74,36 +74,30 @@ def heading(run: Run, num_problems: int) -> str:
 
 def judge(lines: Sequence[Line[Contender]]) -> list[str]:
     """Returns how each line stands beside the baselines on its cache, or why nobody knows."""
-    return [_verdict(line, lines) for line in lines]
+    measured = [line for line in lines if line.candidate.is_baseline and line.compares]
+    fastest_first = sorted(measured, key=lambda line: -line.measured.tokens_per_forward)
+    return [_verdict(line, fastest_first) for line in lines]
 
 
-def _verdict(line: Line[Contender], lines: Sequence[Line[Contender]]) -> str:
+def _verdict(line: Line[Contender], fastest_first: Sequence[Line[Contender]]) -> str:
+    """Returns the verdict beside the baselines; of those that beat a line, the fastest is named."""
     if not line.compares:
         return line.state
     if line.candidate.is_baseline:
         return "baseline"
-    baselines = [
-        other
-        for other in lines
-        if other.candidate.is_baseline and other.candidate.cache == line.candidate.cache
-    ]
-    return _against(line.measured, [other for other in baselines if other.compares])
-
-
-def _against(summary: Summary, baselines: Sequence[Line[Contender]]) -> str:
-    """Returns the verdict beside the baselines; of those that beat it, the fastest is named."""
+    cache, summary = line.candidate.cache, line.measured
+    baselines = [other for other in fastest_first if other.candidate.cache == cache]
     if not baselines:
         return f"no {BASELINE} to compare with"
-    fastest_first = sorted(baselines, key=lambda line: -line.measured.tokens_per_forward)
-    beaten_by = [line for line in fastest_first if dominates(line.measured, summary)]
-    for line in beaten_by:
-        if not dominates(summary, line.measured):
-            return f"worse than {line.name}"
+    beaten_by = [other for other in baselines if dominates(other.measured, summary)]
+    for other in beaten_by:
+        if not dominates(summary, other.measured):
+            return f"worse than {other.name}"
     if beaten_by:
         return f"equal to {beaten_by[0].name}"
-    for line in fastest_first:
-        if dominates(line.measured, summary, per_row=True):
-            return f"worse per row than {line.name}"
+    for other in baselines:
+        if dominates(other.measured, summary, per_row=True):
+            return f"worse per row than {other.name}"
     return "not worse"
 
 
@@ -140,8 +134,7 @@ def table(title: str, lines: Sequence[Line[Contender]]) -> Table:
         name, known = line.name + (" *" if line.number in leaders else ""), line.summary
         figures = ["-"] * 4
         if known is not None:
-            speeds = (known.forwards, known.row_forwards)
             figures = [accuracy(known), f"{known.tokens_per_forward:.2f}"]
-            figures += [f"{speed:.1f}" for speed in speeds]
+            figures += [f"{known.forwards:.1f}", f"{known.row_forwards:.1f}"]
         rows.append((name, *figures, verdict))
     return Table(title, HEADS, rows, LEGEND)

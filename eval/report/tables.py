@@ -14,16 +14,8 @@ from dllm.trace.text import visible
 
 # Heads of columns that hold words; the first column may hold numbers, all others hold figures.
 WORDS = {
-    *(
-        "scheduler",
-        "beside threshold",
-        "run",
-        "method",
-        "note",
-        "source",
-        "model, task, new tokens",
-    ),
-    *("inside its tolerance?", "cache"),
+    *("scheduler", "cache", "beside threshold", "run", "method", "note", "source"),
+    *("model, task, new tokens", "inside its tolerance?"),
 }
 # The figures of a summary that a CSV file has.
 NUMBERS = (
