@@ -31,7 +31,7 @@ from dllm.eval.lm_eval.arguments import (
     usable_device,
 )
 from dllm.eval.lm_eval.likelihood import Continuation, Score, Scorer
-from dllm.eval.lm_eval.requests import Asked, Encoder, Reader, about, batches, fitted, scorable
+from dllm.eval.lm_eval.requests import Asked, Encoder, about, batches, read_asked, read_pairs
 from dllm.eval.run.describe import PARTS, name_of
 from dllm.eval.run.results import append_lines, mend
 from dllm.eval.run.summary import ratio
@@ -69,14 +69,13 @@ class DiffusionLM(LM):
         if self.model.tokenizer is None:
             raise ArgumentError(f"{self.arguments.pretrained!r} has no tokenizer, which tasks need")
         self.encoder = Encoder(self.model.tokenizer)
-        wishes = Wishes(self.model, self.arguments)
-        self.reader = Reader(self.encoder, wishes)
-        self.described = describe(self.model, wishes.base, self.arguments)
+        self.wishes = Wishes(self.model, self.arguments)
+        self.described = describe(self.model, self.wishes.base, self.arguments)
         self.stats = Stats(self.described, stats_file(self.arguments, self.stats_folder, self.rank))
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         """Returns the answers, each up to its first stop."""
-        asked = fitted(self.reader.asked(requests), self.model, self.arguments.too_long)
+        asked = read_asked(requests, self.encoder, self.wishes)
         answers = [""] * len(requests)
         with self._bar("generate_until", len(requests), disable_tqdm) as bar:
             for batch in batches(asked, self.arguments.batch_size):
@@ -92,9 +91,8 @@ class DiffusionLM(LM):
         self, requests: Sequence[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
         """Returns the bound on each continuation's log likelihood, in nats, and if it is greedy."""
-        pairs = self.reader.pairs(requests, self.model)
-        pairs = scorable(pairs, self.model, self.arguments.too_long)
-        guidance_scale = self.reader.wishes.base.guidance_scale
+        pairs = read_pairs(requests, self.encoder, self.wishes)
+        guidance_scale = self.wishes.base.guidance_scale
         own = self.arguments
         scorer = Scorer(self.model, own.mc_num, own.batch_size, guidance_scale)
         found = [(0.0, False)] * len(requests)

@@ -169,9 +169,8 @@ class Wishes:
                     self._overrule(f"{name}={value!r}", ruled, value)
             return resolve(self.model.defaults, self.base, wanted)
         except (TypeError, ValueError) as error:
-            raise ArgumentError(
-                f"the task's generation arguments {dict(asked)}: {error}"
-            ) from error
+            what = f"the task's generation arguments {dict(asked)}"
+            raise ArgumentError(f"{what}: {error}") from error
 
     def _overrule(self, wish: str, name: str, value: Any) -> None:
         ours = getattr(self.base, name)

@@ -11,10 +11,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from dllm.eval.lm_eval.arguments import ArgumentError, TooLong, Wishes, seed_of, stops
+from dllm.eval.lm_eval.arguments import ArgumentError, Wishes, seed_of, stops
 from dllm.eval.lm_eval.likelihood import Continuation
 from dllm.models.config import ModelSpec
-from dllm.models.model import DenoisingModel
 from dllm.prompts import encode_text
 from dllm.settings import Settings
 
@@ -54,16 +53,14 @@ class Encoder:
             raise ArgumentError(
                 "the checkpoint has no chat template: leave out --apply_chat_template"
             )
-        text = str(
-            self.tokenizer.apply_chat_template(
-                [dict(message) for message in history],
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-            )
+        text = self.tokenizer.apply_chat_template(
+            [dict(message) for message in history],
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
         )
-        self.chats.add(text)
-        return text
+        self.chats.add(str(text))
+        return str(text)
 
     def encode(self, text: str, chat: bool = False) -> list[int]:
         """Returns the ids of a text, with special tokens unless it brings its own."""
@@ -88,39 +85,44 @@ class Encoder:
         return Continuation(tuple(whole), sum(takewhile(bool, same)))
 
 
-@dataclass
-class Reader:
-    """Makes prompts, settings and seeds of the harness's requests."""
+def read_asked(requests: Sequence[Any], encoder: Encoder, wishes: Wishes) -> list[Asked]:
+    """Returns the requests of `generate_until` with their prompts, settings and seeds.
 
-    encoder: Encoder
-    wishes: Wishes
+    Raises ArgumentError for one that does not fit the model, unless prompts may be cut.
+    """
+    asked = [
+        Asked(
+            prompt=encoder.encode(context),
+            settings=wishes.settings(arguments),
+            seed=seed_of(wishes.seed, "generate_until", context, arguments, time),
+            until=stops(arguments.get("until")),
+            about=about(request),
+        )
+        for request, time in _times(requests)
+        for context, arguments in [request.args[:2]]
+    ]
+    over = _over([(len(item.prompt), item.settings.max_new_tokens) for item in asked], wishes)
+    return [
+        replace(item, prompt=item.prompt[cut:], num_cut=cut)
+        for item, cut in zip(asked, over, strict=True)
+    ]
 
-    def asked(self, requests: Sequence[Any]) -> list[Asked]:
-        """Returns the requests of `generate_until`."""
-        seed = self.wishes.seed
-        return [
-            Asked(
-                prompt=self.encoder.encode(context),
-                settings=self.wishes.settings(arguments),
-                seed=seed_of(seed, "generate_until", context, arguments, time),
-                until=stops(arguments.get("until")),
-                about=about(request),
-            )
-            for request, time in _times(requests)
-            for context, arguments in [request.args[:2]]
-        ]
 
-    def pairs(self, requests: Sequence[Any], model: DenoisingModel) -> list[Continuation]:
-        """Returns the requests of `loglikelihood`."""
-        seed = self.wishes.seed
-        return [
-            replace(
-                self.encoder.pair(context, continuation, model.spec),
-                seed=seed_of(seed, "loglikelihood", context, continuation, time),
-            )
-            for request, time in _times(requests)
-            for context, continuation in [request.args[:2]]
-        ]
+def read_pairs(requests: Sequence[Any], encoder: Encoder, wishes: Wishes) -> list[Continuation]:
+    """Returns the requests of `loglikelihood` with their seeds, likewise."""
+    pairs = [
+        replace(
+            encoder.pair(context, continuation, wishes.model.spec),
+            seed=seed_of(wishes.seed, "loglikelihood", context, continuation, time),
+        )
+        for request, time in _times(requests)
+        for context, continuation in [request.args[:2]]
+    ]
+    over = _over([(item.start, len(item.tokens) - item.start) for item in pairs], wishes)
+    return [
+        replace(item, tokens=item.tokens[cut:], start=item.start - cut)
+        for item, cut in zip(pairs, over, strict=True)
+    ]
 
 
 def about(request: Any) -> dict[str, Any]:
@@ -149,33 +151,9 @@ def batches(asked: Sequence[Asked], size: int) -> Iterator[list[int]]:
         yield from (alike[begin : begin + size] for begin in range(0, len(alike), size))
 
 
-def fitted(asked: Sequence[Asked], model: DenoisingModel, too_long: TooLong) -> list[Asked]:
-    """Returns requests that fit the model; raises ArgumentError unless prompts may be cut."""
-    over = _over(
-        [(len(item.prompt), item.settings.max_new_tokens) for item in asked], model, too_long
-    )
-    return [
-        replace(item, prompt=item.prompt[cut:], num_cut=cut)
-        for item, cut in zip(asked, over, strict=True)
-    ]
-
-
-def scorable(
-    given: Sequence[Continuation], model: DenoisingModel, too_long: TooLong
-) -> list[Continuation]:
-    """Returns continuations that fit the model, likewise."""
-    over = _over([(item.start, len(item.tokens) - item.start) for item in given], model, too_long)
-    return [
-        replace(item, tokens=item.tokens[cut:], start=item.start - cut)
-        for item, cut in zip(given, over, strict=True)
-    ]
-
-
-def _over(
-    lengths: Sequence[tuple[int, int]], model: DenoisingModel, too_long: TooLong
-) -> list[int]:
+def _over(lengths: Sequence[tuple[int, int]], wishes: Wishes) -> list[int]:
     """Returns how many tokens to drop from the beginning of each (context, rest)."""
-    limit, least = model.spec.max_length, model.spec.logit_shift
+    limit, least = wishes.model.spec.max_length, wishes.model.spec.logit_shift
     over = [max(context + rest - limit, 0) for context, rest in lengths]
     if not any(over):
         return over
@@ -187,7 +165,7 @@ def _over(
     )
     if any(rest + least > limit for _, rest in lengths):
         raise ArgumentError(f"{message}; give a smaller gen_length in --model_args")
-    if too_long == "error":
+    if wishes.arguments.too_long == "error":
         raise ArgumentError(
             f"{message}; give a smaller gen_length or too_long=cut, which drops the beginning of "
             "the context, in --model_args, or fewer shots"

@@ -54,12 +54,10 @@ class Box:
 
     @property
     def area(self) -> float:
-        """Width times height."""
         return (self.right - self.left) * (self.top - self.bottom)
 
     @property
     def centre(self) -> tuple[float, float]:
-        """The middle of both sides."""
         return (self.left + self.right) / 2, (self.bottom + self.top) / 2
 
     def overlap(self, other: Box) -> float:
@@ -69,7 +67,6 @@ class Box:
         return width * height if width > 0 and height > 0 else 0.0
 
     def contains(self, other: Box) -> bool:
-        """Whether all of the other is inside."""
         across = self.left <= other.left and other.right <= self.right
         return across and self.bottom <= other.bottom and other.top <= self.top
 
@@ -186,8 +183,8 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
         across = [line.speed(panel.speed) for line in members]
         up = [line.accuracy for line in members]
         error = [
-            [y - 100 * line.measured.accuracy_low for y, line in zip(up, members, strict=True)],
-            [100 * line.measured.accuracy_high - y for y, line in zip(up, members, strict=True)],
+            [line.accuracy - 100 * line.measured.accuracy_low for line in members],
+            [100 * line.measured.accuracy_high - line.accuracy for line in members],
         ]
         axes.plot(across, up, color=colour, linewidth=0.8, alpha=0.7)
         axes.errorbar(across, up, yerr=error, fmt="none", ecolor=colour, alpha=0.35)
@@ -214,8 +211,7 @@ def _draw_front(axes: Axes, panel: Panel) -> None:
     numbers = front(panel.lines, panel.speed)
     leading = [line for line in panel.lines if line.number in numbers]
     leaders = sorted((line.speed(panel.speed), line.accuracy) for line in leading)
-    corners = [(0.0, leaders[0][1]), *leaders, (leaders[-1][0], 0.0)]
-    across, up = [x for x, _ in corners], [y for _, y in corners]
+    across, up = zip((0.0, leaders[0][1]), *leaders, (leaders[-1][0], 0.0), strict=True)
     (border,) = axes.plot(across, up, color=GREY, linestyle="--", linewidth=1, zorder=1)
     border.set(drawstyle="steps-pre", label="Pareto front")
     axes.scatter(across[1:-1], up[1:-1], s=120, facecolors="none", edgecolors=GREY, zorder=2)

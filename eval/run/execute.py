@@ -18,6 +18,9 @@ from dllm.output import GenerationOutput
 from dllm.state.window import StepEvent
 from dllm.trace import record_of
 
+# Figures that a row's metrics and its result have alike.
+_COUNTED = ("prompt_tokens", "valid_tokens", "raw_tokens", "forwards", "row_forwards")
+
 
 def results(run: Setup, problems: Sequence[Problem]) -> Iterator[list[Result]]:
     """Yields the results of the rows that one step finished, `run.num_rows` rows at a time."""
@@ -84,15 +87,11 @@ class Answers:
             text=out.texts[row],
             answer=problem.answer,
             correct=None,
-            prompt_tokens=counted.prompt_tokens,
-            valid_tokens=counted.valid_tokens,
-            raw_tokens=counted.raw_tokens,
-            forwards=counted.forwards,
-            row_forwards=counted.row_forwards,
+            **{name: getattr(counted, name) for name in _COUNTED},
             tokens_fed=spent.tokens_fed,
             seconds=spent.seconds,
-            finish_reason=counted.finish_reason,
             settings=self._described,
+            finish_reason=counted.finish_reason,
             flops=None if metrics.flops is None else spent.flops,
             prefill_seconds=share.first,
             latency=share.latency,

@@ -58,7 +58,6 @@ class Start:
 
     @property
     def weights(self) -> str | None:
-        """The digest of the model's weights."""
         return self.processes[0].weights
 
 
@@ -86,7 +85,10 @@ def read_records(output: Path) -> dict[str, RunRecord]:
         return {}
     try:
         runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
-        return {name: _record(run) for name, run in runs.items()}
+        return {
+            name: RunRecord(run["settings"], run["task"], tuple(map(_start, run["starts"])))
+            for name, run in runs.items()
+        }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} is not a record of runs ({error!r}): move it away, and starts from now on "
@@ -134,23 +136,22 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
-def _record(run: Mapping[str, Any]) -> RunRecord:
-    starts = [
-        Start(**{**start, "processes": tuple(Environment(**one) for one in start["processes"])})
-        for start in run["starts"]
-    ]
-    return RunRecord(run["settings"], run["task"], tuple(starts))
+def _start(start: Mapping[str, Any]) -> Start:
+    return Start(**{**start, "processes": tuple(Environment(**one) for one in start["processes"])})
 
 
 def environment_of(model: DenoisingModel) -> Environment:
     """Returns what there is now."""
     template = getattr(model.tokenizer, "chat_template", None)
+    device = f"{model.device.type} ({platform.machine()}, {os.cpu_count()} cores)"
+    if model.device.type == "cuda":
+        device = torch.cuda.get_device_name(model.device)
     return Environment(
         weights=weights_digest(model),
         revision=getattr(model, "revision", None),
         chat_template=None if template is None else _digest([str(template).encode()]),
         attention=_attention(model),
-        device=_device(model.device),
+        device=device,
         threads=torch.get_num_threads(),
         python=platform.python_version(),
         torch=torch.__version__,
@@ -174,8 +175,7 @@ def weights_digest(model: DenoisingModel) -> str | None:
     if isinstance(module, Transformer) and not is_narrow(module):
         weights = parts_of(module, weights)  # joined projections are the same weights
     for name, tensor in sorted(weights, key=lambda pair: pair[0]):
-        parts.append(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        parts.append(_bytes(tensor))
+        parts += [f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode(), _bytes(tensor)]
     return _digest(parts)
 
 
@@ -190,10 +190,7 @@ def _bytes(tensor: Tensor) -> bytes:
 
 
 def _digest(parts: Iterable[bytes]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()[:16]
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
 
 
 def _attention(model: Any) -> str | None:
@@ -201,12 +198,6 @@ def _attention(model: Any) -> str | None:
         return "torch scaled_dot_product_attention"
     config = getattr(getattr(model, "module", None), "config", None)
     return getattr(config, "_attn_implementation", None)
-
-
-def _device(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} ({platform.machine()}, {os.cpu_count()} cores)"
 
 
 @lru_cache(maxsize=1)
