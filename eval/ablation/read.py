@@ -14,13 +14,13 @@ from dllm import schedulers
 from dllm.aliases import ALIASES, SCHEDULER_OPTIONS
 from dllm.eval.ablation.ablation import (
     Ablation,
+    Published,
     Row,
     TaskChoice,
     combinations,
     method_of,
     text_of,
 )
-from dllm.eval.compare.published import Published
 from dllm.registry import nearest
 from dllm.settings import Settings
 

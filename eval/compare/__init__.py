@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+from dllm.models.model import DenoisingModel
 from dllm.settings import Settings
 
 
-def batches(
-    prompts: Sequence[Any], settings: Settings, size: int
-) -> Iterator[tuple[int, list[Any], Settings]]:
-    """Yields the first number, the prompts and the settings of each batch.
+@dataclass(frozen=True)
+class Prompted:
+    """Prompts that are decoded in two ways."""
 
-    Both ways then draw the same noise, and a prompt's seed does not depend on its batch.
-    """
-    seed = settings.seed
-    for start in range(0, len(prompts), size):
-        batch = list(prompts[start : start + size])
-        if isinstance(seed, list):
-            seeds = seed[start : start + size]
-        else:
-            seeds = [(seed or 0) + start + row for row in range(len(batch))]
-        yield start, batch, replace(settings, seed=seeds)
+    model: DenoisingModel
+    prompts: Sequence[Any]
+    settings: Settings
+    batch_size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size} must be at least 1")
+
+    def batches(self) -> Iterator[tuple[int, list[Any], Settings]]:
+        """Yields the first number, the prompts and the settings of each batch.
+
+        Both ways then draw the same noise, and a prompt's seed does not depend on its batch.
+        """
+        seed, size = self.settings.seed, self.batch_size
+        for start in range(0, len(self.prompts), size):
+            batch = list(self.prompts[start : start + size])
+            if isinstance(seed, list):
+                seeds = seed[start : start + size]
+            else:
+                seeds = [(seed or 0) + start + row for row in range(len(batch))]
+            yield start, batch, replace(self.settings, seed=seeds)

@@ -12,7 +12,7 @@ from torch import Tensor
 from dllm import cache as caches
 from dllm import schedulers
 from dllm.compatible import check
-from dllm.eval.compare import batches
+from dllm.eval.compare import Prompted
 from dllm.eval.compare.cache_error import Entries, join, observe
 from dllm.eval.run.describe import short
 from dllm.generate import generate
@@ -20,21 +20,15 @@ from dllm.models.model import DenoisingModel
 from dllm.output import GenerationOutput
 from dllm.settings import Settings
 
-Answer = tuple[int, ...]
-
 
 @dataclass(frozen=True)
-class CacheErrorRun:
+class CacheErrorRun(Prompted):
     """Prompts, and how they are decoded whatever the cache."""
 
-    model: DenoisingModel
-    prompts: Sequence[Any]
-    settings: Settings
     batch_size: int = 32
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size} must be at least 1")
+        super().__post_init__()
         if not self.prompts:
             raise ValueError("there are no prompts to decode")
         if self.settings.generator is not None or self.settings.noise is not None:
@@ -44,7 +38,6 @@ class CacheErrorRun:
 
     @property
     def num_batches(self) -> int:
-        """The number of batches in which a cache is observed."""
         return -(-len(self.prompts) // self.batch_size)
 
     def check(self, cache: Any) -> None:
@@ -64,7 +57,7 @@ class CacheErrorRun:
 
     def reference(self) -> Iterator[GenerationOutput]:
         """Yields each batch decoded without a cache."""
-        for _, prompts, settings in batches(self.prompts, self.settings, self.batch_size):
+        for _, prompts, settings in self.batches():
             yield generate(self.model, prompts, replace(settings, cache="none"))
 
     def observed(self, cache: Any, references: Sequence[GenerationOutput]) -> Iterator[Observed]:
@@ -72,8 +65,7 @@ class CacheErrorRun:
         named = self.settings.eos_token_id
         ends = self.model.spec.eos_token_ids if named is None else named
         ends = (ends,) if isinstance(ends, int) else tuple(ends)
-        parts = batches(self.prompts, self.settings, self.batch_size)
-        for (_, prompts, settings), reference in zip(parts, references, strict=True):
+        for (_, prompts, settings), reference in zip(self.batches(), references, strict=True):
             output, entries = observe(self.model, prompts, replace(settings, cache=cache))
             yield Observed(output, entries, reference, ends)
 
@@ -136,7 +128,9 @@ def summarise(settings: Settings, parts: Sequence[Observed]) -> CacheError:
     if not len(found):
         raise ValueError("no pass was made: the prompts leave nothing to commit")
     masks = found.num_masks
-    pairs = [pair for part in parts for pair in _answers(part)]
+    ours = [answer for part in parts for answer in _answers(part.output, part.ends)]
+    theirs = [answer for part in parts for answer in _answers(part.reference, part.ends)]
+    pairs = list(zip(ours, theirs, strict=True))
     same = sum(sum(a == b for a, b in zip(*pair, strict=False)) for pair in pairs)
     outputs = [part.output for part in parts]
     flops, full = _flops(outputs), _flops([part.reference for part in parts])
@@ -169,18 +163,12 @@ def _weighted(value: Tensor, weight: Tensor) -> float:
     return float((value * weight).sum() / weight.sum())
 
 
-def _answers(part: Observed) -> list[tuple[Answer, Answer]]:
-    """Returns each row's tokens with and without the cache, up to the first end token."""
-    return [
-        (_answer(part.output, row, part.ends), _answer(part.reference, row, part.ends))
-        for row in range(len(part.output.sequences))
-    ]
-
-
-def _answer(out: GenerationOutput, row: int, ends: Sequence[int]) -> Answer:
-    tokens = out.sequences[row][out.metrics.rows[row].prompt_tokens :]
-    stops = (number + 1 for number, token in enumerate(tokens) if token in ends)
-    return tokens[: next(stops, len(tokens))]
+def _answers(out: GenerationOutput, ends: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """Yields each row's generated tokens up to the first end token."""
+    for sequence, row in zip(out.sequences, out.metrics.rows, strict=True):
+        tokens = sequence[row.prompt_tokens :]
+        stops = (number + 1 for number, token in enumerate(tokens) if token in ends)
+        yield tokens[: next(stops, len(tokens))]
 
 
 def _flops(outputs: Sequence[GenerationOutput]) -> int | None:

@@ -129,11 +129,7 @@ def _first_samples(results: Results) -> dict[str, Result]:
     return {name: result for name, result in results.items() if problem_id(name) == name}
 
 
-def _check(
-    one: Results,
-    other: Results,
-    common: Sequence[tuple[Result, Result]],
-) -> None:
+def _check(one: Results, other: Results, common: Sequence[tuple[Result, Result]]) -> None:
     if not common:
         shared = len(one.keys() & other.keys())
         why = (

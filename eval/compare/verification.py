@@ -11,9 +11,8 @@ import torch
 
 from dllm.compatible import check
 from dllm.decoding.passes import PassRecord
-from dllm.eval.compare import batches
+from dllm.eval.compare import Prompted
 from dllm.generate import Stream, generate
-from dllm.models.model import DenoisingModel
 from dllm.output import GenerationOutput
 from dllm.settings import Settings
 from dllm.state.candidates import Candidates
@@ -63,26 +62,20 @@ class Verification:
 
 
 @dataclass(frozen=True)
-class Trial:
+class Trial(Prompted):
     """A verifier, named in the settings, on a list of prompts."""
-
-    model: DenoisingModel
-    prompts: Sequence[Any]
-    settings: Settings
-    batch_size: int = 1
 
     def __post_init__(self) -> None:
         if self.settings.verifier is None:
             raise ValueError("there is no verifier in the settings: such as verifier='ssd'")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size} must be at least 1")
+        super().__post_init__()
         if self.settings.generator is not None:
             raise ValueError("both runs must draw the same noise: give seed, not generator")
         check(self.model, self.settings)
 
     def parts(self) -> Iterator[Verification]:
         """Yields each batch, decoded without and with the verifier."""
-        for start, prompts, settings in batches(self.prompts, self.settings, self.batch_size):
+        for start, prompts, settings in self.batches():
             plain = replace(settings, verifier=None)
             pair = generate(self.model, prompts, plain), generate(self.model, prompts, settings)
             found = tuple(

@@ -8,11 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dllm.eval.ablation.ablation import Ablation
+from dllm.eval.ablation.ablation import Ablation, Agreement, agreement
 from dllm.eval.ablation.bench import FILE, State, Trial
 from dllm.eval.ablation.lines import Line, front, groups
 from dllm.eval.compare.paired import Counts
-from dllm.eval.compare.published import Agreement, agreement
 from dllm.eval.report.aup import areas
 from dllm.eval.report.tables import NUMBERS, Table, accuracy
 from dllm.eval.run.record import Start

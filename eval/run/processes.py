@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -129,11 +130,8 @@ def shard_of(output: Path, rank: int) -> Path:
 
 def find_shards(output: Path) -> list[Path]:
     """Returns the part files that are there, of whichever launch."""
-    if not output.parent.is_dir():
-        return []
-    prefix = f"{output.name}.part"
-    found = [path for path in output.parent.iterdir() if path.name.startswith(prefix)]
-    return sorted(path for path in found if path.name.removeprefix(prefix).isdigit())
+    found = output.parent.glob(f"{glob.escape(output.name)}.part*")
+    return sorted(path for path in found if path.suffix.removeprefix(".part").isdigit())
 
 
 def absorb(writer: Writer, problems: Sequence[Problem]) -> None:

@@ -17,10 +17,9 @@ from typer.testing import CliRunner
 
 import dllm
 from dllm.cli.main import app
-from dllm.eval.ablation.ablation import Row
+from dllm.eval.ablation.ablation import Published, Row, agreement
 from dllm.eval.ablation.bench import locked
 from dllm.eval.ablation.read import find_config, read_ablation, shipped
-from dllm.eval.compare.published import Published, agreement
 from dllm.eval.run.summary import Summary
 from dllm.settings import resolve
 from tests.support import GOLDEN, ROOT
