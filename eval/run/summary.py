@@ -138,74 +138,53 @@ def passes(results: Iterable[Result]) -> dict[int, float]:
     }
 
 
-@dataclass(frozen=True)
-class Totals:
-    """Sums and rates; None where lines of before a figure was kept do not have it."""
+def totals_of(results: Sequence[Result]) -> dict[str, Any]:
+    """Returns sums and rates over the results of one run, of which there is at least one.
 
-    answers: int
-    prompt_tokens: int
-    valid_tokens: int  # before the first end token
-    raw_tokens: int  # all that the model committed
-    forwards: int  # in which a row had something to commit, summed over rows
-    row_forwards: int  # the same, with every variant of a row counted
-    rows_fed: float | None  # over all passes, places of finished rows included
-    tokens_fed: float  # columns
-    tokens_per_forward: float  # valid ones
-    raw_tokens_per_forward: float
-    seconds: float  # of decoding, summed over the processes
-    prefill_seconds: float | None  # the part of it that went to each row's first pass
-    tokens_per_second: float  # valid ones; sums divided
-    tokens_per_second_mean: float  # mean over answers
-    tokens_per_second_decode: float | None  # the two without prefill
-    tokens_per_second_decode_mean: float | None
-    latency_p50: float | None  # seconds of decoding from an answer's first pass to its last
-    latency_p95: float | None
-    peak_memory: int | None  # bytes of device memory; None on a CPU
-    early_stops: int  # answers that ended with an end token
-    truncated: int  # answers without one: all slots were filled
-    not_extracted: int | None  # answers in which the judge found none
-    ended: str | None  # when the last result came, UTC
-
-
-def totals_of(results: Sequence[Result]) -> Totals:
-    """Returns the totals of the results of one run, of which there is at least one."""
+    None where lines of before a figure was kept do not have it.
+    """
     if not results:
         raise ValueError("there are no results to sum up")
     valid, raw = sum(r.valid_tokens for r in results), sum(r.raw_tokens for r in results)
     forwards, seconds = sum(r.forwards for r in results), math.fsum(r.seconds for r in results)
     prefill = _sum(r.prefill_seconds for r in results)
-    known = [r for r in results if r.prefill_seconds is not None]
-    decode = [(r.valid_tokens, r.seconds - (r.prefill_seconds or 0.0)) for r in known]
+    decode = [(r.valid_tokens, r.seconds - (r.prefill_seconds or 0.0)) for r in results]
     whole = prefill is not None
     latency = [r.latency for r in results if r.latency is not None]
-    memory = [r.peak_memory for r in results if r.peak_memory is not None]
     extracted = [r.extracted for r in results if r.extracted is not None]
-    finished = [r.finished for r in results if r.finished is not None]
-    return Totals(
-        answers=len(results),
-        prompt_tokens=sum(r.prompt_tokens for r in results),
-        valid_tokens=valid,
-        raw_tokens=raw,
-        forwards=forwards,
-        row_forwards=sum(r.row_forwards for r in results),
-        rows_fed=_sum(r.rows_fed for r in results),
-        tokens_fed=math.fsum(r.tokens_fed for r in results),
-        tokens_per_forward=ratio(valid, forwards),
-        raw_tokens_per_forward=ratio(raw, forwards),
-        seconds=seconds,
-        prefill_seconds=prefill,
-        tokens_per_second=ratio(valid, seconds),
-        tokens_per_second_mean=_mean([(r.valid_tokens, r.seconds) for r in results]),
-        tokens_per_second_decode=ratio(valid, math.fsum(s for _, s in decode)) if whole else None,
-        tokens_per_second_decode_mean=_mean(decode) if whole else None,
-        latency_p50=_percentile(latency, 0.5),
-        latency_p95=_percentile(latency, 0.95),
-        peak_memory=max(memory, default=None),
-        early_stops=sum(r.finish_reason == "eos" for r in results),
-        truncated=sum(r.finish_reason == "length" for r in results),
-        not_extracted=extracted.count(False) if extracted else None,
-        ended=max(finished, default=None),
-    )
+    return {
+        "answers": len(results),
+        "prompt_tokens": sum(r.prompt_tokens for r in results),
+        "valid_tokens": valid,  # before the first end token
+        "raw_tokens": raw,  # all that the model committed
+        "forwards": forwards,  # in which a row had something to commit, summed over rows
+        "row_forwards": sum(r.row_forwards for r in results),  # with every variant of a row
+        "rows_fed": _sum(r.rows_fed for r in results),  # places of finished rows included
+        "tokens_fed": math.fsum(r.tokens_fed for r in results),  # columns
+        "tokens_per_forward": ratio(valid, forwards),  # valid ones
+        "raw_tokens_per_forward": ratio(raw, forwards),
+        "seconds": seconds,  # of decoding, summed over the processes
+        "prefill_seconds": prefill,  # the part of it that went to each row's first pass
+        "tokens_per_second": ratio(valid, seconds),  # valid ones; sums divided
+        "tokens_per_second_mean": _mean([(r.valid_tokens, r.seconds) for r in results]),
+        # The two without prefill.
+        "tokens_per_second_decode": ratio(valid, math.fsum(s for _, s in decode))
+        if whole
+        else None,
+        "tokens_per_second_decode_mean": _mean(decode) if whole else None,
+        # Seconds of decoding from an answer's first pass to its last.
+        "latency_p50": _percentile(latency, 0.5),
+        "latency_p95": _percentile(latency, 0.95),
+        # Bytes of device memory; None on a CPU.
+        "peak_memory": max(
+            (r.peak_memory for r in results if r.peak_memory is not None), default=None
+        ),
+        "early_stops": sum(r.finish_reason == "eos" for r in results),  # ended with an end token
+        "truncated": sum(r.finish_reason == "length" for r in results),  # all slots were filled
+        "not_extracted": extracted.count(False) if extracted else None,  # the judge found none
+        # When the last result came, UTC.
+        "ended": max((r.finished for r in results if r.finished is not None), default=None),
+    }
 
 
 def full_record(name: str, run: RunRecord, results: Sequence[Result]) -> dict[str, Any]:
@@ -218,7 +197,7 @@ def full_record(name: str, run: RunRecord, results: Sequence[Result]) -> dict[st
         "settings": dict(run.settings),
         "task": dict(run.task),
         "accuracy": {name: summarised[name] for name in _ACCURACY},
-        "totals": asdict(totals_of(results)),
+        "totals": totals_of(results),
         "starts": starts,
     }
 
