@@ -221,39 +221,31 @@ def _file(text: str, used: Sequence[str]) -> tuple[str, Path]:
     return task, Path(file)
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """How a measurement stands beside what was published."""
-
-    text: str
-    inside: bool | None = None  # None: the two cannot be compared
-
-
 def agreement(
     published: Published | None, summary: Summary | None, task: str, changed: str = ""
-) -> Agreement:
+) -> str:
     """Returns whether a summary lies inside the tolerance, or why that says nothing.
 
     `changed` names what a command line replaced of the configuration's setting.
     """
     if published is None:
-        return Agreement("")
+        return ""
     if published.accuracy is None:
-        return Agreement(f"not published: {published.because}")
+        return f"not published: {published.because}"
     if published.differs:
-        return Agreement(f"not comparable: {published.differs}")
+        return f"not comparable: {published.differs}"
     if changed:
-        return Agreement(f"not comparable: {changed} is not the configuration's")
+        return f"not comparable: {changed} is not the configuration's"
     if summary is None or not summary.scored:
-        return Agreement("not measured" if summary is None else "not scored")
+        return "not measured" if summary is None else "not scored"
     whole = published.problems or FULL.get(task)
     if whole is None:
-        return Agreement(f"not comparable: 'problems' does not say how many {task} has")
+        return f"not comparable: 'problems' does not say how many {task} has"
     if summary.scored != whole:
-        return Agreement(f"limited run: {summary.scored:,} of {whole:,} problems")
+        return f"limited run: {summary.scored:,} of {whole:,} problems"
     if published.score and published.score not in summary.scores:
-        return Agreement(f"not comparable: {task} has no score {published.score!r}")
+        return f"not comparable: {task} has no score {published.score!r}"
     measured = summary.scores[published.score] if published.score else summary.accuracy
     low, high = published.tolerance(whole)
-    inside = low <= 100 * measured <= high
-    return Agreement(f"{'inside' if inside else 'outside'} {low:.1f}-{high:.1f}", inside)
+    side = "inside" if low <= 100 * measured <= high else "outside"
+    return f"{side} {low:.1f}-{high:.1f}"

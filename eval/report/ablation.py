@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dllm.eval.ablation.ablation import Ablation, Agreement, agreement
+from dllm.eval.ablation.ablation import Ablation, agreement
 from dllm.eval.ablation.bench import FILE, State, Trial
 from dllm.eval.ablation.lines import Line, front, groups
 from dllm.eval.compare.paired import Counts
@@ -65,7 +65,7 @@ class Report:
         """The numbers of the lines on a Pareto front of accuracy and tokens per forward."""
         return set().union(*(front(members) for members in groups(self.lines).values()))
 
-    def agreement(self, line: Line[Trial]) -> Agreement:
+    def agreement(self, line: Line[Trial]) -> str:
         """Returns how a line stands beside what was published."""
         row = line.candidate.row
         return agreement(row.published, line.summary, row.task.name, self.ablation.changed)
@@ -95,7 +95,7 @@ class Report:
             "on_front": line.number in self.leaders,
             "state": line.state,
             **{f"published_{name}": getattr(published, name, None) for name in figures},
-            "agreement": self.agreement(line).text,
+            "agreement": self.agreement(line),
         }
 
     def tables(self) -> list[Table]:
@@ -129,8 +129,7 @@ class Report:
         measured = "-"
         if summary is not None and summary.scored:
             measured = f"{summary.accuracy:.1%}, {summary.tokens_per_forward:.2f} tok/forward"
-        agreed = self.agreement(line).text
-        return line.name, figures or "-", measured, agreed, published.source
+        return line.name, figures or "-", measured, self.agreement(line), published.source
 
 
 def _cells(line: Line[Trial], leads: bool) -> tuple[str, ...]:
