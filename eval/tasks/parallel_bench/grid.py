@@ -28,16 +28,12 @@ class Grid(Instance):
     symbols: Answer
     boxes: bool  # whether boxes of two by two count as well
     rule: str  # what has to hold, in words
-    filled: Answer
+    solution: Answer
 
     @property
     def question(self) -> str:
         start = f"A grid, {EMPTY} is an empty cell:\n{self.write(self.cells)}\n"
         return f"{start}Fill it: {self.rule} Answer with the whole grid, in this form."
-
-    @property
-    def solution(self) -> Answer:
-        return self.filled
 
     def outputs(self) -> Iterator[Answer]:
         return completions(self.cells, self.symbols, self.boxes)
@@ -115,6 +111,6 @@ def _drawn(source: random.Random, empty: Grid, num_given: Callable[[], int], cho
         filled = tuple(empty.symbols[digit] for digit in digits)
         given = set(source.sample(range(SIZE**2), num_given()))
         cells = tuple(s if cell in given else EMPTY for cell, s in enumerate(filled))
-        grid = replace(empty, cells=cells, filled=filled)
+        grid = replace(empty, cells=cells, solution=filled)
         if len(list(islice(grid.outputs(), 2))) == 1 + choice:
             return grid

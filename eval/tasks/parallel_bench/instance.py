@@ -21,15 +21,11 @@ class Verdict:
 class Instance(ABC):
     """One question; `outputs` are all answers that are right."""
 
-    @property
-    @abstractmethod
-    def question(self) -> str:
-        """The text of the question."""
+    solution: Answer  # one that is right
 
     @property
     @abstractmethod
-    def solution(self) -> Answer:
-        """One answer that is right."""
+    def question(self) -> str: ...
 
     @abstractmethod
     def outputs(self) -> Iterator[Answer]:

@@ -43,7 +43,7 @@ class WaitingLine(Instance):
 
     operation: str
     line: Line
-    shown: Answer  # a result, drawn at random
+    solution: Answer  # a result, drawn at random
 
     @property
     def question(self) -> str:
@@ -51,10 +51,6 @@ class WaitingLine(Instance):
         asked = instruction.format(new=self.line.new, place=self.line.place)
         form = "Answer with the whole line, written as [first, second, ...]."
         return f"A waiting line, front first: {self.write(self.line.names)}. {asked} {form}"
-
-    @property
-    def solution(self) -> Answer:
-        return self.shown
 
     def outputs(self) -> Iterator[Answer]:
         return iter(OPERATIONS[self.operation].results(self.line))
