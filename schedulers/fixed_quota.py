@@ -62,17 +62,21 @@ class FixedQuota(Scheduler):
         return (masks + left - 1) // left
 
     def _follow_plan(self, view: View) -> Decision:
-        """Commits the next columns of the block's order, and announces those after them."""
+        """Commits the next columns of the block's order, and announces those after them.
+
+        A column that is due but has no logits, because one that was announced was cut off with
+        the end of its row, is announced again.
+        """
         left, start = view.left, torch.zeros_like(view.step)
-        place = rank(view.noise.columns(view.columns, start, left), left)
-        masks = left.sum(-1)
-        now = self._quota(masks, view.block_step, view)
-        then = self._quota(masks - now, view.block_step + 1, view)
-        ahead = now[:, None] + torch.arange(self._most(view), device=now.device)
-        order = place.argsort(1).gather(1, ahead.clamp(max=left.shape[1] - 1))
-        planned = ahead < (now + then)[:, None]
-        planned = torch.where(planned, view.columns.gather(1, order), -1)
-        return Decision(place < now[:, None], planned=planned)
+        noise = view.noise.columns(view.columns, start, left)
+        now = self._quota(left.sum(-1), view.block_step, view)
+        commit = (rank(noise, left) < now[:, None]) & view.masked
+        rest = left & ~commit
+        then = self._quota(rest.sum(-1), view.block_step + 1, view)
+        order = rank(noise, rest).argsort(1)[:, : self._most(view)]
+        ahead = torch.arange(order.shape[1], device=now.device) < then[:, None]
+        planned = torch.where(ahead & rest.gather(1, order), view.columns.gather(1, order), -1)
+        return Decision(commit, planned=planned)
 
     def _most(self, view: View) -> int:
         """Returns the largest quota of any step, as the host knows it."""

@@ -64,15 +64,15 @@ class LookAhead(Scheduler):
 
     def _variants(self, candidates: Candidates, view: View, left: Tensor) -> Variants:
         """Returns the row itself, and the row with each of the best columns of `left` (B, W)."""
-        count = min(self.branches - 1, left.shape[1])
-        order = rank(candidates.confidence, left).argsort(dim=1)[:, :count]
+        order = rank(candidates.confidence, left).argsort(dim=1)[:, : self.branches - 1]
         valid = left.gather(1, order)
         columns = torch.where(valid, view.columns.gather(1, order), -1)
+        around = (1, self.branches - 1 - order.shape[1])  # the row itself; what finds no column
         return Variants(
-            columns=F.pad(columns, (1, 0), value=-1),
-            tokens=F.pad(candidates.token.gather(1, order), (1, 0)),
-            confidence=F.pad(candidates.confidence.gather(1, order), (1, 0), value=1),
-            valid=F.pad(valid, (1, 0), value=True),
+            columns=F.pad(columns, around, value=-1),
+            tokens=F.pad(candidates.token.gather(1, order), around),
+            confidence=F.pad(candidates.confidence.gather(1, order), around, value=1),
+            valid=F.pad(F.pad(valid, (1, 0), value=True), (0, around[1])),
             # With one column left there is nothing to look ahead to.
             needed=valid.any(1) & (view.masked.sum(1) > 1),
         )

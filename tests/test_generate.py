@@ -322,3 +322,53 @@ def test_prompts_that_are_too_long_are_cut_if_asked_to(tiny: dllm.HostedModel) -
         dllm.generate(tiny, [long], too_long="cut", max_new_tokens=limit)
     with pytest.raises(ValueError, match="too_long='drop' must be 'error' or 'cut'"):
         dllm.generate(tiny, [long], too_long="drop", **options)
+
+
+@pytest.mark.parametrize("block", [1, 2, 8])
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+def test_variants_may_be_more_than_columns(block: int, cache: str) -> None:
+    options: dict[str, Any] = {
+        "max_new_tokens": 16,
+        "block_length": block,
+        "cache": cache,
+        "at_eos": "ignore",
+    }
+    many = dllm.generate(*asked(), scheduler="lopa:0.999,branches=10,blocks=1", **options)
+    assert [row.raw_tokens for row in many.metrics.rows] == [16, 16]
+    if block == 1:  # nothing is left to look ahead to
+        assert (
+            many.sequences == dllm.generate(*asked(), scheduler="fixed_quota", **options).sequences
+        )
+
+
+def test_deferred_tokens_alone_may_pass_the_filters() -> None:
+    options: dict[str, Any] = {"scheduler": "dream", "temperature": 0.4, "top_p": 0.5, "seed": 0}
+    out = dllm.generate(*asked(), max_new_tokens=64, defer_eos=True, **options)
+    assert all("#### " in str(text) for text in out.texts or ())
+
+
+@pytest.mark.parametrize("at_eos", ["truncate", "stop", "skip", "block", "ignore"])
+@pytest.mark.parametrize("guidance_scale", [0.0, 1.5])
+def test_a_planned_order_goes_on_where_a_row_was_cut(at_eos: str, guidance_scale: float) -> None:
+    model, prompts = asked()
+    options: dict[str, Any] = {
+        "scheduler": "fixed_quota:order=planned",
+        "cache": "dkv_greedy:window=0,refresh=9",
+        "max_new_tokens": 48,
+        "block_length": 16,
+        "at_eos": at_eos,
+        "guidance_scale": guidance_scale,
+    }
+    together = dllm.generate(model, prompts, seed=[5, 6], **options)
+    alone = [dllm.generate(model, prompts[i], seed=[5 + i], **options) for i in range(2)]
+    assert together.sequences == tuple(one.sequences[0] for one in alone)
+    assert [r.forwards for r in together.metrics.rows] == [
+        one.metrics.rows[0].forwards for one in alone
+    ]
+
+
+def asked() -> tuple[dllm.HostedModel, list[str]]:
+    """Returns the embedded model and two questions that it answers."""
+    one = "tom has 53 pens. tom loses 3. how many pens does tom have?"
+    two = "ann has 5 eggs. ann buys 7 more. how many eggs does ann have?"
+    return dllm.load("tiny"), [one, two]

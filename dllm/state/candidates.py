@@ -32,9 +32,7 @@ class Candidates:
     token: Tensor  # (B, W) int64 proposed tokens; never the mask token
     raw: Tensor | None = None  # (B, w, V) float before temperature and filters; None: `logits`
     places: Tensor | None = None  # (B, w) int64 columns that have logits; None: all W
-    measured: kernel.Statistics | None = (
-        None  # of `logits`, which may then be narrower; None: not yet
-    )
+    measured: kernel.Statistics | None = None  # of `logits`, narrower then; None: not yet
 
     @cached_property
     def confidence(self) -> Tensor:
@@ -179,15 +177,18 @@ class Sampling:
             token = largest_but(shaped, self.mask_token_id)
         read = shaped if self.confidence == "tempered" else wide
         scored = _without(read, self.deferred_token_ids)
-        raw = None if scored is wide else wide
-        return Candidates(scored, _at(token, columns, places), raw, places)
+        if self.deferred_token_ids and read is shaped:  # filters may have left no other tokens
+            empty = scored.amax(-1, keepdim=True) == -torch.inf
+            scored = torch.where(empty, _without(wide, self.deferred_token_ids), scored)
+        token, raw = _at(token, columns, places), None if scored is wide else wide
+        return Candidates(scored, token, raw, places)
 
     @property
     def _is_plain(self) -> bool:
         """Whether statistics are those of the model's own logits, in float32, and suffice."""
         shaped = self.temperature > 0 or self.top_p is not None or self.top_k is not None
-        marked = self.forbidden_token_ids or self.deferred_token_ids
-        return self.lean and self.dtype == torch.float32 and not (shaped or marked)
+        shaped = shaped or bool(self.forbidden_token_ids or self.deferred_token_ids)
+        return self.lean and self.dtype == torch.float32 and not shaped
 
     def _shape(self, logits: Tensor) -> Tensor:
         """Returns logits after temperature, top-p and top-k, in this order (Dream)."""
@@ -249,12 +250,8 @@ def softmax(logits: Tensor) -> Tensor:
 
 def largest_but(logits: Tensor, but: int) -> Tensor:
     """Returns where the largest logit (..., V) but one is, (...) int64; of equal ones the first."""
-    if _is_long(logits):
-        token = kernel.largest_but(logits, but)
-    else:
-        others = logits.clone()
-        others[..., but] = -torch.inf
-        token = others.argmax(-1)
+    long = _is_long(logits)
+    token = kernel.largest_but(logits, but) if long else _without(logits, (but,)).argmax(-1)
     # Where nothing else is possible, the one left out would be the first of equal ones.
     return torch.where(token == but, int(but == 0), token)
 
