@@ -1,4 +1,4 @@
-"""Runs one model-written program under limits and reports how it ended, with its nonce.
+"""Runs one model-written program under limits and reports how it ended.
 
 The innermost process of `dllm.eval.sandbox`: a fresh interpreter that knows the standard library.
 """
@@ -10,40 +10,57 @@ import os
 import resource
 import sys
 import types
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 DETAIL = 500  # characters of an error's text
+TOKEN = 64  # bytes, at most, of what says that a program passed
 
 
-def main(report: int) -> None:
-    """Reads the job from stdin, runs its program and writes one line to `report`."""
+def main(report: int, secret: int) -> None:
+    """Reads the job from stdin, runs its program and writes to `report` how it ended.
+
+    A program that passed is reported by the token that lies in the pipe `secret`, and by nothing
+    else; any other end by its kind and the error's text, which the program may write as well.
+    """
     job = json.load(sys.stdin)
     for name, limit in job["limits"].items():
         _limit(getattr(resource, name, None), limit)
-    write, dumps, leave = os.write, json.dumps, os._exit  # the code may replace them
-    kind, detail = outcome(job["program"])
-    write(report, dumps({"nonce": job["nonce"], "kind": kind, "detail": detail}).encode())
-    leave(0)
-
-
-def outcome(program: str) -> tuple[str, str]:
-    """Returns how a program ended: its kind, and the error's text."""
+    write, read, leave = os.write, os.read, os._exit  # the code may replace them
+    run: Callable[[types.CodeType, dict[str, Any]], object] = exec
+    end = partial(_end, report, write, leave)
     try:
-        code = compile(program, "program.py", "exec", dont_inherit=True)
+        code = compile(job["program"], "program.py", "exec", dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError) as error:
-        return "syntax", _text(error)
+        end("syntax", error)
     module = types.ModuleType("program")  # not __main__: examples under that guard are not run
     sys.modules["program"] = module
     try:
-        exec(code, module.__dict__)
+        # One expression, so that the token lies on the interpreter's stack while the program runs:
+        # no name, no frame and no container has it, and there is no line that a program which
+        # moves the interpreter could go on at. It goes out only if `run` returns.
+        write(report, (read(secret, TOKEN), run(code, module.__dict__))[0])
+        leave(0)
     except AssertionError as error:
-        return "assertion", _text(error)
+        end("assertion", error)
     except MemoryError as error:
-        return "memory", _text(error)
+        end("memory", error)
     except SystemExit as error:
-        return "exited", _text(error)
+        end("exited", error)
     except BaseException as error:  # noqa: BLE001 - whatever the code raises is its failure
-        return "exception", _text(error)
-    return "passed", ""
+        end("exception", error)
+
+
+def _end(
+    report: int,
+    write: Callable[[int, bytes], object],
+    leave: Callable[[int], object],
+    kind: str,
+    error: BaseException,
+) -> None:
+    write(report, f"{kind}\n{_text(error)}".encode("utf-8", "backslashreplace"))
+    leave(0)
 
 
 def _text(error: BaseException) -> str:
@@ -63,4 +80,4 @@ def _limit(kind: int | None, limit: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), int(sys.argv[2]))

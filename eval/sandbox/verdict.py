@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from dllm.eval.sandbox.walls import SIGNALLED, TIMED_OUT
+from dllm.eval.sandbox.child import DETAIL
+from dllm.eval.sandbox.watch import FILES, SIGNALLED, TIMED_OUT, TOO_MUCH_DISK, TOO_MUCH_MEMORY
 
 Level = Literal[
     "container",  # files, network, processes and user of its own
-    "namespaces",  # the same, but the files of the system can be read
-    "limits",  # resource limits alone
+    "namespaces",  # the same, but files outside of home can be read
+    "limits",  # no namespace: what the kernel refuses it, and resource limits
 ]
 Kind = Literal[
     "passed",
@@ -24,6 +24,9 @@ Kind = Literal[
     "exited",  # ended before the check was over
     "killed",  # by a signal
 ]
+# What a program may say of itself. It passed if it has the token, the rest is its watcher's word.
+CLAIMS: tuple[Kind, ...] = ("assertion", "exception", "syntax", "memory", "exited")
+REPORT = 1 << 13  # bytes of the longest report: characters of up to ten bytes
 
 
 class SandboxError(OSError):
@@ -36,10 +39,11 @@ class Limits:
 
     cpu_seconds: int = 3  # of its processor time, so that a busy machine fails nobody
     seconds: float = 10.0  # of the clock
-    memory: int = 4 << 30  # bytes of address space; numpy alone takes one or two GiB
+    memory: int = 4 << 30  # bytes of address space, numpy alone takes one or two GiB; of its
+    # processes together, what is in memory
     file_size: int = 16 << 20  # bytes of a file
-    disk: int = 64 << 20  # bytes of all files, where they are its own
-    processes: int = 32  # threads included, where they are its own; else it may start none
+    disk: int = 64 << 20  # bytes of all files
+    processes: int = 32  # threads included; at `limits` it may start none
     open_files: int = 64
 
     def __post_init__(self) -> None:
@@ -63,22 +67,36 @@ class Verdict:
         return self.kind == "passed"
 
 
-def read_report(report: str, nonce: str) -> tuple[Kind, str] | None:
-    """Returns what was reported with the nonce, None for anything else."""
-    try:
-        line = json.loads(report)
-        if isinstance(line, dict) and secrets.compare_digest(str(line.get("nonce")), nonce):
-            return line["kind"], str(line["detail"])
-    except (ValueError, TypeError, KeyError):
-        pass
-    return None
+def read_report(report: bytes, token: bytes) -> tuple[Kind, str]:
+    """Returns how a program ended by what was reported, which may be any bytes at all."""
+    if secrets.compare_digest(report, token):
+        return "passed", ""
+    if not report:
+        return "exited", "the process ended before the check was over"
+    name, _, detail = report.partition(b"\n")
+    for kind in CLAIMS:
+        if len(report) <= REPORT and name == kind.encode():
+            text = "".join(map(_shown, detail.decode("utf-8", "replace")))
+            return kind, text[:DETAIL]
+    return "exited", "a broken report"
 
 
-def ending(code: int) -> tuple[Kind, str]:
-    """Returns how a program ended that reported nothing, by the exit code of its watcher."""
+def ending(code: int, limits: Limits) -> tuple[Kind, str] | None:
+    """Returns how a program was ended, by the exit code of its watcher; None if by itself."""
+    if code == 0:
+        return None
     if code == TIMED_OUT:
         return "timeout", ""
-    if code > SIGNALLED or code < 0:
-        number = -code if code < 0 else code - SIGNALLED
-        return "killed", f"signal {number}"
-    return "exited", "the process ended before the check was over"
+    if code == TOO_MUCH_MEMORY:
+        return "memory", f"its processes took more than {limits.memory} bytes together"
+    if code == TOO_MUCH_DISK:
+        return "killed", f"its files took more than {limits.disk} bytes, or are more than {FILES}"
+    number = -code if code < 0 else code - SIGNALLED
+    return ("killed", f"signal {number}") if number > 0 else ("killed", f"watcher's code {code}")
+
+
+def _shown(character: str) -> str:
+    """Returns a character as it is if it does nothing to a terminal, else its escape."""
+    if character.isprintable() or character in "\n\t":
+        return character
+    return character.encode("unicode_escape").decode("ascii")

@@ -6,13 +6,15 @@ outside of the walls; the code runs inside, in a fresh interpreter with `child.p
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
+import re
 import signal
-import time
 from pathlib import Path
 from typing import Any
+
+from dllm.eval.sandbox.refusals import LIBC, filter_calls, write_only_in
+from dllm.eval.sandbox.watch import FILES, NO_WALLS, Bounds, end_descendants, watch
 
 # Of the headers of clone(2), mount(2) and prctl(2).
 NEW_MOUNTS, NEW_NAMES, NEW_IPC, NEW_USER, NEW_PIDS, NEW_NETWORK = (
@@ -22,52 +24,75 @@ NEW_MOUNTS, NEW_NAMES, NEW_IPC, NEW_USER, NEW_PIDS, NEW_NETWORK = (
 READ_ONLY, NO_SUID, NO_DEVICES, NO_EXEC, REMOUNT = 1, 2, 4, 8, 32
 BIND, RECURSIVE, PRIVATE = 4096, 16384, 1 << 18
 DETACH = 2
-DIE_WITH_PARENT, NO_NEW_PRIVILEGES = 1, 38
-LIBC = ctypes.CDLL(None, use_errno=True)
+DIE_WITH_PARENT, SUBREAPER, NO_NEW_PRIVILEGES = 1, 36, 38
 
-TIMED_OUT, NO_WALLS, SIGNALLED = 124, 125, 128  # exit codes; the last one plus the signal
-NOBODY = 65534  # whom root becomes
 INSIDE = 1000  # the user and group inside of the walls, who is not root there
-PAUSE = 0.005  # seconds between looks at the process
 # What an interpreter needs of a folder whose other files may be private.
 _PARTS = ("bin", "lib", "lib32", "lib64", "openssl", "pyvenv.cfg")
+_DEVICES = ("null", "zero", "urandom", "random")
 _ENTER = 0o5  # permission of other users to list a folder and go through it
 
 
 def main(order: dict[str, Any]) -> int:
     """Runs the child behind walls and returns how it ended; says on `report` why it could not."""
     prctl(DIE_WITH_PARENT, signal.SIGKILL)
-    reading, writing = os.pipe()  # closed by a successful exec, so that the code cannot write to it
+    prctl(SUBREAPER, 1)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})  # the watcher waits for it
     try:
-        _give_away(order["work"])
-        if order["level"] != "limits":
-            _separate()
-        child = os.fork()
+        child = _start(order)
     except OSError as error:
         os.write(order["report"], str(error).encode())
         return NO_WALLS
+    for each in (order["report"], order["secret"]):
+        os.close(each)
+    code = watch(child, Bounds(**order["bounds"]))
+    end_descendants()
+    return code
+
+
+def _start(order: dict[str, Any]) -> int:
+    """Returns the child, which runs the code; raises OSError if it has no walls."""
+    if order["user"] is not None:
+        os.chown(order["work"], order["user"], order["user"])
+    leader = _leader()
+    if order["level"] != "limits":
+        _separate(order["user"])
+    reading, writing = os.pipe()  # closed by a successful exec, so that the code cannot write to it
+    ready, go = os.pipe()
+    child = os.fork()
     if child == 0:
         try:
+            os.read(ready, 1)
             _enter(order)
         except OSError as error:
             os.write(writing, str(error).encode())
         finally:
             os._exit(NO_WALLS)
+    os.setpgid(child, leader)
+    os.waitpid(leader, 0)
+    os.write(go, b".")
     os.close(writing)
     problem = os.read(reading, 1000)
     if problem:
-        os.write(order["report"], problem)
-    os.close(order["report"])
-    code = _watch(child, order["seconds"], order["cpu_seconds"])
-    return NO_WALLS if problem else code
+        raise OSError(problem.decode("utf-8", "replace"))
+    return child
 
 
-def _give_away(work: str) -> None:
-    if os.geteuid() == 0:
-        os.chown(work, NOBODY, NOBODY)
+def _leader() -> int:
+    """Returns a process that has ended, of whose group the child becomes a member.
+
+    The child's signals to its group then reach nobody else, and it may still leave for a session
+    of its own, which a leader may not.
+    """
+    process = os.fork()
+    if process == 0:
+        os.setpgid(0, 0)
+        os._exit(0)
+    os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)
+    return process
 
 
-def _separate() -> None:
+def _separate(user: int | None) -> None:
     """Leaves for namespaces of its own; a process that stays behind says who is who there."""
     waiting, go = os.pipe()
     process = os.getpid()
@@ -77,12 +102,12 @@ def _separate() -> None:
         code = 1
         try:
             if os.read(waiting, 1):
-                _name_users(Path("/proc", str(process)))
+                _name_users(Path("/proc", str(process)), user)
                 code = 0
         finally:
             os._exit(code)
     try:
-        call("unshare", NEW_USER | NEW_MOUNTS | NEW_PIDS | NEW_NETWORK | NEW_IPC | NEW_NAMES)
+        call("unshare", NEW_USER | NEW_PIDS | NEW_NETWORK | NEW_IPC | NEW_NAMES)
         os.write(go, b".")
     finally:
         os.close(go)
@@ -91,17 +116,16 @@ def _separate() -> None:
         raise PermissionError("the users of the new namespace could not be named")
 
 
-def _name_users(process: Path) -> None:
+def _name_users(process: Path, other: int | None) -> None:
     """Writes which users the new namespace knows.
 
     Root keeps its place, since only root may see the folders of an interpreter under /root, and
     gets a second user to become, whose processes are counted: those of root never are.
     """
-    user, group = os.geteuid(), os.getegid()
-    if user == 0:
-        users = groups = f"0 0 1\n{INSIDE} {NOBODY} 1\n"
+    if other is not None:
+        users = groups = f"0 0 1\n{INSIDE} {other} 1\n"
     else:
-        users, groups = f"{INSIDE} {user} 1\n", f"{INSIDE} {group} 1\n"
+        users, groups = f"{INSIDE} {os.geteuid()} 1\n", f"{INSIDE} {os.getegid()} 1\n"
         (process / "setgroups").write_text("deny")
     (process / "uid_map").write_text(users)
     (process / "gid_map").write_text(groups)
@@ -109,69 +133,67 @@ def _name_users(process: Path) -> None:
 
 def _enter(order: dict[str, Any]) -> None:
     """Becomes the child: no files but those shown, no privileges, no environment."""
-    level, work = order["level"], order["work"]
+    level, work, other = order["level"], order["work"], order["user"]
     source = Path(__file__).with_name("child.py").read_text(encoding="utf-8")
     if level != "limits":
+        call("unshare", NEW_MOUNTS)  # here, so that the watcher keeps the system's /proc
         mount("none", "/", None, RECURSIVE | PRIVATE)
-    if level == "container":
-        work = leave_the_files(work, order["shown"], order["interpreter"], order["disk"])
+        work = leave_the_files(order)
     os.chdir(work)
-    if os.geteuid() == 0:
-        other = NOBODY if level == "limits" else INSIDE
+    if other is not None:
+        inside = other if level == "limits" else INSIDE
         os.setgroups([])
-        os.setresgid(other, other, other)
-        os.setresuid(other, other, other)
+        os.setresgid(inside, inside, inside)
+        os.setresuid(inside, inside, inside)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
     prctl(NO_NEW_PRIVILEGES, 1)
     prctl(DIE_WITH_PARENT, signal.SIGKILL)
-    os.set_inheritable(order["report"], True)
-    command = [order["python"], "-I", "-B", "-c", source, str(order["report"])]
+    pipes = (order["report"], order["secret"])
+    command = [order["python"], "-I", "-B", "-c", source, *map(str, pipes)]
+    if level == "limits":
+        write_only_in(".")
+    if not filter_calls(outside=level == "limits") and level == "limits":
+        raise PermissionError(f"no filter of calls is known for {os.uname().machine}")
     os.execve(command[0], command, {})
 
 
-def _watch(child: int, seconds: float, cpu_seconds: float) -> int:
-    end = time.monotonic() + seconds
-    while True:
-        done, status, usage = os.wait4(child, os.WNOHANG)
-        if done:
-            break
-        if time.monotonic() >= end:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            return TIMED_OUT
-        time.sleep(PAUSE)
-    if not os.WIFSIGNALED(status):
-        return 0
-    number = os.WTERMSIG(status)
-    spent = usage.ru_utime + usage.ru_stime
-    ran_out = number in (signal.SIGKILL, signal.SIGXCPU) and spent >= 0.9 * cpu_seconds
-    return TIMED_OUT if ran_out else SIGNALLED + number
+def leave_the_files(order: dict[str, Any]) -> str:
+    """Makes a new root, read-only but for a /tmp of its own, and drops the old one.
 
-
-def leave_the_files(root: str, shown: list[str], interpreter: list[str], disk: int) -> str:
-    """Makes a new root with the shown paths, read-only, and a /tmp of its own; drops the old one.
-
-    Returns the empty folder to work in: /tmp, or one in it if the interpreter lies there too.
+    It has the shown paths alone, or at level `namespaces` all but the hidden ones. Returns the
+    empty folder to work in: /tmp, or one in it if the interpreter lies there too.
     """
-    hidden = NO_SUID | NO_DEVICES
-    mount("tmpfs", root, "tmpfs", hidden, "mode=755,size=1m")
-    own = Path(root, "tmp")  # first, since the interpreter may lie in the old one
-    own.mkdir()
-    mount("tmpfs", str(own), "tmpfs", hidden, f"mode=1777,size={disk}")
-    for path in [*shown, "/dev/null", "/dev/zero", "/dev/urandom", "/dev/random"]:
+    root, hidden = order["work"], NO_SUID | NO_DEVICES
+    own = Path(root, "tmp")
+    if order["level"] == "container":
+        mount("tmpfs", root, "tmpfs", hidden, "mode=755,size=1m")
+        Path(root, "proc").mkdir()
+        own.mkdir()
+    else:
+        mount("/", root, None, BIND | RECURSIVE)
+        _seal(root)  # before some are hidden, which could not be found then
+        for path in order["hidden"]:
+            if Path(root + path).is_dir():
+                mount("tmpfs", root + path, "tmpfs", hidden, "mode=755,size=1m")
+    # Before what is shown, since the interpreter may lie in the old one.
+    files = f"mode=1777,size={order['disk']},nr_inodes={FILES}"
+    mount("tmpfs", str(own), "tmpfs", hidden, files)
+    for path in [*order["shown"], *(f"/dev/{name}" for name in _DEVICES)]:
         _show(root, path)
-    for folder in interpreter:
+    for folder in order["interpreter"]:
         _show_interpreter(root, folder)
-    _seal(root, own)
+    _seal(root, but=own)
     work = _empty(own, Path(root).name).relative_to(root)
-    Path(root, "proc").mkdir()
     # A container that hides parts of its own /proc forbids another one: there is none then.
-    with contextlib.suppress(OSError):
+    try:
         mount("proc", f"{root}/proc", "proc", hidden | NO_EXEC)
+    except OSError:
+        mount("tmpfs", f"{root}/proc", "tmpfs", hidden | READ_ONLY)
     os.chdir(root)
     call("pivot_root", ".", ".")
     call("umount2", ".", DETACH)
     os.chdir("/")
-    mount(None, "/", None, REMOUNT | BIND | READ_ONLY | hidden)
+    mount(None, "/", None, REMOUNT | BIND | READ_ONLY | _flags("/"))
     return f"/{work}"
 
 
@@ -212,13 +234,19 @@ def _show(root: str, path: str) -> None:
     mount(path, str(target), None, BIND | RECURSIVE)
 
 
-def _seal(root: str, own: Path) -> None:
-    """Makes all mounts but one read-only; flags that they came with may not be taken off."""
-    for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines():
-        target = line.split()[1].encode().decode("unicode_escape")
-        if target.startswith(f"{root}/") and target != str(own):
-            flags = os.statvfs(target).f_flag & (NO_SUID | NO_DEVICES | NO_EXEC)
-            mount(None, target, None, REMOUNT | BIND | READ_ONLY | NO_SUID | flags)
+def _seal(root: str, but: Path | None = None) -> None:
+    """Makes all mounts, or all but one, read-only; flags that they came with must stay."""
+    for line in Path("/proc/self/mounts").read_bytes().splitlines():
+        written = line.split()[1]
+        target = os.fsdecode(re.sub(rb"\\(\d{3})", lambda m: bytes([int(m[1], 8)]), written))
+        # What another mount covers, or this user may not reach, the code cannot reach either.
+        below = target.startswith(f"{root}/") and target != str(but)
+        if below and os.path.exists(target):  # noqa: PTH110 - Path raises what this answers
+            mount(None, target, None, REMOUNT | BIND | READ_ONLY | NO_SUID | _flags(target))
+
+
+def _flags(target: str) -> int:
+    return os.statvfs(target).f_flag & (NO_SUID | NO_DEVICES | NO_EXEC)
 
 
 def call(name: str, *arguments: Any) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import getpass
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -13,7 +12,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +21,12 @@ from dllm.eval.sandbox import Sandbox, open_sandbox
 from dllm.eval.sandbox import sandbox as module
 from dllm.eval.sandbox.sandbox import private_to_root
 from dllm.eval.sandbox.verdict import Level, Limits, SandboxError, Verdict
+from tests.support.sandboxes import QUICK, sandbox_at
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the sandbox is for Linux")
 
-QUICK = Limits(cpu_seconds=1, seconds=5.0)
+
 OUTSIDE: tuple[Level, ...] = ("namespaces", "limits")
-
-
-@cache
-def sandbox_at(level: Level) -> Sandbox:
-    """A sandbox of a level with an interpreter that other users may run; skips without one."""
-    for python in (None, shutil.which("python3", path="/usr/bin:/usr/local/bin")):
-        found = Sandbox(level, QUICK) if python is None else Sandbox(level, QUICK, python)
-        try:
-            if found.run("import math").passed:
-                return found
-        except SandboxError:
-            continue
-    pytest.skip(f"this system has no level {level!r}")
 
 
 @pytest.fixture(params=["container", pytest.param("namespaces", marks=pytest.mark.slow), "limits"])
