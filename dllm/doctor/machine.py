@@ -212,8 +212,8 @@ def sandbox() -> Iterator[Finding]:
         yield warning("sandbox", str(error), "score HumanEval on another machine")
         return
     if level == "limits":
-        text = "level limits: model-written code could use the network and this user's files"
-        yield warning("sandbox", text, "run `dllm eval --run-code` as a user who owns nothing")
+        text = "level limits: model-written code could read what every user may, or this one"
+        yield warning("sandbox", text, "allow unprivileged user namespaces for a better level")
     else:
         yield ok("sandbox", f"level {level}")
 
