@@ -7,7 +7,7 @@ import os
 import shutil
 import socket
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -56,8 +56,9 @@ def files_of(user: int) -> list[str]:
     """Returns what a user has where every user may write, and in memory of System V."""
     found = []
     for folder in filter(os.path.isdir, SHARED):
-        with os.scandir(folder) as entries:
-            found += [e.path for e in entries if e.stat(follow_symlinks=False).st_uid == user]
+        for path in Path(folder).iterdir():
+            with suppress(FileNotFoundError):  # of somebody else, gone meanwhile
+                found += [str(path)] if path.lstat().st_uid == user else []
     for kind in ("shm", "sem", "msg"):
         table = Path("/proc/sysvipc", kind)
         lines = table.read_text(encoding="ascii").splitlines() if table.exists() else []
