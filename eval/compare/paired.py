@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dllm.eval.run.describe import label_of
-from dllm.eval.run.results import Result, problem_id, read_lines
+from dllm.eval.run.results import Result, read_lines
 from dllm.eval.run.summary import NORMAL_95, Summary, summarise
 
 Results = Mapping[str, Result]  # by problem id
@@ -126,7 +126,7 @@ def pair(first: Results, second: Results) -> Pairing:
 
 def _first_samples(results: Results) -> dict[str, Result]:
     """Returns one answer a problem: McNemar's test takes problems as independent trials."""
-    return {name: result for name, result in results.items() if problem_id(name) == name}
+    return {r.problem_id: r for r in results.values() if r.is_first_sample}
 
 
 def _check(one: Results, other: Results, common: Sequence[tuple[Result, Result]]) -> None:

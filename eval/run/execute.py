@@ -83,6 +83,7 @@ class Answers:
         return Result(
             run=self._name,
             id=problem.id,
+            problem=asked(problem).id,
             prompt=problem.prompt,
             text=out.texts[row],
             answer=problem.answer,

@@ -66,6 +66,17 @@ class Result:
     extracted: bool | None = None  # whether an answer was found; None: the judge does not say
     start: str | None = None  # names the `Start` in the record beside the file
     finished: str | None = None  # UTC, ISO 8601
+    problem: str | None = None  # the id of the problem that this is a sample of
+
+    @property
+    def problem_id(self) -> str:
+        """The id of the problem, which lines of before it was written have in front of a mark."""
+        return problem_id(self.id) if self.problem is None else self.problem
+
+    @property
+    def is_first_sample(self) -> bool:
+        """Whether it is the first answer to its problem."""
+        return self.id in (self.problem_id, f"{self.problem_id}{_MARK}0")
 
 
 def read_results(path: Path, run: str | None = None) -> dict[str, Result]:
@@ -198,19 +209,27 @@ def sampled(problems: Sequence[Problem], count: int, settings: Settings) -> list
         raise ValueError(
             f"samples={count} at temperature=0 would all be the same: set --temperature above 0"
         )
-    return [
-        replace(problem, id=f"{problem.id}{_MARK}{number}") if number else problem
-        for problem in problems
-        for number in range(count)
-    ]
+    return [_sample(problem, number) for problem in problems for number in range(count)]
+
+
+def _sample(problem: Problem, number: int) -> Problem:
+    """Returns a sample; of an id that ends like a sample's the first has a number as well.
+
+    So no sample has the id of another problem.
+    """
+    if number == 0 and problem_id(problem.id) == problem.id:
+        return problem
+    return replace(problem, id=f"{problem.id}{_MARK}{number}", sample_of=problem.id)
 
 
 def asked(problem: Problem) -> Problem:
     """Returns the problem that a sample is of, as the judge knows it."""
-    return replace(problem, id=problem_id(problem.id))
+    if problem.sample_of is None:
+        return problem
+    return replace(problem, id=problem.sample_of, sample_of=None)
 
 
 def problem_id(sample_id: str) -> str:
-    """Returns the id of the problem that a sample is of."""
+    """Returns the id of the problem that a sample is of, as far as its own id says so."""
     base, mark, number = sample_id.rpartition(_MARK)
     return base if mark and number.isdigit() else sample_id

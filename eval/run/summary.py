@@ -9,7 +9,7 @@ from typing import Any
 
 from dllm.eval.run.describe import short_names
 from dllm.eval.run.record import RunRecord
-from dllm.eval.run.results import Result, problem_id
+from dllm.eval.run.results import Result
 
 NORMAL_95 = 1.959963984540054  # standard deviations on each side that hold 95 %
 _ACCURACY = ("accuracy", "accuracy_low", "accuracy_high", "correct", "scored", "scores", "pass_at")
@@ -57,14 +57,14 @@ def summarise(results: Sequence[Result]) -> Summary:
     valid, raw = sum(r.valid_tokens for r in results), sum(r.raw_tokens for r in results)
     forwards, row_forwards = sum(r.forwards for r in results), sum(r.row_forwards for r in results)
     # Samples of one problem are alike: the problems are the trials, however often each was tried.
-    trials = len({problem_id(result.id) for result in judged})
+    trials = len({result.problem_id for result in judged})
     low, high = wilson(correct * trials / scored, trials) if scored else (0.0, 1.0)
     names = short_names(results[0].settings)
     flops = [result.flops for result in results if result.flops is not None]
     return Summary(
         scheduler=names["scheduler"],
         cache=names["cache"],
-        problems=len({problem_id(result.id) for result in results}),
+        problems=len({result.problem_id for result in results}),
         correct=correct,
         accuracy=ratio(correct, scored),
         accuracy_low=low,
@@ -128,7 +128,7 @@ def passes(results: Iterable[Result]) -> dict[int, float]:
     judged: dict[str, list[bool]] = {}
     for result in results:
         if result.correct is not None:
-            judged.setdefault(problem_id(result.id), []).append(result.correct)
+            judged.setdefault(result.problem_id, []).append(result.correct)
     fewest = min(map(len, judged.values()), default=0)
     if max(map(len, judged.values()), default=0) < 2:
         return {}

@@ -32,6 +32,9 @@ class Problem:
     response: str  # everything the model should write
     answer: str  # what is compared, a part of the response
     turns: tuple[tuple[str, str], ...] = ()  # role and text; empty: the prompt is no chat
+    # The id of the problem that this is a sample of; None: it is that one. Not in the `repr`, whose
+    # digest names runs.
+    sample_of: str | None = field(default=None, repr=False)
 
     @property
     def given(self) -> str | list[dict[str, str]]:

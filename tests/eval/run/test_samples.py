@@ -14,11 +14,12 @@ from typer.testing import CliRunner
 
 import dllm
 from dllm.cli.main import app
-from dllm.eval.run.results import Result, asked, problem_id, sampled
+from dllm.eval.compare.paired import pair
+from dllm.eval.run.results import Result, asked, problem_id, read_results, sampled
 from dllm.eval.run.run import Run
 from dllm.eval.run.summary import pass_at, passes, summarise, wilson
 from dllm.eval.sandbox.verdict import SandboxError
-from dllm.eval.tasks import TASKS, find_task
+from dllm.eval.tasks import TASKS, Task, find_task
 from dllm.eval.tasks.task import Problem, TaskOptions
 from dllm.settings import Settings, resolve
 from tests.support.answers import answer_with
@@ -83,6 +84,43 @@ def test_samples_have_ids_of_their_own_and_the_judge_sees_the_problem() -> None:
         sampled([problem], 2, Settings())
     with pytest.raises(ValueError, match="samples=0 must be at least 1"):
         sampled([problem], 0, HOT)
+
+
+ALIKE = ("T/1", "T/1#2", "T/1#2#0", "T/1#0", "#1", "a#b", "T/1#01", "T/1#²", "é#7")
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_any_id_keeps_to_its_own_problem(count: int) -> None:
+    """An id may end as a sample's does."""
+    problems = [Problem(name, f"prompt of {name}", "", "") for name in ALIKE]
+    found = sampled(problems, count, HOT)
+    assert len({one.id for one in found}) == len(ALIKE) * count
+    assert [asked(one) for one in found] == [p for p in problems for _ in range(count)]
+    assert [asked(one) for one in problems] == problems  # a run without samples
+    lines = [result(one.id, problem=asked(one).id) for one in found]
+    assert [line.problem_id for line in lines] == [p.id for p in problems for _ in range(count)]
+    first = [line.is_first_sample for line in lines]
+    assert first == [number % count == 0 for number in range(len(lines))]
+    assert repr(found[0]) == repr(Problem("T/1", "prompt of T/1", "", ""))  # digests stay
+
+
+def test_ids_that_end_in_numbers_are_judged_counted_and_compared_by_themselves(
+    tiny: dllm.HostedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problems = [Problem(name, name, name, name) for name in ("T/1", "T/1#1", "T/1#2")]
+    answers = {problem.id: problem.answer for problem in problems}
+    task = Task("own", "", lambda *_: iter(problems), lambda p, text: text == answers[p.id])
+    answer_with(monkeypatch, str)
+    run = Run(tiny, task, HOT, 2)
+    for asking in (problems, sampled(problems, 2, HOT)):
+        output = tmp_path / f"{len(asking)}.jsonl"
+        found = list(run.results(asking, output))
+        assert {one.correct for one in found} == {True}
+        summary = summarise(found)
+        assert (summary.problems, summary.scored) == (3, len(asking))
+        kept = read_results(output)
+        assert [one.problem for one in kept.values()] == [one.problem_id for one in found]
+        assert pair(kept, kept).counts.both == 3
 
 
 def test_more_samples_go_on_with_those_that_are_there(
