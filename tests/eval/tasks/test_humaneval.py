@@ -231,6 +231,13 @@ def test_lower_file_mistakes() -> None:
         find_task("humaneval", TaskOptions(PROBLEMS, "instuct"))
 
 
+def test_two_problems_with_one_id_are_refused(tmp_path: Path) -> None:
+    line = PROBLEMS.read_text().splitlines()[0]
+    (tmp_path / "twice.jsonl").write_text(f"{line}\n{line}\n")
+    with pytest.raises(ValueError, match="has the task_id 'HumanEval/900' twice"):
+        find_task("humaneval", TaskOptions(tmp_path / "twice.jsonl"))
+
+
 def test_the_command_line_says_what_was_not_scored(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
