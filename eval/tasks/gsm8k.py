@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from decimal import Decimal, InvalidOperation
 from functools import partial
 
+from dllm.eval.tasks.answers import stated_number
 from dllm.eval.tasks.dataset import Record, Source, records
 from dllm.eval.tasks.task import Judgement, Problem, ReadTask, Task, TaskOptions, choose
 
@@ -79,8 +79,13 @@ def problems(options: TaskOptions) -> list[Problem]:
         if len(others) < shots:
             raise ValueError(f"{shots} shots were asked for, but there are {len(others)} examples")
         text, answer = prompt(style, record["question"], others[:shots]), record["answer"]
+        try:
+            right = gold(answer)
+        except ValueError as error:
+            file = options.data or _TEST.path
+            raise ValueError(f"{file} problem {number + 1}: {error}") from None
         turns = (("user", text),) if style.chat else ()
-        found.append(Problem(f"gsm8k-{number}", text, answer, gold(answer), turns))
+        found.append(Problem(f"gsm8k-{number}", text, answer, right, turns))
     return found
 
 
@@ -95,7 +100,7 @@ def prompt(style: Style, question: str, examples: Sequence[Record]) -> str:
 def gold(answer: str) -> str:
     """Returns the number after the hashes of a data set's answer; raises ValueError without one."""
     _, hashes, number = answer.rpartition("####")
-    if not hashes:
+    if not hashes or not stated_number(number):
         raise ValueError(f"an answer must end with #### and a number: {answer!r}")
     return normalised(number.strip())
 
@@ -120,7 +125,11 @@ def normalised(number: str) -> str:
 
 
 def judge(style: Style, problem: Problem, text: str) -> Judgement:
-    """Returns the strict, the flexible and the numeric score; the flexible one counts."""
+    """Returns the strict, the flexible and the numeric score; the flexible one counts.
+
+    The first two are lm-eval's, whatever a person would say; the numeric one is what that is.
+    """
+    stated = stated_number(text)
     ends = [at for at in (text.find(stop) for stop in style.stops) if at >= 0]
     text = text[: min(ends)] if ends else text
     strict, flexible = extract_strict(style, text), extract_flexible(text)
@@ -128,7 +137,7 @@ def judge(style: Style, problem: Problem, text: str) -> Judgement:
     details = {
         "strict": strict is not None and normalised(strict) == problem.answer,
         "flexible": right,
-        "numeric": flexible is not None and _equal(normalised(flexible), problem.answer),
+        "numeric": not stated.isdisjoint(stated_number(problem.answer)),
         "strict_answer": strict,
         "flexible_answer": flexible,
     }
@@ -140,10 +149,3 @@ def _solution(style: Style, answer: str) -> str:
         return answer
     work, _, number = _CALCULATOR.sub("", answer).rpartition("####")
     return f"{' '.join(work.split())} The answer is {number.strip()}."
-
-
-def _equal(one: str, other: str) -> bool:
-    try:
-        return Decimal(one) == Decimal(other)
-    except InvalidOperation:
-        return False

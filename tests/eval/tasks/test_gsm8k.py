@@ -91,7 +91,7 @@ def test_what_is_ignored_in_a_number(number: str, expected: str) -> None:
     [
         ("#### 72", "72", True, True, True),
         ("#### 72.00", "72", False, False, True),
-        ("#### 72 rolls, of 80", "72", True, False, False),
+        ("#### 72 rolls, of 80", "72", True, False, True),
         ("so $72.", "72", False, True, True),
         ("#### 1,250\n\nQuestion: what is 1+1?\nAnswer: #### 2", "1250", True, True, True),
         ("#### 72<|im_end|>#### 3", "72", True, True, True),
@@ -111,6 +111,17 @@ def test_gold_answers() -> None:
     assert [problem.answer for problem in task_of().take(9)] == ["72", "1250", "-5", "7"]
     with pytest.raises(ValueError, match="must end with ####"):
         gsm8k.gold("it is 5")
+    for answer in ("####", "#### none", "#### ?", "#### $"):
+        with pytest.raises(ValueError, match="must end with #### and a number"):
+            gsm8k.gold(answer)
+
+
+def test_a_gold_that_is_no_number_is_reported_with_its_place(tmp_path: Path) -> None:
+    file = tmp_path / "own.jsonl"
+    lines = [*PROBLEMS.read_text().splitlines()[:2], '{"question": "a", "answer": "#### many"}']
+    file.write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=r"own.jsonl problem 3: an answer must end .* '#### many'"):
+        task_of(data=file)
 
 
 QUESTION = "Three friends share 21 marbles equally. How many does each of them get?"
