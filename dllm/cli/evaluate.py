@@ -30,21 +30,45 @@ from dllm.settings import resolve
 
 def evaluate(
     task: Annotated[
+<<<<<<< HEAD
         str,
         Option(
             help="arithmetic, lists, functions, gsm8k, humaneval or parallel_bench; of this one "
             "also a part, as in parallel_bench:shuffle,names=3-6."
+=======
+        str | None,
+        typer.Option(
+            help="arithmetic (unless given), lists, functions, gsm8k, humaneval, own (with --data) "
+            "or parallel_bench; of this one also a part, as in parallel_bench:shuffle,names=3-6."
+>>>>>>> 952a9e6 (Measure own questions and answers from a file)
         ),
-    ] = "arithmetic",
+    ] = None,
     data: Annotated[
         Path | None,
+<<<<<<< HEAD
         Option(help="JSON lines with the problems of gsm8k or humaneval; else the hub's."),
+=======
+        typer.Option(
+            help="JSON lines with the problems of gsm8k or humaneval, else the hub's; without "
+            "--task your own questions and answers as .jsonl, .json or .csv."
+        ),
+    ] = None,
+    question_field: Annotated[
+        str | None, typer.Option(help="Own data: the question's field; a common name unless given.")
+    ] = None,
+    answer_field: Annotated[str | None, typer.Option(help="Own data: the answer's field.")] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="Own data: exact, number or choice; by the answers.")
+    ] = None,
+    template: Annotated[
+        str | None, typer.Option(help='Own data: the prompt, such as "Q: {question}\\nA:".')
+>>>>>>> 952a9e6 (Measure own questions and answers from a file)
     ] = None,
     style: Annotated[
         str | None,
         Option(
             help="gsm8k: fewshot, cot, zeroshot, chat, ...; humaneval: base, instruct; "
-            "parallel_bench: plain, chat."
+            "parallel_bench, own: plain, chat."
         ),
     ] = None,
     examples: options.Examples = None,
@@ -93,16 +117,20 @@ def evaluate(
     dllm eval -s fixed_quota -s threshold:0.9 -c none -c dual --limit 200 --output rows.jsonl
 
     dllm eval --schedulers all --limit 500 --output runs --plot pareto.png
+
+    dllm eval --data own.jsonl --output own_rows.jsonl
     """
     if trace and output is None:
         raise ValueError("--trace keeps the steps in the results file: name it with --output")
-    chosen = find_task(task, TaskOptions(data, style, examples, shots, run_code))
+    own = (question_field, answer_field, judge, template)
+    name = task or ("arithmetic" if data is None and own == (None,) * 4 else "own")
+    chosen = find_task(name, TaskOptions(data, style, examples, shots, run_code, *own))
     problems = chosen.take(limit)
     compared = lineup is not None or plot is not None
     if compared and (samples > 1 or with_record):
         raise ValueError("--samples and --record do not go with --schedulers and --plot")
     if compared and not chosen.scored:
-        raise ValueError(f"a comparison needs scores, and {task} has none without --run-code")
+        raise ValueError(f"a comparison needs scores, and {name} has none without --run-code")
     entries = gather(lineup, scheduler or ()) if compared else []
     if compared:
         check_destination(output, plot)

@@ -11,6 +11,7 @@ import pkgutil
 from dllm.eval.tasks.task import ReadTask, Task, TaskOptions
 from dllm.registry import nearest
 
+_OF_OWN = ("--question-field", "--answer-field", "--judge", "--template")
 _FIRST = ("arithmetic", "lists", "functions")  # in listings, by difficulty; the others by name
 
 
@@ -29,6 +30,9 @@ READ = {task.name: task for task in declared() if isinstance(task, ReadTask)}
 def find_task(name: str, options: TaskOptions | None = None) -> Task:
     """Returns a task by name; raises ValueError that lists the known ones."""
     options = options or TaskOptions()
+    of_own = [flag for flag in options.flags if flag in _OF_OWN]
+    if of_own and name != "own":
+        raise ValueError(f"{', '.join(of_own)}: only the task 'own' has these, not {name!r}")
     if name in READ:
         return READ[name].read(options)
     base, _, selection = name.partition(":")

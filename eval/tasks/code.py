@@ -135,7 +135,7 @@ def _defines(one: Statement, name: str, before: Sequence[Statement]) -> bool:
         return False
     if isinstance(node, ast.Assign | ast.AnnAssign):
         again = any(name in earlier.binds for earlier in before)  # wrapped by a decorator
-        known = again or name not in {n.id for n in ast.walk(node.value or node) if _loads(n)}
+        known = again or not _uses(node.value or node, name)
         return known and isinstance(node.value, ast.Lambda | ast.Name | ast.Attribute | ast.Call)
     return not _is_main(node)
 
@@ -144,8 +144,9 @@ def _helps(one: Statement, name: str) -> bool:
     """Whether a statement may be a part of the program of a function, not a use of it."""
     if isinstance(one.node, _NAMING):
         return True
-    used = any(_loads(node) and node.id == name for node in ast.walk(one.node))
-    return bool(one.binds) and not _is_main(one.node) and (not used or name in one.binds)
+    if not one.binds or _is_main(one.node):
+        return False
+    return name in one.binds or not _uses(one.node, name)
 
 
 def _sets(node: ast.stmt) -> bool:
@@ -158,8 +159,9 @@ def _sets(node: ast.stmt) -> bool:
     return isinstance(called, ast.Attribute) and called.attr.startswith(_SETTINGS)
 
 
-def _loads(node: ast.AST) -> bool:
-    return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
+def _uses(node: ast.AST, name: str) -> bool:
+    names = (one for one in ast.walk(node) if isinstance(one, ast.Name))
+    return any(one.id == name and isinstance(one.ctx, ast.Load) for one in names)
 
 
 def _is_main(node: ast.stmt) -> bool:

@@ -61,6 +61,10 @@ class TaskOptions:
     examples: Path | None = None  # JSON lines with solved problems; None: the hub
     shots: int | None = None  # solved problems in each prompt
     run_code: bool = False  # whether model-written code may be executed
+    question_field: str | None = None  # of own data
+    answer_field: str | None = None
+    judge: str | None = None
+    template: str | None = None  # of the prompt, with places such as {question}
 
     def __post_init__(self) -> None:
         if self.shots is not None and self.shots < 0:
@@ -87,6 +91,7 @@ class Task:
     options: Mapping[str, Any] = field(default_factory=dict)  # what decides the problems
     scored: bool = True
     notes: Mapping[str, Any] = field(default_factory=dict)  # for the record: shots, sandbox, ...
+    repeats: bool = False  # whether problems with one prompt are several, as those of a data set
     # The task by the text behind its name's colon and by options; None: it has neither.
     select: Callable[[str, TaskOptions], Task] | None = None
 
@@ -100,12 +105,12 @@ class Task:
         return self.judgement(problem, text).correct is True
 
     def take(self, count: int, split: Split = "test", seed: int = 0) -> list[Problem]:
-        """Returns the first problems of a split, all different."""
+        """Returns the first problems of a split, all different unless the task repeats some."""
         if count < 1:
             raise ValueError(f"limit={count} must be at least 1")
         different: dict[str, Problem] = {}
         for problem in self.problems(split, seed, 10 * count + 1000):  # a few come twice
-            different.setdefault(problem.prompt, problem)
+            different.setdefault(problem.id if self.repeats else problem.prompt, problem)
             if len(different) == count:
                 break
         return list(different.values())

@@ -352,7 +352,11 @@ def test_parts_of_the_benchmark_are_chosen_by_name(text: str, expected: Selectio
         ("parallel_bench", {"style": "chatt"}, "unknown style 'chatt'.*did you mean 'chat'"),
         ("parallel_bench", {"data": Path("x")}, "--data: parallel_bench makes its own problems"),
         ("parallel_bench", {"run_code": True, "shots": 1}, "^--run-code: "),
-        ("lists", {"style": "chat"}, "only gsm8k, humaneval and, for two of them, parallel_bench"),
+        (
+            "lists",
+            {"style": "chat"},
+            "only gsm8k, humaneval, own and, for two of them, parallel_bench",
+        ),
         ("parallelbench", {}, "did you mean 'parallel_bench'"),
     ],
 )
