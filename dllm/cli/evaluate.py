@@ -30,39 +30,28 @@ from dllm.settings import resolve
 
 def evaluate(
     task: Annotated[
-<<<<<<< HEAD
-        str,
-        Option(
-            help="arithmetic, lists, functions, gsm8k, humaneval or parallel_bench; of this one "
-            "also a part, as in parallel_bench:shuffle,names=3-6."
-=======
         str | None,
-        typer.Option(
+        Option(
             help="arithmetic (unless given), lists, functions, gsm8k, humaneval, own (with --data) "
             "or parallel_bench; of this one also a part, as in parallel_bench:shuffle,names=3-6."
->>>>>>> 952a9e6 (Measure own questions and answers from a file)
         ),
     ] = None,
     data: Annotated[
         Path | None,
-<<<<<<< HEAD
-        Option(help="JSON lines with the problems of gsm8k or humaneval; else the hub's."),
-=======
-        typer.Option(
+        Option(
             help="JSON lines with the problems of gsm8k or humaneval, else the hub's; without "
             "--task your own questions and answers as .jsonl, .json or .csv."
         ),
     ] = None,
     question_field: Annotated[
-        str | None, typer.Option(help="Own data: the question's field; a common name unless given.")
+        str | None, Option(help="Own data: the question's field; a common name unless given.")
     ] = None,
-    answer_field: Annotated[str | None, typer.Option(help="Own data: the answer's field.")] = None,
+    answer_field: Annotated[str | None, Option(help="Own data: the answer's field.")] = None,
     judge: Annotated[
-        str | None, typer.Option(help="Own data: exact, number or choice; by the answers.")
+        str | None, Option(help="Own data: exact, number or choice; by the answers.")
     ] = None,
     template: Annotated[
-        str | None, typer.Option(help='Own data: the prompt, such as "Q: {question}\\nA:".')
->>>>>>> 952a9e6 (Measure own questions and answers from a file)
+        str | None, Option(help='Own data: the prompt, such as "Q: {question}\\nA:".')
     ] = None,
     style: Annotated[
         str | None,
