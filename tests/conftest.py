@@ -19,6 +19,13 @@ if not torch.cuda.is_available():
 pytest.register_assert_rewrite("tests.support")  # its checks say what differs, as tests do
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    from tests.support.marks import thin  # once its asserts can be rewritten
+
+    thin(items)
+
+
 @pytest.fixture(scope="session")
 def tiny() -> dllm.HostedModel:
     return dllm.load("tiny")

@@ -288,6 +288,7 @@ def block_causal_model(logit_shift: Any) -> dllm.HostedModel:
     return dllm.HostedModel("block-causal", network.double().eval(), spec)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("logit_shift", [0, 1])
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
 def test_block_causal_models_count_blocks_from_zero(logit_shift: int, cache: str) -> None:

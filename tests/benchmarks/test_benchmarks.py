@@ -33,16 +33,15 @@ def _threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def test_what_a_draft_costs(tmp_path: Path) -> None:
+def test_what_a_draft_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "cost.json"
     arguments = ("--shape", "tiny", "--repeats", "1", "--output", str(file))
-    command = [sys.executable, "-m", "benchmarks.break_even", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=110)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(sys, "argv", ["break_even.py", *arguments])
+    assert run("break_even", *arguments).exit_code == 0
     record = json.loads(file.read_text())
     assert record["cost"]["batch"]["1"] == 1
     assert set(record["cost"]["tree"]) == {"1", "2", "3", "5", "9"}
-    assert record["machine"]["command"].startswith("python -m benchmarks.break_even --shape tiny")
+    assert record["machine"]["command"].endswith("--shape tiny --repeats 1 --output " + str(file))
 
 
 def test_the_cost_curve(tmp_path: Path) -> None:
@@ -58,11 +57,11 @@ def test_the_cost_curve(tmp_path: Path) -> None:
 
 def test_steps_beside_floor_and_textbook_loop(tmp_path: Path) -> None:
     file = tmp_path / "step.json"
-    sizes = ("--prompt", "16", "--new-tokens", "32", "--block", "16", "--repeats", "1")
+    sizes = ("--prompt", "16", "--new-tokens", "16", "--block", "8", "--repeats", "1")
     arguments = ("--shape", "tiny", *sizes, "--no-overhead", "--output", str(file))
     assert run("step", *arguments).exit_code == 0
     record = json.loads(file.read_text())
-    assert record["step"]["steps"] == 30
+    assert record["step"]["steps"] == 14
     assert record["generation"]["same_tokens_dual"]
     assert record["generation"]["same_tokens_none"]
 

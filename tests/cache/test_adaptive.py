@@ -64,6 +64,7 @@ def watch(name: str, cache: Any, check: Any, **given: Any) -> None:
 # Refreshes within a block
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("name", "cache"), crossed(NAMES, ("prefix", "dual")))
 def test_a_refresh_at_each_forward_is_exact(name: str, cache: str) -> None:
     exact = run(name, "none").sequences
@@ -80,6 +81,7 @@ def test_a_refresh_leaves_out_what_was_cut_off(cache: str) -> None:
     assert run("llada_gqa", f"{cache}:refresh_every=1", **given).sequences == exact.sequences
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("every", [1, 2, 3, 7, 8, 9])
 def test_refreshes_are_counted_within_the_block(every: int) -> None:
     out = run("llada_gqa", {"name": "dual", "refresh_every": every}, at_eos="ignore")
@@ -111,6 +113,7 @@ class Delayed(DualCache):
         return super().plan(canvas, status, spec)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("name", "delay"), crossed(NAMES, (0, 1, 2)))
 def test_all_keys_kept_is_a_dual_cache(name: str, delay: int) -> None:
     dual = run(name, Delayed(delay=delay))
@@ -120,6 +123,7 @@ def test_all_keys_kept_is_a_dual_cache(name: str, delay: int) -> None:
     assert run(name, SparseCache(keep=0.5, delay=delay)).sequences != dual.sequences
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("given", some(FORMS, every=2))
 def test_all_keys_kept_is_a_dual_cache_for_every_kind_of_scheduler(given: Any) -> None:
     dual = run("llada_gqa", Delayed(delay=1), seed=0, **given)
@@ -183,6 +187,7 @@ def brute_force(plan: StepPlan, row: int, queries: Tensor, keys: Tensor, share: 
     return {ranked[i] for i in best[: floor(share * len(ranked))]}
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", NAMES)
 def test_each_layer_keeps_what_the_block_asks_for(name: str) -> None:
     model = dllm.load(f"tests/golden/models/{name}", dtype="float64")
@@ -318,6 +323,7 @@ def test_a_block_costs_two_full_passes() -> None:
 # d2Cache
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("name", "given"),
     [
@@ -411,6 +417,7 @@ CHOICES = [
 ]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(("name", "cache", "given"), CHOICES)
 def test_what_is_fed_is_the_rule(name: str, cache: D2Cache, given: Any) -> None:
     spec, checked = golden_model(name).spec, 0
@@ -445,6 +452,7 @@ def test_what_a_step_changes_is_fed_at_the_next(scheduler: str) -> None:
     assert num_changed > 40
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", NAMES)
 def test_confidences_are_those_of_the_last_pass(name: str) -> None:
     """Everything is fed, so that each must be what a full pass of its row gives."""
@@ -633,6 +641,7 @@ def test_wrong_options_are_explained(cache: str, said: str) -> None:
 # dLLM-Cache
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("given", some(FORMS, every=2))
 def test_computing_all_at_each_pass_is_exact(given: Any) -> None:
     exact = run("llada_gqa", "none", seed=0, **given).sequences
@@ -670,6 +679,7 @@ def test_each_pass_computes_what_is_due() -> None:
         assert passed == [34] * 2 + [later] * (num_parts - 2)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", NAMES)
 def test_values_are_all_new_and_keys_where_values_drifted(name: str) -> None:
     model, num_adaptive, differing = golden_model(name), 0, []
@@ -769,6 +779,7 @@ def test_nothing_computed_again_gives_the_same_again() -> None:
     assert not torch.equal(model.forward(changed, reused, shape), first)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", NAMES)
 def test_flops_are_those_of_what_is_computed(name: str) -> None:
     model, counter = golden_model(name, "float32"), FlopCounterMode(display=False)

@@ -21,6 +21,7 @@ def run(name: str, cache: Any, check: Any, prompts: Any) -> None:
     dllm.generate(watched, prompts, cache=cache, **SLOTS)
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("cache", ["prefix", "dual", "dual:vicinity_before=2,vicinity_after=3"])
 @pytest.mark.parametrize("name", MODELS)
 def test_only_planned_slots_are_written(name: str, cache: str) -> None:
@@ -35,6 +36,7 @@ def test_only_planned_slots_are_written(name: str, cache: str) -> None:
     run(name, cache, check, random_prompts(3))
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("cache", ["prefix", "dual"])
 @pytest.mark.parametrize("name", MODELS)
 def test_what_is_attended_to_and_what_is_not(name: str, cache: str) -> None:
@@ -67,6 +69,7 @@ def test_what_is_attended_to_and_what_is_not(name: str, cache: str) -> None:
     assert felt
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("cache", ["prefix", "dual", "dual:vicinity_before=2,vicinity_after=3"])
 def test_shifted_models_feed_the_row_before_the_block(cache: str) -> None:
     def check(

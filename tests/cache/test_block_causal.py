@@ -105,12 +105,14 @@ def assert_exact(model: dllm.HostedModel, prompts: Any, cached: Any, **options: 
     return quick.output
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize(("name", "scheduler"), crossed(("sdar", "fast_dllm_v2"), SCHEDULERS))
 def test_every_logit_is_that_of_no_cache(name: str, scheduler: Any) -> None:
     out = assert_exact(family_model(name), RAGGED, "block_causal", scheduler=scheduler)
     assert set(out.metrics.forwards) == {"step"}
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("name", "at_eos"), crossed(MODELS, ("ignore", "stop", "skip", "block", "truncate"))
 )
@@ -120,6 +122,7 @@ def test_exact_with_every_rule_for_end_tokens(name: str, at_eos: str) -> None:
     assert_exact(family_model(name), RAGGED, "block_causal", at_eos=at_eos, **options)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("name", "scheduler"), crossed(MODELS, ("end_of_text:threshold:0.4", "prophet:inner=threshold"))
 )
@@ -132,12 +135,14 @@ def test_methods_that_see_the_whole_row_see_it_up_to_the_block(name: str, schedu
     assert cached.sequences == exact.sequences
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(("name", "block"), crossed(MODELS, (2, 4, 8, 16)))
 def test_exact_in_parts_and_multiples_of_the_block(name: str, block: int) -> None:
     options = {"block_length": block, "max_new_tokens": 32, "scheduler": "token_editing:0.3"}
     assert_exact(family_model(name), RAGGED, "block_causal", **options)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", MODELS)
 def test_exact_around_given_text(name: str) -> None:
     model = family_model(name)
@@ -148,7 +153,7 @@ def test_exact_around_given_text(name: str) -> None:
     assert_exact(model, rows, "block_causal", infill=True, block_length=1)
 
 
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=6)
 @given(data=st.data())
 def test_exact_in_any_batch(data: st.DataObject) -> None:
     model = family_model(data.draw(st.sampled_from(MODELS)))
@@ -232,6 +237,7 @@ def test_a_full_block_is_stored_with_its_final_tokens() -> None:
     assert decode(model, RAGGED, cache=Forgetful())[0].sequences != exact
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     ("cached", "scheduler"), crossed(("block_causal:8", "sub_block:4"), SCHEDULERS)
 )
@@ -245,6 +251,7 @@ def test_a_row_does_not_depend_on_its_batch(cached: str, scheduler: Any) -> None
         assert alone.metrics.rows[0] == together.metrics.rows[row]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", some(MODELS, every=2))
 def test_a_long_prompt_is_read_in_parts(name: str) -> None:
     model = family_model(name)
@@ -262,6 +269,7 @@ def test_a_long_prompt_is_read_in_parts(name: str) -> None:
     assert max(p.positions.shape[1] for p in recorded.plans) <= 16 + 2 * 3 * BLOCK
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(("name", "cached"), crossed(MODELS, ("block_causal:8", "sub_block:4")))
 def test_stale_slots_are_never_read(name: str, cached: str) -> None:
     class Poisoned(Recorded):
@@ -277,6 +285,7 @@ def test_stale_slots_are_never_read(name: str, cached: str) -> None:
     assert dllm.generate(poisoned, prompts, cache=cached, **SLOTS).sequences == clean
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("cached", ["block_causal:8", "block_causal"])
 def test_guidance_is_exact_in_a_batch_of_any_lengths(cached: str) -> None:
     assert_exact(family_model("sdar"), RAGGED, cached, guidance_scale=0.7)
@@ -328,6 +337,7 @@ def oracle(model: dllm.HostedModel, prompt: list[int], part: int, sure: float) -
     return tuple(tokens), fed
 
 
+@pytest.mark.few(1)
 @torch.inference_mode()
 @pytest.mark.parametrize(("name", "part"), crossed(("sdar", "fast_dllm_v2"), (2, 4, 8)))
 def test_sub_blocks_follow_the_rule_written_in_plain_loops(name: str, part: int) -> None:
@@ -358,6 +368,7 @@ def test_a_sub_block_of_the_whole_block_is_exact(name: str) -> None:
     assert parts.sequences != exact.sequences, "the model does not feel stale keys in its block"
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("scheduler", SCHEDULERS, ids=str)
 def test_only_the_first_open_sub_block_is_committed(scheduler: Any) -> None:
     options: dict[str, Any] = {**SLOTS, "cache": "sub_block:2", "scheduler": scheduler}
@@ -382,6 +393,7 @@ def turns(model: dllm.HostedModel, memory: Any, count: int, **options: Any) -> A
     return outputs
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("cached", ["block_causal", "block_causal:8", "sub_block:4"])
 def test_a_conversation_is_not_read_again(cached: str) -> None:
     model, memory = family_model("fast_dllm_v2"), dllm.PromptMemory()

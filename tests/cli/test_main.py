@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from dllm.cli.main import main, message
+from dllm.eval.run import execute
 from tests.support.processes import start_dllm, wait_until
 
 QUESTION = "tom has 53 pens. tom loses 3. how many pens does tom have?"
@@ -105,6 +106,7 @@ def test_eval_writes_rows_and_prints_a_table(inside: Inside, tmp_path: Path) -> 
     assert len(output.read_text().splitlines()) == 6
 
 
+@pytest.mark.few(25)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -157,6 +159,7 @@ def test_mistakes_are_one_clear_line(inside: Inside, arguments: list[str], messa
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_mistake_has_no_traceback_in_a_process_of_its_own() -> None:
     command = [sys.executable, "-m", "dllm", "generate", "hi", "--scheduler", "treshold"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -199,6 +202,7 @@ TRAIN = ["train-filter", "--task", "arithmetic", "--count", "12", "--epochs", "2
 IN_A_FILE = "notes.txt is a file, where a folder is needed"
 
 
+@pytest.mark.few(20)
 @pytest.mark.usefixtures("foreign")
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -305,19 +309,49 @@ def test_unknown_words_are_warned_about(inside: Inside) -> None:
     assert "vocabulary lacks words" in done.stderr
 
 
+EVERYTHING = ["eval", "-s", "fixed_quota", "--limit", "12", "--batch-size", "2"]
+
+
+def test_an_interrupted_eval_keeps_the_rows_and_goes_on(
+    inside: Inside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the next test, without a process of its own: Ctrl-C comes after the second batch."""
+    output, original = tmp_path / "rows.jsonl", execute.results
+
+    def stopped(*given: Any) -> Iterator[Any]:
+        for number, results in enumerate(original(*given)):
+            if number == 2:
+                signal.raise_signal(signal.SIGINT)
+            yield results
+
+    arguments = [*EVERYTHING, "-n", "16", "-b", "16", "--output", str(output)]
+    with monkeypatch.context() as patched:
+        patched.setattr(execute, "results", stopped)
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            done = inside(*arguments)
+        finally:
+            signal.signal(signal.SIGINT, before)
+    check_goes_on(inside, arguments, done, output)
+
+
+@pytest.mark.slow
 def test_ctrl_c_during_eval_keeps_the_rows_and_the_run_goes_on(
     inside: Inside, tmp_path: Path
 ) -> None:
     output = tmp_path / "rows.jsonl"
-    arguments = ["eval", "-s", "fixed_quota", "--limit", "12", "--batch-size", "2"]
-    arguments += ["--output", str(output)]
+    arguments = [*EVERYTHING, "--output", str(output)]
     process = start_dllm(*arguments)
     wait_until(lambda: output.exists() and output.stat().st_size > 0, process)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=60)
+    check_goes_on(inside, arguments, Done(process.returncode, stdout, stderr), output)
+
+
+def check_goes_on(inside: Inside, arguments: list[str], done: Done, output: Path) -> None:
     kept = len(output.read_text().splitlines())
-    assert process.returncode == 130, stderr
-    assert "goes on" in stderr
+    assert done.returncode == 130, done.stderr
+    assert "goes on" in done.stderr
     assert 2 <= kept < 12
     summary = inside(*arguments, "--json").json["rows"][0]
     assert summary["problems"] == 12

@@ -52,6 +52,7 @@ def decoded(model: Any, prompts: Any, policy: Any, **options: Any) -> tuple[tupl
     return dllm.generate(model, prompts, cache=policy, **options).sequences
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", [*MODELS, "sdar", "fast_dllm_v2"])
 def test_lookback_lies_between_prefix_and_none(name: str, lookback: type[Cache]) -> None:
     model = golden_model(name) if name in MODELS else family_model(name)
@@ -73,6 +74,7 @@ def test_ripple_may_feed_everything(folder: Path) -> None:
         assert decoded(model, prompts, ripple(1000)) == decoded(model, prompts, "none")
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", ["Lookback", "Ripple"])
 @pytest.mark.parametrize("scheduler", ["threshold:0.3", "multi_block:0.4,blocks=3"])
 def test_the_guides_caches_keep_the_laws(

@@ -185,6 +185,7 @@ def test_wheel_holds_the_tree(wheel: Path) -> None:
     assert licences
 
 
+@pytest.mark.slow
 def test_installed_wheel_imports_every_module(installed: Path, tmp_path: Path) -> None:
     output = run_well(
         sys.executable, "-c", IMPORT_ALL, cwd=tmp_path, PYTHONPATH=str(installed)
@@ -198,6 +199,7 @@ def test_installed_wheel_imports_every_module(installed: Path, tmp_path: Path) -
     assert len(files) == sum(name.endswith(".py") for name in source_files())
 
 
+@pytest.mark.slow
 def test_installed_wheel_has_the_checkpoint(installed: Path) -> None:
     checkpoint = installed / "dllm" / "tiny" / "checkpoint"
     names = {path.name for path in checkpoint.iterdir()}

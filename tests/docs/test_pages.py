@@ -183,6 +183,7 @@ def test_who_commits_in_any_block_declares_it(name: str) -> None:
     assert scheduler.anywhere == anywhere
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("width", "name"), [(80, None), (80, "klass"), (120, "prophet")])
 def test_methods_are_readable_in_a_terminal(width: int, name: str | None) -> None:
     arguments = ["methods", *([name] if name else [])]
@@ -243,6 +244,7 @@ def test_a_scheduler_from_elsewhere_is_called_by_its_file(folder: Path) -> None:
     assert short(scheduler.summary(), schedulers.registry) == f"{NAME}:margin=0.5"
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", [NAME, *EXAMPLES])
 def test_examples_keep_the_laws(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = module_of(ADDING, folder)

@@ -69,6 +69,7 @@ def names() -> list[str]:
     return [name for name, reason in allowed.items() if reason is None]
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize(
     ("cache", "scheduler"),
     [(cache, "fixed_quota") for cache in names()] + [("dual", s) for s in SCHEDULERS[1:]],
@@ -90,6 +91,7 @@ def test_watching_changes_nothing(cache: str, scheduler: str) -> None:
     assert bool((entries.num_masks > 0).all())
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("cache", ["none", "dual"])
 def test_watching_draws_no_noise(cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, prompts = golden_model("dream_gqa"), random_prompts(3)
@@ -106,6 +108,7 @@ def test_watching_draws_no_noise(cache: str, monkeypatch: pytest.MonkeyPatch) ->
     observe(model, prompts, seed=1, **options)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("name", "dtype"), crossed(("llada_gqa", "dream_gqa"), ("float32", "float64", "bfloat16"))
 )
@@ -120,6 +123,7 @@ def test_what_is_exact_shows_exactly_nothing(name: str, dtype: str) -> None:
         assert not bool(entries.max_age.any())
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_no_cache_is_exact_with_every_kind_of_scheduler(scheduler: str) -> None:
     model, prompts = golden_model("llada_gqa"), random_prompts(3)

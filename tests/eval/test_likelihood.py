@@ -61,6 +61,7 @@ def test_fewer_draws_than_ways_are_sampled() -> None:
     assert draws.masked.shape == (14, 4)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(("length", "count"), [(5, 3), (6, 4), (9, 9), (4, 8), (300, 7)])
 def test_sampled_sizes_are_spread_and_each_is_uniform(length: int, count: int) -> None:
     sizes = torch.stack([draw(length, count, seed).masked.sum(1) for seed in range(2000)])
@@ -94,6 +95,7 @@ def test_the_same_seed_draws_the_same() -> None:
 # The score.
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("start", [0, 4, 10])
 def test_a_context_free_model_is_scored_exactly(start: int) -> None:
     model = context_free()
@@ -158,6 +160,7 @@ def test_one_masked_token_is_predicted_from_its_place(name: str) -> None:
         assert found.is_greedy == (int(logits.argmax()) == text[start])
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", ["llada_gqa", "dream_gqa", "sdar", "fast_dllm_v2", "causal"])
 def test_scores_do_not_depend_on_the_batch(name: str) -> None:
     model = golden_model(name) if "gqa" in name else family_model(name)
@@ -206,6 +209,7 @@ def test_guidance_mixes_in_a_pass_without_the_context() -> None:
 # Whether the model would write it.
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["llada_gqa", "dream_gqa"])
 def test_greedy_is_what_one_token_a_step_decodes(name: str) -> None:
     model = golden_model(name)

@@ -68,6 +68,7 @@ def test_lower_levels_are_tried_and_their_failures_told(monkeypatch: pytest.Monk
         open_sandbox()
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize(
     ("program", "kind", "detail"),
     [
@@ -146,6 +147,7 @@ SLEEPS = {"sleeps in another session", "floods the report"}
 SLOW = {"floods the output", "catches everything"}  # as long as their limit, and much like others
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in HOSTILE]
 )
@@ -171,6 +173,7 @@ def test_no_hostile_program_passes_at_lower_levels(name: str, level: Level) -> N
     assert verdict.level == level
 
 
+@pytest.mark.few(1)
 def test_a_fork_bomb_ends(box: Sandbox) -> None:
     bomb = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"
     limited = Sandbox(box.level, Limits(cpu_seconds=1, seconds=1.5), box.python)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +15,26 @@ from tests.support import GOLDEN
 
 
 def recorded() -> list[Any]:
-    """Returns all recordings; fast is each sixth one of a method on a model, with the first."""
-    cases, seen = [], Counter[tuple[str, str, str]]()
+    """Returns all recordings; fast is the shortest from 8 steps up, of each method and file."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for file in sorted((GOLDEN / "cases").glob("*.json")):
         content = json.loads(file.read_text())
         for case in content["cases"]:
-            if case["method"] in NOT_END_TO_END:
-                continue
-            given = {"eot_id": content.get("eot_id"), **case}
-            group = file.stem, case["method"], case["model"]
-            marks = [pytest.mark.slow] * (seen[group] % 6 > 0)
-            cases.append(pytest.param(given, marks=marks, id=f"{file.stem}-{case['id']}"))
-            seen[group] += 1
-    return cases
+            if case["method"] not in NOT_END_TO_END:
+                given = {"eot_id": content.get("eot_id"), **case}
+                groups.setdefault((file.stem, case["method"]), []).append(given)
+    return [
+        pytest.param(case, marks=() if case is shortest else pytest.mark.slow, id=name)
+        for (file, _), cases in groups.items()
+        for shortest in [min(cases, key=length)]
+        for case in cases
+        for name in [f"{file}-{case['id']}"]
+    ]
+
+
+def length(case: dict[str, Any]) -> tuple[bool, int]:
+    """Returns what to order recordings by: first those long enough to show a method at work."""
+    return len(case["trace"]) < 8, len(case["trace"])
 
 
 def test_recordings_are_there() -> None:

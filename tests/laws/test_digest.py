@@ -10,6 +10,7 @@ CASES = settings()
 FAST = 10  # one case in so many
 
 
+@pytest.mark.few(12)
 @pytest.mark.parametrize(
     "name",
     [

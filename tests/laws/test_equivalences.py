@@ -12,7 +12,7 @@ import dllm
 from tests.support.models import MODELS, golden_model, random_prompts
 
 SLOTS = 16
-EXAMPLES = 3  # other ones each time; each runs a dozen methods on a model
+EXAMPLES = 2  # other ones each time; each runs a dozen methods on a model
 
 ONE_BY_ONE = [
     "threshold:1.0",
@@ -104,6 +104,7 @@ def test_what_reduces_to_the_threshold(name: str, data: dict[str, Any], threshol
         assert run(name, scheduler, data) == expected, scheduler
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", MODELS)
 def test_prophet_that_fires_at_once_needs_one_forward(name: str) -> None:
     data = {"rows": 3, "seed": 1, "block_length": 4, "cache": "none"}

@@ -27,6 +27,8 @@ from tests.support.laws import (
 from tests.support.marks import crossed
 from tests.support.models import MODELS, Poisoned, golden_model, random_prompts
 
+SHORT: dict[str, Any] = {**SLOTS, "max_new_tokens": 16}  # two blocks show what a pass reads
+
 
 def pairs(model: str = "llada_gqa", *, further: bool = False) -> list[Any]:
     """Returns all schedulers with all caches that serve a model, most of them as slow tests.
@@ -52,6 +54,7 @@ def test_a_row_does_not_depend_on_its_batch(scheduler: Any, cache: Any) -> None:
     check_alone("llada_gqa", scheduler, cache)
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(("scheduler", "cache"), pairs("dream_gqa", further=True))
 def test_a_row_of_a_shifted_model_does_not_either(scheduler: Any, cache: Any) -> None:
     reason = refusal("dream_gqa", scheduler, cache)
@@ -89,9 +92,9 @@ def test_sampling_does_not_depend_on_the_batch() -> None:
 def test_stale_slots_are_never_read(name: str, cache: Any) -> None:
     model: Any = golden_model(name)
     prompts = random_prompts(4)
-    clean = dllm.generate(model, prompts, cache=cache, **SLOTS)
+    clean = dllm.generate(model, prompts, cache=cache, **SHORT)
     poisoned: Any = Poisoned(model)
-    assert dllm.generate(poisoned, prompts, cache=cache, **SLOTS).sequences == clean.sequences
+    assert dllm.generate(poisoned, prompts, cache=cache, **SHORT).sequences == clean.sequences
 
 
 class Misleading:
@@ -123,7 +126,7 @@ class Misleading:
 @pytest.mark.parametrize(("scheduler", "cache"), pairs())
 def test_logits_that_a_pass_did_not_compute_are_never_read(scheduler: Any, cache: Any) -> None:
     model: Any = golden_model("llada_gqa", "float32")
-    options: dict[str, Any] = {**SLOTS, "scheduler": scheduler, "cache": cache, "seed": 0}
+    options: dict[str, Any] = {**SHORT, "scheduler": scheduler, "cache": cache, "seed": 0}
     first, second = (
         dllm.generate(Misleading(model, seed), random_prompts(3), **options) for seed in (100, 900)
     )
@@ -143,6 +146,7 @@ class Refreshing:
         return self.plan_of(canvas, replace(status, entered=True), spec)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(("name", "cache"), crossed(MODELS, ("prefix", "dual")))
 def test_refreshing_at_every_step_equals_no_cache(
     name: str, cache: str, monkeypatch: pytest.MonkeyPatch
@@ -157,6 +161,7 @@ def test_refreshing_at_every_step_equals_no_cache(
     assert approximate.sequences != exact.sequences, "the model does not feel stale keys"
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("cache", ["prefix", "dual"])
 def test_one_refresh_a_block_and_no_empty_forward(cache: str) -> None:
     model, prompts = golden_model("llada_gqa"), random_prompts(5)

@@ -51,6 +51,7 @@ def captured(
     return replace(model, runner=runner), runner, recorder
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("place", cases())
 def test_tokens_are_those_of_the_passes_themselves(place: int) -> None:
     name, settings = decodings()[place]
@@ -143,6 +144,7 @@ def test_an_error_of_the_pass_itself_is_not_hidden() -> None:
     assert runner.failed is None
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("cache", ["d2cache:4", "dllm_cache", "sparse:0.5", "dkv:3"])
 def test_caches_that_do_more_than_keys_and_values(cache: str) -> None:
     settings = {"cache": cache, "scheduler": "fixed_quota"}
@@ -163,6 +165,7 @@ def test_observed_passes_run_as_they_are() -> None:
     assert runner.num_captured == 0
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("cache", "scheduler"), crossed(("none", "dual"), ("wino", "ete:0.9", "lopa", "klass"))
 )

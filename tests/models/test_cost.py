@@ -44,6 +44,7 @@ def counted(model: HostedModel, **given: Any) -> tuple[dllm.Metrics, int]:
     return out.metrics, counter.get_total_flops()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("name", "cache"), crossed(MODELS, ("none", "prefix", "dual:vicinity_before=3"))
 )
@@ -52,6 +53,7 @@ def test_flops_are_those_that_torch_counts(name: str, cache: str) -> None:
     assert metrics.flops == flops > 0
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("architecture", ORACLES)
 def test_flops_of_every_family(architecture: str, tmp_path: Path) -> None:
     model = hosted(architecture, tmp_path)
@@ -63,6 +65,7 @@ def test_flops_of_every_family(architecture: str, tmp_path: Path) -> None:
     assert metrics.flops == counter.get_total_flops() > 0
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "given",
     [
@@ -102,6 +105,7 @@ def test_prices_worked_by_hand() -> None:
     assert cost.slot_bytes == 2 * (4 + 4) * 2  # keys and values of 4 elements, 2 bytes each
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("config", "flops", "slot"),
     [(LLADA, (13.96e9, 0.524e6, 1.036e9), 512), (DREAM, (13.05e9, 0.401e6, 1.090e9), 56)],
@@ -138,6 +142,7 @@ def test_a_whole_generation_in_closed_form() -> None:
         assert metrics.flops == whole - beside * tail
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("method", RECORDED)
 def test_the_columns_fed_are_those_recorded(method: str) -> None:
     """`metrics.fed` against the input lengths of the official implementations."""

@@ -28,6 +28,7 @@ def own(name: str) -> dllm.HostedModel:
     return replace(model, network=deepcopy(model.network))
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("place", cases())
 def test_tokens_are_those_of_separate_projections(place: int) -> None:
     name, settings = decodings()[place]

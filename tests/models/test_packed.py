@@ -36,6 +36,7 @@ def test_narrow_products_are_the_same() -> None:
     torch.testing.assert_close(PackedLinear.of(linear)(x), linear(x), rtol=2e-2, atol=2e-2)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
 @pytest.mark.parametrize("name", ["llada_gqa", "dream_gqa"])
 def test_no_token_changes(name: str, cache: str) -> None:

@@ -475,6 +475,7 @@ def steps_of(stream: dllm.Stream) -> Any:
     return out.sequences, out.trace.commit_step.tolist(), out.metrics.num_forwards
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("inner", [name for name in INNER if not name.startswith("dimple")])
 def test_without_delimiters_the_inner_scheduler_is_alone(inner: str) -> None:
     never: dict[str, Any] = {"name": "adablock", "inner": inner, "delimiters": THIRD}
@@ -482,6 +483,7 @@ def test_without_delimiters_the_inner_scheduler_is_alone(inner: str) -> None:
     assert steps_of(golden_run(never)) == steps_of(golden_run(inner))
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     "inner",
     [
@@ -501,12 +503,14 @@ def test_the_usual_length_means_nothing_where_every_token_ends_a_block(inner: st
     assert runs[0] == runs[1]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("inner", "cache"), crossed(("threshold:0.5", "slowfast:0.5"), CACHES))
 def test_without_delimiters_caches_are_fed_as_ever(inner: str, cache: str) -> None:
     around: dict[str, Any] = {"name": "adablock", "inner": inner}  # no wider than a block of 8
     assert steps_of(golden_run(around, cache=cache)) == steps_of(golden_run(inner, cache=cache))
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize(
     ("inner", "cache"),
     [(inner, "dual") for inner in INNER]
@@ -531,6 +535,7 @@ def test_blocks_of_any_length_are_decoded_in_full(inner: str, cache: str) -> Non
         assert refreshes == max(map(len, blocks))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("cache", "scheduler"), crossed(("prefix", "dual"), ("adablock", "slowfast:0.5", "dimple:0.5"))
 )
@@ -583,6 +588,7 @@ def decode_row(row: Row, scheduler: Any, block: int) -> None:
         dimple_row(row, scheduler)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("scheduler", "name"),
     crossed(
@@ -792,6 +798,7 @@ def test_rows_are_in_phases_of_their_own() -> None:
     assert steps == [row.commit_step for row in rows]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("cache", CACHES)
 def test_degenerate_slowfast(cache: str) -> None:
     one_by_one = steps_of(golden_run("fixed_quota", cache=cache))

@@ -136,6 +136,7 @@ def test_columns_may_come_in_any_order(seed: int, width: int) -> None:
         assert torch.equal(moved, commit[:, order])
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("order", ["entropy", "confidence", "margin"])
 @settings(deadline=None, max_examples=4)
 @given(seed=st.integers(0, 999), block=st.sampled_from([1, 4, 8, 16]))
@@ -319,6 +320,7 @@ def test_remasking_fills_a_column_more_each_step(
     assert steps <= width
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
 def test_remasking_runs_end_and_do_not_depend_on_the_batch(cache: str) -> None:
     scheduler = "hierarchical:0.5,low_threshold=0.2,remask_threshold=0.4"

@@ -268,6 +268,7 @@ def test_a_standing_proposal_only_gets_surer(
     assert total <= 1 / (1 - decay) + 1e-9
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual", "prefix:first_token=force"])
 @pytest.mark.parametrize("scheduler", ["klass:0.3,kl_threshold=1", "credit:0.5"])
 def test_rows_carry_their_own_state(scheduler: str, cache: str) -> None:

@@ -46,6 +46,7 @@ ANSWERS = ["#### 50", "#### 19", "#### 87"]
 # The oracle against the recorded runs of the authors' code.
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("case", RECORDED, ids=lambda case: case["id"])
 def test_the_training_data_is_the_recorded_one(case: dict[str, Any]) -> None:
     model = golden_model(case["model"], case["dtype"])

@@ -188,6 +188,7 @@ def test_filters_of_the_inner_method_do_not_settle_an_answer() -> None:
     assert min(forwards(out)) > 16
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", MODELS)
 @settings(deadline=None, max_examples=2)
 @given(
@@ -211,6 +212,7 @@ def test_a_higher_threshold_never_ends_sooner(
         assert len(early.trace.commits(row)[-1]) == 32 - (count - 1)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("cache", "expected"), [("none", 12), ("prefix", 12), ("dual", 13)])
 def test_masks_without_logits_wait_for_the_next_full_pass(cache: str, expected: int) -> None:
     scheduler = {

@@ -74,6 +74,7 @@ def applied(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor, Windo
 RESTS: list[dict[str, Any]] = [{}, {"at_eos": "stop"}, {"blocks_from": "zero"}]
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(("scheduler", "cache", "rest"), crossed(SETTINGS, CACHES, RESTS))
 def test_revisions_stay_in_the_block_and_end(
     scheduler: str, cache: Any, rest: Any, applied: list[tuple[Tensor, Tensor, Window]]
@@ -99,6 +100,7 @@ def test_revisions_stay_in_the_block_and_end(
         assert row.forwards <= num_blocks * limit
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(("scheduler", "cache"), crossed(SETTINGS, CACHES))
 def test_the_trace_tells_what_was_revised(scheduler: str, cache: Any) -> None:
     out = run(scheduler, cache=cache)
@@ -120,6 +122,7 @@ def test_the_trace_tells_what_was_revised(scheduler: str, cache: Any) -> None:
         assert final == out.trace.tokens[row].tolist()
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     ("scheduler", "at_eos"), crossed(SETTINGS, ("stop", "skip", "block", "truncate"))
 )
@@ -146,6 +149,7 @@ def drawn(seed: int) -> Callable[[], Candidates]:
     return draw
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("scheduler", SETTINGS)
 @settings(deadline=None, max_examples=20)
 @given(seed=st.integers(0, 2**20), fixed=st.sets(st.integers(0, WIDTH - 1)))
@@ -242,6 +246,7 @@ def test_static_confidence_is_followed_in_its_order(seed: int, steps: int | None
     assert follow(rcr(steps=steps), *static) == of_quota()
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("steps", [2, 6, 12, 24])
 def test_forwards_of_rcr_are_its_steps(steps: int) -> None:
     for schedule in ("linear", "cosine"):
@@ -276,6 +281,7 @@ def test_a_second_chance_by_hand() -> None:
 
 
 # dkv feeds a revising method's whole block, and so fresher keys.
+@pytest.mark.few(2)
 @pytest.mark.parametrize("cache", [cache for cache in CACHES if cache != "dkv"], ids=str)
 def test_without_remasking_it_is_its_base(cache: Any) -> None:
     for per_step, steps in ((1, 24), (3, 8), (12, 2)):
@@ -286,6 +292,7 @@ def test_without_remasking_it_is_its_base(cache: Any) -> None:
             assert torch.equal(out.trace.commit_step, base.trace.commit_step)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("remask", "loops", "begin"), [(1, 8, 0.875), (2, 5, 0.5), (3, 4, 1.0)])
 def test_masks_stand_still_while_it_loops(remask: int, loops: int, begin: float) -> None:
     options = {"remask": remask, "loops": loops, "begin": begin}

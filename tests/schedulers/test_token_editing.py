@@ -25,6 +25,7 @@ LOGITS = GOLDEN / "cases" / "block_refinement_logits.safetensors"
 CACHES = ["none", "prefix", "dual"]
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["id"])
 def test_recorded_steps_of_diffusers(case: dict[str, Any]) -> None:
     args, mask = case["args"], case["mask_token_id"]
@@ -128,6 +129,7 @@ def run(scheduler: Any, name: str = "llada_gqa", **given: Any) -> dllm.Generatio
     return dllm.generate(golden_model(name), random_prompts(4), scheduler=scheduler, **options)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("threshold", [0.3, pytest.param(0.6, marks=pytest.mark.slow)])
@@ -150,6 +152,7 @@ def test_without_edits_it_is_the_threshold(name: str, cache: str, threshold: flo
     assert unheld.metrics.forwards == expected.metrics.forwards
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("cache", CACHES)
 def test_edits_change_a_full_block(cache: str) -> None:
     out = run("token_editing:0.4,editing_threshold=0.3,post_steps=3", cache=cache)

@@ -109,6 +109,7 @@ def test_a_block_takes_no_more_steps_than_columns(
     assert not (tokens == MASK).any()
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("cache", CACHES)
 def test_what_is_masked_again_is_in_the_trace(cache: str) -> None:
     out = run(EAGER, cache=cache)
@@ -167,6 +168,7 @@ def without_shadows(plan: StepPlan, num_columns: int) -> StepPlan:
     )
 
 
+@pytest.mark.few(1)
 @torch.inference_mode()
 @pytest.mark.parametrize("cache", CACHES)
 def test_ordinary_columns_do_not_see_shadows(cache: str) -> None:
@@ -182,6 +184,7 @@ def test_ordinary_columns_do_not_see_shadows(cache: str) -> None:
         torch.testing.assert_close(logits[:, : expected.shape[1]], expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("cache", CACHES)
 def test_shadows_have_slots_of_their_own(cache: str) -> None:
     recorded: Any = Recorded(golden_model("llada_gqa"))
@@ -218,12 +221,14 @@ def test_a_shadow_does_not_see_the_token_it_judges(cache: str) -> None:
     assert changed > 0, "no shadow sees its neighbours"
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("cache", ["prefix", "dual"])
 def test_shadows_read_nothing_stale(cache: str) -> None:
     poisoned: Any = Poisoned(golden_model("llada_gqa"))
     assert run(EAGER, model=poisoned, cache=cache).sequences == run(EAGER, cache=cache).sequences
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
 def test_a_wrapper_that_sees_the_whole_row_changes_nothing(cache: str) -> None:
     never = {"high": 1e9, "mid": 1e9, "low": 1e9}

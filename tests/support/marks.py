@@ -32,3 +32,40 @@ def some(values: Iterable[Any], *, every: int) -> list[Any]:
         pytest.param(value, marks=pytest.mark.slow if place % every else ())
         for place, value in enumerate(values)
     ]
+
+
+def thin(items: Iterable[pytest.Item]) -> None:
+    """Marks as slow all but a few cases of each test that says how many the fast suite runs."""
+    cases: dict[tuple[Any, str], list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("few") and not item.get_closest_marker("slow"):
+            cases.setdefault((item.parent, getattr(item, "originalname", "")), []).append(item)
+    for of_test in cases.values():
+        mark: Any = of_test[0].get_closest_marker("few")
+        (count,) = mark.args
+        fast = unlike([values_of(item) for item in of_test], count)
+        for place, item in enumerate(of_test):
+            if place not in fast:
+                item.add_marker("slow")
+
+
+def unlike(cases: Sequence[set[tuple[str, str]]], count: int) -> set[int]:
+    """Returns the places of a few cases: each has most values that none before it has.
+
+    Among equals they are spread evenly, the first case among them.
+    """
+    chosen: set[int] = set()
+    seen: set[tuple[str, str]] = set()
+    for turn in range(min(count, len(cases))):
+        even = turn * len(cases) // count
+        left = [place for place in range(len(cases)) if place not in chosen]
+        place = min(left, key=lambda at: (-len(cases[at] - seen), abs(at - even)))
+        chosen.add(place)
+        seen |= cases[place]
+    return chosen
+
+
+def values_of(item: pytest.Item) -> set[tuple[str, str]]:
+    """Returns the values of a case's parameters, as text."""
+    params = getattr(getattr(item, "callspec", None), "params", {})
+    return {(name, repr(value)) for name, value in params.items()}

@@ -24,6 +24,7 @@ def golden_model(name: str, dtype: str = "float64") -> dllm.HostedModel:
     return dllm.load(GOLDEN / "models" / name, dtype=dtype)
 
 
+@cache
 def model_of(name: str, dtype: str = "float64") -> dllm.HostedModel:
     """Returns the embedded model, a golden one or a random one of a block-causal family."""
     if name == "tiny":

@@ -32,6 +32,7 @@ def again(record: TraceRecord) -> TraceRecord:
     return TraceRecord.from_json(json.loads(json.dumps(record.to_json())))
 
 
+@pytest.mark.few(9)
 @pytest.mark.parametrize("prompts", [QUESTIONS, GAPS], ids=["mixed lengths", "gaps"])
 @pytest.mark.parametrize("scheduler", METHODS)
 def test_frames_are_the_canvas_of_each_step(
@@ -62,6 +63,7 @@ def test_frames_are_the_canvas_of_each_step(
         assert again(record) == record
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("scheduler", METHODS)
 def test_what_changed_is_named(scheduler: str, tiny: dllm.HostedModel) -> None:
     out = dllm.generate(tiny, QUESTIONS, scheduler=scheduler, **OPTIONS)

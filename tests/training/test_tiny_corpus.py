@@ -40,6 +40,7 @@ def test_same_seed_gives_the_same_problems(family: ModuleType) -> None:
     assert len({problem.id for problem in take(family, 50)}) == 50
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_splits_share_no_prompt(family: ModuleType) -> None:
     prompts = {split: {p.prompt for p in take(family, MANY, split)} for split in SPLITS}
@@ -58,6 +59,7 @@ def test_response_is_the_right_answer_and_nothing_else_is(family: ModuleType) ->
         assert not family.is_correct(problem, problem.response + "1")
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_prompt_has_one_response(family: ModuleType) -> None:
     known: dict[str, str] = {}
@@ -171,6 +173,7 @@ def test_functions_run_and_do_what_their_prompts_say() -> None:
             assert written(x) == expected
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tokenizer_is_lossless(family: ModuleType, tokenizer: PreTrainedTokenizerFast) -> None:
     for split in SPLITS:

@@ -124,7 +124,7 @@ def test_nothing_changes_at_the_defaults(verifier: str) -> None:
     assert fast.metrics.num_forwards < base.metrics.num_forwards
 
 
-@settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=6, suppress_health_check=[HealthCheck.too_slow])
 @given(run=runs())
 def test_nothing_changes(run: Any) -> None:
     name, prompts, options = run
@@ -152,6 +152,7 @@ def test_it_saves_forwards(scheduler: str, cache: str) -> None:
     assert fast.metrics.rows_fed >= base.metrics.rows_fed  # they are not free
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("scheduler", "cache"),
     crossed(
@@ -274,6 +275,7 @@ def cost(out: Any) -> int:
     return sum(row.row_forwards for row in out.metrics.rows)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("temperature", "cache", "verifier"),
     crossed(
@@ -305,6 +307,7 @@ def test_sampled_tokens_are_those_of_the_base() -> None:
     assert len(found) == 3
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("cache", ["prefix", "dual"])
 def test_copies_of_the_store_are_current(cache: str) -> None:
     model: Any = Poisoned(golden_model("llada_gqa"))
@@ -498,6 +501,7 @@ def test_observers_are_refused() -> None:
         dllm.Stream(model, [[1, 2]], options, observer=lambda done: None)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("style", ["--json", "--cache=dual"])
 def test_the_command(style: str) -> None:
     command = ["verify", "-s", "fixed_quota", "-v", "ssd:3", "--limit", "2", style]
@@ -511,6 +515,7 @@ def test_the_command(style: str) -> None:
         assert "rows without any difference: 2 of 2" in done.stdout
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual", "block_causal"])
 def test_one_canvas_after_the_other_rounds_as_the_base_does(cache: str) -> None:
     """Each pass has the base's shapes, so that even the last bit of a float32 is the same.
@@ -529,6 +534,7 @@ def test_one_canvas_after_the_other_rounds_as_the_base_does(cache: str) -> None:
     assert torch.equal(fast.trace.confidence.nan_to_num(-1), base.trace.confidence.nan_to_num(-1))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual", "block_causal"])
 def test_ways_to_run_canvases_differ_in_what_they_store_alone(cache: str) -> None:
     model = model_of("sdar" if cache == "block_causal" else "llada_gqa")

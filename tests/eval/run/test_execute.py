@@ -58,6 +58,7 @@ def streams(monkeypatch: pytest.MonkeyPatch) -> Streams:
     return found
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     "given",
     [
@@ -131,6 +132,7 @@ list(run_of(model, 3).results(ARITHMETIC.take(9), Path(sys.argv[1])))
 """
 
 
+@pytest.mark.slow
 def test_a_kill_loses_the_rows_under_way_and_no_others(
     tiny: dllm.HostedModel, tmp_path: Path
 ) -> None:

@@ -92,6 +92,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.few(9)
 @pytest.mark.parametrize(("text", "rung"), ANSWERS)
 def test_code_is_found(data: dict[str, Record], sandbox: Sandbox, text: str, rung: str) -> None:
     found = complete(data[EVEN], text)
@@ -99,6 +100,7 @@ def test_code_is_found(data: dict[str, Record], sandbox: Sandbox, text: str, run
     assert sandbox.run(program(data[EVEN], found.code)).detail == ""
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(("text", "rung"), WRONG)
 def test_wrong_code_fails(data: dict[str, Record], sandbox: Sandbox, text: str, rung: str) -> None:
     found = complete(data[EVEN], text)
@@ -178,6 +180,7 @@ def test_a_run_that_was_not_scored_is_scored_later_without_decoding(
     assert len(output.read_text().splitlines()) == lines == 5  # two of them twice
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("style", ["base", "instruct"])
 def test_gold_passes_and_wrong_fails(
     tiny: dllm.HostedModel,

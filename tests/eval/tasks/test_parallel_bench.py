@@ -228,7 +228,7 @@ WORDS = st.lists(st.text(st.characters(categories=["L", "N"]), min_size=1), min_
 OUTSIDE = st.text().filter(lambda text: "[" not in text)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(st.text(), WORDS, OUTSIDE)
 def test_a_list_is_read_among_any_text(before: str, items: list[str], after: str) -> None:
     assert read_list(before + write_list(items) + after) == tuple(items)
@@ -484,6 +484,7 @@ def sizes_of(out: dllm.GenerationOutput, row: int = 0) -> list[int]:
     return [len(commits) for commits in out.trace.commits(row)]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("sizes", [(2,), (3,), (4,), (5,), (2, 1), (2, 2)])
 def test_shuffles_are_as_often_right_as_all_draws_say(sizes: tuple[int, ...]) -> None:
     n = sum(sizes)
@@ -538,6 +539,7 @@ def compositions(n: int) -> list[tuple[int, ...]]:
     return [()] if n == 0 else [(k, *rest) for k in range(1, n + 1) for rest in compositions(n - k)]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("n", [2, 3, 4, 5, 6])
 def test_closed_forms_agree_with_all_paths(n: int) -> None:
     for sizes in compositions(n):
@@ -556,6 +558,7 @@ def test_closed_forms_agree_with_all_paths(n: int) -> None:
 ROWS = 1500
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(("n", "steps"), [(3, 1), (3, 2), (4, 2), (5, 2), (5, 3), (6, 3)])
 @pytest.mark.parametrize("family", ["shuffle", "replace"])
 def test_seeded_draws_agree_with_the_closed_forms(family: str, n: int, steps: int) -> None:
