@@ -286,7 +286,6 @@ def test_if_all_rows_are_refused_that_is_an_error(tmp_path: Path) -> None:
         )
 
 
-@pytest.mark.slow
 def test_a_model_that_cannot_be_loaded_is_a_refusal(tmp_path: Path) -> None:
     rows = [{"name": "here"}, {"name": "gone", "model": str(tmp_path / "nowhere")}]
     assert ablate(written(tmp_path / "x.yaml", settings=rows), "--output", tmp_path).exit_code == 0
@@ -318,7 +317,6 @@ def test_a_row_that_now_asks_for_something_else_is_run(tmp_path: Path) -> None:
     assert len(lines(tmp_path / "out")) == 8
 
 
-@pytest.mark.slow
 def test_two_rows_of_one_setting_are_measured_once(tmp_path: Path) -> None:
     rows = [{"name": "a", "scheduler": "threshold"}, {"name": "b", "scheduler": "threshold:0.9"}]
     assert ablate(written(tmp_path / "x.yaml", settings=rows), "--output", tmp_path).exit_code == 0

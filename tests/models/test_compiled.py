@@ -144,7 +144,6 @@ def test_caches_that_do_more_than_keys_and_values(
     assert runner.failed is None
 
 
-@pytest.mark.slow
 def test_layers_that_differ_do_not_share_a_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
     traced = Traced()
     monkeypatch.setattr(torch, "compile", partial(COMPILE, backend=traced))
