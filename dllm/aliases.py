@@ -1,27 +1,20 @@
-"""What the literature calls things, in this project's words: one table."""
+"""What the literature calls things, in this project's words: one table, and words that go together.
+
+Argument lines of Fast-dLLM, LLaDA, Dream, dInfer and d2Cache mean here what they mean there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from typing import Any
 
-
-def _remasking(value: Any) -> dict[str, Any]:
-    orders = {"low_confidence": "confidence", "random": "random"}
-    if value not in orders:
-        raise ValueError(f"remasking={value!r}: known: {', '.join(orders)}")
-    return {"scheduler": {"name": "fixed_quota", "order": orders[value]}}
-
-
-def _algorithm(value: Any) -> dict[str, Any]:
-    if value == "confidence_threshold":
-        return {"scheduler": {"name": "quota_threshold"}}
-    return {"scheduler": {"name": "dream", "algorithm": value}}
-
+logger = logging.getLogger(__name__)
 
 # What the literature calls things -> this project's settings.
 ALIASES: dict[str, str | Callable[[Any], dict[str, Any]]] = {
     "gen_length": "max_new_tokens",
+    "gen_len": "max_new_tokens",
     "max_tokens": "max_new_tokens",
     "max_gen_length": "max_new_tokens",
     "block_size": "block_length",
@@ -34,14 +27,119 @@ ALIASES: dict[str, str | Callable[[Any], dict[str, Any]]] = {
     "early_stop": lambda value: {"at_eos": "stop" if value else "ignore"},
     "logits_eos_inf": "forbid_eos",
     "confidence_eos_eot_inf": "defer_eos",
-    "remasking": _remasking,
-    "remasking_strategy": _remasking,
-    "alg": _algorithm,
-    "threshold": lambda value: {"scheduler": {"name": "threshold", "threshold": value}},
-    "confidence_threshold": lambda value: {"scheduler": {"name": "threshold", "threshold": value}},
-    "factor": lambda value: {"scheduler": {"name": "factor", "factor": value}},
-    "dual_cache": lambda value: {"cache": "dual" if value else "none"},
-    "use_cache": lambda value: {"cache": "prefix" if value else "none"},
 }
+# Words of a script that choose the scheduler or the cache together, see `combined`.
+_METHOD = (
+    *("remasking", "remasking_strategy", "alg", "threshold", "confidence_threshold", "factor"),
+    *("parallel_decoding", "use_credit", "low_threshold", "num_transfer_tokens"),
+)
+_CACHE = ("use_cache", "dual_cache", "prefix_look", "after_look")
+ALIASES |= dict.fromkeys(_METHOD, "scheduler") | dict.fromkeys(_CACHE, "cache")
 # Options of schedulers that users give beside them; `steps` is always the total.
-SCHEDULER_OPTIONS = {"steps": "steps", "alg_temp": "order_temperature", "eps": "epsilon"}
+SCHEDULER_OPTIONS = {
+    "steps": "steps",
+    "diffusion_steps": "steps",
+    "alg_temp": "order_temperature",
+    "eps": "epsilon",
+}
+# Words of scripts that ask for what is always there, or for what has no place here.
+WITHOUT_EFFECT = ("output_history", "return_dict_in_generate", "show_speed")
+
+
+def combined(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a call gives, with `scheduler` and `cache` for the words that choose them.
+
+    Raises TypeError where the words contradict each other, ValueError for an unknown value.
+    """
+    rest = {name: value for name, value in given.items() if name not in WITHOUT_EFFECT}
+    for words, name, chosen in ((_METHOD, "scheduler", _scheduler), (_CACHE, "cache", _cache)):
+        said = {word: rest.pop(word) for word in words if word in rest}
+        if not said:
+            continue
+        if (
+            name == "cache"
+            and rest.get(name) == "dual"
+            and not {"use_cache", "dual_cache"} & {*said}
+        ):
+            said["dual_cache"] = bool(rest.pop(name))  # dInfer's cache=dual with its vicinity
+        if name in rest:
+            word, value = next(iter(said.items()))
+            raise TypeError(f"{word}={value!r} sets {name} a second time: give one of them")
+        part = chosen(said, rest)
+        rest |= {} if part is None else {name: part}
+    return rest
+
+
+def _scheduler(said: Mapping[str, Any], rest: dict[str, Any]) -> dict[str, Any] | None:
+    """Returns the scheduler that the words of a script mean; `rest` loses what it leaves unread."""
+    order = _known(said, "remasking", {"low_confidence": "confidence", "random": "random"})
+    order = order or _known(said, "remasking_strategy", {"low_confidence": "confidence"})
+    parallel = _known(said, "parallel_decoding", {"threshold": "threshold", "hierarchy": "low"})
+    threshold, count = (
+        _one(said, "threshold", "confidence_threshold"),
+        said.get("num_transfer_tokens"),
+    )
+    low, factor, algorithm = said.get("low_threshold"), said.get("factor"), said.get("alg")
+    bar = {} if threshold is None else {"threshold": threshold}
+    low_bar = {} if low is None else {"low_threshold": low}
+    choices = (  # the first that holds
+        (algorithm == "confidence_threshold", {"name": "quota_threshold", **bar}),
+        (algorithm is not None, {"name": "dream", "algorithm": algorithm}),
+        (parallel == "low", {"name": "hierarchical", **bar, **low_bar}),
+        (said.get("use_credit"), {"name": "credit", **bar}),
+        (factor is not None, {"name": "factor", "factor": factor}),
+        (threshold is not None, {"name": "threshold", **bar}),
+        (count is not None, {"name": "fixed_quota", "tokens_per_step": count}),
+        (order is not None, {"name": "fixed_quota", "order": order}),
+    )
+    found: dict[str, Any] | None = next((part for holds, part in choices if holds), None)
+    if found is None:
+        return None
+    _check_words(said, found, threshold, factor, order)
+    unread = {"quota_threshold": ("alg_temp", "eps"), "fixed_quota": (), "dream": ()}
+    for word in unread.get(found["name"], ("steps", "diffusion_steps")):
+        if word in rest:  # their code has the word too, and does not read it then
+            logger.info("%s=%s has no effect: %s decides", word, rest.pop(word), found["name"])
+    return found
+
+
+def _known(said: Mapping[str, Any], word: str, known: Mapping[str, str]) -> str | None:
+    """Returns what a value of a word means here; raises ValueError for an unknown one."""
+    value = said.get(word)
+    if value is not None and value not in known:
+        raise ValueError(f"{word}={value!r}: known: {', '.join(known)}")
+    return known[value] if value is not None else None
+
+
+def _check_words(
+    said: Mapping[str, Any],
+    found: Mapping[str, Any],
+    threshold: Any,
+    factor: Any,
+    order: str | None,
+) -> None:
+    """Raises TypeError for words that were given and that the scheduler they chose leaves out."""
+    unread = {
+        "threshold": threshold is not None and "threshold" not in found,
+        "factor": factor is not None and "factor" not in found,
+        "remasking": order == "random" and found.get("order") != "random",
+    }
+    for word, is_left in unread.items():
+        if is_left:
+            raise TypeError(
+                f"{word}={_one(said, word, 'confidence_threshold', 'remasking_strategy')!r} sets "
+                f"scheduler a second time, beside {found['name']!r}: leave one of them out"
+            )
+
+
+def _cache(said: Mapping[str, Any], rest: dict[str, Any]) -> dict[str, Any]:
+    """Returns the cache that the words of a script mean; `dual_cache` refines `use_cache`."""
+    dual = bool(said.get("dual_cache"))
+    name = "none" if not said.get("use_cache", dual) else ("dual" if dual else "prefix")
+    sides = {"prefix_look": "vicinity_before", "after_look": "vicinity_after"}
+    return {"name": name, **{sides[word]: said[word] for word in sides if said.get(word)}}
+
+
+def _one(said: Mapping[str, Any], *words: str) -> Any:
+    """Returns the value of the first of some words that has one."""
+    return next((said[word] for word in words if said.get(word) is not None), None)

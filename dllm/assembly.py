@@ -52,7 +52,7 @@ def loop_of(
         raise ValueError("passes that verify drafts are not observed: leave the verifier out")
     if memory is not None:
         memory.check(model, cache, settings.guidance_scale)
-    block = block_length_of(model, settings, max(len(row.slots) for row in rows), rows)
+    block = block_length_of(model, settings, max(len(row.slots) for row in rows))
     canvas = canvas_of(model, rows, settings, block, scheduler)
     scheduler.check(int(canvas.num_blocks.max()), block)
     noise, batch = settings.noise or _noise(len(rows), settings, model.device), None
@@ -155,36 +155,23 @@ def new_canvas(
     return Canvas(layout, tokens.to(device), fixed.to(device), prompt_length.to(device))
 
 
-def block_length_of(
-    model: DenoisingModel, settings: Settings, num_slots: int, rows: list[Row]
-) -> int:
-    """Returns the columns decoded together; raises ValueError where they do not suit the rows."""
-    trained = model.spec.block_length
-    block = settings.block_length or trained or min(DEFAULT_BLOCK_LENGTH, num_slots)
-    _check_block(block, num_slots, rows, settings, model)
-    return block
+def block_length_of(model: DenoisingModel, settings: Settings, num_slots: int) -> int:
+    """Returns the columns decoded together; a row's last block may have fewer.
 
-
-def _check_block(
-    block: int, longest: int, rows: list[Row], settings: Settings, model: DenoisingModel
-) -> None:
+    Raises ValueError where a block-causal model was trained on others.
+    """
     trained = model.spec.block_length
-    aligned = not trained or not block % trained or not trained % block
-    if model.spec.attention == "block_causal" and not aligned:
+    block = settings.block_length or trained or DEFAULT_BLOCK_LENGTH
+    if model.spec.attention != "block_causal":
+        return min(block, num_slots)
+    assert trained is not None
+    if block % trained and trained % block:
+        fits = [n for n in range(1, trained + 1) if trained % n == 0]
         raise ValueError(
             f"block_length={block} is not a multiple of the {trained} that the model was trained "
-            "on, nor a divisor of it"
+            f"on, nor a divisor of it: {', '.join(map(str, fits))}, {2 * trained}, ... fit"
         )
-    if block > longest:
-        raise ValueError(f"block_length={block} is longer than the {longest} new tokens")
-    uneven = not settings.infill and settings.max_new_tokens % block
-    uneven = uneven and settings.blocks_from == "prompt"
-    if uneven and model.spec.attention != "block_causal" and settings.max_new_tokens == longest:
-        fits = [n for n in range(1, longest + 1) if longest % n == 0]
-        raise ValueError(
-            f"max_new_tokens={settings.max_new_tokens} is not a multiple of block_length={block}; "
-            f"block lengths that fit: {', '.join(map(str, fits))}"
-        )
+    return block
 
 
 def _end_tokens(known: tuple[int, ...], given: int | list[int] | None) -> tuple[int, ...]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+
+from typing_extensions import Unpack
 
 from dllm.assembly import loop_of
 from dllm.decoding.loop import BrokenLogitsError
@@ -21,7 +22,7 @@ from dllm.output import (
     read_history,
 )
 from dllm.prompts import Infill, Prompts, encode_all
-from dllm.settings import Settings, resolve
+from dllm.settings import Given, Settings, resolve
 from dllm.state.canvas import Canvas
 from dllm.state.window import StepEvent
 
@@ -32,7 +33,7 @@ def generate(
     settings: Settings | None = None,
     *,
     memory: PromptMemory | None = None,
-    **given: Any,
+    **given: Unpack[Given],
 ) -> GenerationOutput:
     """Returns the completed rows of a batch of prompts.
 
@@ -63,7 +64,7 @@ def stream(
     settings: Settings | None = None,
     *,
     memory: PromptMemory | None = None,
-    **given: Any,
+    **given: Unpack[Given],
 ) -> Stream:
     """Returns an iterator over the steps of a generation; arguments as for `generate`."""
     return Stream(model, prompts, resolve(model.defaults, settings, given), memory)

@@ -150,7 +150,10 @@ def describe(hint: Any) -> str:
     if origin is Annotated:
         ranges = [extra for extra in args[1:] if isinstance(extra, Range)]
         worded = [extra.words for extra in ranges if extra.words]
-        return worded[0] if worded else ", ".join([describe(args[0]), *map(str, ranges)])
+        if worded or not ranges:
+            return worded[0] if worded else describe(args[0])
+        joint = " of " if str(ranges[0]).startswith("at ") else ", "
+        return joint.join([describe(args[0]), *map(str, ranges)])
     if origin in (typing.Union, types.UnionType):
         return " or ".join(describe(arg) for arg in args)
     if origin is Literal:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 import torch
 
-from dllm.aliases import ALIASES, SCHEDULER_OPTIONS
+from dllm.aliases import ALIASES, SCHEDULER_OPTIONS, combined
 from dllm.cache import Cache
 from dllm.decoding.speculation.verifiers import Verifier
 from dllm.options import Count, Options, Range, Seed, TokenId
@@ -69,6 +69,75 @@ class Settings(Options):
             )
 
 
+class Given(TypedDict, total=False):
+    """What `generate` and `stream` can be given: the fields of `Settings`, and other papers' names.
+
+    For editors and type checkers; `resolve` is what reads it.
+    """
+
+    max_new_tokens: int
+    block_length: int | None
+    blocks_from: Literal["prompt", "zero"]
+    scheduler: str | Mapping[str, Any] | Scheduler
+    cache: str | Mapping[str, Any] | Cache
+    verifier: str | Mapping[str, Any] | Verifier | None
+    temperature: float
+    top_p: float | None
+    top_k: int | None
+    confidence: ConfidenceSource | None
+    batch_size: int | None
+    seed: int | Sequence[int] | None
+    generator: torch.Generator | list[torch.Generator] | None
+    noise: Noise | None
+    guidance_scale: float
+    eos_token_id: int | Sequence[int] | None
+    at_eos: AtEnd | None
+    forbid_eos: bool
+    defer_eos: bool
+    forbidden_token_ids: Sequence[int]
+    deferred_token_ids: Sequence[int]
+    fixed: Mapping[int, int | str] | None
+    infill: bool
+    too_long: Literal["error", "cut"]
+    statistics_dtype: torch.dtype | Literal["float32", "float64"]
+    # Of the literature, see `dllm.aliases`.
+    gen_length: int
+    gen_len: int
+    max_tokens: int
+    max_gen_length: int
+    block_size: int
+    canvas_length: int
+    max_num_seqs: int
+    max_running_requests: int
+    cfg_scale: float
+    cfg: float
+    eos_id: int | Sequence[int] | None
+    early_stop: bool
+    logits_eos_inf: bool
+    confidence_eos_eot_inf: bool
+    remasking: Literal["low_confidence", "random"]
+    remasking_strategy: Literal["low_confidence", "random"]
+    alg: str
+    threshold: float | None
+    confidence_threshold: float | None
+    factor: float | None
+    parallel_decoding: Literal["threshold", "hierarchy"]
+    use_credit: bool
+    low_threshold: float
+    num_transfer_tokens: int
+    use_cache: bool
+    dual_cache: bool
+    prefix_look: int
+    after_look: int
+    steps: int | None
+    diffusion_steps: int | None
+    alg_temp: float
+    eps: float
+    output_history: bool
+    return_dict_in_generate: bool
+    show_speed: bool
+
+
 def resolve(
     defaults: Mapping[str, Any], base: Settings | None, given: Mapping[str, Any]
 ) -> Settings:
@@ -77,6 +146,7 @@ def resolve(
     Raises TypeError that names the nearest known setting for an unknown one.
     """
     known = {field.name for field in fields(Settings)}
+    given = combined(given)
     options = {SCHEDULER_OPTIONS[key]: given[key] for key in given if key in SCHEDULER_OPTIONS}
     named: dict[str, Any] = {}
     for key, value in given.items():
@@ -92,6 +162,8 @@ def resolve(
         base = Settings(**{k: v for k, v in recommended.items() if k not in named})
     if options:
         scheduler = registry.create(named.get("scheduler", base.scheduler))
+        if "scheduler" not in named and "steps" in options and not hasattr(scheduler, "steps"):
+            scheduler = registry.create("fixed_quota")  # what a number of steps alone means
         named["scheduler"] = scheduler.with_options(options, registry.create)
     return replace(base, **named)
 

@@ -16,6 +16,8 @@ from dllm.schedulers.base import Candidates, Decision, Scheduler, View, best, ra
 class FixedQuota(Scheduler):
     """Spreads the masks of each block evenly over its share of `steps`, larger quotas first.
 
+    Or commits `tokens_per_step` each step, and what is left in a block's last one.
+
     `order` says which columns go first: those with the highest confidence or margin, the lowest
     entropy, or random ones. `planned` is a random order too, but one that is drawn when the block
     begins, so that the cache `dkv_greedy` knows it.
@@ -23,6 +25,7 @@ class FixedQuota(Scheduler):
 
     steps: Count | None = None  # in total over all blocks; None: one token a step
     order: Literal["confidence", "margin", "entropy", "random", "planned"] = "confidence"
+    tokens_per_step: Count | None = None  # the same number each step; None: what `steps` says
 
     source = "arXiv 2502.09992; ML-GSAI/LLaDA generate.py (low_confidence, random)"
 
@@ -33,6 +36,13 @@ class FixedQuota(Scheduler):
     @property
     def never_waits(self) -> bool:
         return self.order != "planned"
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.tokens_per_step is not None:
+            raise ValueError(
+                f"steps={self.steps} and tokens_per_step={self.tokens_per_step} both say how many "
+                "tokens a step commits: leave one of them out"
+            )
 
     def check(self, num_blocks: int, block_length: int) -> None:
         if self.steps is not None and self.steps % num_blocks:
@@ -49,7 +59,7 @@ class FixedQuota(Scheduler):
         if self.order == "planned":
             return self._follow_plan(view)
         score = view.uniform() if self.order == "random" else self.score(candidates)
-        if self.steps is None:
+        if self.steps is None and self.tokens_per_step is None:
             return Decision(best(score, view.masked))
         quota = self._quota(view.left.sum(-1), view.block_step, view)
         return Decision(rank(score, view.masked) < quota[:, None])
@@ -57,7 +67,7 @@ class FixedQuota(Scheduler):
     def _quota(self, masks: Tensor, block_step: Tensor, view: View) -> Tensor:
         """Returns how many of the block's masks (B,) a row commits at a step, (B,) int64."""
         if self.steps is None:
-            return masks.clamp(max=1)
+            return masks.clamp(max=self.tokens_per_step or 1)
         left = (self.steps // view.num_blocks - block_step).clamp(min=1)
         return (masks + left - 1) // left
 
@@ -80,8 +90,8 @@ class FixedQuota(Scheduler):
 
     def _most(self, view: View) -> int:
         """Returns the largest quota of any step, as the host knows it."""
-        if self.steps is None:
-            return 1
         block = view.layout.block_length
+        if self.steps is None:
+            return min(self.tokens_per_step or 1, block)
         num_blocks = view.layout.num_slots // block + 2  # a first and a last one may be partial
         return min(block, -(-block // max(self.steps // num_blocks, 1)))

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from dllm.options import Count, Probability
 from dllm.schedulers.base import Candidates, Decision, Scheduler, View, rank
 
+_USUAL = 32  # steps of the authors' code
+
 
 @dataclass(frozen=True)
 class QuotaThreshold(Scheduler):
@@ -18,7 +20,7 @@ class QuotaThreshold(Scheduler):
     """
 
     threshold: Probability = 0.9  # probability, compared with >=
-    steps: Count = 32  # in total over all blocks
+    steps: Count | None = None  # in total over all blocks; None: 32, or 32 // blocks for each
 
     source = "NVlabs/Fast-dLLM dream/model/generation_utils.py:_sample"
     confidence = "tempered"
@@ -27,7 +29,7 @@ class QuotaThreshold(Scheduler):
         self._check_steps(self.steps, num_blocks)
 
     def select(self, candidates: Candidates, view: View) -> Decision:
-        steps = self.steps // view.num_blocks
+        steps = ((self.steps or _USUAL) // view.num_blocks).clamp(min=1)
         later = (steps - 1 - view.block_step).clamp(min=0) * (view.block_masks // steps)
         quota = view.left.sum(1) - later
         place = rank(candidates.confidence, view.masked)

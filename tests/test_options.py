@@ -138,6 +138,6 @@ def test_what_text_gives_is_named(text: str, says: str) -> None:
 
 
 def test_words_for_what_is_allowed() -> None:
-    assert describe(Annotated[int, Range(1, MOST)] | None) == "a whole number, at least 1 or none"
+    assert describe(Annotated[int, Range(1, MOST)] | None) == "a whole number of at least 1 or none"
     assert describe(tuple[int, ...]) == "a list of whole numbers"
     assert str(Range(0, 1, above=True)) == "in (0, 1]"

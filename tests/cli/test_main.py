@@ -114,7 +114,6 @@ def test_eval_writes_rows_and_prints_a_table(inside: Inside, tmp_path: Path) -> 
         (["generate", "hi", "--cache", "duel"], "did you mean 'dual'"),
         (["generate", "hi", "--model", "no-such-folder"], "not an existing folder"),
         (["generate", "hi", "--dtype", "float12"], "float12"),
-        (["generate", "hi", "--block-length", "7"], "block lengths that fit"),
         (["generate", "hi", "--set", "colour=red"], "unknown setting colour"),
         (["generate", "hi", "--set", "top_p"], "name=value"),
         (["generate", "hi " * 300], "over the model's limit"),

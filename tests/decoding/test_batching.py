@@ -417,7 +417,7 @@ def test_a_batch_that_holds_all_prompts_is_as_without() -> None:
 
 @pytest.mark.parametrize("size", [0, -1, 2.5, True, "4"])
 def test_sizes_that_are_none(size: Any) -> None:
-    with pytest.raises(ValueError, match=r"batch_size=.* must be a whole number of at least 1"):
+    with pytest.raises(ValueError, match=r"batch_size=.* must be (a whole number of )?at least 1"):
         dllm.generate(golden_model("llada_gqa"), [[1], [2]], batch_size=size, **SLOTS)
 
 
@@ -435,8 +435,9 @@ def test_what_does_not_go_with_waiting_prompts() -> None:
 
         columns = tokens
 
+    replayed: Any = Replayed()
     with pytest.raises(ValueError, match="noise=Replayed does not tell prompts apart"):
-        dllm.generate(model, prompts, batch_size=2, noise=Replayed(), max_new_tokens=8)
+        dllm.generate(model, prompts, batch_size=2, noise=replayed, max_new_tokens=8)
 
 
 def test_names_of_the_literature() -> None:

@@ -62,7 +62,8 @@ def passes(name: str, cache: str) -> Witness:
     scheduler = partner(name, cache)
     prompts = [[token % 100 for token in row] for row in random_prompts(3, high=20)]
     slots: dict[str, Any] = {"max_new_tokens": 32, "block_length": 8, "seed": 0}
-    dllm.generate(witness, prompts, scheduler=scheduler, cache=cache, at_eos="ignore", **slots)
+    slots |= {"scheduler": scheduler, "cache": cache, "at_eos": "ignore"}
+    dllm.generate(witness, prompts, **slots)
     assert len(witness.passes) >= 6
     return witness
 
@@ -143,9 +144,8 @@ def test_logits_come_from_the_column_that_predicts_theirs(name: str, cache: str)
     model: Any = Witness(model_of(name))
     scheduler = partner(name, cache)
     options: dict[str, Any] = {"max_new_tokens": 32, "block_length": 8, "at_eos": "ignore"}
-    running = dllm.stream(
-        model, [[5, 6, 7], [9] * 12], scheduler=scheduler, cache=cache, seed=0, **options
-    )
+    options |= {"scheduler": scheduler, "cache": cache, "seed": 0}
+    running = dllm.stream(model, [[5, 6, 7], [9] * 12], **options)
     for event in running:
         plan = model.passes[-1][1]
         window = event.columns.shape[1]

@@ -693,7 +693,6 @@ def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         ("--task arithmetic --batch-size 0", "batch_size=0"),
         ("--task arithmetic --at-eos halt", "at_eos='halt'"),
         ("--task arithmetic --steps 7", "steps=7"),
-        ("--task arithmetic --block-length 7", "block lengths that fit"),
         ("--task arithmetic --model no-such-folder", "not an existing folder"),
     ],
 )
