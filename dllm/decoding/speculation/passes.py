@@ -86,7 +86,7 @@ class VerifiedPasses:
             now, own = canvas.window(plan, going), logits[rows, place]
             now = self._steady(canvas, now, plan, own) if guarded else now
             later = step.take(canvas, now, PassResult(plan, own))
-            event = _joined(event, later, canvas, window, now.active)
+            event = _joined(event, later, now.active)
             going, doubted = now.active, doubted | (going & ~now.active)
             ready = self._ready(canvas, plan, begun)
         count_drafts(canvas, window.active, steps, forwards)
@@ -150,17 +150,16 @@ class _Bounds:
         return (canvas.length == self.length) & (canvas.block_end == self.block_end)
 
 
-def _joined(
-    event: StepEvent, later: StepEvent, canvas: Canvas, window: Window, going: Tensor
-) -> StepEvent:
-    """Returns what the steps of one pass did together; `going` (B,) took part in the later one."""
+def _joined(event: StepEvent, later: StepEvent, going: Tensor) -> StepEvent:
+    """Returns what the steps of one pass did together; `going` (B,) took part in the later one.
+
+    What an end token filled between two of them was committed by neither.
+    """
     wide = going[:, None]
-    tokens = canvas.tokens.gather(1, window.columns)
-    written = (tokens != window.tokens) & (tokens != canvas.layout.mask_token_id)
     return replace(
         event,
-        tokens=tokens,
-        committed=written,
+        tokens=torch.where(later.committed, later.tokens, event.tokens),
+        committed=event.committed | later.committed,
         drafts=torch.where(wide, later.drafts, event.drafts),
         confidence=torch.where(wide, later.confidence, event.confidence),
     )
