@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from dllm.models.config import CheckpointError
+from dllm.models.config import CheckpointError, printable
 
 Level = Literal["ok", "warning", "failure"]
 
@@ -38,7 +38,7 @@ def run(checks: Iterable[tuple[str, Check]]) -> Iterator[Finding]:
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
         except BaseException as error:  # noqa: BLE001 a broken file may even panic a Rust library
-            text = f"{type(error).__name__}: {str(error).strip() or 'no message'}"
+            text = printable(f"{type(error).__name__}: {str(error).strip() or 'no message'}")
         else:
             continue
         if text not in reported:

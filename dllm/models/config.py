@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from numbers import Integral, Real
+from typing import Any, Literal, get_args
 
 from dllm.state.plan import PassShape
 
@@ -13,7 +16,98 @@ _FLOAT32 = 4  # bytes
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be found, read or hosted."""
+    """A checkpoint that cannot be found, read or hosted.
+
+    Its message may quote names and texts of foreign files, so it is made safe to print.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    """Returns a text in which all that a terminal might obey or cannot encode is escaped."""
+    return "".join(
+        sign if sign.isprintable() or sign == "\n" else repr(sign)[1:-1] for sign in text
+    )
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The numbers that a field may be; NaN, infinity, booleans and texts are none of them."""
+
+    least: float
+    most: float
+    whole: bool = True
+    optional: bool = False
+
+    def __contains__(self, value: object) -> bool:
+        if value is None:
+            return self.optional
+        kind = Integral if self.whole else Real
+        if isinstance(value, bool) or not isinstance(value, kind):
+            return False
+        return self.least <= value <= self.most  # type: ignore[operator] # false for NaN
+
+    def __str__(self) -> str:
+        kind = "whole number" if self.whole else "number"
+        or_none = ", or None" if self.optional else ""
+        return f"a {kind} from {self.least} to {self.most}{or_none}"
+
+
+NO_LIMIT = 2**31 - 1  # tokens of a model that has no limit
+MOST_LAYERS = 1000  # more are a mistake that takes minutes to build
+TINIEST, LARGEST = math.ulp(0.0), 1e12
+
+# What each field may be: numbers, one of some values, or (None) what is checked by itself.
+Allowed = Mapping[str, Numbers | tuple[Any, ...] | None]
+_FLAG = (False, True)
+_SIZE = Numbers(1, 2**24)
+NETWORK_FIELDS: Allowed = {
+    "vocab_size": _SIZE,
+    "hidden_size": Numbers(1, 2**20),
+    "intermediate_size": _SIZE,
+    "num_layers": Numbers(1, MOST_LAYERS),
+    "num_heads": Numbers(1, 2**14),
+    "num_kv_heads": Numbers(1, 2**14),
+    "head_dim": Numbers(1, 2**14),
+    "rope_theta": Numbers(1, LARGEST, whole=False),
+    "rms_norm_eps": Numbers(TINIEST, 1, whole=False),
+    "rope_in_float32": _FLAG,
+    "norm_multiply_first": _FLAG,
+    "rotary_dim": Numbers(1, 2**14, optional=True),
+    "qkv_bias": _FLAG,
+    "qk_norm": _FLAG,
+    "fused_qkv": _FLAG,
+    "fused_gate_up": _FLAG,
+    "tie_embeddings": _FLAG,
+    "logits_in_float32": _FLAG,
+}
+SPEC_FIELDS: Allowed = {
+    "vocab_size": _SIZE,
+    "max_length": Numbers(1, NO_LIMIT),
+    "mask_token_id": None,
+    "eos_token_ids": None,
+    "pad_token_id": None,
+    "logit_shift": (0, 1),
+    "attention": get_args(AttentionKind),
+    "block_length": Numbers(1, NO_LIMIT, optional=True),
+}
+
+
+def check_fields(part: Any, allowed: Allowed) -> None:
+    """Raises ValueError unless every field of a dataclass is what it may be."""
+    for field in fields(part):
+        value, choices = getattr(part, field.name), allowed[field.name]
+        if isinstance(choices, Numbers):
+            holds, what = value in choices, str(choices)
+        elif choices is None:
+            continue
+        else:  # by type as well: 1 is not True
+            holds = any(type(value) is type(one) and value == one for one in choices)
+            what = f"one of {', '.join(map(repr, choices))}"
+        if not holds:
+            raise ValueError(f"{field.name}={value!r} must be {what}")
 
 
 @dataclass(frozen=True)
@@ -44,6 +138,7 @@ class NetworkConfig:
     logits_in_float32: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self, NETWORK_FIELDS)
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}"
@@ -69,12 +164,32 @@ class ModelSpec:
     block_length: int | None = None  # trained block of block-causal models, counted from column 0
 
     def __post_init__(self) -> None:
+        check_fields(self, SPEC_FIELDS)
         if self.attention == "block_causal" and not self.block_length:
             raise ValueError("block-causal attention needs a block_length in the configuration")
-        special = {"mask_token_id": self.mask_token_id, "pad_token_id": self.pad_token_id}
-        for name, token in special.items():
-            if not 0 <= token < self.vocab_size:
-                raise ValueError(f"{name}={token} is outside the vocabulary of {self.vocab_size}")
+        ends = self.eos_token_ids
+        if isinstance(ends, str) or not isinstance(ends, Sequence):
+            raise ValueError(f"eos_token_ids={ends!r} must be a tuple of token ids, such as (2,)")
+        object.__setattr__(self, "eos_token_ids", tuple(ends))
+        self.check_token_ids("mask_token_id", [self.mask_token_id], mask=True)
+        self.check_token_ids("eos_token_id", self.eos_token_ids)
+        self.check_token_ids("pad_token_id", [self.pad_token_id])
+
+    def check_token_ids(self, name: str, ids: Iterable[Any], *, mask: bool = False) -> None:
+        """Raises ValueError unless all ids are of the vocabulary; `mask` allows the mask token."""
+        for token in ids:
+            if isinstance(token, bool) or not isinstance(token, Integral):
+                raise ValueError(f"{name}={token!r} is no token id: give a whole number")
+            if not 0 <= token < self.vocab_size:  # type: ignore[operator]
+                raise ValueError(
+                    f"{name}={token} is outside the vocabulary of {self.vocab_size}: token ids go "
+                    f"from 0 to {self.vocab_size - 1}"
+                )
+            if not mask and token == self.mask_token_id:
+                raise ValueError(
+                    f"{name}={token} is the mask token, which marks open slots and nothing else: "
+                    "give another id, or correct mask_token_id"
+                )
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from dllm.models.config import Cost, ModelSpec, cost_of
+from dllm.models.config import NO_LIMIT, Cost, ModelSpec, cost_of
 from dllm.models.model import DenoisingModel
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore
 
 MaskStyle = Literal["none", "padding", "additive"]
-NO_LIMIT = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def wrap(  # noqa: PLR0913 one argument for each thing that a configuration may 
     """
     known = _Known(getattr(module, "config", None), tokenizer)
     ends = known.get(eos_token_id, "eos_token_id")
-    ends = (ends,) if isinstance(ends, int) else tuple(ends)
+    ends = tuple(ends) if isinstance(ends, list | tuple) else (ends,)
     pad = known.find(pad_token_id, "pad_token_id")
     longest = known.find(max_length, "max_position_embeddings")
     spec = ModelSpec(

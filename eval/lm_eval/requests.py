@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from dllm.eval.lm_eval.arguments import ArgumentError, Wishes, seed_of, stops
 from dllm.eval.lm_eval.likelihood import Continuation
 from dllm.models.config import ModelSpec
+from dllm.models.loading.tokenizer import render_chat
 from dllm.prompts import encode_text
 from dllm.settings import Settings
 
@@ -53,11 +54,8 @@ class Encoder:
             raise ArgumentError(
                 "the checkpoint has no chat template: leave out --apply_chat_template"
             )
-        text = self.tokenizer.apply_chat_template(
-            [dict(message) for message in history],
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
+        text = render_chat(
+            self.tokenizer, history, continue_final_message=not add_generation_prompt
         )
         self.chats.add(str(text))
         return str(text)

@@ -94,7 +94,11 @@ def test_what_lacks_a_tokenizer_is_warned_about() -> None:
         (lambda f: set_config(f, n_heads="four"), "architecture", "n_heads='four'"),
         (lambda f: set_config(f, n_layers=7), "weights", "tensors are missing"),
         (lambda f: set_config(f, vocab_size=117, embedding_size=117), "weights", "other shapes"),
-        (lambda f: set_config(f, embedding_size=90), "tokenizer", "id 115 is outside"),
+        (
+            lambda f: set_config(f, vocab_size=90, embedding_size=90),
+            "tokenizer",
+            "id 115 is outside",
+        ),
         (lambda f: set_config(f, mask_token_id=900), "special tokens", "mask_token_id=900"),
         (lambda f: set_config(f, torch_dtype="int3"), "size", "dtype='int3'"),
         (lambda f: (f / "model.safetensors").unlink(), "weights", "neither model.safetensors"),
@@ -133,7 +137,10 @@ def decode(folder: Path) -> None:
 
 def test_a_number_of_layers_that_would_take_hours(folder: Path) -> None:
     set_config(folder, n_layers=10**9)
-    assert "1000000000 layers" in failures(folder)["architecture"]
+    said = "num_layers=1000000000 must be a whole number from 1 to 1000"
+    assert said in failures(folder)["architecture"]
+    with pytest.raises(dllm.models.CheckpointError, match=said):
+        dllm.load(folder)
 
 
 def test_one_cause_is_told_once(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ FAMILIES: dict[str, Family] = {
     for module in (llada, dream, illada, sdar, fast_dllm_v2)
 }
 
+_HEAD = re.compile(r"(ForCausalLM|ForMaskedLM|Model(LM)?|LM(HeadModel)?)$")
 MIXTURE_OF_EXPERTS = ("LLaDAMoEModelLM", "LLaDA2MoeModelLM", "SDARMoeForCausalLM")
 
 
@@ -29,15 +31,33 @@ def find_family(config: Mapping[str, Any]) -> Family:
             f"config.json has architectures={architectures!r}; expected a list that starts with "
             f"one of: {', '.join(FAMILIES)}"
         )
-    name = str(architectures[0])
+    name = architectures[0]
+    if not isinstance(name, str):
+        raise CheckpointError(
+            f"config.json has architectures={architectures!r}; expected the name of a class, one "
+            f"of: {', '.join(FAMILIES)}"
+        )
     if name in MIXTURE_OF_EXPERTS:
         raise CheckpointError(f"{name}: mixture-of-experts checkpoints are not supported yet")
     if name not in FAMILIES:
         raise CheckpointError(
-            f"unknown architecture {name!r}: {nearest(name, FAMILIES)}. A model "
+            f"unknown architecture {name!r}: {_likely(name)}. A model "
             "that returns logits can still be decoded without a cache: see dllm.models.wrap"
         )
     return FAMILIES[name]
+
+
+def _likely(name: str) -> str:
+    """Returns the known architectures as text, those of the same family under another head first.
+
+    `DreamForCausalLM` is like `SDARForCausalLM` by its letters and like `DreamModel` by its name.
+    """
+    stems = {_HEAD.sub("", known).lower(): known for known in FAMILIES}
+    same = stems.get(_HEAD.sub("", name).lower())
+    if same is None:
+        return nearest(name, FAMILIES)
+    others = [known for known in FAMILIES if known != same]
+    return f"did you mean {same!r}? known: {', '.join([same, *others])}"
 
 
 __all__ = ["FAMILIES", "Family", "find_family"]

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dllm.models.config import AttentionKind, CheckpointError, NetworkConfig
+from dllm.models.config import (
+    LARGEST,
+    NO_LIMIT,
+    TINIEST,
+    AttentionKind,
+    CheckpointError,
+    NetworkConfig,
+    Numbers,
+    printable,
+)
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -23,15 +35,16 @@ class Fields:
     def integer(self, key: str) -> int:
         """Returns a positive integer."""
         value = self.require(key)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise self.error(key, value, "a positive integer")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= NO_LIMIT:
+            raise self.error(key, value, f"a positive integer up to {NO_LIMIT}")
         return value
 
     def number(self, key: str) -> float:
-        """Returns a positive number."""
+        """Returns a positive number, which is finite."""
         value = self.require(key)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise self.error(key, value, "a positive number")
+        allowed = Numbers(TINIEST, LARGEST, whole=False)
+        if value not in allowed:
+            raise self.error(key, value, f"a positive number up to {LARGEST:g}")
         return float(value)
 
     def flag(self, key: str, default: bool | None = None) -> bool:
@@ -46,24 +59,60 @@ class Fields:
     def rope_theta(self) -> float:
         """Returns the base of the rotary frequencies, refusing every scaled variant.
 
-        transformers 5 writes it into `rope_parameters`, earlier versions at the top level.
+        transformers 5 writes it into `rope_parameters`, earlier versions at the top level; where
+        several name it, they must agree.
         """
+        places: list[tuple[str, Fields]] = [("", self)] if self.has("rope_theta") else []
         for key in ("rope_scaling", "rope_parameters"):
-            rope = self.config.get(key) or {}
-            kind = rope.get("rope_type", rope.get("type", "default"))
+            rope = self.config.get(key)
+            if rope is None:
+                continue
+            if not isinstance(rope, Mapping):
+                raise self.error(key, rope, "an object or null")
+            self._check_rope(key, rope)
+            if rope.get("rope_theta") is not None:
+                places.append((f"{key}.", Fields(rope, f"{self.reader} in {key}")))
+        self._check_rope("", {"partial_rotary_factor": self.config.get("partial_rotary_factor")})
+        if not places:
+            self.require("rope_theta")
+        found = {f"{place}rope_theta": fields.number("rope_theta") for place, fields in places}
+        if len(set(found.values())) > 1:
+            listed = " and ".join(f"{name}={value!r}" for name, value in found.items())
+            raise CheckpointError(
+                f"config.json of {self.reader} has {listed}, which state one fact: correct one of "
+                "them, or leave it out"
+            )
+        return next(iter(found.values()))
+
+    def _check_rope(self, key: str, rope: Mapping[str, Any]) -> None:
+        """Refuses rotary embeddings that are not the plain ones, such as scaled or partial."""
+        kinds = [rope[name] for name in ("rope_type", "type") if rope.get(name) is not None]
+        for kind in kinds:
             if kind != "default":
                 raise self.error(f"{key}.rope_type", kind, '"default"')
-        nested = self.config.get("rope_parameters") or {}
-        if not self.has("rope_theta") and "rope_theta" in nested:
-            return Fields(nested, self.reader).number("rope_theta")
-        return self.number("rope_theta")
+        part = rope.get("partial_rotary_factor")
+        if part is not None and (isinstance(part, bool) or part != 1):
+            raise self.error("partial_rotary_factor", part, "1 or the key left out")
+        for name, inner in rope.items():
+            if isinstance(inner, Mapping):  # other bases for other layers
+                raise self.error(f"{key}.{name}", inner, "one rotary base for all layers")
 
     def only(self, allowed: Mapping[str, Any]) -> None:
         """Refuses a key that is set to anything but its allowed value; null counts as unset."""
         for key, expected in allowed.items():
             value = self.config.get(key)
-            if value is not None and value != expected:
+            if value is not None and (type(value) is not type(expected) or value != expected):
                 raise self.error(key, value, f"{expected!r} or the key left out")
+
+    def warn_of_others(self, names: Mapping[str, str]) -> None:
+        """Warns of keys of other families that say something else than this family's own."""
+        for own, other in names.items():
+            if self.has(own) and self.has(other) and self.config[own] != self.config[other]:
+                text = (
+                    f"config.json of {self.reader} has {own}={self.config[own]!r} and {other}="
+                    f"{self.config[other]!r}: this family reads {own}; correct or remove the other"
+                )
+                logger.warning("%s", printable(text))
 
     def require(self, key: str) -> Any:
         """Returns the value of a key that must be there."""
@@ -113,7 +162,12 @@ class Family:
 
     def read_network(self, config: Mapping[str, Any]) -> NetworkConfig:
         """Returns the shape and switches of the network; CheckpointError for unsupported ones."""
-        return self.network_of(Fields(config, self.architecture))
+        try:
+            return self.network_of(Fields(config, self.architecture))
+        except CheckpointError:
+            raise
+        except ValueError as error:
+            raise CheckpointError(f"config.json of {self.architecture}: {error}") from error
 
     def read_max_length(self, config: Mapping[str, Any]) -> int:
         """Returns the most tokens that a canvas may have."""

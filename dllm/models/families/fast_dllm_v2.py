@@ -14,9 +14,6 @@ from dllm.models.families.family import Family, Fields
 
 def network_of(fields: Fields) -> NetworkConfig:
     """Returns the network of a Fast-dLLM v2 config.json; q, k and v have biases."""
-    for kind in fields.config.get("layer_types") or ():
-        if kind != "full_attention":
-            raise fields.error("layer_types", kind, '"full_attention" in every layer')
     return replace(qwen.read_dense(fields), qkv_bias=True)
 
 

@@ -25,6 +25,17 @@ SUPPORTED = {
     "rope": True,
 }
 
+# The words of Qwen and Llama configurations for what LLaDA's own keys say.
+OTHER_NAMES = {
+    "d_model": "hidden_size",
+    "n_layers": "num_hidden_layers",
+    "n_heads": "num_attention_heads",
+    "n_kv_heads": "num_key_value_heads",
+    "mlp_hidden_size": "intermediate_size",
+    "max_sequence_length": "max_position_embeddings",
+    "weight_tying": "tie_word_embeddings",
+}
+
 # `ff_out` is two tensors: the down projection inside a block, the head outside.
 NAMES = TensorNames(
     embedding="model.transformer.wte",
@@ -48,12 +59,16 @@ NAMES = TensorNames(
 def network_of(fields: Fields) -> NetworkConfig:
     """Returns the network of a LLaDA config.json."""
     fields.only(SUPPORTED)
+    fields.warn_of_others(OTHER_NAMES)
     if fields.has("clip_qkv"):
         raise fields.error("clip_qkv", fields.config["clip_qkv"], "null or the key left out")
     width, num_heads = fields.integer("d_model"), fields.integer("n_heads")
     if width % num_heads:
         raise fields.error("d_model", width, f"a multiple of n_heads={num_heads}")
     rows = "embedding_size" if fields.has("embedding_size") else "vocab_size"
+    if fields.has("vocab_size") and fields.integer(rows) < fields.integer("vocab_size"):
+        allowed = f"at least vocab_size={fields.integer('vocab_size')}"
+        raise fields.error(rows, fields.integer(rows), allowed)
     return NetworkConfig(
         vocab_size=fields.integer(rows),
         hidden_size=width,
@@ -62,7 +77,7 @@ def network_of(fields: Fields) -> NetworkConfig:
         num_heads=num_heads,
         num_kv_heads=read_num_kv_heads(fields, num_heads),
         head_dim=width // num_heads,
-        rope_theta=fields.number("rope_theta"),
+        rope_theta=fields.rope_theta(),
         rms_norm_eps=fields.number("rms_norm_eps"),
         rope_in_float32=fields.flag("rope_full_precision", default=True),
         tie_embeddings=fields.flag("weight_tying", default=False),
@@ -77,10 +92,14 @@ def read_intermediate_size(fields: Fields, width: int) -> int:
 
 
 def read_num_kv_heads(fields: Fields, num_heads: int) -> int:
-    """Returns the number of key/value heads; `n_kv_heads` overrides `multi_query_attention`."""
-    if fields.has("n_kv_heads"):
-        return fields.integer("n_kv_heads")
-    return 1 if fields.flag("multi_query_attention", default=False) else num_heads
+    """Returns the number of key/value heads, which `multi_query_attention` must not deny."""
+    single = fields.flag("multi_query_attention", default=False)
+    if not fields.has("n_kv_heads"):
+        return 1 if single else num_heads
+    count = fields.integer("n_kv_heads")
+    if single and count != 1:
+        raise fields.error("n_kv_heads", count, "1 where multi_query_attention is true")
+    return count
 
 
 FAMILY = Family(

@@ -40,6 +40,7 @@ def read_dense(fields: Fields) -> NetworkConfig:
         raise fields.error("hidden_size", hidden_size, allowed)
     else:
         head_dim = hidden_size // num_heads
+    check_layer_types(fields)
     has_groups = fields.has("num_key_value_heads")
     return NetworkConfig(
         vocab_size=fields.integer("vocab_size"),
@@ -53,3 +54,17 @@ def read_dense(fields: Fields) -> NetworkConfig:
         rms_norm_eps=fields.number("rms_norm_eps"),
         tie_embeddings=fields.flag("tie_word_embeddings", default=False),
     )
+
+
+def check_layer_types(fields: Fields) -> None:
+    """Refuses layers whose attention is not full, and a list that is not of all layers."""
+    if not fields.has("layer_types"):
+        return
+    kinds, count = fields.config["layer_types"], fields.integer("num_hidden_layers")
+    if not isinstance(kinds, list):
+        raise fields.error("layer_types", kinds, "a list")
+    for kind in kinds:
+        if kind != "full_attention":
+            raise fields.error("layer_types", kind, '"full_attention" in every layer')
+    if len(kinds) != count:
+        raise fields.error("len(layer_types)", len(kinds), f"num_hidden_layers={count}")

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from dllm.models.config import CheckpointError
 from dllm.models.families import find_family
-from dllm.models.loading.checkpoint import Checkpoint
+from dllm.models.loading.checkpoint import Checkpoint, Source
 from dllm.models.loading.weights import (
     DeviceMap,
     Weights,
@@ -36,13 +37,20 @@ def load(  # noqa: PLR0913 one argument for each choice that loading leaves open
     device: torch.device | str | None = None,
     device_map: DeviceMap | None = None,
     revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    subfolder: str = "",
+    tokenizer: PreTrainedTokenizerBase | str | os.PathLike[str] | None = None,
     speed: str | Sequence[str] | None = None,
 ) -> HostedModel:
     """Returns a model from the embedded checkpoint ("tiny"), a folder or a hub id.
 
     `dtype` is a torch.dtype or its name; None and "auto" take the checkpoint's. `device` defaults
     to torch's default device; `device_map` ("auto", or module -> device) spreads the layers through
-    accelerate instead. `speed` names ways of `dllm.speed_up`, such as "fused+captured". Raises
+    accelerate instead. `revision`, `token`, `cache_dir`, `local_files_only` and `subfolder` go to
+    the hub as in transformers; `tokenizer` (a folder, a hub id or a tokenizer) takes the place of
+    the checkpoint's own. `speed` names ways of `dllm.speed_up`, such as "fused+captured". Raises
     CheckpointError, a ValueError, for anything that is missing, unknown, mis-shaped or damaged.
     """
     if device is not None and device_map is not None:
@@ -50,9 +58,10 @@ def load(  # noqa: PLR0913 one argument for each choice that loading leaves open
     where = parse_device(device)
     ways = parse_ways(speed)
     named = None if dtype is None or dtype == "auto" else parse_dtype(dtype)
-    checkpoint = Checkpoint(os.fspath(name_or_path), revision)
+    source = Source(revision, token, cache_dir, local_files_only, subfolder)
+    checkpoint = Checkpoint(os.fspath(name_or_path), source, _named(tokenizer))
     # Read first, as these errors name their file themselves.
-    family, defaults, tokenizer = checkpoint.family, checkpoint.generation, checkpoint.tokenizer
+    family, defaults, words = checkpoint.family, checkpoint.generation, checkpoint.tokenizer
     try:
         network = empty_network(checkpoint.network)
         spec = checkpoint.spec
@@ -64,8 +73,22 @@ def load(  # noqa: PLR0913 one argument for each choice that loading leaves open
     devices = place(network, chosen, device_map or {"": where})
     weights.fill(network, chosen, devices)
     dispatch(network, devices)
-    parts = (network, spec, tokenizer, defaults, checkpoint.config)
+    parts = (network, spec, words, defaults, checkpoint.config)
     return speed_up(HostedModel(checkpoint.name, *parts, revision=checkpoint.commit), *ways)
+
+
+def _named(
+    tokenizer: PreTrainedTokenizerBase | str | os.PathLike[str] | None,
+) -> PreTrainedTokenizerBase | str | None:
+    """Returns a tokenizer, or its name; TypeError for what is neither."""
+    if tokenizer is None or isinstance(tokenizer, PreTrainedTokenizerBase):
+        return tokenizer
+    if not isinstance(tokenizer, str | os.PathLike):
+        raise TypeError(
+            f"tokenizer={type(tokenizer).__name__} must be a folder, a hub id or a tokenizer of "
+            "transformers"
+        )
+    return os.fspath(tokenizer)
 
 
 def save(model: HostedModel, folder: str | Path, *, max_shard_size: str = "5GB") -> None:

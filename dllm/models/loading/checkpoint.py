@@ -2,31 +2,68 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download, snapshot_download
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Tokenizer
+from transformers import PreTrainedTokenizerBase
 
-from dllm.models.config import CheckpointError, ModelSpec, NetworkConfig
+from dllm.models.config import CheckpointError, ModelSpec, NetworkConfig, printable
 from dllm.models.families import Family, find_family
-from dllm.models.loading.files import StoredTensor, list_tensors, read_json, stream_tensors
+from dllm.models.loading.files import (
+    PLAIN,
+    StoredTensor,
+    check_files,
+    list_tensors,
+    read_json,
+    stream_tensors,
+)
+from dllm.models.loading.tokenizer import find_token, read_tokenizer
 from dllm.models.loading.weights import parse_dtype
+
+logger = logging.getLogger(__name__)
 
 EMBEDDED = Path(__file__).parents[2] / "tiny" / "checkpoint"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 # Never pickles, never code.
-DOWNLOADED = ["*.safetensors", "*.json", "merges.txt", "*.jinja"]
+DOWNLOADED = ("*.safetensors", "*.json", "merges.txt", "*.jinja")
+TOKENIZER = ("*.json", "merges.txt", "*.jinja")
 
-COMPLETE = "tokenizer.json"
-BYTE_LEVEL = ("vocab.json", "merges.txt")
-OTHER = ("tokenizer_config.json", "tokenizer.model", *BYTE_LEVEL)
+CONFIG, GENERATION = "config.json", "generation_config.json"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where in the hub a checkpoint is looked up, in the words of transformers."""
+
+    revision: str | None = None
+    token: str | bool | None = None
+    cache_dir: str | os.PathLike[str] | None = None
+    local_files_only: bool = False
+    subfolder: str = ""  # of a hub's repository or of a folder
+
+    def __post_init__(self) -> None:
+        path = PurePosixPath(self.subfolder)
+        if path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"subfolder={self.subfolder!r} must lie inside the checkpoint")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the functions of the hub take."""
+        return {
+            "revision": self.revision,
+            "token": self.token,
+            "cache_dir": self.cache_dir,
+            "local_files_only": self.local_files_only,
+        }
 
 
 @dataclass(frozen=True)
@@ -34,26 +71,29 @@ class Checkpoint:
     """A checkpoint, read field by field; each raises what is wrong with it."""
 
     name: str  # "tiny", a folder or a hub id
-    revision: str | None = None  # of a hub id
+    source: Source = Source()
+    other_tokenizer: PreTrainedTokenizerBase | str | None = None  # in the place of its own
 
     @cached_property
+    def root(self) -> Path:
+        """The folder that was named; a hub id is downloaded."""
+        return find_folder(self.name, self.source)
+
+    @property
     def folder(self) -> Path:
-        """Its folder; a hub id is downloaded."""
-        return find_folder(self.name, self.revision)
+        """The folder of its files."""
+        return self.root / self.source.subfolder
 
     @property
     def commit(self) -> str | None:
         """Its commit in the hub's cache, which keeps each in a folder of its name."""
-        return self.folder.name if self.folder.parent.name == "snapshots" else None
+        return self.root.name if self.root.parent.name == "snapshots" else None
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """Its config.json; a quantised checkpoint is refused."""
         path = self.folder / "config.json"
-        if not path.is_file():
-            raise CheckpointError(
-                f"{self.folder} has no config.json, so it is not a checkpoint folder"
-            )
+        check_files(self.folder)
         config = read_json(path)
         if config.get("quantization_config"):
             raise CheckpointError(
@@ -70,34 +110,22 @@ class Checkpoint:
     @cached_property
     def generation(self) -> dict[str, Any]:
         """Its generation_config.json, if it has one."""
-        path = self.folder / "generation_config.json"
+        path = self.folder / GENERATION
         return read_json(path) if path.is_file() else {}
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """Its tokenizer, None when it has no tokenizer files; none of their code is run.
-
-        `tokenizer.json` describes a tokenizer completely, so its class is not looked up: the
-        classes that LLaDA and Dream name are remote code. Dream ships only vocab.json and
-        merges.txt, in Qwen2's byte-level format.
-        """
-        folder = self.folder
-        present = {name for name in (COMPLETE, *OTHER) if (folder / name).is_file()}
-        if not present:
-            return None
-        if COMPLETE not in present and not present.issuperset(BYTE_LEVEL):
-            listed = ", ".join(name for name in OTHER if name in present)
-            raise CheckpointError(
-                f"{folder} has {listed} but no complete tokenizer; needed: {COMPLETE}, or "
-                f"{' and '.join(BYTE_LEVEL)}"
-            )
-        kind = PreTrainedTokenizerFast if COMPLETE in present else Qwen2Tokenizer
-        try:
-            return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except Exception as error:
-            raise CheckpointError(
-                f"the tokenizer files in {folder} cannot be read: {error}"
-            ) from error
+        """Its tokenizer, None when it has no tokenizer files; or the one given instead."""
+        given = self.other_tokenizer
+        if given is None:
+            return read_tokenizer(self.folder)
+        if not isinstance(given, str):
+            return given
+        folder = find_folder(given, replace(self.source, revision=None, subfolder=""), TOKENIZER)
+        found = read_tokenizer(folder)
+        if found is None:
+            raise CheckpointError(f"tokenizer={given!r}: {folder} has no tokenizer files")
+        return found
 
     @cached_property
     def network(self) -> NetworkConfig:
@@ -112,51 +140,82 @@ class Checkpoint:
     @cached_property
     def dtype(self) -> torch.dtype:
         """The dtype that its config.json names, else its first tensor's."""
-        # transformers 5 calls the key `dtype`.
-        name = self.config.get("dtype") or self.config.get("torch_dtype")
-        if name is None:
-            return next(stream_tensors(self.stored, [min(self.stored)]))[1].dtype
+        # transformers 5 calls the key `dtype`, and takes it where both are there.
+        names = {key: self.config[key] for key in ("dtype", "torch_dtype") if self.config.get(key)}
+        if not names:
+            plain = [name for name, tensor in self.stored.items() if tensor.kind in PLAIN]
+            return next(stream_tensors(self.stored, [min(plain)]))[1].dtype
         try:
-            return parse_dtype(name)
+            found = [parse_dtype(name) for name in names.values()]
         except ValueError as error:
             raise CheckpointError(f"config.json: {error}") from None
+        if len(set(found)) > 1:
+            _warn(f"config.json has {_listed(names)}: dtype is taken; remove the other")
+        return found[0]
 
     @cached_property
     def spec(self) -> ModelSpec:
         """Its special tokens, limits and attention."""
-        family, eos = self.family, self._eos()
-        return ModelSpec(
-            vocab_size=self.network.vocab_size,
-            max_length=family.read_max_length(self.config),
-            mask_token_id=self._mask(),
-            eos_token_ids=eos,
-            # Padding is hidden from attention, so any token will do where none is named.
-            pad_token_id=(*_ids("pad_token_id", self.generation, self.config), *eos)[0],
-            logit_shift=family.logit_shift,
-            attention=family.attention,
-            block_length=family.read_block_length(self.config),
+        family, eos, mask = self.family, self._eos(), self._mask()
+        # Padding is hidden from attention, so any token will do where none is named.
+        named = (
+            *_ids("pad_token_id", self.generation, GENERATION),
+            *_ids("pad_token_id", self.config),
         )
+        pad = next(token for token in (*named, *eos, 0, 1) if token != mask)
+        try:
+            spec = ModelSpec(
+                vocab_size=self.network.vocab_size,
+                max_length=family.read_max_length(self.config),
+                mask_token_id=mask,
+                eos_token_ids=eos,
+                pad_token_id=pad,
+                logit_shift=family.logit_shift,
+                attention=family.attention,
+                block_length=family.read_block_length(self.config),
+            )
+            spec.check_token_ids("pad_token_id", named, mask=True)
+        except ValueError as error:
+            raise CheckpointError(f"{error} (in config.json, {GENERATION} or tokenizer)") from error
+        return spec
 
     def _mask(self) -> int:
         """Returns the id of the mask token: the configuration's, else the tokenizer's."""
         family, spellings = self.family, " or ".join(self.family.mask_tokens)
         named = _ids("mask_token_id", self.config)
-        token = named[0] if named else _find_token(self.tokenizer, family.mask_tokens)
-        if token is not None:
-            return token
-        lack = f" and its tokenizer has no {spellings}"
-        if self.tokenizer is None:
-            lack = f", and there is no tokenizer to look up {spellings} in"
-        raise CheckpointError(
-            f"config.json of {family.architecture} has no mask_token_id{lack}; add mask_token_id "
-            "to config.json"
-        )
+        also = _ids("mask_token_id", self.generation, GENERATION)
+        if len(named) > 1:
+            raise CheckpointError(f"mask_token_id is {list(named)}; expected one token id")
+        known = find_token(self.tokenizer, family.mask_tokens)
+        if known is None and named and self.tokenizer is not None:
+            known = self.tokenizer.mask_token_id  # of another spelling
+        places = {"config.json": named[:1], "the tokenizer": (known,), GENERATION: also[:1]}
+        found = {place: ids[0] for place, ids in places.items() if ids and ids[0] is not None}
+        if not found:
+            lack = f" and its tokenizer has no {spellings}"
+            if self.tokenizer is None:
+                lack = f", and there is no tokenizer to look up {spellings} in"
+            raise CheckpointError(
+                f"config.json of {family.architecture} has no mask_token_id{lack}; add "
+                "mask_token_id to config.json"
+            )
+        first, token = next(iter(found.items()))
+        if len(set(found.values())) > 1:
+            _warn(f"the mask token differs: {_listed(found)}. That of {first} is taken; mend it")
+        return token
 
     def _eos(self) -> tuple[int, ...]:
         """Returns the ids that end an answer; the first of them fills a finished row."""
-        eos = list(_ids("eos_token_id", self.generation, self.config))
+        for_text = _ids("eos_token_id", self.generation, GENERATION)
+        base = _ids("eos_token_id", self.config)
+        if for_text and base and not set(for_text) & set(base):
+            _warn(
+                f"the end tokens differ: {GENERATION} has {list(for_text)} and config.json "
+                f"{list(base)}. All of them end an answer; remove those that should not"
+            )
+        eos = [*for_text, *base]
         if self.tokenizer is not None:
-            turn_end = _find_token(self.tokenizer, self.family.turn_ends)
+            turn_end = find_token(self.tokenizer, self.family.turn_ends)
             eos += [t for t in (self.tokenizer.eos_token_id, turn_end) if t is not None]
         if not eos:
             raise CheckpointError(
@@ -166,30 +225,35 @@ class Checkpoint:
         return tuple(dict.fromkeys(eos))
 
 
-def find_folder(name: str, revision: str | None = None) -> Path:
-    """Returns the folder of "tiny", of a path, or of a hub id, which is downloaded."""
+def find_folder(name: str, source: Source, files: Sequence[str] = DOWNLOADED) -> Path:
+    """Returns the folder of "tiny", of a path, or of a hub id, of which `files` are downloaded."""
     folder = EMBEDDED if name == "tiny" else Path(name).expanduser()
     if name == "tiny" and not folder.is_dir():
         raise CheckpointError(f"the embedded model is missing: there is no folder {folder}")
     if folder.is_file():
         raise CheckpointError(f"{folder} is a file; give the folder that holds it")
     if folder.is_dir():
-        if revision is not None:
-            raise ValueError(f"revision={revision!r} is for hub ids, and {name!r} is a folder")
+        if source.revision is not None:
+            raise ValueError(
+                f"revision={source.revision!r} is for hub ids, and {name!r} is a folder"
+            )
         return folder
     if not HUB_ID.fullmatch(name):
         raise CheckpointError(
             f"{name!r} is not an existing folder, nor a hub id (owner/name), nor 'tiny'"
         )
-    return _download(name, revision)
+    return _download(name, source, files)
 
 
-def _download(name: str, revision: str | None) -> Path:
+def _download(name: str, source: Source, files: Sequence[str]) -> Path:
     """Returns the local copy of a hub repository, checking its family before its weights come."""
+    inside, options = source.subfolder, source.options
     try:
-        config = Path(hf_hub_download(name, "config.json", revision=revision))
-        find_family(Checkpoint(str(config.parent)).config)
-        return Path(snapshot_download(name, revision=revision, allow_patterns=DOWNLOADED))
+        if files is DOWNLOADED:
+            config = hf_hub_download(name, "config.json", subfolder=inside or None, **options)
+            find_family(Checkpoint(str(Path(config).parent)).config)
+        patterns = [f"{inside}/{file}" if inside else file for file in files]
+        return Path(snapshot_download(name, allow_patterns=patterns, **options))
     except CheckpointError:
         raise
     except (OSError, ValueError) as error:  # the hub's errors: no network, no such id, not allowed
@@ -199,21 +263,21 @@ def _download(name: str, revision: str | None) -> Path:
         ) from error
 
 
-def _find_token(
-    tokenizer: PreTrainedTokenizerBase | None, spellings: tuple[str, ...]
-) -> int | None:
-    """Returns the id of the first spelling that the vocabulary has; never the unknown token's."""
-    vocabulary = {} if tokenizer is None else tokenizer.get_vocab()
-    return next((vocabulary[text] for text in spellings if text in vocabulary), None)
-
-
-def _ids(key: str, *sources: Mapping[str, Any]) -> tuple[int, ...]:
-    """Returns the token ids of a key, those of the first source first."""
-    ids: list[Any] = []
-    for source in sources:
-        value = source.get(key)
-        ids += value if isinstance(value, list) else [] if value is None else [value]
+def _ids(key: str, source: Mapping[str, Any], file: str = CONFIG) -> tuple[int, ...]:
+    """Returns the token ids of a key: one, a list of them, or none."""
+    value = source.get(key)
+    ids = value if isinstance(value, list) else [] if value is None else [value]
     wrong = [token for token in ids if isinstance(token, bool) or not isinstance(token, int)]
     if wrong:
-        raise CheckpointError(f"{key} is {wrong[0]!r}; expected a token id or a list of them")
+        raise CheckpointError(
+            f"{key} is {wrong[0]!r} in {file}; expected a token id or a list of them"
+        )
     return tuple(dict.fromkeys(ids))
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return " and ".join(f"{name}: {value!r}" for name, value in values.items())
+
+
+def _warn(text: str) -> None:
+    logger.warning("%s", printable(text))

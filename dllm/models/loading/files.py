@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dllm.models.config import CheckpointError
+from dllm.models.config import CheckpointError, printable
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -20,27 +24,98 @@ INDEX = "model.safetensors.index.json"
 PLAIN = {"F64", "F32", "F16", "BF16"}
 
 
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+
+MOST_NESTING = 100  # objects and arrays inside each other; the tokenizers library stops at 128
+
+
 @dataclass(frozen=True)
 class StoredTensor:
     """Where a tensor is and how large, known without reading it."""
 
     file: Path
     shape: tuple[int, ...]
+    kind: str  # of its elements, as safetensors names them
+
+
+def parse_json(text: str | bytes, where: object, *, allow_nan: bool = False) -> Any:
+    """Returns the value of a JSON text, the way to read JSON from any file.
+
+    Raises ValueError that names `where` for what is no JSON, for a key that stands twice in an
+    object (Python keeps the last in silence), for values nested deeper than `MOST_NESTING`, and
+    for NaN and infinity, which are no JSON, unless they are allowed.
+    """
+    constant = float if allow_nan else _refuse_constant
+    try:
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=constant)
+    except RecursionError:
+        raise ValueError(f"{where} nests values deeper than {MOST_NESTING}") from None
+    except ValueError as error:  # not JSON, not UTF-8, a number of thousands of digits
+        raise ValueError(f"{where} is not valid JSON: {error}") from error
+    level = [value]
+    for _ in range(MOST_NESTING + 1):
+        level = [inner for outer in level for inner in _inside(outer)]
+    if level:
+        raise ValueError(f"{where} nests values deeper than {MOST_NESTING}")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {twice!r} stands twice in one object: leave one of them out")
+    return found
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    """Returns what an object or an array holds, nothing for other values."""
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Returns the JSON object of a file that is there."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+        content = parse_json(path.read_bytes(), path)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, expected an object")
     return content
 
 
+def check_files(folder: Path) -> None:
+    """Refuses a folder without config.json, and one whose weights are not all that counts."""
+    adapter = [name for name in ADAPTER if (folder / name).is_file()]
+    whole = (folder / "config.json").is_file()
+    if adapter:
+        alone = ", or move these files away to decode with the base model alone" if whole else ""
+        raise CheckpointError(
+            f"{folder} holds an adapter ({', '.join(adapter)}), which is not applied here: merge "
+            f"it into its base model (peft: merge_and_unload(), then save_pretrained){alone}"
+        )
+    if whole:
+        return
+    quantised = sorted(path.name for path in folder.glob("*.gguf"))
+    if quantised:
+        raise CheckpointError(
+            f"{folder} holds GGUF files ({first_few(quantised)}), which are not read here: use the "
+            "original checkpoint with config.json and safetensors"
+        )
+    raise CheckpointError(f"{folder} has no config.json, so it is not a checkpoint folder")
+
+
 def list_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Returns every tensor of a folder by name, from the headers of its files alone."""
+    """Returns every tensor of a folder by name, from the headers of its files alone.
+
+    Of a tensor that several files hold, the one in the file that the index names is taken.
+    """
     weight_map = _read_index(folder)
     files = sorted({folder / name for name in weight_map.values()}) or [folder / WEIGHTS]
     absent = [file.name for file in files if not file.is_file()]
@@ -51,13 +126,33 @@ def list_tensors(folder: Path) -> dict[str, StoredTensor]:
         )
     stored: dict[str, StoredTensor] = {}
     for file in files:
-        stored.update(_read_header(file))
+        for name, tensor in _read_header(file).items():
+            if weight_map.get(name, file.name) == file.name:
+                _add(stored, name, tensor)
+            elif name in weight_map:
+                logger.warning(
+                    "%s",
+                    printable(
+                        f"{file} holds {name} too, which {INDEX} takes from "
+                        f"{weight_map[name]}: the index wins"
+                    ),
+                )
     lost = [name for name, file in weight_map.items() if name not in stored]
     if lost:
         raise CheckpointError(
             f"{INDEX} in {folder} names tensors that no file holds: {first_few(sorted(lost))}"
         )
     return stored
+
+
+def _add(stored: dict[str, StoredTensor], name: str, tensor: StoredTensor) -> None:
+    """Adds a tensor; one that the index does not know must be in one file alone."""
+    if name in stored:
+        raise CheckpointError(
+            f"{name} is in {stored[name].file} and in {tensor.file.name}, and {INDEX} does not say "
+            "which counts: name its file there"
+        )
+    stored[name] = tensor
 
 
 def stream_tensors(
@@ -79,12 +174,23 @@ def stream_tensors(
 def _read_index(folder: Path) -> dict[str, str]:
     """Returns tensor name -> file name; empty when the weights are one file."""
     if (folder / WEIGHTS).is_file():
+        if (folder / INDEX).is_file():
+            logger.warning(
+                "%s has %s and %s: the one file is loaded, as transformers does, and what the "
+                "index names is not; remove one of them",
+                folder,
+                WEIGHTS,
+                INDEX,
+            )
         return {}
     if not (folder / INDEX).is_file():
         raise _no_weights(folder)
     weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{folder / INDEX} has no weight_map")
+    wrong = [file for file in weight_map.values() if not isinstance(file, str)]
+    if wrong:
+        raise CheckpointError(f"{folder / INDEX} names {wrong[0]!r}, expected the name of a file")
     outside = [name for name in weight_map.values() if Path(name).name != name]
     if outside:
         raise CheckpointError(
@@ -122,10 +228,7 @@ def _read_header(file: Path) -> dict[str, StoredTensor]:
         raise CheckpointError(
             f"{file} is truncated or corrupt ({size} bytes, {error}); download it again"
         ) from error
-    scaled = [f"{name} is {kind}" for name, kind in kinds.items() if kind not in PLAIN]
-    if scaled:
-        raise CheckpointError(f"{file} holds quantised tensors: {first_few(scaled)}")
-    return {name: StoredTensor(file, shape) for name, shape in shapes.items()}
+    return {name: StoredTensor(file, shape, kinds[name]) for name, shape in shapes.items()}
 
 
 def first_few(lines: Iterable[str], limit: int = 5) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 from dllm.models.config import CheckpointError, NetworkConfig
 from dllm.models.families.family import TensorNames
 from dllm.models.layers import Block
-from dllm.models.loading.files import StoredTensor, first_few, stream_tensors
+from dllm.models.loading.files import PLAIN, StoredTensor, first_few, stream_tensors
 from dllm.models.transformer import Transformer
 
 Device = str | int | torch.device
@@ -26,8 +26,8 @@ DTYPES: dict[str, torch.dtype] = {
     name: getattr(torch, long) for long, short in _SHORT.items() for name in (long, short)
 }
 
-# Tables of rotary frequencies, which `Transformer` computes; some checkpoints store them.
-COMPUTED = "rotary_emb.inv_freq"
+# Rotary frequencies and positions, which `Transformer` computes; some checkpoints store them.
+COMPUTED = ("rotary_emb.inv_freq", "position_ids")
 
 
 def empty_network(config: NetworkConfig) -> Transformer:
@@ -52,8 +52,12 @@ class Weights:
         shapes = {name: tensor.shape for name, tensor in self.stored.items()}
         tied = {self._head} if network.config.tie_embeddings else set()
         missing = sorted(wanted.keys() - shapes.keys())
+        self._check_kinds(wanted, missing)
         if missing:
-            raise CheckpointError(f"{len(missing)} tensors are missing: {_list(missing, wanted)}")
+            raise CheckpointError(
+                f"{len(missing)} tensors are missing: {_list(missing, wanted)}"
+                f"{_other_prefix(missing, shapes)}"
+            )
         others = shapes.keys() - wanted.keys() - tied
         extra = sorted(name for name in others if not name.endswith(COMPUTED))
         if extra:
@@ -68,6 +72,20 @@ class Weights:
             )
         if tied & shapes.keys():
             self._check_tied_head()
+
+    def _check_kinds(self, wanted: Collection[str], missing: list[str]) -> None:
+        """Refuses weights that would need scales: a network's own, or others in their place."""
+        scaled = [
+            f"{name} is {tensor.kind}"
+            for name, tensor in sorted(self.stored.items())
+            if tensor.kind not in PLAIN and not name.endswith(COMPUTED)
+            if missing or name in wanted
+        ]
+        if scaled:
+            raise CheckpointError(
+                f"the files hold quantised tensors: {first_few(scaled)}; use the original float "
+                "checkpoint"
+            )
 
     def fill(self, network: Transformer, dtype: torch.dtype, devices: Devices) -> None:
         """Puts every tensor into its place in the network."""
@@ -94,6 +112,27 @@ class Weights:
                 f"config.json ties the head to the embedding, but {self._head} is stored and "
                 "differs from it; untie them in config.json to use the stored head"
             )
+
+
+def _other_prefix(missing: list[str], stored: Collection[str]) -> str:
+    """Returns a hint where all that is missing is there under names with or without a prefix."""
+    first = missing[0]
+    for name in stored:
+        if name.endswith(f".{first}"):
+            prefix = name.removesuffix(first)
+            if all(prefix + one in stored for one in missing):
+                return (
+                    f". They are stored with the prefix {prefix!r}, as a wrapper around the model "
+                    "leaves it: save the model inside (of a PEFT adapter, after merge_and_unload())"
+                )
+        elif first.endswith(f".{name}"):
+            prefix = first.removesuffix(name)
+            if all(p.removeprefix(prefix) in stored for p in missing if p.startswith(prefix)):
+                return (
+                    f". They are stored without the prefix {prefix!r}, as a part of the model "
+                    "leaves it: save the whole model, with its head"
+                )
+    return ""
 
 
 def _list(names: list[str], shapes: Mapping[str, tuple[int, ...]]) -> str:

@@ -1,0 +1,155 @@
+"""The tokenizer of a checkpoint: read from its folder, its chat template rendered within bounds."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Tokenizer
+
+from dllm.models.config import CheckpointError, printable
+from dllm.models.loading.files import read_json
+
+COMPLETE = "tokenizer.json"
+BYTE_LEVEL = ("vocab.json", "merges.txt")
+SETTINGS = "tokenizer_config.json"
+OTHER = (SETTINGS, "tokenizer.model", *BYTE_LEVEL)
+_MORE = ("special_tokens_map.json", "added_tokens.json")
+TEMPLATE = "chat_template.jinja"
+
+# Templates come with a checkpoint, as text that is run: a loop in a loop may never end.
+MOST_SECONDS = 10.0
+MOST_CHARACTERS = 2**24  # of a rendered chat, some millions of tokens
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+    """Returns the tokenizer of a folder, None when it has no such files; no code of it is run.
+
+    `tokenizer.json` describes a tokenizer completely, so its class is not looked up: the classes
+    that LLaDA and Dream name are remote code. Dream ships only vocab.json and merges.txt, in
+    Qwen2's byte-level format.
+    """
+    present = {name for name in (COMPLETE, *OTHER) if (folder / name).is_file()}
+    if not present:
+        return None
+    if COMPLETE not in present and not present.issuperset(BYTE_LEVEL):
+        listed = ", ".join(name for name in OTHER if name in present)
+        raise CheckpointError(
+            f"{folder} has {listed} but no complete tokenizer; needed: {COMPLETE}, or "
+            f"{' and '.join(BYTE_LEVEL)}"
+        )
+    kind = PreTrainedTokenizerFast if COMPLETE in present else Qwen2Tokenizer
+    try:
+        for name in (COMPLETE, SETTINGS, BYTE_LEVEL[0], *_MORE):
+            if (folder / name).is_file():
+                read_json(folder / name)  # the libraries keep the last of two keys in silence
+        return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise CheckpointError(f"the tokenizer files in {folder} cannot be read: {error}") from error
+
+
+def find_token(tokenizer: PreTrainedTokenizerBase | None, spellings: tuple[str, ...]) -> int | None:
+    """Returns the id of the first spelling that the vocabulary has; never the unknown token's."""
+    vocabulary = {} if tokenizer is None else tokenizer.get_vocab()
+    return next((vocabulary[text] for text in spellings if text in vocabulary), None)
+
+
+def render_chat(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    continue_final_message: bool = False,
+) -> str:
+    """Returns messages in the tokenizer's chat template, ready for an answer.
+
+    Raises ValueError, which names the template's file, for what the template refuses, and for a
+    template that takes longer than `MOST_SECONDS` or writes more than `MOST_CHARACTERS`.
+    """
+    where = f"the chat template in {_template_file(tokenizer)}"
+    _check_powers(tokenizer, where)
+
+    def render() -> str:
+        return str(
+            tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                tokenize=False,
+                add_generation_prompt=not continue_final_message,
+                continue_final_message=continue_final_message,
+            )
+        )
+
+    try:
+        text = _within(MOST_SECONDS, render)
+    except TimeoutError:
+        raise ValueError(
+            f"{where} was not done after {MOST_SECONDS:g} seconds: look for loops inside loops, "
+            "or give plain text instead of messages"
+        ) from None
+    except Exception as error:  # of jinja2, or of whatever the template calls
+        raise ValueError(
+            printable(f"{where} cannot render these messages: {type(error).__name__}: {error}")
+        ) from error
+    if len(text) > MOST_CHARACTERS:
+        raise ValueError(
+            f"{where} writes {len(text)} characters, over the limit of {MOST_CHARACTERS}: give "
+            "plain text instead of messages"
+        )
+    return text
+
+
+def _template_file(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Returns the file that a tokenizer's chat template came from, else the tokenizer's name."""
+    name = str(tokenizer.name_or_path)
+    for file in (Path(name) / TEMPLATE, Path(name) / SETTINGS):
+        if name and file.is_file():
+            return str(file)
+    return name or f"this {type(tokenizer).__name__}"
+
+
+def _check_powers(tokenizer: PreTrainedTokenizerBase, where: str) -> None:
+    """Refuses `**`, a single operation that may run for years and that nothing interrupts."""
+    template = tokenizer.chat_template
+    for text in template.values() if isinstance(template, Mapping) else [template]:
+        try:
+            tokens = list(jinja2.Environment().lex(str(text)))
+        except jinja2.TemplateError:
+            continue  # rendering says what is wrong
+        if any(kind == "operator" and sign == "**" for _, kind, sign in tokens):
+            raise ValueError(f"{where} computes powers (**), which may take for ever: leave it out")
+
+
+class _TimeIsUp(SystemExit):
+    """Ends a thread: no template catches it, and threading does not report it."""
+
+
+def _within(seconds: float, function: Callable[[], str]) -> str:
+    """Returns what a function returns; TimeoutError if that takes longer, and the call is ended."""
+    results: list[str] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(function())
+        except _TimeIsUp:
+            return
+        except Exception as error:  # noqa: BLE001 raised again by who waits
+            errors.append(error)
+
+    worker = threading.Thread(target=run, daemon=True)
+    worker.start()
+    try:
+        worker.join(seconds)
+    finally:  # at Ctrl-C too
+        while worker.is_alive():
+            end = ctypes.pythonapi.PyThreadState_SetAsyncExc
+            end(ctypes.c_ulong(worker.ident or 0), ctypes.py_object(_TimeIsUp))
+            worker.join(1.0)
+    if errors:
+        raise errors[0]
+    if not results:
+        raise TimeoutError
+    return results[0]
