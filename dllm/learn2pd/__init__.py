@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dllm.models.config import ModelSpec
+from dllm.models.loading.files import parse_json
 
 TINY = Path(__file__).parent / "tiny.safetensors"
 _KEY = "learn2pd"  # of the origin in the file's metadata
@@ -156,9 +157,9 @@ def _origin(metadata: Mapping[str, str]) -> Origin | None:
     if _KEY not in metadata:
         return None
     try:
-        found: dict[str, Any] = json.loads(metadata[_KEY])
+        found: dict[str, Any] = parse_json(metadata[_KEY], _KEY)
         return Origin(**{field.name: found[field.name] for field in fields(Origin)})
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"its metadata {_KEY!r} cannot be read: {error!r}") from None
 
 

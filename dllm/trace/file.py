@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dllm.models.loading.files import parse_json
 from dllm.trace import TraceRecord
 from dllm.trace.text import plural, visible
 
@@ -95,11 +96,12 @@ def _lines(path: Path) -> list[tuple[str, Any]]:
         if not line.strip():
             continue
         try:
-            found.append((where, json.loads(line)))
-        except (json.JSONDecodeError, RecursionError) as error:
-            if number == len(lines) and number > 1:
+            found.append((where, parse_json(line, where, allow_nan=True)))
+        except ValueError as error:
+            if number == len(lines) > 1 and isinstance(error.__cause__, json.JSONDecodeError):
                 continue
-            raise ValueError(f"{where} is no JSON ({error}): {HOW}") from None
+            reason = error.__cause__ or error
+            raise ValueError(f"{where} is no JSON ({reason}): {HOW}") from None
     return found
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dllm import schedulers
 from dllm.generate import Stream, generate, stream
+from dllm.models.loading.files import parse_json
 from dllm.models.model import DenoisingModel, HostedModel
 from dllm.prompts import Prompts
 from dllm.schedulers import Decision, Needs, Scheduler, Setup, View
@@ -185,10 +186,7 @@ def read_prompts(path: Path, count: int) -> list[str]:
 
 
 def _prompt(line: str, where: str) -> str:
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where} is not JSON: {error}") from None
+    value = parse_json(line, where)
     prompt = value.get("prompt") if isinstance(value, dict) else value
     if not isinstance(prompt, str):
         raise ValueError(f'{where} must be a text or a mapping with the text "prompt"')

@@ -539,7 +539,7 @@ def test_prompts_are_read_from_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"prompts.jsonl line 2 must be a text or a mapping"):
         read_prompts(records, 10)
     records.write_text("one\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"prompts.jsonl line 1 is not JSON"):
+    with pytest.raises(ValueError, match=r"prompts.jsonl line 1 is not valid JSON"):
         read_prompts(records, 10)
 
 
