@@ -26,7 +26,7 @@ NETWORK = NetworkConfig(
     rotary_dim=8,
 )
 SPEC = ModelSpec(50, 64, 48, (49,), 49, block_length=4)
-TABLES = [(NETWORK, NETWORK_FIELDS), (SPEC, SPEC_FIELDS)]
+TABLES: list[tuple[Any, Any]] = [(NETWORK, NETWORK_FIELDS), (SPEC, SPEC_FIELDS)]
 IDS = ("mask_token_id", "eos_token_ids", "pad_token_id")
 
 NOWHERE: list[Any] = [math.nan, math.inf, -math.inf, -1, 10**30, "8", [8], {}, 1 + 2j]
@@ -46,7 +46,7 @@ def test_every_field_has_what_it_may_be(part: Any, table: Any) -> None:
 
 @pytest.mark.parametrize(("part", "name"), every_field())
 def test_no_field_takes_what_it_cannot_be(part: Any, name: str) -> None:
-    table = next(table for one, table in TABLES if one is part)
+    table: Any = next(table for one, table in TABLES if one is part)
     wrong = [value for value in NOWHERE if name != "eos_token_ids" or not isinstance(value, list)]
     if isinstance(table[name], Numbers):
         wrong += [0, True, False] + ([2.5] if table[name].whole else [])
@@ -87,7 +87,8 @@ def test_special_tokens_are_tokens(change: Any, message: str) -> None:
 
 
 def test_ids_of_numpy_and_lists_are_ids() -> None:
-    spec = replace(SPEC, eos_token_ids=[np.int64(3), 49])
+    eos: dict[str, Any] = {"eos_token_ids": [np.int64(3), 49]}
+    spec = replace(SPEC, **eos)
     assert spec.eos_token_ids == (3, 49)
     assert hash(spec) == hash(replace(SPEC, eos_token_ids=(3, 49)))
 

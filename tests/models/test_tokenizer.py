@@ -97,3 +97,8 @@ def test_keys_that_stand_twice(folder: Path, name: str) -> None:
     (folder / name).write_text(text.replace("{", f'{{"{first}": 0, ', 1))
     with pytest.raises(dllm.models.CheckpointError, match=rf"{name}.*'{first}' stands twice"):
         dllm.load(folder)
+
+
+def test_stars_that_are_no_power(folder: Path) -> None:
+    template = "**bold** {% macro m() %}{{ kwargs.a }}{% endmacro %}{{ m( **{'a': 2 * 3}) }}"
+    assert render_chat(with_template(folder, template), CHAT) == "**bold** 6"

@@ -47,9 +47,11 @@ def edit(folder: Path, file: str = "config.json", **changes: Any) -> None:
 @pytest.mark.parametrize("key", ["rope_parameters", "rope_scaling"])
 def test_rope_bases_must_agree(dream: Path, llada: Path, key: str) -> None:
     for folder, base in ((dream, 1e6), (llada, 5e5)):
-        edit(folder, **{key: {"rope_type": "default", "rope_theta": base}})
+        rope: dict[str, Any] = {key: {"rope_type": "default", "rope_theta": base}}
+        edit(folder, **rope)
         assert load(folder).network.config.rope_theta == base
-        edit(folder, **{key: {"rope_type": "default", "rope_theta": 123.0}})
+        rope[key]["rope_theta"] = 123.0
+        edit(folder, **rope)
         said = rf"rope_theta={base}.* and {key}.rope_theta=123.0, which state one fact"
         with pytest.raises(CheckpointError, match=said):
             load(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -111,15 +112,25 @@ def _template_file(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _check_powers(tokenizer: PreTrainedTokenizerBase, where: str) -> None:
-    """Refuses `**`, a single operation that may run for years and that nothing interrupts."""
+    """Refuses a template that computes powers."""
     template = tokenizer.chat_template
-    for text in template.values() if isinstance(template, Mapping) else [template]:
-        try:
-            tokens = list(jinja2.Environment().lex(str(text)))
-        except jinja2.TemplateError:
-            continue  # rendering says what is wrong
-        if any(kind == "operator" and sign == "**" for _, kind, sign in tokens):
-            raise ValueError(f"{where} computes powers (**), which may take for ever: leave it out")
+    texts = template.values() if isinstance(template, Mapping) else [template]
+    if any(_has_power(str(text)) for text in texts):
+        raise ValueError(f"{where} computes powers (**), which may take for ever: leave them out")
+
+
+@lru_cache
+def _has_power(template: str) -> bool:
+    """Whether a template has `a ** b`, one operation that may run for years without a break."""
+    before = ""
+    try:
+        for _, kind, sign in jinja2.Environment().lex(template):
+            if (kind, sign) == ("operator", "**") and before not in ("(", ","):  # there: f(**more)
+                return True
+            before = before if kind == "whitespace" else sign
+    except jinja2.TemplateError:
+        pass  # rendering says what is wrong
+    return False
 
 
 class _TimeIsUp(SystemExit):
