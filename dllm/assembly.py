@@ -177,7 +177,7 @@ def block_length_of(model: DenoisingModel, settings: Settings, num_slots: int) -
 def _end_tokens(known: tuple[int, ...], given: int | list[int] | None) -> tuple[int, ...]:
     if given is None:
         return known
-    return (given,) if isinstance(given, int) else tuple(given)
+    return tuple(given) if isinstance(given, list | tuple) else (given,)
 
 
 def needs_of(scheduler: Scheduler, num_slots: int, block: int) -> Needs:

@@ -19,6 +19,8 @@ def check(model: DenoisingModel, settings: Settings) -> tuple[Scheduler, Cache]:
     cache = caches.registry.create(settings.cache)
     cache.check(model.spec)
     scheduler.check_model(model.spec)
+    for option, ids in scheduler.token_ids().items():
+        model.spec.check_token_ids(option, ids, mask=True)  # no method commits it anyway
     name = scheduler.summary()["name"]
     needs = scheduler.needs(settings.max_new_tokens, settings.block_length or DEFAULT_BLOCK_LENGTH)
     if cache.uses_store and not model.supports_cache:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from typing_extensions import Unpack
 
@@ -21,7 +23,7 @@ from dllm.output import (
     collect,
     read_history,
 )
-from dllm.prompts import Infill, Prompts, encode_all
+from dllm.prompts import Infill, Prompts, encode_all, join
 from dllm.settings import Given, Settings, resolve
 from dllm.state.canvas import Canvas
 from dllm.state.window import StepEvent
@@ -29,7 +31,7 @@ from dllm.state.window import StepEvent
 
 def generate(
     model: DenoisingModel,
-    prompts: Prompts,
+    prompts: Prompts | None = None,
     settings: Settings | None = None,
     *,
     memory: PromptMemory | None = None,
@@ -37,10 +39,11 @@ def generate(
 ) -> GenerationOutput:
     """Returns the completed rows of a batch of prompts.
 
-    `prompts` is a text, chat messages, token ids, an `Infill`, or a list of one of them. Further
-    settings are the fields of `Settings`; names from the literature (`gen_length`, `block_size`,
-    `remasking`, `steps`, ...) are understood and unknown ones are a TypeError. `memory` keeps what
-    this call stored of its rows for the next call it is given to.
+    `prompts` is a text, chat messages, token ids, an `Infill`, or a list of one of them; or what a
+    tokenizer returns, also as `input_ids=` and `attention_mask=`, whose padding is left out.
+    Further settings are the fields of `Settings`; names from the literature (`gen_length`,
+    `block_size`, `remasking`, `steps`, ...) are understood and unknown ones are a TypeError.
+    `memory` keeps what this call stored of its rows for the next call it is given to.
 
     Raises ValueError for input that cannot be decoded, `BrokenLogitsError` when the model returns
     NaN, `NotEnoughMemoryError` when the batch does not fit, `GenerationInterrupted` (a
@@ -60,14 +63,42 @@ def generate(
 
 def stream(
     model: DenoisingModel,
-    prompts: Prompts,
+    prompts: Prompts | None = None,
     settings: Settings | None = None,
     *,
     memory: PromptMemory | None = None,
     **given: Unpack[Given],
 ) -> Stream:
     """Returns an iterator over the steps of a generation; arguments as for `generate`."""
+    _check_kinds(model, settings)
+    encoding = {name: given.pop(name) for name in _ENCODING if name in given}
+    prompts = join(prompts, encoding)
     return Stream(model, prompts, resolve(model.defaults, settings, given), memory)
+
+
+_ENCODING = ("input_ids", "attention_mask")
+
+
+def _check_kinds(model: Any, settings: Any) -> None:
+    """Raises TypeError for what is taken for a model or for settings, with the way to have one."""
+    if isinstance(model, str | os.PathLike):
+        name = os.fspath(model)
+        raise TypeError(f"model={name!r} is a name: load it first, model=dllm.load({name!r})")
+    if not hasattr(model, "spec"):
+        raise TypeError(
+            f"model={type(model).__name__} is none of this package's: load one with dllm.load, or "
+            "wrap what returns logits, dllm.wrap(module, mask_token_id=..., eos_token_id=...)"
+        )
+    if isinstance(settings, Mapping):
+        raise TypeError(
+            "settings is a mapping: give its entries by name, generate(model, prompts, "
+            "**settings), or make Settings(**settings) of it"
+        )
+    if settings is not None and not isinstance(settings, Settings):
+        raise TypeError(
+            f"settings={settings!r} must be dllm.Settings; give single ones by name, such as "
+            "max_new_tokens=64"
+        )
 
 
 class Stream:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from dllm.models.config import ModelSpec
+from dllm.models.loading.tokenizer import render_chat
 from dllm.models.model import DenoisingModel
 from dllm.settings import Settings
 
@@ -24,17 +27,32 @@ class Infill:
     parts: tuple[str | int, ...]
 
     def __init__(self, *parts: str | int) -> None:
-        if not any(isinstance(part, int) for part in parts):
-            raise ValueError(f"Infill{parts!r} has no gap: give the number of tokens to fill")
         for part in parts:
-            if isinstance(part, bool) or (isinstance(part, int) and part < 1):
+            if isinstance(part, bool) or not isinstance(part, str | Integral):
+                raise TypeError(
+                    f"Infill part {reprlib.repr(part)} must be a text or a number of tokens"
+                )
+            if isinstance(part, Integral) and part < 1:
                 raise ValueError(f"Infill gap {part!r} must be a number of tokens of at least 1")
+        if all(isinstance(part, str) for part in parts):
+            raise ValueError(f"Infill{parts!r} has no gap: give the number of tokens to fill")
         object.__setattr__(self, "parts", parts)
 
 
+MOST_NEW_TOKENS = 2**20  # of a row, whatever a model's limit: they are listed before it runs
+
 Message = Mapping[str, str]
 Prompt = str | Infill | Sequence[int] | Sequence[Message]
-Prompts = Prompt | Sequence[str] | Sequence[Infill] | Sequence[Sequence[int]] | torch.Tensor
+Encoding = Mapping[str, Any]  # of a tokenizer: input_ids, and attention_mask if there is padding
+Prompts = (
+    Prompt
+    | Sequence[str]
+    | Sequence[Infill]
+    | Sequence[Sequence[int]]
+    | Sequence[Sequence[Message]]
+    | torch.Tensor
+    | Encoding
+)
 
 
 @dataclass(frozen=True)
@@ -43,46 +61,121 @@ class Row:
 
     prompt: list[int]
     slots: list[int]
+    infilled: bool = False  # the slots are those between and behind what was given
 
 
 def encode_all(model: DenoisingModel, prompts: Any, settings: Settings) -> list[Row]:
     """Returns the rows of a batch; raises ValueError or TypeError for what cannot be decoded."""
+    _check_ids(settings, model.spec)
     listed = _as_list(prompts)
     if not listed:
         raise ValueError("no prompts were given: the list is empty")
-    rows = [_row(model, prompt, settings) for prompt in listed]
+    rows = [_row(model, prompt, settings, f"prompt {n}") for n, prompt in enumerate(listed)]
     for index, row in enumerate(rows):
         _check(index, row, model.spec)
     return rows
 
 
-def encode_text(tokenizer: PreTrainedTokenizerBase | None, text: str, special: bool) -> list[int]:
+def encode_text(
+    tokenizer: PreTrainedTokenizerBase | None, text: str, special: bool, where: str = "the text"
+) -> list[int]:
     """Returns the token ids of a text, with the tokenizer's special tokens if asked for."""
     if tokenizer is None:
         raise ValueError("the model has no tokenizer: give token ids instead of text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{where} has {text[error.start]!r} at position {error.start}, half of a character "
+            "that has no UTF-8: read its source with errors='replace', or leave it out"
+        ) from None
     return list(tokenizer.encode(text, add_special_tokens=special))
 
 
+def join(prompts: Any, encoding: Mapping[str, Any]) -> Any:
+    """Returns prompts of what was given by place, or by the names that tokenizers have for it."""
+    if not encoding:
+        if prompts is None:
+            raise TypeError("no prompts were given: generate(model, prompts, ...)")
+        return prompts
+    if prompts is not None and "input_ids" in encoding:
+        raise TypeError("prompts and input_ids were given: leave one of them out")
+    if prompts is None and "input_ids" not in encoding:
+        raise TypeError("attention_mask was given without input_ids")
+    return {"input_ids": prompts, **encoding}
+
+
+def _check_ids(settings: Settings, spec: ModelSpec) -> None:
+    """Raises ValueError for token ids of settings that the model does not have."""
+    ends = settings.eos_token_id
+    ends = [] if ends is None else list(ends) if isinstance(ends, list | tuple) else [ends]
+    spec.check_token_ids("eos_token_id", ends)
+    spec.check_token_ids("forbidden_token_ids", settings.forbidden_token_ids)
+    spec.check_token_ids("deferred_token_ids", settings.deferred_token_ids)
+    never = {spec.mask_token_id, *settings.forbidden_token_ids}
+    if len(never) >= spec.vocab_size:
+        raise ValueError("forbidden_token_ids holds every token: leave some to be generated")
+
+
 def _as_list(prompts: Any) -> list[Any]:
-    if isinstance(prompts, torch.Tensor):
-        prompts = prompts.tolist()
+    prompts = _plain(prompts)
     if isinstance(prompts, str | Infill):
         return [prompts]
-    if not isinstance(prompts, Sequence):
+    if _is_encoding(prompts):
+        return _unpadded(prompts)
+    if isinstance(prompts, Mapping):
         raise TypeError(
-            "prompts are text, chat messages, token ids, an Infill or a list of one of them, "
-            f"not {type(prompts).__name__}"
+            f"a mapping with {', '.join(map(repr, prompts))} is no prompt: put chat messages into "
+            "a list, [{'role': 'user', 'content': ...}], and token ids under 'input_ids'"
         )
-    if prompts and isinstance(prompts[0], int | Mapping):
+    if not isinstance(prompts, Sequence) or isinstance(prompts, bytes | bytearray):
+        raise TypeError(
+            "prompts are text, chat messages, token ids, an Infill, what a tokenizer returns "
+            f"(with input_ids), or a list of one of them, not {type(prompts).__name__}"
+        )
+    first = prompts[0] if prompts else None
+    if isinstance(first, Integral | Mapping) and not _is_encoding(first):
         return [prompts]  # one prompt in token ids, or one chat
-    return list(prompts)
+    encodings = [_unpadded(one) if _is_encoding(one) else [one] for one in prompts]
+    return [prompt for several in encodings for prompt in several]
 
 
-def _row(model: DenoisingModel, prompt: Any, settings: Settings) -> Row:
+def _is_encoding(value: Any) -> bool:
+    return isinstance(value, Mapping) and "input_ids" in value
+
+
+def _plain(value: Any) -> Any:
+    """Returns lists of numbers for a tensor or an array, other values as they are."""
+    return value.tolist() if hasattr(value, "tolist") and hasattr(value, "shape") else value
+
+
+def _unpadded(encoding: Mapping[str, Any]) -> list[list[int]]:
+    """Returns the prompts of what a tokenizer returned, without what its mask says is padding."""
+    ids, masks = _plain(encoding["input_ids"]), _plain(encoding.get("attention_mask"))
+    if not isinstance(ids, Sequence) or isinstance(ids, str):
+        raise TypeError(f"input_ids must be token ids, not {reprlib.repr(ids)}")
+    if ids and isinstance(ids[0], Integral):
+        ids, masks = [ids], None if masks is None else [masks]
+    rows = [_plain(row) for row in ids]
+    if masks is None:
+        return rows
+    masks = [_plain(mask) for mask in masks]
+    if [len(mask) for mask in masks] != [len(row) for row in rows]:
+        raise ValueError("attention_mask and input_ids differ in shape: give one entry a token")
+    wrong = [entry for mask in masks for entry in mask if entry not in (0, 1)]
+    if wrong:
+        raise ValueError(
+            f"attention_mask holds {reprlib.repr(wrong[0])}: 1 marks a token and 0 padding"
+        )
+    pairs = zip(rows, masks, strict=True)
+    return [[t for t, seen in zip(row, mask, strict=True) if seen] for row, mask in pairs]
+
+
+def _row(model: DenoisingModel, prompt: Any, settings: Settings, where: str) -> Row:
     mask = model.spec.mask_token_id
     if isinstance(prompt, Infill):
-        return _split_at_gap(_encode_infill(model, prompt), mask)
-    ids = _encode(model.tokenizer, prompt)
+        return _split_at_gap(_encode_infill(model, prompt, where), mask)
+    ids = _encode(model.tokenizer, prompt, where)
     if settings.infill:
         if mask not in ids:
             raise ValueError("infill=True, but the prompt holds no mask token to fill")
@@ -92,61 +185,91 @@ def _row(model: DenoisingModel, prompt: Any, settings: Settings) -> Row:
             f"the prompt holds the mask token (id {mask}) at position {ids.index(mask)}: "
             "remove it, or pass infill=True to have it filled"
         )
+    _check_new("max_new_tokens", settings.max_new_tokens, model.spec)
     slots = [mask] * settings.max_new_tokens
     for offset, kept in (settings.fixed or {}).items():
-        ids_kept = [kept] if isinstance(kept, int) else encode_text(model.tokenizer, kept, False)
-        if not 0 <= offset <= len(slots) - len(ids_kept):
-            raise ValueError(
-                f"fixed={{{offset}: {kept!r}}} does not fit the {len(slots)} new tokens"
-            )
-        slots[offset : offset + len(ids_kept)] = ids_kept
+        _keep(slots, offset, kept, model)
     room = model.spec.max_length - len(slots)
     if settings.too_long == "cut" and 0 < room < len(ids):
         ids = ids[-room:]  # as evaluation harnesses do: what is asked stands at the end
     return Row(ids, slots)
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase | None, prompt: Any) -> list[int]:
+def _keep(slots: list[int], offset: Any, kept: Any, model: DenoisingModel) -> None:
+    """Writes one entry of `fixed` into its slots, each of which can be given once."""
+    entry = f"fixed={{{offset!r}: {kept!r}}}"
+    if isinstance(offset, bool) or not isinstance(offset, Integral):
+        raise ValueError(f"{entry}: the slot must be a whole number, 0 for the first")
+    if isinstance(kept, str):
+        ids = encode_text(model.tokenizer, kept, False, entry)
+    else:
+        ids = [kept]
+    model.spec.check_token_ids(f"{entry}: token id", ids)
+    end = int(offset) + len(ids)
+    if offset < 0 or end > len(slots):
+        raise ValueError(f"{entry} does not fit the {len(slots)} new tokens")
+    if any(token != model.spec.mask_token_id for token in slots[offset:end]):
+        raise ValueError(f"{entry} lies over slots that another entry of fixed holds")
+    slots[offset:end] = ids
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase | None, prompt: Any, where: str) -> list[int]:
     if isinstance(prompt, str):
-        return encode_text(tokenizer, prompt, special=True)
-    if isinstance(prompt, torch.Tensor):
-        prompt = prompt.tolist()
+        return encode_text(tokenizer, prompt, special=True, where=where)
+    prompt = _plain(prompt)
     if (
         isinstance(prompt, Sequence)
         and all(isinstance(part, Mapping) for part in prompt)
         and prompt
     ):
-        return _encode_chat(tokenizer, prompt)
-    if isinstance(prompt, Sequence) and all(isinstance(token, int) for token in prompt):
-        return list(prompt)
-    raise TypeError(f"a prompt is text, chat messages or token ids, not {prompt!r}")
+        return _encode_chat(tokenizer, prompt, where)
+    is_listed = isinstance(prompt, Sequence) and not isinstance(prompt, bytes)
+    listed: Sequence[Any] = prompt if is_listed else [None]
+    if all(isinstance(token, Integral) and not isinstance(token, bool) for token in listed):
+        return [int(token) for token in listed]
+    raise TypeError(
+        f"{where} is {reprlib.repr(prompt)}: give text, chat messages, token ids, or a text with "
+        'gaps, dllm.Infill("begin", 12, "end")'
+    )
 
 
-def _encode_chat(tokenizer: PreTrainedTokenizerBase | None, chat: Sequence[Message]) -> list[int]:
+def _encode_chat(
+    tokenizer: PreTrainedTokenizerBase | None, chat: Sequence[Message], where: str
+) -> list[int]:
     if tokenizer is None or not tokenizer.chat_template:
         raise ValueError("the model has no chat template: give plain text instead of messages")
     for message in chat:
         if not {"role", "content"} <= set(message):
             raise ValueError(f"a chat message needs 'role' and 'content', not {dict(message)!r}")
-    text = tokenizer.apply_chat_template(
-        [dict(message) for message in chat], tokenize=False, add_generation_prompt=True
-    )
-    return encode_text(tokenizer, str(text), special=False)
+    return encode_text(tokenizer, render_chat(tokenizer, chat), special=False, where=where)
 
 
-def _encode_infill(model: DenoisingModel, infill: Infill) -> list[int]:
+def _encode_infill(model: DenoisingModel, infill: Infill, where: str) -> list[int]:
+    gaps = sum(part for part in infill.parts if not isinstance(part, str))
+    _check_new(f"{where}: the tokens to fill", gaps, model.spec)
     ids: list[int] = []
     for part in infill.parts:
-        if isinstance(part, int):
+        if not isinstance(part, str):
             ids += [model.spec.mask_token_id] * part
         elif part:
-            ids += encode_text(model.tokenizer, part, special=not ids)
+            ids += encode_text(model.tokenizer, part, special=not ids, where=where)
     return ids
+
+
+def _check_new(name: str, count: int, spec: ModelSpec) -> None:
+    """Raises ValueError for more new tokens than can be, before a list of them is made."""
+    if count > spec.max_length:
+        raise ValueError(
+            f"{name}={count} is over the model's limit of {spec.max_length} tokens, prompt and "
+            "answer together: ask for fewer"
+        )
+    if count > MOST_NEW_TOKENS:
+        raise ValueError(f"{name}={count} must be at most {MOST_NEW_TOKENS}: ask for fewer")
 
 
 def _split_at_gap(ids: list[int], mask_token_id: int) -> Row:
     first = ids.index(mask_token_id)
-    return Row(ids[:first], ids[first:])
+    return Row(ids[:first], ids[first:], infilled=True)
 
 
 def _check(index: int, row: Row, spec: ModelSpec) -> None:
@@ -157,11 +280,9 @@ def _check(index: int, row: Row, spec: ModelSpec) -> None:
             f"to {length}, over the model's limit of {spec.max_length}: shorten the prompt or "
             "lower max_new_tokens, or set too_long='cut' to leave out its beginning"
         )
-    wrong = [token for token in (*row.prompt, *row.slots) if not 0 <= token < spec.vocab_size]
-    if wrong:
-        raise ValueError(
-            f"prompt {index} holds token id {wrong[0]}, outside the vocabulary of {spec.vocab_size}"
-        )
+    name = f"prompt {index}: token id"
+    spec.check_token_ids(name, row.prompt)
+    spec.check_token_ids(name, row.slots, mask=True)
     if spec.logit_shift and not row.prompt:
         raise ValueError(
             f"prompt {index} is empty, but this model predicts each token from the one before: "

@@ -60,6 +60,9 @@ class AdaBlock(Wrapper):
                 )
             inner = inner.inner
 
+    def token_ids(self) -> dict[str, tuple[int, ...]]:
+        return {"delimiters": self.delimiters, **super().token_ids()}
+
     def own_needs(self, num_slots: int, block_length: int) -> Needs:
         return Needs(window=max(block_length, int(self.reach * num_slots)))
 

@@ -158,6 +158,10 @@ class Scheduler(Part, ABC):
     def check_model(self, spec: ModelSpec) -> None:
         """Raises ValueError when the method cannot serve a model."""
 
+    def token_ids(self) -> dict[str, tuple[int, ...]]:
+        """Returns the token ids among the options, by option; a model must have them all."""
+        return {}
+
     def with_options(self, options: Mapping[str, Any], build: Build) -> Scheduler:
         """Returns this scheduler with other options; `build` makes one from a mapping."""
         return build({**self.summary(), **options, "name": type(self)})

@@ -71,6 +71,9 @@ class Prophet(Wrapper):
         if self.region == "marker" and not self.marker:
             raise ValueError("region='marker' needs marker=(token ids,), the tokens to look for")
 
+    def token_ids(self) -> dict[str, tuple[int, ...]]:
+        return {"marker": self.marker, **super().token_ids()}
+
     def select(self, candidates: Candidates, view: View) -> Decision:
         decision = self.ask(candidates, view)
         settled = self._settled(candidates, view)

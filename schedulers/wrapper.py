@@ -69,6 +69,9 @@ class Wrapper(Scheduler):
     def check_model(self, spec: ModelSpec) -> None:
         self.inner.check_model(spec)
 
+    def token_ids(self) -> dict[str, tuple[int, ...]]:
+        return self.inner.token_ids()
+
     def with_options(self, options: Mapping[str, Any], build: Build) -> Scheduler:
         """Returns the same with other options; what it has none for goes to `inner`."""
         known = {option.name for option in fields(self)}

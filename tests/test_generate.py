@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import BatchEncoding
 
 import dllm
-from dllm.aliases import ALIASES, SCHEDULER_OPTIONS, WITHOUT_EFFECT
-from dllm.settings import Given
 from dllm.state.plan import StepPlan
 from tests.support.models import golden_model, random_prompts
 
@@ -323,201 +323,183 @@ def test_prompts_that_are_too_long_are_cut_if_asked_to(tiny: dllm.HostedModel) -
     with pytest.raises(ValueError, match="over the model's limit"):  # nothing of it would be left
         dllm.generate(tiny, [long], too_long="cut", max_new_tokens=limit)
     with pytest.raises(ValueError, match="too_long='drop' must be 'error' or 'cut'"):
-        dllm.generate(tiny, [long], too_long="drop", **options)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("block", [1, 2, 8])
-@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
-def test_variants_may_be_more_than_columns(block: int, cache: str) -> None:
-    options: dict[str, Any] = {
-        "max_new_tokens": 16,
-        "block_length": block,
-        "cache": cache,
-        "at_eos": "ignore",
-    }
-    many = dllm.generate(*asked(), scheduler="lopa:0.999,branches=10,blocks=1", **options)
-    assert [row.raw_tokens for row in many.metrics.rows] == [16, 16]
-    if block == 1:  # nothing is left to look ahead to
-        assert (
-            many.sequences == dllm.generate(*asked(), scheduler="fixed_quota", **options).sequences
-        )
-
-
-def test_deferred_tokens_alone_may_pass_the_filters() -> None:
-    options: dict[str, Any] = {"scheduler": "dream", "temperature": 0.4, "top_p": 0.5, "seed": 0}
-    out = dllm.generate(*asked(), max_new_tokens=64, defer_eos=True, **options)
-    assert all("#### " in str(text) for text in out.texts or ())
-
-
-@pytest.mark.parametrize("at_eos", ["truncate", "stop", "skip", "block", "ignore"])
-@pytest.mark.parametrize("guidance_scale", [0.0, 1.5])
-def test_a_planned_order_goes_on_where_a_row_was_cut(at_eos: str, guidance_scale: float) -> None:
-    model, prompts = asked()
-    options: dict[str, Any] = {
-        "scheduler": "fixed_quota:order=planned",
-        "cache": "dkv_greedy:window=0,refresh=9",
-        "max_new_tokens": 48,
-        "block_length": 16,
-        "at_eos": at_eos,
-        "guidance_scale": guidance_scale,
-    }
-    together = dllm.generate(model, prompts, seed=[5, 6], **options)
-    alone = [dllm.generate(model, prompts[i], seed=[5 + i], **options) for i in range(2)]
-    assert together.sequences == tuple(one.sequences[0] for one in alone)
-    assert [r.forwards for r in together.metrics.rows] == [
-        one.metrics.rows[0].forwards for one in alone
-    ]
-
-
-def asked() -> tuple[dllm.HostedModel, list[str]]:
-    """Returns the embedded model and two questions that it answers."""
-    one = "tom has 53 pens. tom loses 3. how many pens does tom have?"
-    two = "ann has 5 eggs. ann buys 7 more. how many eggs does ann have?"
-    return dllm.load("tiny"), [one, two]
-
-
-LINES: list[tuple[str, dict[str, Any], str, str]] = [  # as published, with smaller lengths
-    (
-        "LLaDA generate.py",
-        {"steps": 64, "gen_length": 64, "block_length": 32, "temperature": 0.0, "cfg_scale": 0.0}
-        | {"remasking": "low_confidence", "logits_eos_inf": False}
-        | {"confidence_eos_eot_inf": False},
-        "fixed_quota:64",
-        "none",
-    ),
-    (
-        "LLaDA chat.py",
-        {"steps": 32, "gen_length": 64, "block_length": 32},
-        "fixed_quota:32",
-        "none",
-    ),
-    (
-        "Fast-dLLM llada generate.py",
-        {"steps": 64, "gen_length": 64, "block_length": 32, "temperature": 0.0}
-        | {"remasking": "low_confidence", "threshold": None, "factor": None},
-        "fixed_quota:64",
-        "none",
-    ),
-    (
-        "Fast-dLLM llada eval_llada.py, parallel with dual cache",
-        {"gen_length": 64, "steps": 2, "block_length": 32, "use_cache": True, "dual_cache": True}
-        | {"threshold": 0.9, "show_speed": True},
-        "threshold:0.9",
-        "dual",
-    ),
-    (
-        "Fast-dLLM llada eval_llada.py, prefix cache",
-        {"gen_length": 64, "steps": 64, "block_length": 32, "use_cache": True},
-        "fixed_quota:64",
-        "prefix",
-    ),
-    (
-        "Fast-dLLM llada eval_llada.py, factor",
-        {"gen_length": 64, "steps": 2, "block_length": 32, "use_cache": True, "factor": 1.0},
-        "factor:1.0",
-        "prefix",
-    ),
-    (
-        "Fast-dLLM dream eval.py",
-        {"max_new_tokens": 64, "diffusion_steps": 64, "temperature": 0.0, "top_p": 0.9}
-        | {"alg": "confidence_threshold", "threshold": 0.9, "alg_temp": 0.0, "block_length": 32}
-        | {"use_cache": True, "dual_cache": True},
-        "quota_threshold:0.9,steps=64",
-        "dual",
-    ),
-    (
-        "Dream diffusion_generate",
-        {"max_new_tokens": 64, "output_history": True, "return_dict_in_generate": True}
-        | {"steps": 64, "temperature": 0.2, "top_p": 0.95, "alg": "entropy", "alg_temp": 0.0},
-        "dream:entropy,steps=64,order_temperature=0.0",
-        "none",
-    ),
-    (
-        "dInfer benchmark, threshold",
-        {"gen_len": 64, "block_length": 32, "parallel_decoding": "threshold", "threshold": 0.9}
-        | {"cache": "dual", "prefix_look": 16, "after_look": 16},
-        "threshold:0.9",
-        "dual:vicinity_before=16,vicinity_after=16",
-    ),
-    (
-        "dInfer benchmark, credit",
-        {"gen_len": 64, "block_length": 32, "parallel_decoding": "threshold", "threshold": 0.8}
-        | {"cache": "dual", "use_credit": True},
-        "credit:0.8",
-        "dual",
-    ),
-    (
-        "dInfer benchmark, hierarchy",
-        {"gen_len": 64, "block_length": 32, "parallel_decoding": "hierarchy", "threshold": 0.92}
-        | {"low_threshold": 0.62, "cache": "prefix"},
-        "hierarchical:0.92,low_threshold=0.62",
-        "prefix",
-    ),
-    (
-        "d2Cache",
-        {"gen_length": 64, "block_length": 32, "num_transfer_tokens": 2, "cache": "d2cache"},
-        "fixed_quota:tokens_per_step=2",
-        "d2cache",
-    ),
-]
-
-
-@pytest.mark.parametrize("line", LINES, ids=[line[0] for line in LINES])
-def test_published_argument_lines_mean_what_they_mean_there(
-    line: tuple[str, dict[str, Any], str, str],
-) -> None:
-    model, prompts = asked()
-    _, given, scheduler, cache = line
-    running = dllm.stream(model, prompts[:1], seed=0, **given)
-    assert running.scheduler == dllm.schedulers.registry.create(scheduler)
-    assert running.cache == dllm.cache.registry.create(cache)
-    for _ in running:
-        pass
-    assert "#### " in str(running.output.texts)
+        dllm.generate(tiny, [long], too_long="drop", **options)
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"threshold": 0.9, "scheduler": "factor"}, "threshold=0.9 sets scheduler a second time"),
-        ({"alg": "entropy", "threshold": 0.9}, "threshold=0.9 sets scheduler a second time"),
-        ({"remasking": "random", "threshold": 0.9}, "remasking='random' sets scheduler a second"),
-        ({"use_cache": True, "cache": "dual"}, "use_cache=True sets cache a second time"),
+        ({"eos_token_id": -1}, "eos_token_id=-1 is outside the vocabulary of 128: .*from 0 to 127"),
+        ({"eos_token_id": 128}, "eos_token_id=128 is outside"),
+        ({"eos_token_id": [END, 128]}, "eos_token_id=128 is outside"),
+        ({"eos_token_id": MASK}, "eos_token_id=126 is the mask token"),
+        ({"forbidden_token_ids": [-40]}, "forbidden_token_ids=-40 is outside"),
+        ({"forbidden_token_ids": [MASK]}, "forbidden_token_ids=126 is the mask token"),
+        ({"forbidden_token_ids": [*range(MASK), END]}, "forbidden_token_ids holds every token"),
+        ({"deferred_token_ids": [3, 900]}, "deferred_token_ids=900 is outside"),
+        ({"fixed": {0: 128}}, "token id=128 is outside"),
+        ({"fixed": {0: MASK}}, "token id=126 is the mask token"),
+        ({"fixed": {0: 1.5}}, "token id=1.5 is no token id"),
+        ({"fixed": {"a": 1}}, r"fixed=\{'a': 1\}: the slot must be a whole number"),
+        ({"scheduler": "adablock:delimiters=[3, 198]"}, "delimiters=198 is outside"),
+        ({"scheduler": "adablock:delimiters=[-1]"}, "delimiters=-1 is outside"),
+        ({"scheduler": "prophet:region=marker,marker=[128]"}, "marker=128 is outside"),
+        ({"max_new_tokens": 10**8}, "max_new_tokens=100000000 is over the model's limit of 256"),
     ],
 )
-def test_words_that_contradict_each_other(given: dict[str, Any], message: str) -> None:
-    with pytest.raises(TypeError, match=message):
-        dllm.stream(*asked(), **given)
-
-
-@pytest.mark.parametrize(("slots", "block"), [(10, 4), (7, 16), (1, 8), (13, 5), (33, None)])
-@pytest.mark.parametrize(
-    "scheduler", ["threshold:0.6", "fixed_quota", "lopa:0.6", "quota_threshold"]
-)
-@pytest.mark.parametrize("cache", ["none", "dual", "prefix"])
-def test_any_length_goes_with_any_block_length(
-    model: dllm.HostedModel, slots: int, block: int | None, scheduler: str, cache: str
+def test_ids_and_counts_that_the_model_does_not_have(
+    model: dllm.HostedModel, given: dict[str, Any], message: str
 ) -> None:
-    prompts = random_prompts(3)
-    options: dict[str, Any] = {"max_new_tokens": slots, "block_length": block, "cache": cache}
-    out = dllm.generate(model, prompts, scheduler=scheduler, at_eos="ignore", **options)
-    assert [row.raw_tokens for row in out.metrics.rows] == [slots] * 3
-    for prompt, sequence in zip(prompts, out.sequences, strict=True):
-        alone = dllm.generate(model, prompt, scheduler=scheduler, at_eos="ignore", **options)
-        assert alone.sequences[0] == sequence
-        assert len(sequence) == len(prompt) + slots
+    with pytest.raises(ValueError, match=message):
+        dllm.generate(model, [[1, 2]], **{**SLOTS, **given})
+    endless = replace(model, spec=replace(model.spec, max_length=2**31 - 1))
+    with pytest.raises(ValueError, match="must be at most 1048576: ask for fewer"):
+        dllm.generate(endless, [[1]], max_new_tokens=10**8)
 
 
-def test_a_constant_number_a_step(model: dllm.HostedModel) -> None:
-    out = dllm.generate(
-        model, [[1, 2, 3]], scheduler="fixed_quota:tokens_per_step=3", at_eos="ignore", **SLOTS
+def test_a_count_is_compared_before_a_list_of_it_is_made(model: dllm.HostedModel) -> None:
+    hasty = replace(model, defaults={"max_new_tokens": 10**15})
+    with pytest.raises(ValueError, match="over the model's limit"):
+        dllm.generate(hasty, [[1]])
+    with pytest.raises(ValueError, match="prompt 0: the tokens to fill=1000000000000000 is over"):
+        dllm.generate(model, dllm.Infill(10**15))
+
+
+@pytest.mark.parametrize("token", [-1, 128])
+def test_prompts_of_other_vocabularies(model: dllm.HostedModel, token: int) -> None:
+    for prompts, options in (([[1], [2, token]], SLOTS), ([[1, MASK], [token, MASK]], INFILL)):
+        with pytest.raises(ValueError, match=f"prompt 1: token id={token} is outside"):
+            dllm.generate(model, prompts, **options)
+
+
+INFILL: dict[str, Any] = {"infill": True, "block_length": 1}
+ROWS = [[5, 6, 7], [9, 8]]
+PADDED, SEEN = [[5, 6, 7], [END, 9, 8]], [[1, 1, 1], [0, 1, 1]]
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        BatchEncoding({"input_ids": torch.tensor(PADDED), "attention_mask": torch.tensor(SEEN)}),
+        BatchEncoding({"input_ids": PADDED, "attention_mask": torch.tensor(SEEN).float()}),
+        {"input_ids": np.array(PADDED), "attention_mask": np.array(SEEN, dtype=bool)},
+        {"input_ids": ROWS},
+        {"input_ids": [torch.tensor(row) for row in ROWS]},
+        [np.array(row) for row in ROWS],
+        [torch.tensor(row) for row in ROWS],
+        [[np.int64(token) for token in row] for row in ROWS],
+        [{"input_ids": [5, 6, 7]}, BatchEncoding({"input_ids": torch.tensor([[9, 8]])})],
+    ],
+)
+def test_what_a_tokenizer_returns_is_a_prompt(model: dllm.HostedModel, prompts: Any) -> None:
+    assert dllm.generate(model, prompts, **SLOTS).sequences == (
+        dllm.generate(model, ROWS, **SLOTS).sequences
     )
-    steps = [len(commits) for commits in out.trace.commits(0)]
-    assert steps == [3, 3, 2, 3, 3, 2]
 
 
-def test_editors_see_every_setting() -> None:
-    given = set(Given.__annotations__)
-    assert given == {f.name for f in fields(dllm.Settings)} | {*ALIASES, *SCHEDULER_OPTIONS} | {
-        *WITHOUT_EFFECT
-    }
+def test_one_row_of_ids(model: dllm.HostedModel) -> None:
+    expected = dllm.generate(model, [[5, 6, 7]], **SLOTS).sequences
+    forms: list[Any] = [[5, 6, 7], np.array([5, 6, 7]), torch.tensor([5, 6, 7])]
+    for prompts in forms:
+        assert dllm.generate(model, prompts, **SLOTS).sequences == expected
+        seen = {"input_ids": prompts, "attention_mask": [1, 1, 1]}
+        assert dllm.generate(model, seen, **SLOTS).sequences == expected
+
+
+def test_the_names_of_transformers(model: dllm.HostedModel) -> None:
+    given: dict[str, Any] = {"input_ids": torch.tensor(PADDED), "attention_mask": SEEN}
+    expected = dllm.generate(model, ROWS, **SLOTS).sequences
+    assert dllm.generate(model, **given, **SLOTS).sequences == expected
+    assert dllm.generate(model, PADDED, attention_mask=SEEN, **SLOTS).sequences == expected
+    with pytest.raises(TypeError, match="prompts and input_ids were given"):
+        dllm.generate(model, ROWS, **given, **SLOTS)
+    with pytest.raises(TypeError, match="attention_mask was given without input_ids"):
+        dllm.generate(model, attention_mask=SEEN, **SLOTS)
+    with pytest.raises(TypeError, match="no prompts were given"):
+        dllm.generate(model, **SLOTS)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "error", "message"),
+    [
+        ({"input_ids": [[1, 2]], "attention_mask": [[1]]}, ValueError, "differ in shape"),
+        ({"input_ids": [[1, 2]], "attention_mask": [[0, -1e9]]}, ValueError, "1 marks a token"),
+        ({"input_ids": 5}, TypeError, "input_ids must be token ids"),
+        ({"role": "user", "content": "x"}, TypeError, "put chat messages into a list"),
+        ([True, False], TypeError, "prompt 0 is .True, False.: give text"),
+        ([[1.5, 2.0]], TypeError, "prompt 0 is .1.5, 2.0.: give text"),
+        (torch.tensor([[1.0]]), TypeError, "prompt 0 is"),
+        (b"bytes", TypeError, "not bytes"),
+        ([[1], b"bytes"], TypeError, "prompt 1 is b'bytes'"),
+        (5, TypeError, "not int"),
+        ([[[1]]], TypeError, "prompt 0 is"),
+        (("def f(x):", 12, "return x"), TypeError, "prompt 1 is 12: .*dllm.Infill"),
+    ],
+)
+def test_what_is_no_prompt(
+    tiny: dllm.HostedModel, prompts: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        dllm.generate(tiny, prompts, **SLOTS)
+
+
+def test_half_characters_are_named(tiny: dllm.HostedModel) -> None:
+    message = r"has '\\ud800' at position 2, half of a character"
+    chat: Any = [{"role": "user", "content": "a \ud800"}]
+    batches: list[Any] = [["tom", "a \ud800"], ["tom", dllm.Infill("a \ud800", 4)]]
+    for prompts in batches:
+        with pytest.raises(ValueError, match=f"prompt 1 {message}"):
+            dllm.generate(tiny, prompts)
+    with pytest.raises(ValueError, match=r"prompt 0 has '\\ud800'"):
+        dllm.generate(tiny, chat)
+    with pytest.raises(ValueError, match=r"fixed=\{0: .* has .* half of a"):
+        dllm.generate(tiny, ["tom"], fixed={0: "a \ud800"})
+
+
+def test_what_is_no_model_and_no_settings(tiny: dllm.HostedModel) -> None:
+    calls: list[Any] = [dllm.generate, dllm.stream]
+    for call in calls:
+        with pytest.raises(TypeError, match=r"model='tiny' is a name: .*dllm.load\('tiny'\)"):
+            call("tiny", "tom")
+        with pytest.raises(TypeError, match=r"model=Linear is none .*dllm.wrap"):
+            call(torch.nn.Linear(2, 2), "tom")
+        with pytest.raises(TypeError, match=r"settings is a mapping: .*\*\*settings"):
+            call(tiny, "tom", {"max_new_tokens": 8})
+        with pytest.raises(TypeError, match=r"settings=64 must be dllm.Settings"):
+            call(tiny, "tom", 64)
+
+
+def test_two_entries_of_fixed_for_one_slot(model: dllm.HostedModel, tiny: dllm.HostedModel) -> None:
+    with pytest.raises(ValueError, match="lies over slots that another entry of fixed holds"):
+        dllm.generate(tiny, "tom", fixed={0: "copy: tom", 1: 5})
+    out = dllm.generate(model, [[1]], fixed={0: 5, 15: np.int64(6)}, **SLOTS)
+    assert (out.sequences[0][1], out.sequences[0][16]) == (5, 6)
+
+
+def test_an_infill_is_as_long_as_its_gaps(tiny: dllm.HostedModel) -> None:
+    assert tiny.defaults["block_length"] == 16
+    gaps = dllm.Infill("def f(x):", 12, "return x")
+    out = dllm.generate(tiny, gaps)
+    assert out.texts is not None
+    assert out.texts[0].strip().endswith("return x")
+    assert out.sequences == dllm.generate(tiny, gaps, block_length=14).sequences
+    with pytest.raises(ValueError, match="block_length=16 is longer than the 8 new tokens"):
+        dllm.generate(tiny, "tom", max_new_tokens=8, block_length=16)
+    trained = block_causal_model(0)
+    assert len(dllm.generate(trained, [[1, 59, 59, 59]], infill=True).sequences[0]) == 4
+
+
+@pytest.mark.parametrize(
+    ("parts", "error", "message"),
+    [
+        (("a", "b"), ValueError, "has no gap"),
+        ((), ValueError, "has no gap"),
+        (("a", 0), ValueError, "gap 0 must be a number of tokens of at least 1"),
+        (("a", True), TypeError, "part True must be a text or a number of tokens"),
+        (("a", 2.0), TypeError, "part 2.0 must be"),
+        (("a", None), TypeError, "part None must be"),
+    ],
+)
+def test_parts_of_an_infill(parts: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        dllm.Infill(*parts)
