@@ -241,6 +241,10 @@ def _encode_chat(
     for message in chat:
         if not {"role", "content"} <= set(message):
             raise ValueError(f"a chat message needs 'role' and 'content', not {dict(message)!r}")
+        wrong = [key for key in ("role", "content") if not isinstance(message[key], str)]
+        if wrong:
+            value = reprlib.repr(message[wrong[0]])
+            raise ValueError(f"{where} has a chat message with {wrong[0]}={value}: give a text")
     return encode_text(tokenizer, render_chat(tokenizer, chat), special=False, where=where)
 
 

@@ -157,7 +157,11 @@ def resolve(
                 raise TypeError(f"{key}={value!r} sets {name} a second time")
             named[name] = translated
     if base is None:
-        recommended = {k: v for k, v in defaults.items() if k in known and v is not None}
+        recommended: dict[str, Any] = {
+            k: tuple(v) if k in _LISTS and isinstance(v, list) else v  # JSON has no tuples
+            for k, v in defaults.items()
+            if k in known and v is not None
+        }
         recommended.pop("eos_token_id", None)  # the loader has put it into the model's spec
         base = Settings(**{k: v for k, v in recommended.items() if k not in named})
     if options:

@@ -365,6 +365,15 @@ def test_a_count_is_compared_before_a_list_of_it_is_made(model: dllm.HostedModel
         dllm.generate(model, dllm.Infill(10**15))
 
 
+def test_ids_of_a_checkpoints_defaults(model: dllm.HostedModel) -> None:
+    wishes = replace(model, defaults={"forbidden_token_ids": [3]})
+    given = dllm.generate(model, [[1]], forbidden_token_ids=[3], **SLOTS)
+    assert dllm.generate(wishes, [[1]], **SLOTS).sequences == given.sequences
+    wrong = replace(model, defaults={"forbidden_token_ids": [-40]})
+    with pytest.raises(ValueError, match="forbidden_token_ids=-40 is outside"):
+        dllm.generate(wrong, [[1]], **SLOTS)
+
+
 @pytest.mark.parametrize("token", [-1, 128])
 def test_prompts_of_other_vocabularies(model: dllm.HostedModel, token: int) -> None:
     for prompts, options in (([[1], [2, token]], SLOTS), ([[1, MASK], [token, MASK]], INFILL)):
@@ -432,6 +441,9 @@ def test_the_names_of_transformers(model: dllm.HostedModel) -> None:
         (b"bytes", TypeError, "not bytes"),
         ([[1], b"bytes"], TypeError, "prompt 1 is b'bytes'"),
         (5, TypeError, "not int"),
+        ([{"role": "user", "content": None}], ValueError, "content=None: give a text"),
+        ([{"role": "user", "content": ["x"]}], ValueError, r"content=\['x'\]: give a text"),
+        ([{"role": 1, "content": "x"}], ValueError, "role=1: give a text"),
         ([[[1]]], TypeError, "prompt 0 is"),
         (("def f(x):", 12, "return x"), TypeError, "prompt 1 is 12: .*dllm.Infill"),
     ],

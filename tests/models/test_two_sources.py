@@ -222,6 +222,15 @@ def test_an_adapter_is_not_ignored(dream: Path, tmp_path: Path) -> None:
         load(alone)
 
 
+def test_names_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="cannot be looked at: File name too long"):
+        load("x" * 5000)
+    wrong: list[Any] = [5, b"tiny", None]
+    for name in wrong:
+        with pytest.raises(TypeError, match=f"name_or_path is a {type(name).__name__}: give"):
+            load(name)
+
+
 def test_a_gguf_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "x-Q4_K_M.gguf").write_bytes(b"GGUF")
     with pytest.raises(CheckpointError, match=r"holds GGUF files \(x-Q4_K_M.gguf\)"):

@@ -59,6 +59,10 @@ def load(  # noqa: PLR0913 one argument for each choice that loading leaves open
     ways = parse_ways(speed)
     named = None if dtype is None or dtype == "auto" else parse_dtype(dtype)
     source = Source(revision, token, cache_dir, local_files_only, subfolder)
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise TypeError(
+            f"name_or_path is a {type(name_or_path).__name__}: give a folder, a hub id or 'tiny'"
+        )
     checkpoint = Checkpoint(os.fspath(name_or_path), source, _named(tokenizer))
     # Read first, as these errors name their file themselves.
     family, defaults, words = checkpoint.family, checkpoint.generation, checkpoint.tokenizer

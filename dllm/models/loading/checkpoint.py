@@ -175,6 +175,8 @@ class Checkpoint:
                 block_length=family.read_block_length(self.config),
             )
             spec.check_token_ids("pad_token_id", named, mask=True)
+        except CheckpointError:  # it names its key
+            raise
         except ValueError as error:
             raise CheckpointError(f"{error} (in config.json, {GENERATION} or tokenizer)") from error
         return spec
@@ -230,8 +232,11 @@ def find_folder(name: str, source: Source, files: Sequence[str] = DOWNLOADED) ->
     folder = EMBEDDED if name == "tiny" else Path(name).expanduser()
     if name == "tiny" and not folder.is_dir():
         raise CheckpointError(f"the embedded model is missing: there is no folder {folder}")
-    if folder.is_file():
-        raise CheckpointError(f"{folder} is a file; give the folder that holds it")
+    try:
+        if folder.is_file():
+            raise CheckpointError(f"{folder} is a file; give the folder that holds it")
+    except OSError as error:  # a name too long, a folder that this user may not enter
+        raise CheckpointError(f"{name!r} cannot be looked at: {error.strerror}") from error
     if folder.is_dir():
         if source.revision is not None:
             raise ValueError(
