@@ -71,9 +71,10 @@ def stream(
 ) -> Stream:
     """Returns an iterator over the steps of a generation; arguments as for `generate`."""
     _check_kinds(model, settings)
-    encoding = {name: given.pop(name) for name in _ENCODING if name in given}
+    named: dict[str, Any] = {**given}
+    encoding = {name: named.pop(name) for name in _ENCODING if name in named}
     prompts = join(prompts, encoding)
-    return Stream(model, prompts, resolve(model.defaults, settings, given), memory)
+    return Stream(model, prompts, resolve(model.defaults, settings, named), memory)
 
 
 _ENCODING = ("input_ids", "attention_mask")

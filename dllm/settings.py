@@ -136,6 +136,9 @@ class Given(TypedDict, total=False):
     output_history: bool
     return_dict_in_generate: bool
     show_speed: bool
+    # What a tokenizer returns, in place of prompts.
+    input_ids: Any
+    attention_mask: Any
 
 
 def resolve(
@@ -157,11 +160,7 @@ def resolve(
                 raise TypeError(f"{key}={value!r} sets {name} a second time")
             named[name] = translated
     if base is None:
-        recommended: dict[str, Any] = {
-            k: tuple(v) if k in _LISTS and isinstance(v, list) else v  # JSON has no tuples
-            for k, v in defaults.items()
-            if k in known and v is not None
-        }
+        recommended = {k: v for k, v in defaults.items() if k in known and v is not None}
         recommended.pop("eos_token_id", None)  # the loader has put it into the model's spec
         base = Settings(**{k: v for k, v in recommended.items() if k not in named})
     if options:
@@ -173,8 +172,8 @@ def resolve(
 
 
 def _translate(key: str, value: Any, known: set[str]) -> dict[str, Any]:
-    if key == "statistics_dtype" and value in _DTYPES:  # text of a command line or of YAML
-        return {key: _DTYPES[value]}
+    if key == "statistics_dtype" and isinstance(value, str):  # of a command line or of YAML
+        return {key: _DTYPES.get(value, value)}
     if key in known:
         return {key: value}
     alias = ALIASES.get(key)

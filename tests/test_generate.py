@@ -323,17 +323,17 @@ def test_prompts_that_are_too_long_are_cut_if_asked_to(tiny: dllm.HostedModel) -
     with pytest.raises(ValueError, match="over the model's limit"):  # nothing of it would be left
         dllm.generate(tiny, [long], too_long="cut", max_new_tokens=limit)
     with pytest.raises(ValueError, match="too_long='drop' must be 'error' or 'cut'"):
-        dllm.generate(tiny, [long], too_long="drop", **options)
+        dllm.generate(tiny, [long], too_long="drop", **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"eos_token_id": -1}, "eos_token_id=-1 is outside the vocabulary of 128: .*from 0 to 127"),
+        ({"eos_token_id": -1}, "eos_token_id=-1 must be a token id"),
         ({"eos_token_id": 128}, "eos_token_id=128 is outside"),
         ({"eos_token_id": [END, 128]}, "eos_token_id=128 is outside"),
         ({"eos_token_id": MASK}, "eos_token_id=126 is the mask token"),
-        ({"forbidden_token_ids": [-40]}, "forbidden_token_ids=-40 is outside"),
+        ({"forbidden_token_ids": [-40]}, r"forbidden_token_ids=\[-40\] must be a token id"),
         ({"forbidden_token_ids": [MASK]}, "forbidden_token_ids=126 is the mask token"),
         ({"forbidden_token_ids": [*range(MASK), END]}, "forbidden_token_ids holds every token"),
         ({"deferred_token_ids": [3, 900]}, "deferred_token_ids=900 is outside"),
@@ -342,9 +342,9 @@ def test_prompts_that_are_too_long_are_cut_if_asked_to(tiny: dllm.HostedModel) -
         ({"fixed": {0: 1.5}}, "token id=1.5 is no token id"),
         ({"fixed": {"a": 1}}, r"fixed=\{'a': 1\}: the slot must be a whole number"),
         ({"scheduler": "adablock:delimiters=[3, 198]"}, "delimiters=198 is outside"),
-        ({"scheduler": "adablock:delimiters=[-1]"}, "delimiters=-1 is outside"),
+        ({"scheduler": "adablock:delimiters=[-1]"}, r"delimiters=\[-1\] must be a token id"),
         ({"scheduler": "prophet:region=marker,marker=[128]"}, "marker=128 is outside"),
-        ({"max_new_tokens": 10**8}, "max_new_tokens=100000000 is over the model's limit of 256"),
+        ({"max_new_tokens": 10**8}, "max_new_tokens=100000000 must be at most 1048576"),
     ],
 )
 def test_ids_and_counts_that_the_model_does_not_have(
@@ -353,13 +353,13 @@ def test_ids_and_counts_that_the_model_does_not_have(
     with pytest.raises(ValueError, match=message):
         dllm.generate(model, [[1, 2]], **{**SLOTS, **given})
     endless = replace(model, spec=replace(model.spec, max_length=2**31 - 1))
-    with pytest.raises(ValueError, match="must be at most 1048576: ask for fewer"):
+    with pytest.raises(ValueError, match="must be at most 1048576"):
         dllm.generate(endless, [[1]], max_new_tokens=10**8)
 
 
 def test_a_count_is_compared_before_a_list_of_it_is_made(model: dllm.HostedModel) -> None:
     hasty = replace(model, defaults={"max_new_tokens": 10**15})
-    with pytest.raises(ValueError, match="over the model's limit"):
+    with pytest.raises(ValueError, match="must be at most 1048576"):
         dllm.generate(hasty, [[1]])
     with pytest.raises(ValueError, match="prompt 0: the tokens to fill=1000000000000000 is over"):
         dllm.generate(model, dllm.Infill(10**15))
@@ -370,7 +370,7 @@ def test_ids_of_a_checkpoints_defaults(model: dllm.HostedModel) -> None:
     given = dllm.generate(model, [[1]], forbidden_token_ids=[3], **SLOTS)
     assert dllm.generate(wishes, [[1]], **SLOTS).sequences == given.sequences
     wrong = replace(model, defaults={"forbidden_token_ids": [-40]})
-    with pytest.raises(ValueError, match="forbidden_token_ids=-40 is outside"):
+    with pytest.raises(ValueError, match=r"forbidden_token_ids=\[-40\] must be a token id"):
         dllm.generate(wrong, [[1]], **SLOTS)
 
 
@@ -495,8 +495,8 @@ def test_an_infill_is_as_long_as_its_gaps(tiny: dllm.HostedModel) -> None:
     assert out.texts is not None
     assert out.texts[0].strip().endswith("return x")
     assert out.sequences == dllm.generate(tiny, gaps, block_length=14).sequences
-    with pytest.raises(ValueError, match="block_length=16 is longer than the 8 new tokens"):
-        dllm.generate(tiny, "tom", max_new_tokens=8, block_length=16)
+    short = dllm.generate(tiny, "tom", max_new_tokens=8, block_length=16)
+    assert short.sequences == dllm.generate(tiny, "tom", max_new_tokens=8).sequences
     trained = block_causal_model(0)
     assert len(dllm.generate(trained, [[1, 59, 59, 59]], infill=True).sequences[0]) == 4
 
