@@ -2,6 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def _leave(*_: Any) -> None:
+    """Ends the program in one line."""
+    os.write(2, b"interrupted\n")
+    os._exit(130)  # what a shell reports after Ctrl-C
+
+
+# While the `dllm` command imports torch, which takes seconds, there is nothing to clean up and no
+# traceback that would tell a user anything; `main` takes Ctrl-C back.
+_IS_COMMAND = Path(sys.argv[0]).stem == "dllm" or (sys.argv[0] == "-m" and "dllm" in sys.orig_argv)
+if _IS_COMMAND and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, _leave)
+
 from dllm import cache, eval, schedulers  # noqa: A004 the folder has the name of the thing
 from dllm.decoding.loop import BrokenLogitsError
 from dllm.decoding.memory_limits import NotEnoughMemoryError

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from rich.console import Console
 from typer import Argument, Option
 
 from dllm.cli import options
+from dllm.cli.shown import Terminal
 from dllm.cli.shown.measured import Bars, Measurement, interrupted, measure, printed, written
 from dllm.decoding.loop import BrokenLogitsError
 from dllm.decoding.memory_limits import NotEnoughMemoryError
@@ -33,23 +34,31 @@ def ablate(
         bool, Option("--list", help="List the configurations that come with dllm.")
     ] = False,
     output: Annotated[
-        Path | None, Option(help="Folder of results and report; runs/ablate-NAME unless given.")
+        Path | None, Option(help="Folder of results and report.", show_default="runs/ablate-NAME")
     ] = None,
     limit: Annotated[
-        int | None, Option(min=1, help="Problems a run; the configuration's unless given.")
+        int | None, Option(min=1, help="Problems a run.", show_default="the configuration's")
     ] = None,
     data: Annotated[
         list[str] | None,
-        Option(help="gsm8k=FILE or humaneval=FILE, JSON lines; the hub's unless given."),
+        Option(help="gsm8k=FILE or humaneval=FILE, JSON lines.", show_default="the hub's"),
     ] = None,
     examples: options.Examples = None,
     run_code: options.RunCode = False,
     model: Annotated[
-        str | None, Option("--model", "-m", help="Another model than the configuration's.")
+        str | None,
+        Option(
+            *("--model", "-m"),
+            help="Another model than the configuration's.",
+            show_default="the configuration's",
+        ),
     ] = None,
+    revision: options.Revision = None,
     device: options.Device = None,
+    device_map: options.DeviceMap = None,
     compare: Annotated[
-        Path | None, Option(help="Folder of an earlier ablation to set this one beside.")
+        Path | None,
+        Option(help="Folder of an earlier ablation to set this one beside.", show_default="none"),
     ] = None,
     problems: Annotated[
         int, Option(min=0, help="Problems a task that report.html shows; 0 keeps no traces.")
@@ -68,7 +77,7 @@ def ablate(
     if config is None:
         raise ValueError("name a configuration: a YAML file, or one that --list lists")
     path = find_config(config)
-    ablation = with_files(with_model(read_ablation(path), model), data or (), examples)
+    ablation = with_files(with_model(read_ablation(path), model, revision), data or (), examples)
     trials = trials_of(ablation, limit, run_code=run_code)
     folder = output or Path("runs") / f"ablate-{ablation.name}"
     if folder.is_file():
@@ -77,20 +86,13 @@ def ablate(
     if compare is not None:
         differences((), compare)  # a wrong folder is better known before the runs than after
     with locked(folder):
-        bench = Bench(folder, device, keep_trace=problems > 0)
+        bench = Bench(folder, device, options.devices(device_map), keep_trace=problems > 0)
         measured = _measure(bench, trials)
         _check(measured)
         beside = None if compare is None else differences(measured.lines, compare)
         report = Report(ablation, measured.lines, bench.starts(measured.lines), beside)
         files = write(folder, report, problems)
-        if as_json:
-            print(json.dumps({"rows": report.records()}))
-        else:
-            console = Console(highlight=False)
-            for table in report.tables():
-                console.print(printed(table))
-                console.print(table.legend, markup=False, style="dim")
-            written(files)
+        _print(report, files, as_json)
     if measured.stopped:
         interrupted(folder)
 
@@ -112,6 +114,17 @@ def _check(measured: Measurement[Trial]) -> None:
     nothing = not any(line.results for line in measured.lines)
     if nothing and not measured.stopped and len(refusals) == len(measured.lines):
         raise ValueError("every run was refused:\n" + "\n".join(refusals))
+
+
+def _print(report: Report, files: Sequence[Path], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"rows": report.records()}))
+        return
+    console = Terminal()
+    for table in report.tables():
+        console.print(printed(table))
+        console.print(table.legend, markup=False, style="dim")
+    written(files)
 
 
 def _list(as_json: bool) -> None:

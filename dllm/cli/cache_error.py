@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 from typer import Option
 
 from dllm import load
 from dllm.cli import options
+from dllm.cli.shown import Terminal, say
 from dllm.cli.shown.measured import empty_table, progress
 from dllm.decoding.memory_limits import NotEnoughMemoryError
 from dllm.eval.compare.cache_error_run import CacheError, CacheErrorRun, Observed, summarise
@@ -53,19 +53,23 @@ HEADS: dict[str, Callable[[CacheError], str]] = {
 
 def cache_error(
     model: options.Model = "tiny",
+    revision: options.Revision = None,
     scheduler: options.Scheduler = None,
     cache: options.Caches = None,
     task: Annotated[
-        str | None, Option(help="Held-out problems of a task; arithmetic unless given.")
+        str | None,
+        Option(help="Held-out problems of a task.", show_default="arithmetic, unless --prompts"),
     ] = None,
     prompts: options.Prompts = None,
     limit: Annotated[int, Option(help="Prompts at most.")] = 20,
     batch_size: options.Together = 10,
     output: Annotated[
-        Path | None, Option(help="FILE.csv with all figures, or FILE.md with the table.")
+        Path | None,
+        Option(help="FILE.csv with all figures, or FILE.md with the table.", show_default="none"),
     ] = None,
     passes: Annotated[
-        Path | None, Option(help="FILE.csv with a line for each pass of each prompt.")
+        Path | None,
+        Option(help="FILE.csv with a line for each pass of each prompt.", show_default="none"),
     ] = None,
     max_new_tokens: options.NewTokens = None,
     block_length: options.Block = None,
@@ -74,6 +78,7 @@ def cache_error(
     settings: options.Set = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
+    device_map: options.DeviceMap = None,
     as_json: options.Json = False,
 ) -> None:
     """Compares each pass of a cached decoding with an exact one on the same canvas.
@@ -83,7 +88,7 @@ def cache_error(
     _check(output, "output", ".csv", ".md")
     _check(passes, "passes", ".csv")
     subject = _subject(task, prompts, limit)
-    loaded = load(model, dtype=dtype, device=device)
+    loaded = load(model, dtype=dtype, **options.placed(device, device_map, revision))
     chosen = options.collect(
         settings, max_new_tokens, block_length, temperature, seed, scheduler=scheduler
     )
@@ -134,7 +139,7 @@ class _Job:
         if isinstance(cut, NotEnoughMemoryError):
             raise cut
         if cut is not None:
-            options.say("interrupted: these are the caches that were done")
+            say("interrupted: these are the caches that were done")
             raise typer.Exit(options.INTERRUPTED)
 
     def _measure(self, errors: list[CacheError]) -> None:
@@ -174,7 +179,7 @@ class _Job:
         if self.as_json:
             print(json.dumps({"title": title, "rows": records}))
         else:
-            Console(highlight=False).print(_printed(table), LEGEND)
+            Terminal().print(_printed(table), LEGEND)
 
 
 def _check(path: Path | None, name: str, *endings: str) -> None:
@@ -206,7 +211,7 @@ def _chosen(run: CacheErrorRun, names: Sequence[str] | None) -> list[str]:
     allowed = run.allowed()
     for name, reason in allowed.items():
         if reason is not None:
-            options.say(f"left out: {name}: {reason}")
+            say(f"left out: {name}: {reason}")
     return [name for name, reason in allowed.items() if reason is None]
 
 

@@ -6,19 +6,21 @@ import json
 import sys
 from typing import Any
 
-from rich.console import Console
 from rich.prompt import Prompt
 
 from dllm import PromptMemory, load
 from dllm.cli import options
 from dllm.cli.generate import drain, warn_unknown_words
+from dllm.cli.shown import Terminal
 from dllm.compatible import check
 from dllm.generate import stream
 from dllm.settings import resolve
+from dllm.trace.text import visible
 
 
 def chat(
     model: options.Model = "tiny",
+    revision: options.Revision = None,
     scheduler: options.Scheduler = None,
     cache: options.Cache = None,
     max_new_tokens: options.NewTokens = None,
@@ -27,6 +29,7 @@ def chat(
     settings: options.Set = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
+    device_map: options.DeviceMap = None,
     speed: options.Speed = None,
     as_json: options.Json = False,
 ) -> None:
@@ -34,7 +37,8 @@ def chat(
 
     dllm chat --scheduler threshold:0.9 --cache dual
     """
-    loaded = load(model, dtype=dtype, device=device, speed=speed)
+    where = options.placed(device, device_map, revision)
+    loaded = load(model, dtype=dtype, speed=speed, **where)
     parts = {"scheduler": scheduler, "cache": cache}
     chosen = options.collect(settings, max_new_tokens, block_length, temperature, None, **parts)
     resolved = resolve(loaded.defaults, None, chosen)
@@ -53,7 +57,7 @@ def chat(
         if as_json:
             print(json.dumps({"reply": reply, "metrics": out.metrics.to_dict()}), flush=True)
         elif not sys.stdout.isatty():
-            Console().print(reply, markup=False, highlight=False)
+            Terminal().print(visible(reply), markup=False)
 
 
 def _read(quiet: bool) -> str:

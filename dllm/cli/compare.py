@@ -7,12 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from typer import Argument, Option
 
 from dllm.cli import options
+from dllm.cli.shown import Terminal
 from dllm.cli.shown.measured import accuracy_cells, empty_table
 from dllm.eval.compare.paired import Pairing, choose, label_in, pair
 from dllm.eval.run.summary import record
@@ -26,10 +26,16 @@ def compare(
         Path | None, Argument(help="The other results; the same file unless given.")
     ] = None,
     run_first: Annotated[
-        str | None, Option("--first", help="Which run of the first file: a name or label.")
+        str | None,
+        Option(
+            "--first",
+            help="Which run of the first file: a name or label.",
+            show_default="its only one",
+        ),
     ] = None,
     run_second: Annotated[
-        str | None, Option("--second", help="Which run of the second file.")
+        str | None,
+        Option("--second", help="Which run of the second file.", show_default="its only one"),
     ] = None,
     show: Annotated[
         bool, Option("--show", help="List the problems that only one has right.")
@@ -73,7 +79,7 @@ def _values(labels: tuple[str, str], pairing: Pairing) -> dict[str, Any]:
 
 
 def _report(labels: tuple[str, str], pairing: Pairing, show: bool) -> None:
-    console, counts = Console(highlight=False), pairing.counts
+    console, counts = Terminal(), pairing.counts
     console.print(_table(labels, pairing))
     low, high = counts.interval
     verdict = "can" if counts.exact_p >= _LEVEL else "is unlikely to"

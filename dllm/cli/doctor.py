@@ -8,11 +8,11 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 from typer import Argument
 
 from dllm.cli import options
+from dllm.cli.shown import Terminal
 from dllm.doctor import examine
 
 FAILED = 1  # exit code
@@ -23,6 +23,7 @@ def doctor(
     model: Annotated[
         str | None, Argument(help='"tiny", a checkpoint folder or a downloaded hub id.')
     ] = None,
+    revision: options.Revision = None,
     device: options.Device = None,
     as_json: options.Json = False,
 ) -> None:
@@ -30,8 +31,8 @@ def doctor(
 
     dllm doctor tiny
     """
-    found, console = [], Console(highlight=False)
-    for finding in examine(model, device):
+    found, console = [], Terminal()
+    for finding in examine(model, device, revision):
         found.append(finding)
         if not as_json:
             level = f"{finding.level:<8}", STYLES[finding.level]

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from rich.console import Console
 from typer import Option
 
 from dllm import load
 from dllm.cli import options
+from dllm.cli.shown import Terminal
 from dllm.cli.shown.measured import Bars, interrupted, measure, measure_runs, printed, written
 from dllm.compatible import check
 from dllm.decoding.memory_limits import NotEnoughMemoryError
@@ -58,17 +58,25 @@ def evaluate(
         Option(
             help="gsm8k: fewshot, cot, zeroshot, chat, ...; humaneval: base, instruct; "
             "parallel_bench, own: plain, chat."
+            show_default="the task's first",
         ),
     ] = None,
     examples: options.Examples = None,
     shots: Annotated[
-        int | None, Option(help="Solved problems in each prompt; the style's own number.")
+        int | None,
+        Option(help="Solved problems in each prompt.", show_default="the style's own number"),
     ] = None,
     run_code: options.RunCode = False,
     model: options.Model = "tiny",
+    revision: options.Revision = None,
     scheduler: options.Schedulers = None,
     lineup: Annotated[
-        str | None, Option("--schedulers", help='"all", or a YAML file with the list to compare.')
+        str | None,
+        Option(
+            "--schedulers",
+            help='"all", or a YAML file with the list to compare.',
+            show_default="none",
+        ),
     ] = None,
     cache: options.Caches = None,
     verifier: options.Verifier = None,
@@ -81,13 +89,16 @@ def evaluate(
         Path | None,
         Option(
             help="JSON lines, one a problem; a stopped run goes on. With --schedulers or --plot "
-            "a folder, which also gets the table as CSV and Markdown."
+            "a folder, which also gets the table as CSV and Markdown.",
+            show_default="none",
         ),
     ] = None,
     trace: Annotated[
         bool, Option("--trace", help="Keep each row's steps in --output, for `dllm trace`.")
     ] = False,
-    plot: Annotated[Path | None, Option(help="PNG: accuracy over tokens per forward.")] = None,
+    plot: Annotated[
+        Path | None, Option(help="PNG: accuracy over tokens per forward.", show_default="none")
+    ] = None,
     max_new_tokens: options.NewTokens = None,
     block_length: options.Block = None,
     temperature: options.Temperature = None,
@@ -95,6 +106,7 @@ def evaluate(
     settings: options.Set = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
+    device_map: options.DeviceMap = None,
     speed: options.Speed = None,
     with_record: Annotated[
         bool, Option("--record", help="Print below the table all that belongs to its figures.")
@@ -124,7 +136,8 @@ def evaluate(
     if compared:
         check_destination(output, plot)
     processes = find_processes()
-    loaded = load(model, dtype=dtype, device=processes.device(device), speed=speed)
+    own = device if device_map else processes.device(device)  # a map is about all of them
+    loaded = load(model, dtype=dtype, speed=speed, **options.placed(own, device_map, revision))
     shared = options.collect(
         settings, max_new_tokens, block_length, temperature, seed, verifier=verifier
     )
@@ -193,7 +206,7 @@ def compare(
     if lines and as_json:
         print(json.dumps({"title": title, "rows": records(lines)}))
     elif lines:
-        console, shown = Console(highlight=False), table(title, lines)
+        console, shown = Terminal(), table(title, lines)
         console.print(printed(shown, console.width), shown.legend)
     if measured.stopped:
         interrupted(folder)

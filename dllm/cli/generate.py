@@ -12,7 +12,7 @@ from textwrap import shorten
 from typing import Annotated
 
 import typer
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 from typer import Argument, Option
@@ -20,6 +20,7 @@ from typer import Argument, Option
 from dllm import cache as caches
 from dllm import load, schedulers
 from dllm.cli import options
+from dllm.cli.shown import Terminal, say
 from dllm.decoding.loop import BrokenLogitsError
 from dllm.decoding.memory_limits import NotEnoughMemoryError
 from dllm.eval.run.describe import short
@@ -38,6 +39,7 @@ OPEN, DRAFT, NEW, DONE, AGAIN = "dim", "dim italic", "bold green", "default", "b
 def generate(
     prompts: Annotated[list[str], Argument(help='Texts to complete; "-" reads stdin.')],
     model: options.Model = "tiny",
+    revision: options.Revision = None,
     scheduler: options.Scheduler = None,
     cache: options.Cache = None,
     verifier: options.Verifier = None,
@@ -49,9 +51,11 @@ def generate(
     settings: options.Set = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
+    device_map: options.DeviceMap = None,
     speed: options.Speed = None,
     trace: Annotated[
-        Path | None, Option(help="Write each row's steps here, for `dllm trace`.")
+        Path | None,
+        Option(help="Write each row's steps here, for `dllm trace`.", show_default="none"),
     ] = None,
     watch: Annotated[bool, Option(help="Draw the canvas while it fills.")] = False,
     chat_template: options.ChatTemplate = False,
@@ -66,7 +70,8 @@ def generate(
         trace.parent.mkdir(parents=True, exist_ok=True)
         check_free(trace)
     texts = _read(prompts)
-    loaded = load(model, dtype=dtype, device=device, speed=speed)
+    where = options.placed(device, device_map, revision)
+    loaded = load(model, dtype=dtype, speed=speed, **where)
     parts = {"scheduler": scheduler, "cache": cache, "verifier": verifier, "batch_size": batch_size}
     chosen = options.collect(settings, max_new_tokens, block_length, temperature, seed, **parts)
     warn_unknown_words(loaded, texts)
@@ -106,7 +111,7 @@ def warn_unknown_words(model: DenoisingModel, texts: list[str]) -> None:
         return
     for text in texts:
         if unknown in tokenizer.encode(text):
-            options.say(f"warning: the model's vocabulary lacks words of: {text!r}")
+            say(f"warning: the model's vocabulary lacks words of: {text!r}")
 
 
 def report(out: GenerationOutput, as_json: bool) -> None:
@@ -120,11 +125,11 @@ def report(out: GenerationOutput, as_json: bool) -> None:
         }
         print(json.dumps(record))
         return
-    console = Console(highlight=False)
+    console = Terminal()
     for text in out.texts or [str(list(ids)) for ids in out.sequences]:
         console.print(text, markup=False, soft_wrap=True)
     metrics = out.metrics
-    Console(stderr=True, highlight=False).print(
+    Terminal(stderr=True).print(
         f"[dim]{metrics.valid_tokens} tokens, {metrics.num_forwards} forwards, "
         f"{metrics.tokens_per_forward:.2f} tokens per forward, "
         f"{metrics.tokens_per_second:.0f} tokens/s[/dim]"
@@ -136,7 +141,7 @@ def _run(running: Stream, watch: bool) -> bool:
     try:
         drain(running, watch)
     except KeyboardInterrupt:
-        options.say("interrupted: this is what was committed until then")
+        say("interrupted: this is what was committed until then")
         return True
     except (BrokenLogitsError, NotEnoughMemoryError):
         report(running.output, as_json=False)
@@ -149,7 +154,7 @@ def drain(running: Stream, watch: bool) -> None:
     if not watch:
         deque(running, maxlen=0)
         return
-    with Live(console=Console(), auto_refresh=False) as live:
+    with Live(console=Terminal(), auto_refresh=False) as live:
         for number, event in enumerate(running, start=1):
             rows = [_row(running, event, row) for row in range(running.canvas.layout.num_rows)]
             caption = Text(f"forward {number} ({event.kind})", style="dim")

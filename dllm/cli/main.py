@@ -5,10 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
+import signal
 import sys
+from collections.abc import Callable
+from functools import wraps
+from io import TextIOWrapper
+from typing import Annotated, Any
 
 import typer
 
+from dllm import __version__
 from dllm.cli.ablate import ablate
 from dllm.cli.cache_error import cache_error
 from dllm.cli.chat import chat
@@ -18,7 +25,8 @@ from dllm.cli.doctor import doctor
 from dllm.cli.evaluate import evaluate
 from dllm.cli.generate import generate
 from dllm.cli.methods import methods
-from dllm.cli.options import INTERRUPTED, say
+from dllm.cli.options import INTERRUPTED
+from dllm.cli.shown import say
 from dllm.cli.trace import trace
 from dllm.cli.train_filter import train_filter
 from dllm.cli.verify import verify
@@ -38,34 +46,98 @@ _MEANING = {
     errno.ENOSPC: "its disk is full: make room, or choose another path",
 }
 
+_WIDEST = 100  # columns of help: longer lines are hard to read
+_LONGEST = 1000  # characters of a line of a message: a file that it quotes may be one line
+
+# Without rich's boxes, which cut the names of options in a narrow terminal.
 app = typer.Typer(
     help="Parallel decoding for diffusion language models.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    rich_markup_mode=None,
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"dllm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Print the version and exit.",
+            callback=_print_version,
+            is_eager=True,
+        ),
+    ] = False,
+) -> None:
+    """Parallel decoding for diffusion language models."""
+
+
+def _command(run: Callable[..., None]) -> Callable[..., None]:
+    """Returns a command that says so when Ctrl-C ends it, and has written all it prints."""
+
+    @wraps(run)
+    def whole(*given: Any, **named: Any) -> None:
+        try:
+            run(*given, **named)
+            sys.stdout.flush()  # what fails here is reported, at exit it would be a traceback
+        except KeyboardInterrupt:
+            say("interrupted")
+            raise typer.Exit(INTERRUPTED) from None
+
+    return whole
+
+
 RUNNING = (generate, chat, evaluate, compare, demo)
 BESIDE = (methods, train_filter, cache_error, verify, doctor, trace, ablate)
 for command in (*RUNNING, *BESIDE):
-    app.command("eval" if command is evaluate else None)(command)
+    app.command("eval" if command is evaluate else None)(_command(command))
 
 
 def message(error: Exception) -> str:
     """Returns an error in words; the system's own ones name a path and what to do about it."""
-    if isinstance(error, OSError) and error.filename is not None and error.errno in _MEANING:
-        return f"{os.fspath(error.filename)}: {_MEANING[error.errno]}"
-    return str(error)
+    text = str(error)
+    if isinstance(error, OSError) and error.errno in _MEANING:
+        where = "standard output" if error.filename is None else os.fspath(error.filename)
+        text = f"{where}: {_MEANING[error.errno]}"
+    return "\n".join(_shortened(line) for line in text.splitlines())
+
+
+def _shortened(line: str) -> str:
+    left = len(line) - _LONGEST
+    return line if left <= 0 else f"{line[:_LONGEST]} ... ({left} characters more)"
 
 
 def main() -> None:
     """Runs the command line; what a user can mend is one line on stderr, not a traceback."""
+    if callable(signal.getsignal(signal.SIGINT)):  # from here on it is ours to say what ends
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # text that a terminal's encoding lacks is escaped
+            stream.reconfigure(errors="backslashreplace")
     try:
-        app()
+        app(terminal_width=min(shutil.get_terminal_size().columns, _WIDEST))
     except KeyboardInterrupt:
         say("interrupted")
         sys.exit(INTERRUPTED)
     except (ValueError, TypeError, OSError, BrokenLogitsError, NotEnoughMemoryError) as error:
         if isinstance(error, TypeError) and not _OF_SETTINGS.search(str(error)):
             raise  # a fault of ours, not of the user's
+        if isinstance(error, OSError) and error.filename is None:
+            _drop_output()
         say(f"error: {message(error)}")
         sys.exit(2)
+
+
+def _drop_output() -> None:
+    """Sends nowhere what standard output still holds, for the same error would come at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

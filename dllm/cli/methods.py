@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dllm.cli import options
+from dllm.cli.shown import Terminal
 from dllm.cli.shown.catalogue import Method, Option, find_methods
 
 MARKER = "<!-- generated: `make docs` writes what follows from the code -->"
@@ -28,7 +29,10 @@ def methods(
         bool, typer.Option("--markdown", help="Print the schedulers as Markdown.")
     ] = False,
     into: Annotated[
-        Path | None, typer.Option(help="With --markdown: the page whose generated part it is.")
+        Path | None,
+        typer.Option(
+            help="With --markdown: the page whose generated part it is.", show_default="none"
+        ),
     ] = None,
     as_json: options.Json = False,
 ) -> None:
@@ -49,9 +53,9 @@ def methods(
         print(json.dumps([asdict(method) for method in found]))
     elif name is not None:
         for method in found:
-            _explain(Console(highlight=False), method)
+            _explain(Terminal(), method)
     else:
-        _list(Console(highlight=False), found)
+        _list(Terminal(), found)
 
 
 def _list(console: Console, found: Iterable[Method]) -> None:

@@ -8,57 +8,140 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from rich.console import Console
 from typer import Option
+
+from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings
 
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
 _BEGINNING = 1 << 16  # characters in which a file says what it is
 
+_OWN = "the checkpoint's, else {}"  # of a setting that a checkpoint may recommend
+
 Model = Annotated[str, Option("--model", "-m", help='"tiny", a checkpoint folder or a hub id.')]
+Revision = Annotated[
+    str | None,
+    Option(help="Branch, tag or commit of a hub id.", show_default="the hub's main branch"),
+]
 Scheduler = Annotated[
     str | None,
-    Option("--scheduler", "-s", help='Such as "threshold:0.9"; `dllm methods` lists all.'),
+    Option(
+        *("--scheduler", "-s"),
+        help='Such as "threshold:0.9"; `dllm methods` lists all.',
+        show_default=_OWN.format(Settings.scheduler),
+    ),
 ]
 Schedulers = Annotated[
     list[str] | None,
-    Option("--scheduler", "-s", help='Such as "threshold:0.9"; repeat to compare several.'),
+    Option(
+        *("--scheduler", "-s"),
+        help='Such as "threshold:0.9"; repeat to compare several.',
+        show_default=_OWN.format(Settings.scheduler),
+    ),
 ]
-Cache = Annotated[str | None, Option("--cache", "-c", help='"none", "prefix", "dual", ...')]
+Cache = Annotated[
+    str | None,
+    Option(
+        *("--cache", "-c"),
+        help='"none", "prefix", "dual", ...; `dllm methods` lists all.',
+        show_default=_OWN.format(Settings.cache),
+    ),
+]
 Caches = Annotated[
     list[str] | None,
-    Option("--cache", "-c", help='"none", "prefix", "dual", ...; repeat to compare several.'),
+    Option(
+        *("--cache", "-c"),
+        help='"none", "prefix", "dual", ...; repeat to compare several.',
+        show_default=_OWN.format(Settings.cache),
+    ),
 ]
 Verifier = Annotated[
-    str | None, Option("--verifier", "-v", help='"ssd:draft_length=4", "freedave:4", ...')
+    str | None,
+    Option(
+        *("--verifier", "-v"),
+        help='"ssd:draft_length=4", "freedave:4", ...',
+        show_default="none",
+    ),
 ]
 Batch = Annotated[
-    int | None, Option("--batch-size", help="Rows decoded at a time; other prompts wait.")
+    int | None,
+    Option(
+        "--batch-size",
+        help="Rows decoded at a time; other prompts wait.",
+        show_default="all of them",
+    ),
 ]
-NewTokens = Annotated[int | None, Option("--max-new-tokens", "-n", help="Slots after each prompt.")]
-Block = Annotated[int | None, Option("--block-length", "-b", help="Columns decoded together.")]
+NewTokens = Annotated[
+    int | None,
+    Option(
+        *("--max-new-tokens", "-n"),
+        help="Slots after each prompt.",
+        show_default=_OWN.format(Settings.max_new_tokens),
+    ),
+]
+Block = Annotated[
+    int | None,
+    Option(
+        *("--block-length", "-b"),
+        help="Columns decoded together.",
+        show_default=f"the model's own, else {DEFAULT_BLOCK_LENGTH}, or fewer for fewer slots",
+    ),
+]
 Temperature = Annotated[
-    float | None, Option("--temperature", "-t", help="0 takes the most probable token.")
+    float | None,
+    Option(
+        *("--temperature", "-t"),
+        help="0 takes the most probable token.",
+        show_default=_OWN.format(f"{Settings.temperature:g}"),
+    ),
 ]
-Seed = Annotated[int | None, Option(help="Seed of sampled tokens and random orders.")]
+Seed = Annotated[
+    int | None,
+    Option(help="Seed of sampled tokens and random orders.", show_default="another each time"),
+]
 Dtype = Annotated[
-    str | None, Option(help="float32, bfloat16, ...; the checkpoint's own unless given.")
+    str | None, Option(help="float32, bfloat16, ...", show_default="the checkpoint's own")
 ]
 Examples = Annotated[
-    Path | None, Option(help="JSON lines with solved problems for gsm8k's prompts.")
+    Path | None,
+    Option(
+        help="JSON lines with solved problems for gsm8k's prompts.",
+        show_default="those that come with the style",
+    ),
 ]
 RunCode = Annotated[
     bool, Option("--run-code", help="Run model-written code, in a sandbox, to score it.")
 ]
-Prompts = Annotated[Path | None, Option(help='Text, a prompt a line, or .jsonl with "prompt".')]
+Prompts = Annotated[
+    Path | None,
+    Option(help='Text, a prompt a line, or .jsonl with "prompt".', show_default="none"),
+]
 ChatTemplate = Annotated[bool, Option("--chat", help="Put each prompt into the chat template.")]
 Together = Annotated[int, Option("--batch-size", help="Prompts decoded together.")]
-Device = Annotated[str | None, Option(help="cpu, cuda, cuda:1, ...")]
+Device = Annotated[
+    str | None, Option(help="cpu, cuda, cuda:1, ...", show_default="torch's own, mostly cpu")
+]
+DeviceMap = Annotated[
+    str | None,
+    Option(
+        help='"auto" spreads the layers over all devices; or {module: device, ...}, where "" is '
+        "the whole.",
+        show_default="all on one device",
+    ),
+]
 Speed = Annotated[
-    str | None, Option(help='Faster passes: fused, compiled, captured, int8, or "fused+captured".')
+    str | None,
+    Option(
+        help='Faster passes: fused, compiled, captured, int8, or "fused+captured".',
+        show_default="none",
+    ),
 ]
 Set = Annotated[
     list[str] | None,
-    Option("--set", help="Any other setting as name=value, such as top_p=0.95; repeatable."),
+    Option(
+        "--set",
+        help="Any other setting as name=value, such as top_p=0.95; repeatable.",
+        show_default="none",
+    ),
 ]
 Json = Annotated[bool, Option("--json", help="Print JSON and nothing else.")]
 
@@ -82,24 +165,34 @@ def collect(
             raise ValueError(f"--set {item!r}: write it as name=value")
         if name in settings:
             raise ValueError(f"--set {item!r}: {name} is given twice, leave one of them out")
-        try:
-            settings[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ValueError(
-                f"--set {item!r}: {value!r} is not a YAML value, such as 3, true or [1, 2]: put a "
-                "text with signs in it into quotes"
-            ) from None
+        settings[name] = yaml_value(value, f"--set {item!r}")
     return settings
+
+
+def yaml_value(text: str, where: str) -> Any:
+    """Returns what a text says in YAML; raises ValueError that begins with `where`."""
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):  # a date of no calendar is a ValueError
+        raise ValueError(
+            f"{where}: {text!r} is not a YAML value, such as 3, true or [1, 2]: put a text with "
+            "signs in it into quotes"
+        ) from None
+
+
+def placed(device: str | None, device_map: str | None, revision: str | None) -> dict[str, Any]:
+    """Returns the arguments of `load` that say which copy of a model goes where."""
+    return {"device": device, "device_map": devices(device_map), "revision": revision}
+
+
+def devices(device_map: str | None) -> Any:
+    """Returns a device map as `load` takes it."""
+    return None if device_map is None else yaml_value(device_map, "--device-map")
 
 
 def inputs(texts: list[str], as_chats: bool) -> Any:
     """Returns texts as `generate` takes them, each as it is or as the message of a user."""
     return [[{"role": "user", "content": text}] for text in texts] if as_chats else texts
-
-
-def say(text: str) -> None:
-    """Prints a line on stderr, beside what a command prints or writes."""
-    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def check_writable(path: Path | None, option: str, mark: str = "") -> None:

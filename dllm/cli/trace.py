@@ -19,6 +19,7 @@ from rich.text import Text
 from typer import Argument, Option
 
 from dllm.cli import options
+from dllm.cli.shown import Terminal, say
 from dllm.cli.shown.replay import COLOURS, View, frames_of, print_rows, print_steps
 from dllm.registry import nearest
 from dllm.trace import TraceRecord
@@ -55,14 +56,22 @@ _ABOVE = 2  # lines of the canvas above what it was scrolled to
 def trace(
     file: Annotated[Path, Argument(help="From `dllm generate --trace` or `eval --trace`.")],
     id_: Annotated[
-        str | None, Option("--id", help="The problem with this id; --list has them.")
+        str | None,
+        Option("--id", help="The problem with this id; --list has them.", show_default="any"),
     ] = None,
-    row: Annotated[int | None, Option(help="The row with this number, from 1.")] = None,
+    row: Annotated[
+        int | None, Option(help="The row with this number, from 1.", show_default="any")
+    ] = None,
     list_rows: Annotated[bool, Option("--list", help="List what the file holds.")] = False,
     html: Annotated[
-        Path | None, Option(help="Write a page for a browser; all rows unless one is named.")
+        Path | None,
+        Option(
+            help="Write a page for a browser; all rows unless one is named.", show_default="none"
+        ),
     ] = None,
-    step: Annotated[int | None, Option(help="Print only the canvas after so many steps.")] = None,
+    step: Annotated[
+        int | None, Option(help="Print only the canvas after so many steps.", show_default="all")
+    ] = None,
     colour: Annotated[
         str, Option("--colour", "--color", help="step: of the commit; or confidence.")
     ] = "step",
@@ -92,7 +101,7 @@ def trace(
     record = _single(chosen, held).record
     if step is not None and not 0 <= step <= record.num_steps:
         raise ValueError(f"step={step} must be between 0 and {record.num_steps}, the row's steps")
-    console = Console(highlight=False)
+    console = Terminal()
     view, terminal = View(record, colour, console.color_system), console.is_terminal
     if as_json:
         print(json.dumps(frames_of(record, step)))
@@ -129,14 +138,14 @@ def _single(chosen: Sequence[Held], held: Sequence[Held]) -> Held:
         raise ValueError(f"id={chosen[0].id!r} is in {len(chosen)} runs: name one as --row {rows}")
     if len(chosen) > 1:
         number = f"row {chosen[0].number} of {len(held)}"
-        options.say(f"{number}; --row or --id name another, --list lists all")
+        say(f"{number}; --row or --id name another, --list lists all")
     return chosen[0]
 
 
 def _write(path: Path, records: Sequence[TraceRecord], name: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page(records, f"Replay of {name}"), encoding="utf-8")
-    options.say(f"written: {path} ({plural(len(records), 'row')}); open it in a browser")
+    say(f"written: {path} ({plural(len(records), 'row')}); open it in a browser")
 
 
 # A replay that one steps through with keys.

@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated
 
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from typer import Option
 
 from dllm import load
 from dllm.cli import options
+from dllm.cli.shown import Terminal
 from dllm.cli.shown.measured import interrupted, progress
 from dllm.eval.tasks import find_task
 from dllm.learn2pd import Filter, Origin, write_filter
@@ -28,16 +28,18 @@ def train_filter(
         Path, Option("--output", "-o", help="FILE.safetensors; its data goes to FILE.data.")
     ],
     model: options.Model = "tiny",
+    revision: options.Revision = None,
     prompts: options.Prompts = None,
     task: Annotated[
-        str | None, Option(help="Prompts of a task's training split, such as arithmetic.")
+        str | None,
+        Option(help="Prompts of a task's training split, such as arithmetic.", show_default="none"),
     ] = None,
     count: Annotated[int, Option(help="Prompts at most.")] = 1000,
     chat_template: options.ChatTemplate = False,
     max_new_tokens: options.NewTokens = None,
     block_length: options.Block = None,
     steps: Annotated[
-        int | None, Option(help="Of the reference answer; one token a step unless given.")
+        int | None, Option(help="Of the reference answer.", show_default="one for each token")
     ] = None,
     at_eos: Annotated[
         str, Option(help='"stop" as decoding does, or "ignore" as the authors did.')
@@ -53,6 +55,7 @@ def train_filter(
     seed: Annotated[int, Option(help="Of prompts, split and weights.")] = 0,
     dtype: options.Dtype = None,
     device: options.Device = None,
+    device_map: options.DeviceMap = None,
     as_json: options.Json = False,
 ) -> None:
     """Trains a Learn2PD filter for one model and block length; a stopped run goes on.
@@ -66,7 +69,7 @@ def train_filter(
         raise ValueError(f"threshold={threshold} is a probability, from 0 to 1")
     recipe = Recipe(layers, epochs, lr, seed, masked_only)
     texts = _prompts(prompts, task, count, seed)
-    loaded = load(model, dtype=dtype, device=device)
+    loaded = load(model, dtype=dtype, **options.placed(device, device_map, revision))
     slow = {"name": "fixed_quota", "steps": steps}
     chosen = options.collect(None, max_new_tokens, block_length, scheduler=slow, at_eos=at_eos)
     inputs = options.inputs(texts, chat_template)
@@ -165,6 +168,6 @@ def _report(network: Filter, output: Path, as_json: bool) -> None:
     for name in (field.name for field in fields(Score)):
         values = (f"{figures[f'{part}_{name}']:.4f}" for part in ("validation", "test"))
         table.add_row(name.replace("_", " "), *values)
-    console = Console(highlight=False)
+    console = Terminal()
     console.print(table)
     console.print(f"{output}: use it with --scheduler learn2pd:{output}", soft_wrap=True)

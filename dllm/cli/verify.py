@@ -8,13 +8,13 @@ from typing import Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from typer import Option
 
 from dllm import load
 from dllm.cli import options
+from dllm.cli.shown import Terminal
 from dllm.eval.compare.verification import Divergence, Trial, Verification, summed
 from dllm.eval.tasks import find_task
 from dllm.models.model import DenoisingModel
@@ -26,6 +26,7 @@ _LISTED = 10  # divergences
 
 def verify(
     model: options.Model = "tiny",
+    revision: options.Revision = None,
     verifier: Annotated[
         str, Option("--verifier", "-v", help='"ssd:draft_length=4" or "freedave:4".')
     ] = "ssd",
@@ -41,6 +42,7 @@ def verify(
     settings: options.Set = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
+    device_map: options.DeviceMap = None,
     as_json: options.Json = False,
 ) -> None:
     """Decodes problems without and with a verifier and compares them token by token.
@@ -53,10 +55,10 @@ def verify(
     parts = {"verifier": verifier, "scheduler": scheduler, "cache": cache}
     chosen = options.collect(settings, max_new_tokens, block_length, temperature, seed, **parts)
     problems = find_task(task).take(limit)
-    loaded = load(model, dtype=dtype, device=device)
+    loaded = load(model, dtype=dtype, **options.placed(device, device_map, revision))
     resolved = resolve(loaded.defaults, None, chosen)
     trial = Trial(loaded, [problem.given for problem in problems], resolved, batch_size)
-    errors, count = Console(stderr=True), -(-len(problems) // batch_size)
+    errors, count = Terminal(stderr=True), -(-len(problems) // batch_size)
     result = summed(list(track(trial.parts(), "twice each", count, console=errors)))
     if as_json:
         print(json.dumps({**asdict(result), "steps_per_forward": result.steps_per_forward}))
@@ -67,7 +69,7 @@ def verify(
 
 
 def _report(result: Verification, verifier: str, model: DenoisingModel) -> None:
-    console = Console(highlight=False)
+    console = Terminal()
     table = Table("", box=SIMPLE_HEAD, title=f"{result.num_prompts} prompts", title_justify="left")
     for head in ("forwards", "row-forwards", "rows fed", "seconds"):
         table.add_column(head, justify="right")

@@ -10,10 +10,13 @@ import torch
 from dllm.doctor import checkpoint, machine
 from dllm.doctor.checkpoint import LocalCheckpoint
 from dllm.doctor.finding import Check, Finding, run
+from dllm.models.loading.checkpoint import Source
 from dllm.models.loading.weights import parse_device
 
 
-def examine(model: str | None = None, device: str | None = None) -> Iterator[Finding]:
+def examine(
+    model: str | None = None, device: str | None = None, revision: str | None = None
+) -> Iterator[Finding]:
     """Yields all findings: of the machine, then of the model if one is named.
 
     Raises ValueError for a device that is not there; whatever else is wrong is a finding.
@@ -21,7 +24,7 @@ def examine(model: str | None = None, device: str | None = None) -> Iterator[Fin
     where = parse_device(device)
     yield from examine_machine(where)
     if model is not None:
-        yield from examine_model(model, where)
+        yield from examine_model(model, where, revision)
 
 
 def examine_machine(where: torch.device) -> Iterator[Finding]:
@@ -43,9 +46,9 @@ def examine_machine(where: torch.device) -> Iterator[Finding]:
     yield from run(checks)
 
 
-def examine_model(name: str, where: torch.device) -> Iterator[Finding]:
+def examine_model(name: str, where: torch.device, revision: str | None = None) -> Iterator[Finding]:
     """Yields what is found of "tiny", a checkpoint folder or a hub id that was downloaded."""
-    named = LocalCheckpoint(name)
+    named = LocalCheckpoint(name, Source(revision))
     checks: list[tuple[str, Check]] = [
         ("checkpoint", partial(checkpoint.folder, named)),
         ("architecture", partial(checkpoint.architecture, named)),

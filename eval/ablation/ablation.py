@@ -95,6 +95,12 @@ class Row:
     batch_size: int = 32
     published: Published | None = None
     missing: str = ""  # files that the settings need and that are not there, and how to get them
+    revision: str | None = None  # of a hub id
+
+    @property
+    def loaded(self) -> tuple[str | None, ...]:
+        """What of the row decides which model is loaded."""
+        return self.model, self.dtype, self.revision
 
     def __post_init__(self) -> None:
         if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int):
@@ -182,12 +188,15 @@ def text_of(key: str, value: Any) -> str:
     return " ".join(map(str, value.values())) if isinstance(value, Mapping) else str(value)
 
 
-def with_model(ablation: Ablation, model: str | None) -> Ablation:
+def with_model(ablation: Ablation, model: str | None, revision: str | None = None) -> Ablation:
     """Returns the ablation with another model in every row; published figures no longer apply."""
     if model is None:
+        if revision is not None:
+            raise ValueError(f"--revision {revision!r}: name the model that it is of with --model")
         return ablation
-    rows = tuple(replace(row, model=model) for row in ablation.rows)
-    return replace(ablation, rows=rows, changed=f"the model {model!r}")
+    rows = tuple(replace(row, model=model, revision=revision) for row in ablation.rows)
+    at = "" if revision is None else f" at {revision!r}"
+    return replace(ablation, rows=rows, changed=f"the model {model!r}{at}")
 
 
 def with_files(ablation: Ablation, data: Sequence[str], examples: Path | None) -> Ablation:

@@ -21,6 +21,7 @@ from dllm.eval.run.run import Run
 from dllm.eval.tasks import Task, find_task
 from dllm.eval.tasks.task import Problem, TaskOptions
 from dllm.models import HostedModel, load
+from dllm.models.loading.weights import DeviceMap
 from dllm.settings import resolve
 
 FILE = "ablation.json"
@@ -87,6 +88,7 @@ def key_of(row: Row, task: Task) -> str:
         "model": row.model,
         "dtype": row.dtype,
         "task": [task.name, dict(task.options)],
+        **({} if row.revision is None else {"revision": row.revision}),
         "settings": str(resolve({}, None, row.given)),
     }
     return name_of(asked)
@@ -126,17 +128,25 @@ def trials_of(ablation: Ablation, limit: int | None, *, run_code: bool) -> list[
 
 def by_model(trials: Sequence[Trial]) -> list[Trial]:
     """Returns trials in an order in which each model is loaded once."""
-    models = list(dict.fromkeys((trial.row.model, trial.row.dtype) for trial in trials))
-    return sorted(trials, key=lambda trial: models.index((trial.row.model, trial.row.dtype)))
+    models = list(dict.fromkeys(trial.row.loaded for trial in trials))
+    return sorted(trials, key=lambda trial: models.index(trial.row.loaded))
 
 
 class Bench:
     """Runs trials; holds one model at a time, and none while everything is there already."""
 
-    def __init__(self, folder: Path, device: str | None = None, *, keep_trace: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        device: str | None = None,
+        device_map: DeviceMap | None = None,
+        *,
+        keep_trace: bool = True,
+    ) -> None:
         self.folder, self.device, self.keep_trace = folder, device, keep_trace
+        self.device_map = device_map
         self.state = State(folder)
-        self._loaded: tuple[tuple[str, str | None], HostedModel] | None = None
+        self._loaded: tuple[tuple[str | None, ...], HostedModel] | None = None
 
     def finished(self, trial: Trial) -> Line[Trial] | None:
         """Returns a trial whose results are all in the folder, else None."""
@@ -181,12 +191,18 @@ class Bench:
         return run
 
     def _model(self, row: Row) -> HostedModel:
-        wanted = (row.model, row.dtype)
-        if self._loaded is None or self._loaded[0] != wanted:
+        if self._loaded is None or self._loaded[0] != row.loaded:
             self._loaded = None
             gc.collect()  # two models seldom fit side by side
             try:
-                self._loaded = wanted, load(row.model, dtype=row.dtype, device=self.device)
+                model = load(
+                    row.model,
+                    dtype=row.dtype,
+                    device=self.device,
+                    device_map=self.device_map,
+                    revision=row.revision,
+                )
+                self._loaded = row.loaded, model
             except (ValueError, OSError) as error:
                 raise RefusedError(f"the model cannot be loaded: {error}") from error
         return self._loaded[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -29,11 +30,22 @@ ALL = CONFIGS / "schedulers.yaml"  # of `dllm eval --schedulers all`
 _TOP = ("about", "notes", "common", "grid", "exclude", "settings", "limit")
 # Keys of a row that are no settings of a generation.
 _OWN = (
-    *("name", "method", "model", "dtype", "task", "batch_size", "requires"),
+    *("name", "method", "model", "dtype", "revision", "task", "batch_size", "requires"),
     *("published", "because"),
 )
 _SETTINGS = (*(field.name for field in fields(Settings)), *ALIASES, *SCHEDULER_OPTIONS)
-_TEXTS = ("name", "method", "model", "dtype", "because")
+_TEXTS = ("name", "method", "model", "dtype", "revision", "because")
+
+
+class _Brief(reprlib.Repr):
+    """The beginning of a value: what is in a wrong file, or in an alias of aliases, has no end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 2, 60, 60
+
+
+brief = _Brief().repr
 
 
 def shipped() -> dict[str, Path]:
@@ -67,10 +79,10 @@ def _load(path: Path) -> Any:
 def _mapping(value: Any, where: str, known: Sequence[str]) -> Mapping[str, Any]:
     """Returns a mapping as it is; raises ValueError for another value or an unknown key."""
     if not isinstance(value, Mapping):
-        raise ValueError(f"{where} must be a mapping of {', '.join(known[:9])}, not {value!r}")
+        raise ValueError(f"{where} must be a mapping of {', '.join(known[:9])}, not {brief(value)}")
     for key in value:
         if key not in known:
-            raise ValueError(f"{where}: unknown key {key!r}: {nearest(str(key), known)}")
+            raise ValueError(f"{where}: unknown key {brief(key)}: {nearest(str(key), known)}")
     return value
 
 
@@ -90,11 +102,11 @@ def _ablation(name: str, content: Any) -> Ablation:
     top = _mapping(content, "an ablation", _TOP)
     about, notes, limit = top.get("about"), top.get("notes") or [], top.get("limit")
     if not isinstance(about, str) or "\n" in about.strip():
-        raise ValueError(f"about={about!r} must be one line of text")
+        raise ValueError(f"about={brief(about)} must be one line of text")
     if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
         raise ValueError("notes must be a list of texts")
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-        raise ValueError(f"limit={limit!r} must be at least 1")
+        raise ValueError(f"limit={brief(limit)} must be at least 1")
     rows = [_row(where, values) for where, values in _written(top)]
     if not rows:
         raise ValueError("there is nothing to run: write a grid or a list of settings")
@@ -112,7 +124,7 @@ def _written(top: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     listed, exclude = top.get("settings") or [], top.get("exclude") or []
     for key, items in (("settings", listed), ("exclude", exclude)):
         if not isinstance(items, list):
-            raise ValueError(f"{key} must be a list, not {items!r}")
+            raise ValueError(f"{key} must be a list, not {brief(items)}")
     if exclude and not grid:
         raise ValueError("exclude: there is no grid to take anything from")
     for number, item in enumerate(exclude, start=1):
@@ -136,7 +148,7 @@ def _row(where: str, values: Mapping[str, Any]) -> Row:
     try:
         for key in _TEXTS:
             if values.get(key) is not None and not isinstance(values[key], str):
-                raise ValueError(f"{key}={values[key]!r} must be text")
+                raise ValueError(f"{key}={brief(values[key])} must be text")
         settings = {key: value for key, value in values.items() if key not in _OWN}
         missing = _missing(values.get("requires") or {})
         method = values["name"] if missing else method_of(settings)
@@ -145,6 +157,7 @@ def _row(where: str, values: Mapping[str, Any]) -> Row:
             method=values.get("method") or method,
             model=values.get("model") or "tiny",
             dtype=values.get("dtype"),
+            revision=values.get("revision"),
             task=_task(values.get("task", "arithmetic")),
             batch_size=values.get("batch_size", 32),
             given=settings,
@@ -159,7 +172,7 @@ def _missing(required: Any) -> str:
     """Returns which of the required files are not there, and how to get them."""
     texts = isinstance(required, Mapping) and all(isinstance(how, str) for how in required.values())
     if not texts:
-        raise ValueError(f"requires={required!r} must be a mapping: a file, and how to get it")
+        raise ValueError(f"requires={brief(required)} must be a mapping: a file, and how to get it")
     gone = [f"{file} ({how})" for file, how in required.items() if not Path(file).exists()]
     return f"needs {', '.join(gone)}" if gone else ""
 
@@ -172,7 +185,7 @@ def _task(value: Any) -> TaskChoice:
         if options.get(key) is not None:
             options[key] = Path(str(options[key]))
     if not isinstance(options.get("name"), str):
-        raise ValueError(f"task={value!r} needs a 'name'")
+        raise ValueError(f"task={brief(value)} needs a 'name'")
     return TaskChoice(**options)
 
 
@@ -249,7 +262,7 @@ def _entries(item: Any) -> Iterable[Entry]:
         return [_single(item)]
     label, settings = item.get("label"), item.get("settings")
     if len(item) != 2 or not isinstance(label, str) or not isinstance(settings, list):
-        raise ValueError(f"{dict(item)} must be a label, which is text, and a list of settings")
+        raise ValueError(f"{brief(item)} must be a label, which is text, and a list of settings")
     if not settings:
         raise ValueError(f"label {label!r} has no settings")
     return [Entry(label, setting) for setting in settings]

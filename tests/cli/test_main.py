@@ -3,57 +3,21 @@
 from __future__ import annotations
 
 import errno
-import io
-import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from dllm.cli.main import main, message
 from dllm.eval.run import execute
+from tests.support.commands import Inside
 from tests.support.processes import start_dllm, wait_until
 
 QUESTION = "tom has 53 pens. tom loses 3. how many pens does tom have?"
-
-
-@dataclass(frozen=True)
-class Done:
-    """How a command ended."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-    @property
-    def json(self) -> Any:
-        assert self.returncode == 0, self.stderr
-        return json.loads(self.stdout)
-
-
-Inside = Callable[..., Done]
-
-
-@pytest.fixture
-def inside(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Inside:
-    """Runs a command in this process, which saves the imports."""
-
-    def run(*arguments: str, stdin: str = "", columns: int = 200) -> Done:
-        monkeypatch.setenv("COLUMNS", str(columns))
-        monkeypatch.setattr(sys, "argv", ["dllm", *arguments])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capsys.readouterr()
-        return Done(int(ended.value.code or 0), said.out, said.err)
-
-    return run
 
 
 def test_generate_prints_the_answer_and_its_cost(inside: Inside) -> None:

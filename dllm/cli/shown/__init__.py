@@ -1,1 +1,45 @@
-"""What commands show: progress, tables, replays, the catalogue of methods."""
+"""What commands show, on a terminal on which nothing that a file or a model says is obeyed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
+
+from dllm.trace.text import visible
+
+
+class Terminal(Console):
+    """A console that shows control characters of what it prints instead of acting on them.
+
+    An answer, a prompt or a name in a file may hold the sequences by which a program moves the
+    cursor, sets the title or types for the user; only the console's own ones get through.
+    """
+
+    def __init__(self, *, stderr: bool = False, quiet: bool = False) -> None:
+        super().__init__(stderr=stderr, quiet=quiet, highlight=False, emoji=False)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Yields the segments of something, in whose texts control characters are pictures."""
+        if isinstance(renderable, Text) and visible(renderable.plain) != renderable.plain:
+            renderable = _shown(renderable, self)
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=visible(segment.text))
+
+
+def _shown(text: Text, console: Console) -> Text:
+    """Returns a text as it can be shown, before it is broken into lines."""
+    pieces = [(visible(piece), style or "") for piece, style, _ in text.render(console, end="")]
+    shown = text.blank_copy()
+    for piece, style in pieces:
+        shown.append(piece, style)
+    return shown
+
+
+def say(text: str) -> None:
+    """Prints a line on stderr, beside what a command prints or writes."""
+    Terminal(stderr=True).print(visible(text), markup=False, soft_wrap=True)

@@ -12,12 +12,12 @@ from typing import Any, Generic, NoReturn
 import typer
 import yaml
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from dllm.cli.options import INTERRUPTED, check_writable, say
+from dllm.cli.options import INTERRUPTED, check_writable
+from dllm.cli.shown import Terminal, say
 from dllm.decoding.loop import BrokenLogitsError
 from dllm.decoding.memory_limits import NotEnoughMemoryError
 from dllm.eval.ablation.lines import C, Candidate, Line
@@ -79,7 +79,7 @@ def progress(*, quiet: bool = False) -> Progress:
     """Returns bars on stderr, each with a `note` beside its count; quiet ones show nothing."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=20))
     rest = (MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
-    return Progress(*columns, *rest, disable=quiet, console=Console(stderr=True, quiet=quiet))
+    return Progress(*columns, *rest, disable=quiet, console=Terminal(stderr=True, quiet=quiet))
 
 
 class Bars:
@@ -195,7 +195,7 @@ def _report(
         rows = [{**record(line.measured), "record": _record(line, output)} for line in lines]
         print(json.dumps({"rows": rows}))
         return
-    console, summaries = Console(highlight=False), [line.measured for line in lines]
+    console, summaries = Terminal(), [line.measured for line in lines]
     title = heading(first, max((summary.problems for summary in summaries), default=0))
     console.print(_comparison(title, summaries))
     for line, summary in zip(lines, summaries, strict=True):

@@ -15,6 +15,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from dllm.cli.shown import Terminal
 from dllm.state.canvas import NEVER
 from dllm.trace import Frame, TraceRecord
 from dllm.trace.file import Held
@@ -193,7 +194,7 @@ def print_rows(held: Sequence[Held], as_json: bool) -> None:
         table.add_column(head.replace("_", " "), overflow="fold")
     for one in rows:
         table.add_row(*("" if value is None else visible(str(value)) for value in one.values()))
-    Console(highlight=False, markup=False).print(table)
+    Terminal().print(table)
 
 
 def _described(one: Held) -> dict[str, Any]:

@@ -1,0 +1,101 @@
+"""What commands say of themselves, and what they show of what is not theirs."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pytest
+import typer
+from rich.table import Table
+from rich.text import Text
+
+import dllm
+from dllm.cli.main import app
+from dllm.cli.shown import Terminal, say
+from tests.support.commands import Inside
+
+COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+HOSTILE = "a\x1b]0;title\x07b\x1b[2Jc\x9b31md\u202ee\rf"
+
+
+@pytest.mark.parametrize("columns", [40, 60, 200])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_every_option_whole(inside: Inside, name: str, columns: int) -> None:
+    said = inside(name, "--help", columns=columns).stdout
+    for parameter in COMMANDS[name].params:
+        for option in parameter.opts:
+            assert re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", said), option
+    # What cannot be broken, a long name for one, may stand out.
+    assert max(len(line) for line in said.splitlines() if " " in line.strip()) <= columns + 16
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_every_default(inside: Inside, name: str) -> None:
+    said = " ".join(inside(name, "--help").stdout.split())
+    context = typer.Context(COMMANDS[name])
+    given = [one for one in COMMANDS[name].params if one.param_type_name == "option"]
+    records = [one.get_help_record(context)[1] for one in given if not one.is_flag]
+    assert [text for text in records if "[default: " not in text and "required]" not in text] == []
+    assert all(" ".join(text.split()) in said for text in records)
+
+
+def test_the_version_is_that_of_the_package(inside: Inside) -> None:
+    assert inside("--version").stdout == f"dllm {dllm.__version__}\n"
+    said = inside("--help").stdout
+    assert "--install-completion" in said
+    assert "--show-completion" in said
+
+
+def test_completion_names_commands_and_options() -> None:
+    script = "import os, sys; sys.argv = ['dllm']; from dllm.cli import main; main()"
+    environment = {"_DLLM_COMPLETE": "complete_bash", "COMP_WORDS": "dllm gen", "COMP_CWORD": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+    assert done.stdout.split() == ["generate"], done.stderr
+
+
+def test_nothing_that_is_shown_acts_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("[b]head")
+    table.add_row(Text(HOSTILE))
+    terminal = Terminal()
+    terminal.print(HOSTILE, markup=False)
+    terminal.print(Text.assemble((HOSTILE, "bold"), "tail"), table)
+    say(HOSTILE)
+    said = capsys.readouterr()
+    for text in (said.out, said.err):
+        assert not set(text) & set("\x1b\x07\x9b\u202e\r")
+    assert said.out.count("a␛]0;title") == 3
+    assert "⟨U+202E⟩" in said.err
+    assert ":smile:" in _printed(":smile:", capsys)
+
+
+def _printed(text: str, capsys: pytest.CaptureFixture[str]) -> str:
+    Terminal().print(text, markup=False)
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("seconds", [0.3, 1.0, 2.0])
+def test_ctrl_c_while_torch_is_imported(seconds: float) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dllm", "chat"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate("", timeout=60)
+    assert (process.returncode, out, error) == (130, "", "interrupted\n")
