@@ -16,6 +16,7 @@ from typer import Option
 
 from dllm import load
 from dllm.cli import options
+from dllm.cli.prompt_file import read_texts
 from dllm.cli.shown import Terminal, say
 from dllm.cli.shown.measured import empty_table, progress
 from dllm.decoding.memory_limits import NotEnoughMemoryError
@@ -24,7 +25,6 @@ from dllm.eval.report.tables import Table, write_csv, write_markdown
 from dllm.eval.tasks import Task, find_task
 from dllm.eval.tasks.task import Problem
 from dllm.settings import DEFAULT_BLOCK_LENGTH, resolve
-from dllm.training.learn2pd_examples import read_prompts
 
 LEGEND = (
     "Each pass of the cached run beside a full pass over the same canvas, at the columns that "
@@ -196,7 +196,7 @@ def _subject(task: str | None, prompts: Path | None, limit: int) -> Subject:
     if prompts is not None:
         if limit < 1:
             raise ValueError(f"limit={limit} must be at least 1")
-        return Subject(str(prompts), sorted(read_prompts(prompts, limit), key=len))
+        return Subject(str(prompts), sorted(read_texts(prompts, limit), key=len))
     chosen = find_task(task or "arithmetic")
     problems = sorted(chosen.take(limit), key=lambda problem: len(problem.prompt))
     return Subject(chosen.name, [problem.prompt for problem in problems], chosen, problems)

@@ -20,6 +20,7 @@ from typer import Argument, Option
 from dllm import cache as caches
 from dllm import load, schedulers
 from dllm.cli import options
+from dllm.cli.prompt_file import STANDARD, Asked, Job, answer, read_asked
 from dllm.cli.shown import Terminal, say
 from dllm.decoding.loop import BrokenLogitsError
 from dllm.decoding.memory_limits import NotEnoughMemoryError
@@ -27,17 +28,38 @@ from dllm.eval.run.describe import short
 from dllm.generate import Stream, stream
 from dllm.models.model import DenoisingModel
 from dllm.output import GenerationOutput
+from dllm.settings import resolve
 from dllm.state.window import StepEvent
 from dllm.trace import TraceRecord, record_of
 from dllm.trace.file import check_free, write_records
 
+_WARNED = 3  # prompts with unknown words that are named
 _LABEL = 60  # characters of a prompt
 PAUSE = 0.05  # seconds a step: the embedded model is faster than the eye
 OPEN, DRAFT, NEW, DONE, AGAIN = "dim", "dim italic", "bold green", "default", "bold red"
 
 
 def generate(
-    prompts: Annotated[list[str], Argument(help='Texts to complete; "-" reads stdin.')],
+    texts: Annotated[
+        list[str] | None,
+        Argument(metavar="[PROMPTS]...", help='Texts to complete; "-" reads stdin.'),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        Option(
+            help='Text, a prompt a line, or .jsonl with "prompt" or "messages", perhaps "id"; '
+            '"-" is stdin.',
+            show_default="none",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        Option(
+            help="JSON lines, one an answer, each as soon as it is there; a stopped command goes "
+            'on. "-" is stdout.',
+            show_default='"-" with --prompts, else none',
+        ),
+    ] = None,
     model: options.Model = "tiny",
     revision: options.Revision = None,
     scheduler: options.Scheduler = None,
@@ -61,27 +83,53 @@ def generate(
     chat_template: options.ChatTemplate = False,
     as_json: options.Json = False,
 ) -> None:
-    """Completes one or more prompts in one batch.
+    """Completes prompts, in one batch or from a file.
 
     dllm generate "tom has 53 pens. tom loses 3. how many pens does tom have?" --watch
+
+    dllm generate --prompts prompts.txt --output answers.jsonl
     """
+    given = _given(texts, prompts, output)
+    if given is not None and (trace is not None or watch):
+        raise ValueError("--watch and --trace do not go with --prompts and --output")
     if trace is not None:
         options.check_writable(trace, "--trace")
         trace.parent.mkdir(parents=True, exist_ok=True)
         check_free(trace)
-    texts = _read(prompts)
-    where = options.placed(device, device_map, revision)
-    loaded = load(model, dtype=dtype, speed=speed, **where)
+    asked = [one.prompt for one in given] if given is not None else _read(texts or ())
+    loaded = load(model, dtype=dtype, speed=speed, **options.placed(device, device_map, revision))
     parts = {"scheduler": scheduler, "cache": cache, "verifier": verifier, "batch_size": batch_size}
     chosen = options.collect(settings, max_new_tokens, block_length, temperature, seed, **parts)
-    warn_unknown_words(loaded, texts)
-    running = stream(loaded, options.inputs(texts, chat_template), **chosen)
+    warn_unknown_words(loaded, [one for one in asked if isinstance(one, str)])
+    if given is not None:
+        job = Job(loaded, resolve(loaded.defaults, None, chosen), chat_template)
+        answer(job, given, output or STANDARD, as_json)
+        return
+    running = stream(loaded, options.inputs(asked, chat_template), **chosen)
     interrupted = _run(running, watch and not as_json)
     if trace is not None:
-        write_records(trace, _records(running, texts))
+        write_records(trace, _records(running, asked))
     report(running.output, as_json)
     if interrupted:
         raise typer.Exit(options.INTERRUPTED)
+
+
+def _given(
+    texts: Sequence[str] | None, prompts: Path | None, output: Path | None
+) -> list[Asked] | None:
+    """Returns the prompts whose answers are written line by line; None: they are printed."""
+    if prompts is not None and texts:
+        raise ValueError("give texts or --prompts FILE, not both")
+    if prompts is None and not texts:
+        raise ValueError('give a text to complete, "-" to read one from stdin, or --prompts FILE')
+    if output is not None and output != STANDARD:
+        options.check_writable(output, "--output")
+    if prompts is not None:
+        return read_asked(prompts)
+    if output is None:
+        return None
+    read = enumerate(_read(texts or ()), start=1)
+    return [Asked(number, f"prompt {number}", text) for number, text in read]
 
 
 def _read(prompts: Sequence[str]) -> list[str]:
@@ -109,9 +157,11 @@ def warn_unknown_words(model: DenoisingModel, texts: list[str]) -> None:
     unknown = getattr(tokenizer, "unk_token_id", None)
     if tokenizer is None or unknown is None:
         return
-    for text in texts:
-        if unknown in tokenizer.encode(text):
-            say(f"warning: the model's vocabulary lacks words of: {text!r}")
+    lacking = [text for text in texts if unknown in tokenizer.encode(text)]
+    for text in lacking[:_WARNED]:
+        say(f"warning: the model's vocabulary lacks words of: {text!r}")
+    if len(lacking) > _WARNED:
+        say(f"warning: the same of {len(lacking) - _WARNED} prompts more")
 
 
 def report(out: GenerationOutput, as_json: bool) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -193,6 +194,17 @@ def devices(device_map: str | None) -> Any:
 def inputs(texts: list[str], as_chats: bool) -> Any:
     """Returns texts as `generate` takes them, each as it is or as the message of a user."""
     return [[{"role": "user", "content": text}] for text in texts] if as_chats else texts
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Lets errors of the system that come from writing a file name it; a full disk's do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
 
 
 def check_writable(path: Path | None, option: str, mark: str = "") -> None:

@@ -14,13 +14,14 @@ from typer import Option
 
 from dllm import load
 from dllm.cli import options
+from dllm.cli.prompt_file import read_texts
 from dllm.cli.shown import Terminal
 from dllm.cli.shown.measured import interrupted, progress
 from dllm.eval.tasks import find_task
 from dllm.learn2pd import Filter, Origin, write_filter
 from dllm.settings import DEFAULT_BLOCK_LENGTH, resolve
 from dllm.training.learn2pd import FEWEST_PROMPTS, Recipe, Score, Split, Training, score, split
-from dllm.training.learn2pd_examples import Source, join, read_prompts
+from dllm.training.learn2pd_examples import Source, join
 
 
 def train_filter(
@@ -150,7 +151,7 @@ def _prompts(prompts: Path | None, task: str | None, count: int, seed: int) -> l
     if count < 1:
         raise ValueError(f"count={count} must be at least 1")
     if prompts is not None:
-        texts = read_prompts(prompts, count)
+        texts = read_texts(prompts, count)
     elif task is not None:
         texts = [problem.prompt for problem in find_task(task).take(count, "train", seed)]
     if len(texts) < FEWEST_PROMPTS:

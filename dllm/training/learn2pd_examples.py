@@ -166,33 +166,6 @@ class Source:
         return list(self.prompts[start : start + self.batch_size])
 
 
-def read_prompts(path: Path, count: int) -> list[str]:
-    """Returns up to `count` prompts: the lines of a text file, or each "prompt" of a .jsonl.
-
-    Raises ValueError that names the line which is not one.
-    """
-    if not path.is_file():
-        raise ValueError(f"there is no file of prompts {str(path)!r}")
-    prompts: list[str] = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text file: {error}") from None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip() or len(prompts) == count:
-            continue
-        prompts.append(_prompt(line, f"{path} line {number}") if path.suffix == ".jsonl" else line)
-    return prompts
-
-
-def _prompt(line: str, where: str) -> str:
-    value = parse_json(line, where)
-    prompt = value.get("prompt") if isinstance(value, dict) else value
-    if not isinstance(prompt, str):
-        raise ValueError(f'{where} must be a text or a mapping with the text "prompt"')
-    return prompt
-
-
 def _fingerprint(model: HostedModel) -> str:
     """Returns a digest of some of each weight: any training, of adapters too, changes some."""
     digest = hashlib.sha256()

@@ -28,7 +28,7 @@ from dllm.state.candidates import Candidates
 from dllm.training import learn2pd as training
 from dllm.training import learn2pd_examples as data
 from dllm.training.learn2pd import Recipe, Training, score, split
-from dllm.training.learn2pd_examples import Examples, Oracle, Source, collect, observe, read_prompts
+from dllm.training.learn2pd_examples import Examples, Oracle, Source, collect, observe
 from tests.support import GOLDEN
 from tests.support.models import golden_model, random_prompts
 from tests.support.views import MASK, layout_of, view_of
@@ -525,22 +525,6 @@ def test_examples_are_named_after_all_that_decides_them(tiny: dllm.HostedModel) 
     assert set(changed).isdisjoint(names)
     with pytest.raises(ValueError, match="batch_size=0"):
         replace(source, batch_size=0)
-
-
-def test_prompts_are_read_from_files(tmp_path: Path) -> None:
-    lines = tmp_path / "prompts.txt"
-    lines.write_text("one\n\ntwo\nthree\n", encoding="utf-8")
-    assert read_prompts(lines, 10) == ["one", "two", "three"]
-    assert read_prompts(lines, 2) == ["one", "two"]
-    records = tmp_path / "prompts.jsonl"
-    records.write_text('{"prompt": "one"}\n"two"\n', encoding="utf-8")
-    assert read_prompts(records, 10) == ["one", "two"]
-    records.write_text('"one"\n{"text": "two"}\n', encoding="utf-8")
-    with pytest.raises(ValueError, match=r"prompts.jsonl line 2 must be a text or a mapping"):
-        read_prompts(records, 10)
-    records.write_text("one\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"prompts.jsonl line 1 is not valid JSON"):
-        read_prompts(records, 10)
 
 
 # The command.

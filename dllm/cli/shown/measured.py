@@ -79,7 +79,9 @@ def progress(*, quiet: bool = False) -> Progress:
     """Returns bars on stderr, each with a `note` beside its count; quiet ones show nothing."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=20))
     rest = (MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
-    return Progress(*columns, *rest, disable=quiet, console=Terminal(stderr=True, quiet=quiet))
+    console = Terminal(stderr=True, quiet=quiet)
+    # What is printed while they are shown goes to stdout all the same.
+    return Progress(*columns, *rest, disable=quiet, console=console, redirect_stdout=False)
 
 
 class Bars:
