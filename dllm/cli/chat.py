@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 from rich.prompt import Prompt
+from typer import Option
 
 from dllm import PromptMemory, load
 from dllm.cli import options
 from dllm.cli.generate import drain, warn_unknown_words
-from dllm.cli.shown import Terminal
+from dllm.cli.shown import Terminal, say
 from dllm.compatible import check
+from dllm.decoding.loop import BrokenLogitsError
+from dllm.decoding.memory_limits import NotEnoughMemoryError
 from dllm.generate import stream
+from dllm.models.model import DenoisingModel
+from dllm.registry import nearest
 from dllm.settings import resolve
 from dllm.trace.text import visible
+
+COMMANDS = {
+    "set name=value": "changes a setting, such as temperature=0.5; /set alone shows them",
+    "reset": "forgets the messages so far",
+    "help": "lists this",
+    "quit": "ends the conversation",
+}
 
 
 def chat(
@@ -31,40 +43,112 @@ def chat(
     device: options.Device = None,
     device_map: options.DeviceMap = None,
     speed: options.Speed = None,
+    system: Annotated[
+        str | None, Option(help="What the model is told beforehand.", show_default="nothing")
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Answers one message after the other; an empty line or Ctrl-D ends it.
+    """Answers one message after the other.
+
+    Ctrl-C ends an answer; a second one, Ctrl-D or /quit ends the conversation. /help lists what
+    else may be typed.
 
     dllm chat --scheduler threshold:0.9 --cache dual
     """
-    where = options.placed(device, device_map, revision)
-    loaded = load(model, dtype=dtype, speed=speed, **where)
+    loaded = load(model, dtype=dtype, speed=speed, **options.placed(device, device_map, revision))
     parts = {"scheduler": scheduler, "cache": cache}
     chosen = options.collect(settings, max_new_tokens, block_length, temperature, None, **parts)
-    resolved = resolve(loaded.defaults, None, chosen)
-    _, policy = check(loaded, resolved)  # before anything is asked
-    # It spares each turn the reading of those before it, where the cache allows that.
-    memory = PromptMemory() if policy.final_blocks and not resolved.guidance_scale else None
-    messages: list[dict[str, str]] = []
-    while content := _read(as_json):
-        messages.append({"role": "user", "content": content})
-        warn_unknown_words(loaded, [content])
-        running: Any = stream(loaded, messages, memory=memory, **chosen)
-        drain(running, watch=sys.stdout.isatty() and not as_json)
+    conversation = Conversation(loaded, chosen, system)  # what is wrong is said before asking
+    watched = sys.stdin.isatty() and not as_json
+    if watched:
+        say(f"{loaded.name}; /help lists commands, Ctrl-D ends")
+    while (line := _read(watched)) is not None:
+        content = line.strip()
+        try:
+            if content.startswith("/"):
+                if not conversation.obey(content):
+                    return
+            elif content:
+                conversation.answer(content, as_json)
+        except (ValueError, TypeError, BrokenLogitsError, NotEnoughMemoryError) as error:
+            if not watched:
+                raise
+            say(f"error: {error}")
+
+
+class Conversation:
+    """The messages so far, and the settings of the next answer."""
+
+    def __init__(self, model: DenoisingModel, chosen: dict[str, Any], system: str | None) -> None:
+        self.model, self.system = model, system
+        self.reset()
+        self.choose(chosen)
+
+    def reset(self) -> None:
+        """Forgets all messages but the first instruction."""
+        system = {"role": "system", "content": self.system}
+        self.messages = [] if self.system is None else [system]
+
+    def choose(self, chosen: dict[str, Any]) -> None:
+        """Sets all settings; wrong ones change nothing, and raise ValueError or TypeError."""
+        resolved = resolve(self.model.defaults, None, chosen)
+        _, policy = check(self.model, resolved)
+        self.chosen = chosen
+        # It spares each turn the reading of those before it, where the cache allows that.
+        keeps = policy.final_blocks and not resolved.guidance_scale
+        self.memory = PromptMemory() if keeps else None
+
+    def answer(self, content: str, as_json: bool) -> None:
+        """Prints an answer; the turn is forgotten if it comes to nothing, by Ctrl-C or an error."""
+        asked = [*self.messages, {"role": "user", "content": content}]
+        warn_unknown_words(self.model, [content])
+        running = stream(self.model, asked, memory=self.memory, **self.chosen)
+        try:
+            drain(running, watch=sys.stdout.isatty() and not as_json)
+        except KeyboardInterrupt:
+            say("stopped; this turn is forgotten, and a second Ctrl-C ends the conversation")
+            return
         out = running.output
         reply = out.texts[0] if out.texts else ""
-        messages.append({"role": "assistant", "content": reply})
+        self.messages = [*asked, {"role": "assistant", "content": reply}]
         if as_json:
             print(json.dumps({"reply": reply, "metrics": out.metrics.to_dict()}), flush=True)
         elif not sys.stdout.isatty():
-            Terminal().print(visible(reply), markup=False)
+            Terminal().print(visible(reply), markup=False, soft_wrap=True)
+
+    def obey(self, line: str) -> bool:
+        """Carries out a command; False if it ends the conversation."""
+        name, _, rest = line[1:].partition(" ")
+        if name == "quit":
+            return False
+        if name == "reset":
+            self.reset()
+            say("forgotten: the next message is the first one")
+        elif name == "help":
+            for known, text in COMMANDS.items():
+                say(f"/{known:<16} {text}")
+        elif name == "set":
+            self._set(rest.strip())
+        else:
+            names = [known.partition(" ")[0] for known in COMMANDS]
+            say(f"unknown command {line!r}: {nearest(name, names)}")
+        return True
+
+    def _set(self, text: str) -> None:
+        if text:
+            name = text.partition("=")[0].strip()
+            others = {key: value for key, value in self.chosen.items() if key != name}
+            self.choose({**others, **options.collect([text])})
+        listed = (f"{name}={value}" for name, value in self.chosen.items())
+        say(", ".join(listed) or "all settings are at their defaults")
 
 
-def _read(quiet: bool) -> str:
-    """Returns the next message, '' at the end."""
-    if quiet or not sys.stdin.isatty():
-        return sys.stdin.readline().strip()
+def _read(watched: bool) -> str | None:
+    """Returns the next line; None at the end."""
+    if not watched:
+        return sys.stdin.readline() or None
+    console = Terminal(stderr=not sys.stdout.isatty())
     try:
-        return Prompt.ask("[bold]you[/bold]", default="", show_default=False).strip()
+        return Prompt.ask("[bold]you[/bold]", console=console, default="", show_default=False)
     except EOFError:
-        return ""
+        return None

@@ -20,6 +20,7 @@ from dllm.eval.tasks import find_task
 from dllm.models.model import DenoisingModel
 from dllm.settings import resolve
 
+STEADY = "fixed_quota"  # one token a step: there drafts have the most to save
 DIFFERENT = 1  # exit code
 _LISTED = 10  # divergences
 
@@ -30,7 +31,14 @@ def verify(
     verifier: Annotated[
         str, Option("--verifier", "-v", help='"ssd:draft_length=4" or "freedave:4".')
     ] = "ssd",
-    scheduler: options.Scheduler = None,
+    scheduler: Annotated[
+        str | None,
+        Option(
+            *("--scheduler", "-s"),
+            help="Whose schedule steps are drafted ahead.",
+            show_default=STEADY,
+        ),
+    ] = None,
     cache: options.Cache = None,
     task: Annotated[str, Option(help="Whose held-out problems are decoded.")] = "arithmetic",
     limit: Annotated[int, Option(help="Problems at most.")] = 20,
@@ -50,10 +58,13 @@ def verify(
     Exits with 1 if any row differs. That is a fault in float64; in narrower types a batch of
     another size may round otherwise, which the margin at the first difference shows.
 
+    A schedule of one token a step has most to save; thresholds have taken much of it already.
+
     dllm verify --scheduler fixed_quota --verifier ssd:draft_length=4 --limit 20
     """
     parts = {"verifier": verifier, "scheduler": scheduler, "cache": cache}
     chosen = options.collect(settings, max_new_tokens, block_length, temperature, seed, **parts)
+    chosen.setdefault("scheduler", STEADY)
     problems = find_task(task).take(limit)
     loaded = load(model, dtype=dtype, **options.placed(device, device_map, revision))
     resolved = resolve(loaded.defaults, None, chosen)
@@ -79,6 +90,7 @@ def _report(result: Verification, verifier: str, model: DenoisingModel) -> None:
     pairs = zip(base, verified, strict=True)
     table.add_row("ratio", *(f"{after / before:.2f}" if before else "-" for before, after in pairs))
     console.print(table)
+    console.print(_saving(result))
     counted = ", ".join(f"{steps}: {n}" for steps, n in enumerate(result.accepted, start=1))
     console.print(
         f"steps certain after a forward, and how often: {counted}; "
@@ -91,6 +103,18 @@ def _report(result: Verification, verifier: str, model: DenoisingModel) -> None:
         console.print(_said(one, model), markup=False, soft_wrap=True)
     if len(result.divergences) > _LISTED:
         console.print(f"... and {len(result.divergences) - _LISTED} more")
+
+
+def _saving(result: Verification) -> str:
+    """Returns in words what the verifier saves, and what that costs."""
+    base, verified = result.base, result.verified
+    saved = base.forwards - verified.forwards
+    share = saved / base.forwards if base.forwards else 0.0
+    fed = verified.rows_fed / base.rows_fed if base.rows_fed else 0.0
+    return (
+        f"saved: {saved} of {base.forwards} forwards ({share:.0%}), for {fed:.2f} times the rows "
+        "fed; it pays where a forward of more rows costs little more"
+    )
 
 
 def _said(one: Divergence, model: DenoisingModel) -> str:

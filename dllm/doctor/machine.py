@@ -198,10 +198,10 @@ def compiler(device: torch.device) -> Iterator[Finding]:
         fault = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
     if fault:
         needed = "a C++ compiler" if device.type == "cpu" else "triton and a C compiler"
-        text = f"does not work ({fault}); only training uses it"
+        text = f'does not work ({fault}), so speed="compiled" does not either'
         yield warning("torch.compile", text, f"install {needed}")
     else:
-        yield ok("torch.compile", "works; only training uses it")
+        yield ok("torch.compile", 'works: speed="compiled" uses it, and so does training')
 
 
 def sandbox() -> Iterator[Finding]:

@@ -260,6 +260,17 @@ def test_a_folder_that_this_user_may_not_write_to(
     assert not list(tmp_path.iterdir())
 
 
+def test_verify_shows_by_default_that_forwards_are_saved(inside: Inside) -> None:
+    found = inside("verify", "--limit", "2", "--json").json
+    saved = found["base"]["forwards"] - found["verified"]["forwards"]
+    assert saved > found["base"]["forwards"] / 4
+    assert found["same_rows"] == 2
+    done = inside("verify", "--limit", "2", columns=60)
+    assert f"saved: {saved} of {found['base']['forwards']} forwards (" in done.stdout
+    other = inside("verify", "--limit", "2", "--set", "scheduler=threshold", "--json").json
+    assert other["base"]["forwards"] < found["base"]["forwards"]
+
+
 def test_wrong_flag_is_refused(inside: Inside) -> None:
     done = inside("generate", "hi", "--schduler", "threshold")
     assert done.returncode == 2

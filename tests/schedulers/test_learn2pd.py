@@ -665,7 +665,7 @@ def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         ("--task arithmetics", "did you mean 'arithmetic'"),
         ("--prompts none.txt", "there is no file of prompts 'none.txt'"),
         ("--prompts few.txt", "3 prompts are too few: at least 10"),
-        ("--prompts empty.txt", "0 prompts are too few: at least 10"),
+        ("--prompts empty.txt", "empty.txt holds no prompts"),
         ("--task arithmetic --count 9", "9 prompts are too few: at least 10"),
         ("--task arithmetic --count 0", "count=0 must be at least 1"),
         ("--prompts few.txt --count -1", "count=-1 must be at least 1"),

@@ -15,11 +15,13 @@ LISTENING = (
 )
 
 
-def start_dllm(*arguments: str) -> subprocess.Popen[str]:
-    """Starts a command of `dllm` that listens to Ctrl-C; its threads do not spin."""
+def start_dllm(*arguments: str, pipe: bool = False) -> subprocess.Popen[str]:
+    """Starts a command of `dllm` that listens to Ctrl-C, to a pipe too if asked for."""
+    # Threads that spin would take the core from other tests.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
     return subprocess.Popen(
         [sys.executable, "-c", LISTENING, *arguments],
+        stdin=subprocess.PIPE if pipe else None,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
