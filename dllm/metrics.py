@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from time import perf_counter
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 
 from dllm.models.config import Cost
 from dllm.state.plan import PassShape
+from dllm.state.trace import as_frame
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class RowMetrics:
         return self.valid_tokens / self.forwards if self.forwards else 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Metrics:
     """One generation, which may hold many rows; times in seconds, device synchronised."""
 
@@ -47,6 +48,21 @@ class Metrics:
     peak_memory_bytes: int | None  # device memory; None on a CPU
     fed: tuple[int, ...] = ()  # columns of a row that each pass fed, in order
     flops: int | None = None  # of the matrix products of all passes; None for a wrapped module
+
+    def __repr__(self) -> str:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in self.forwards.items())
+        rows = f"{len(self.rows)} row{'' if len(self.rows) == 1 else 's'}"
+        return (
+            f"Metrics({rows}, {self.valid_tokens} tokens, {self.num_forwards} forwards ({kinds}), "
+            f"{self.tokens_per_forward:.2f} tokens per forward, {self.seconds:.2f} s, "
+            f"{self.tokens_per_second:.0f} tokens per second)"
+        )
+
+    def to_pandas(self) -> Any:
+        """Returns a pandas.DataFrame with a line for each row of the batch."""
+        rows = [{**asdict(row), "tokens_per_forward": row.tokens_per_forward} for row in self.rows]
+        names = [one.name for one in fields(RowMetrics)]
+        return as_frame(rows, [*names, "tokens_per_forward"])
 
     @property
     def num_forwards(self) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +16,13 @@ from dllm.state.canvas import NEVER, Canvas
 from dllm.state.trace import Trace
 from dllm.state.window import Layout
 
+_SHOWN = 4  # rows that a short form tells of
+_WIDTH = 60  # characters of an answer in it
+_LISTED = 50  # rows of a table
+_REPLAYED = 64  # steps and slots of a row that is replayed; a longer one has a page of `dllm trace`
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class GenerationOutput:
     """The rows of a batch, in the order of their prompts."""
 
@@ -23,6 +30,24 @@ class GenerationOutput:
     texts: tuple[str, ...] | None  # the answers up to their end token; None without a tokenizer
     metrics: Metrics
     trace: Trace
+    tokenizer: PreTrainedTokenizerBase | None = field(default=None, compare=False)  # to show rows
+
+    def __repr__(self) -> str:
+        metrics, answers = self.metrics, self.texts or self.sequences
+        lines = [
+            f"  {number}: {row.finish_reason}, {row.valid_tokens} tokens in {row.forwards} forwards"
+            f", {shorten_repr(answer)}"
+            for number, (row, answer) in enumerate(
+                zip(metrics.rows[:_SHOWN], answers, strict=False)
+            )
+        ]
+        left = len(metrics.rows) - len(lines)
+        lines += [f"  ... and {left} rows more"] if left else []
+        return "\n".join([f"GenerationOutput({metrics!r}:", *lines]) + ")"
+
+    def _repr_html_(self) -> str:
+        """Returns a table of the rows for a notebook, with the steps of a small one."""
+        return html_table(self)
 
 
 class GenerationInterrupted(KeyboardInterrupt):
@@ -80,7 +105,7 @@ def collect(
     texts = None
     if tokenizer is not None:
         texts = tuple(_decode(tokenizer, tokens, trace.mask_token_id) for tokens in answers)
-    return GenerationOutput(tuple(sequences), texts, meter.finish(tuple(rows)), trace)
+    return GenerationOutput(tuple(sequences), texts, meter.finish(tuple(rows)), trace, tokenizer)
 
 
 @dataclass(frozen=True)
@@ -137,3 +162,61 @@ def read_history(canvas: Canvas, changes: dict[int, list[Write]]) -> None:
 def _decode(tokenizer: PreTrainedTokenizerBase, tokens: list[int], mask_token_id: int) -> str:
     """Returns the text of an answer; special tokens are left out unless a mask is among them."""
     return str(tokenizer.decode(tokens, skip_special_tokens=mask_token_id not in tokens))
+
+
+# How rows are shown.
+
+
+def shorten_repr(answer: Any) -> str:
+    """Returns the beginning of an answer on one line, its control characters escaped."""
+    text = repr(answer[: 2 * _WIDTH])
+    return text if len(text) <= _WIDTH else f"{text[:_WIDTH]}..."
+
+
+def html_table(out: GenerationOutput) -> str:
+    """Returns a table of prompts and answers, with nothing in it that a browser would obey."""
+    heads = ("", "prompt", "answer", "ended by", "tokens", "forwards")
+    head = "".join(f"<th>{name}</th>" for name in heads)
+    body = "".join(_html_row(out, row) for row in range(min(len(out.sequences), _LISTED)))
+    left = len(out.sequences) - _LISTED
+    more = f"<p>... and {left} rows more</p>" if left > 0 else ""
+    return f"<table><tr>{head}</tr>{body}</table>{more}<p>{escape(repr(out.metrics))}</p>"
+
+
+def _html_row(out: GenerationOutput, row: int) -> str:
+    metrics, ids = out.metrics.rows[row], out.sequences[row]
+    answer = str(ids) if out.texts is None else out.texts[row]
+    counts = (metrics.finish_reason, metrics.valid_tokens, metrics.forwards)
+    cells = [str(row), _html_text(_text(out, ids[: metrics.prompt_tokens]))]
+    cells += [_html_text(answer) + _html_replay(out, row), *map(str, counts)]
+    return f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+
+
+def _html_replay(out: GenerationOutput, row: int) -> str:
+    """Returns the steps of a row, folded away, new tokens in bold; '' if there are too many."""
+    trace, steps = out.trace, out.trace.num_steps(row)
+    start, end = int(trace.prompt_length[row]), int(trace.length[row])
+    if steps > _REPLAYED or end - start > _REPLAYED or out.tokenizer is None:
+        return ""
+    lines, before = [], None
+    for canvas in trace.replay(row):
+        pieces = []
+        for column in range(start, end):
+            token = canvas[column]
+            text = "\u00b7" if token == trace.mask_token_id else _text(out, (token,))
+            new = before is not None and before[column] != token
+            pieces.append(f"<b>{_html_text(text)}</b>" if new else _html_text(text))
+        lines.append(f"<li>{''.join(pieces)}</li>")
+        before = canvas
+    return f"<details><summary>{steps} steps</summary><ol start=0>{''.join(lines)}</ol></details>"
+
+
+def _text(out: GenerationOutput, ids: Sequence[int]) -> str:
+    if out.tokenizer is None:
+        return str(list(ids))
+    return str(out.tokenizer.decode(list(ids), skip_special_tokens=False))
+
+
+def _html_text(text: str) -> str:
+    """Returns text that turns no direction of writing but its own."""
+    return f'<bdi style="white-space:pre-wrap">{escape(text)}</bdi>'

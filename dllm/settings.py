@@ -61,6 +61,14 @@ class Settings(Options):
     )
     statistics_dtype: torch.dtype = torch.float32  # or float64; "float32" and "float64" are these
 
+    def __repr__(self) -> str:
+        given = (
+            f"{one.name}={getattr(self, one.name)!r}"
+            for one in fields(self)
+            if getattr(self, one.name) != one.default
+        )
+        return f"Settings({', '.join(given)})"
+
     def __post_init__(self) -> None:
         if self.statistics_dtype not in (torch.float32, torch.float64):
             raise ValueError(

@@ -86,8 +86,9 @@ class Conversation:
 
     def reset(self) -> None:
         """Forgets all messages but the first instruction."""
-        system = {"role": "system", "content": self.system}
-        self.messages = [] if self.system is None else [system]
+        self.messages: list[dict[str, str]] = []
+        if self.system is not None:
+            self.messages.append({"role": "system", "content": self.system})
 
     def choose(self, chosen: dict[str, Any]) -> None:
         """Sets all settings; wrong ones change nothing, and raise ValueError or TypeError."""

@@ -9,7 +9,6 @@ import select
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated
 
@@ -125,9 +124,9 @@ def _chosen(held: Sequence[Held], id_: str | None, row: int | None) -> list[Held
         return [one for one in held if one.content is not None]
     found = [one for one in held if one.id == id_]
     if not found:
-        near = get_close_matches(id_, [one.id for one in held if one.id], n=3, cutoff=0)
-        like = f"ids most like it: {', '.join(near)}" if near else "no row has an id"
-        raise ValueError(f"no row has id={id_!r}; {like}; --list lists all rows")
+        ids = {one.id for one in held if one.id}
+        like = nearest(id_, ids, "--list lists all rows") if ids else "no row has an id"
+        raise ValueError(f"no row has id={id_!r}: {like}")
     return found
 
 

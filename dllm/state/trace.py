@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,20 @@ from torch import Tensor
 
 from dllm.state.canvas import NEVER
 
+_SHOWN = 8  # rows that a short form tells of
+_COLUMNS = ("row", "step", "column", "token", "confidence")
 
-@dataclass(frozen=True)
+
+def as_frame(records: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Any:
+    """Returns a pandas.DataFrame; raises ImportError that says how to get pandas."""
+    try:
+        import pandas  # type: ignore[import-untyped]  # optional
+    except ModuleNotFoundError:
+        raise ImportError("to_pandas needs pandas: pip install 'dllm[pandas]'") from None
+    return pandas.DataFrame(list(records), columns=list(columns))
+
+
+@dataclass(frozen=True, repr=False)
 class Trace:
     """Enough to replay a generation step by step; all tensors on the CPU."""
 
@@ -25,6 +37,12 @@ class Trace:
     mask_token_id: int
     # Of a method that revises: each row's writes in order, (forward, column, token).
     changes: tuple[tuple[tuple[int, int, int], ...], ...] | None = None
+
+    def __repr__(self) -> str:
+        rows, columns = self.tokens.shape
+        steps = ", ".join(str(self.num_steps(row)) for row in range(min(rows, _SHOWN)))
+        more = ", ..." if rows > _SHOWN else ""
+        return f"Trace({rows} x {columns} tokens, steps of each row: {steps}{more})"
 
     def num_steps(self, row: int) -> int:
         """Returns the forwards of a row until its last change."""
@@ -68,6 +86,20 @@ class Trace:
         tokens, steps = self.tokens[row].tolist(), self.commit_step[row].tolist()
         pairs = enumerate(zip(steps, tokens, strict=True))
         return [(step, column, token) for column, (step, token) in pairs if step != NEVER]
+
+    def to_pandas(self) -> Any:
+        """Returns a pandas.DataFrame with a line for each write: row, step, column, token, ...
+
+        `confidence` is known of the write that stands in the end, and NaN of those before it.
+        """
+        records = []
+        for row in range(len(self.tokens)):
+            steps, confidence = self.commit_step[row].tolist(), self.confidence[row].tolist()
+            for step, column, token in self._writes(row):
+                sure = confidence[column] if steps[column] == step else float("nan")
+                values = (row, step, column, token, sure)
+                records.append(dict(zip(_COLUMNS, values, strict=True)))
+        return as_frame(records, _COLUMNS)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the trace as JSON-ready lists."""

@@ -83,13 +83,14 @@ class State:
 
 def key_of(row: Row, task: Task) -> str:
     """Returns a digest of what a row asks for, known before its model is loaded."""
+    settings = vars(resolve({}, None, row.given)).items()
     asked = {
         "version": dllm.__version__,
         "model": row.model,
         "dtype": row.dtype,
         "task": [task.name, dict(task.options)],
         **({} if row.revision is None else {"revision": row.revision}),
-        "settings": str(resolve({}, None, row.given)),
+        "settings": f"Settings({', '.join(f'{key}={value!r}' for key, value in settings)})",
     }
     return name_of(asked)
 

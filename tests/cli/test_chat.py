@@ -13,7 +13,6 @@ import time
 
 import pytest
 
-from dllm.cli.main import chat as command
 from tests.support.commands import Inside
 from tests.support.processes import start_dllm
 
@@ -65,12 +64,12 @@ def test_commands_are_listed_and_guessed(inside: Inside) -> None:
 
 def test_the_system_text_goes_first(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    chat = sys.modules[command.__module__]
+    chat = sys.modules["dllm.cli.chat"]
     stream = chat.stream
 
     def watched(model: object, messages: list[dict[str, str]], **given: object) -> object:
         seen.append([message["role"] for message in messages])
-        return stream(model, messages, **given)  # type: ignore[arg-type]
+        return stream(model, messages, **given)
 
     monkeypatch.setattr(chat, "stream", watched)
     lines = "copy: joe.\ncopy: joe.\n/reset\ncopy: joe.\n"

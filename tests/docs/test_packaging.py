@@ -162,6 +162,7 @@ def test_imports_are_declared() -> None:
     optional = {
         "dllm/eval/": distribution_names(extras["eval"] + extras["lm-eval"]),
         "dllm/kernels/": distribution_names(extras["kernels"]),
+        "dllm/state/trace": distribution_names(extras["pandas"]),
         "dllm/models/speed/": distribution_names(extras["quantise"]),
     }
     providers = packages_distributions()

@@ -216,7 +216,7 @@ def test_steps_are_printed_without_a_terminal(rows: Path, command: Command) -> N
     [
         (["--row", "0"], "row=0 must be between 1 and 2"),
         (["--row", "3"], "row=3 must be between 1 and 2; --list lists all"),
-        (["--id", "a"], "no row has id='a'; no row has an id"),
+        (["--id", "a"], "no row has id='a': no row has an id"),
         (["--id", "a", "--row", "1"], "not both"),
         (["--step", "5"], "step=5 must be between 0 and 4"),
         (["--step", "-1"], "step=-1 must be"),
@@ -246,7 +246,7 @@ def test_ids_of_several_runs_and_near_misses(tmp_path: Path, command: Command) -
     ]
     path = lines(tmp_path / "results.jsonl", *results, {**RESULT, "id": "bare", "trace": None})
     assert "is in 2 runs: name one as --row 1, 3" in command("trace", path, "--id", names[0])[2]
-    assert f"ids most like it: {names[1]}" in command("trace", path, "--id", "lists-0-2")[2]
+    assert f"did you mean {names[1]!r} or" in command("trace", path, "--id", "lists-0-2")[2]
     assert "line 5 has no trace" in command("trace", path, "--id", "bare")[2]
     listed = command("trace", path, "--list")[1]
     assert listed.count("r2") == 2
