@@ -172,10 +172,11 @@ class _Job:
         path, records = self.output, [asdict(row) for row in errors]
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            if path.suffix == ".csv":
-                write_csv(path, records)
-            else:
-                write_markdown(path, [f"{title}.", table.markdown(), LEGEND])
+            with options.naming(path):
+                if path.suffix == ".csv":
+                    write_csv(path, records)
+                else:
+                    write_markdown(path, [f"{title}.", table.markdown(), LEGEND])
         if self.as_json:
             print(json.dumps({"title": title, "rows": records}))
         else:
@@ -230,7 +231,8 @@ def _printed(table: Table) -> RichTable:
 def _write_passes(path: Path, cache: str, parts: Sequence[Observed], *, first: bool) -> None:
     """Writes a line for each pass of each prompt, behind those of the caches before it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w" if first else "a", encoding="utf-8", newline="") as file:
+    mode = "w" if first else "a"
+    with options.naming(path), path.open(mode, encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         start = 0
         for number, part in enumerate(parts):

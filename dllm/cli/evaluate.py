@@ -224,8 +224,10 @@ def _write(
         folder.mkdir(parents=True, exist_ok=True)
         base, shown = folder / lines[0].candidate.run.task.name, table(title, lines)
         files += [base.with_suffix(".csv"), base.with_suffix(".md")]
-        write_csv(files[0], records(lines))
-        write_markdown(files[1], [f"{title}.", shown.markdown(), shown.legend])
-    if plot is not None and draw_comparison(plot, title, lines):
-        files.append(plot)
+        with options.naming(folder):
+            write_csv(files[0], records(lines))
+            write_markdown(files[1], [f"{title}.", shown.markdown(), shown.legend])
+    with options.naming(plot):
+        if plot is not None and draw_comparison(plot, title, lines):
+            files.append(plot)
     written(files)

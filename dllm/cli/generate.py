@@ -108,7 +108,8 @@ def generate(
     running = stream(loaded, options.inputs(asked, chat_template), **chosen)
     interrupted = _run(running, watch and not as_json)
     if trace is not None:
-        write_records(trace, _records(running, asked))
+        with options.naming(trace):
+            write_records(trace, _records(running, asked))
     report(running.output, as_json)
     if interrupted:
         raise typer.Exit(options.INTERRUPTED)
@@ -159,7 +160,7 @@ def warn_unknown_words(model: DenoisingModel, texts: list[str]) -> None:
         return
     lacking = [text for text in texts if unknown in tokenizer.encode(text)]
     for text in lacking[:_WARNED]:
-        say(f"warning: the model's vocabulary lacks words of: {text!r}")
+        say(f"warning: the model's vocabulary lacks words of: {text[:_LABEL]!r}")
     if len(lacking) > _WARNED:
         say(f"warning: the same of {len(lacking) - _WARNED} prompts more")
 

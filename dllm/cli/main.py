@@ -43,6 +43,7 @@ _MEANING = {
     "path",
     errno.EPERM: "the system does not allow this: choose another path",
     errno.EROFS: "its disk is read-only: choose another path",
+    errno.EINVAL: "that is no file to be written line by line: choose another path",
     errno.ENOSPC: "its disk is full: make room, or choose another path",
 }
 
@@ -132,6 +133,9 @@ def main() -> None:
         if isinstance(error, OSError) and error.filename is None:
             _drop_output()
         say(f"error: {message(error)}")
+        sys.exit(2)
+    except RecursionError:
+        say("error: a file or a value that was given is nested too deeply to be read")
         sys.exit(2)
 
 

@@ -123,7 +123,8 @@ def rewrite(path: Path, part: str) -> None:
     written, marker, _ = page.partition(MARKER)
     if not marker:
         raise ValueError(f"{path} has no line {MARKER!r} after which to write")
-    path.write_text(f"{written}{part}", encoding="utf-8")
+    with options.naming(path):
+        path.write_text(f"{written}{part}", encoding="utf-8")
 
 
 def render(methods: Sequence[Method]) -> str:

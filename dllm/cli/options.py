@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import yaml
 from typer import Option
 
+from dllm.models.loading.weights import parse_device
 from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings
 
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
@@ -187,8 +188,17 @@ def placed(device: str | None, device_map: str | None, revision: str | None) -> 
 
 
 def devices(device_map: str | None) -> Any:
-    """Returns a device map as `load` takes it."""
-    return None if device_map is None else yaml_value(device_map, "--device-map")
+    """Returns a device map as `load` takes it; raises ValueError if it is none."""
+    value = None if device_map is None else yaml_value(device_map, "--device-map")
+    if value is not None and value != "auto" and not isinstance(value, Mapping):
+        raise ValueError(
+            f'--device-map {device_map!r} must be "auto" or a mapping of modules to devices, such '
+            'as {"": cpu}'
+        )
+    for device in value.values() if isinstance(value, Mapping) else ():
+        if not isinstance(device, int) and device != "disk":
+            parse_device(device)
+    return value
 
 
 def inputs(texts: list[str], as_chats: bool) -> Any:
@@ -197,12 +207,12 @@ def inputs(texts: list[str], as_chats: bool) -> Any:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def naming(path: Path | None) -> Iterator[None]:
     """Lets errors of the system that come from writing a file name it; a full disk's do not."""
     try:
         yield
     except OSError as error:
-        if error.filename is None and error.errno is not None:
+        if path is not None and error.filename is None and error.errno is not None:
             error.filename = str(path)
         raise
 

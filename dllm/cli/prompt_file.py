@@ -229,11 +229,13 @@ def answer(job: Job, asked: Sequence[Asked], output: Path, as_json: bool) -> Non
 
 
 def _write(output: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    if output == STANDARD:
-        for line in lines:
-            print(json.dumps(line), flush=True)
-    else:
+    if output.is_file():
         append_lines(output, lines)
+        return
+    # Standard output, or a device, which has no disk to wait for.
+    with nullcontext(sys.stdout) if output == STANDARD else output.open("a") as file:
+        for line in lines:
+            print(json.dumps(line), file=file, flush=True)
 
 
 def _left(job: Job, asked: Sequence[Asked], output: Path) -> list[Asked]:

@@ -143,7 +143,8 @@ def _single(chosen: Sequence[Held], held: Sequence[Held]) -> Held:
 
 def _write(path: Path, records: Sequence[TraceRecord], name: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(records, f"Replay of {name}"), encoding="utf-8")
+    with options.naming(path):
+        path.write_text(page(records, f"Replay of {name}"), encoding="utf-8")
     say(f"written: {path} ({plural(len(records), 'row')}); open it in a browser")
 
 

@@ -13,6 +13,7 @@ from dllm.trace import TraceRecord
 from dllm.trace.text import plural, visible
 
 _COMMANDS = "`dllm generate ... --trace FILE` or `dllm eval ... --output FILE --trace`"
+_BEGINNING = 1 << 16  # characters in which a file says what it is
 HOW = f"{_COMMANDS} write files with traces"
 
 
@@ -78,8 +79,10 @@ def check_free(path: Path) -> None:
     if not existed:
         path.unlink()
         return
+    if not path.is_file():  # a device holds nothing, or no end of it
+        return
     with path.open(encoding="utf-8", errors="replace") as file:
-        first = file.readline()
+        first = file.readline(_BEGINNING)
     if first.strip() and not first.startswith('{"dllm_trace":'):
         raise ValueError(f"{path} exists and holds no traces: choose another file for --trace")
 

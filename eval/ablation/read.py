@@ -66,7 +66,8 @@ def find_config(name: str) -> Path:
         raise ValueError(
             f"no such configuration: {name}; `dllm ablate --list` lists those that come with dllm"
         )
-    raise ValueError(f"no configuration {name!r}: {nearest(name, known)}; or give a YAML file")
+    hint = nearest(name, known, "`dllm ablate --list` lists all")
+    raise ValueError(f"no configuration {name!r}: {hint}; or give a YAML file")
 
 
 def _load(path: Path) -> Any:

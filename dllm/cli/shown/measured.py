@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from dllm.cli.options import INTERRUPTED, check_writable
+from dllm.cli.options import INTERRUPTED, check_writable, naming
 from dllm.cli.shown import Terminal, say
 from dllm.decoding.loop import BrokenLogitsError
 from dllm.decoding.memory_limits import NotEnoughMemoryError
@@ -156,12 +156,15 @@ def measure_runs(
     processes the main one prints.
     """
     check_writable(output, "--output")
+    if output is not None and output.exists() and not output.is_file():
+        raise ValueError(f"--output {output} is a device: name a file, that a stopped run goes on")
     main, candidates = runs[0].processes.is_main, []
     for number, run in enumerate(runs, start=1):
         label, subject = label_of(run.describe()), (run.model.name, run.task.name)
         candidates.append(_Plain(number, label, label, label, subject, problems, run))
     bars = Bars(candidates, None, quiet=not main)
-    measured = measure(candidates, lambda one: one.run.results(problems, output), bars)
+    with naming(output):
+        measured = measure(candidates, lambda one: one.run.results(problems, output), bars)
     if not main and (measured.error is not None or measured.stopped):
         raise typer.Exit(INTERRUPTED if measured.stopped else FAILED)  # the main one says why
     if measured.error is not None and not isinstance(measured.error, NotEnoughMemoryError):
