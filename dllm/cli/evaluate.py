@@ -57,7 +57,7 @@ def evaluate(
         str | None,
         Option(
             help="gsm8k: fewshot, cot, zeroshot, chat, ...; humaneval: base, instruct; "
-            "parallel_bench, own: plain, chat."
+            "parallel_bench, own: plain, chat.",
             show_default="the task's first",
         ),
     ] = None,
@@ -128,16 +128,12 @@ def evaluate(
     chosen = find_task(name, TaskOptions(data, style, examples, shots, run_code, *own))
     problems = chosen.take(limit)
     compared = lineup is not None or plot is not None
-    if compared and (samples > 1 or with_record):
-        raise ValueError("--samples and --record do not go with --schedulers and --plot")
-    if compared and not chosen.scored:
-        raise ValueError(f"a comparison needs scores, and {name} has none without --run-code")
     entries = gather(lineup, scheduler or ()) if compared else []
     if compared:
-        check_destination(output, plot)
+        check_comparison(output, plot, alone=samples > 1 or with_record, scored=chosen.scored)
     processes = find_processes()
-    own = device if device_map else processes.device(device)  # a map is about all of them
-    loaded = load(model, dtype=dtype, speed=speed, **options.placed(own, device_map, revision))
+    place = device if device_map else processes.device(device)  # a map is about all of them
+    loaded = load(model, dtype=dtype, speed=speed, **options.placed(place, device_map, revision))
     shared = options.collect(
         settings, max_new_tokens, block_length, temperature, seed, verifier=verifier
     )
@@ -163,8 +159,12 @@ def evaluate(
     measure_runs(runs, sampled(problems, samples, runs[0].settings), output, as_json, with_record)
 
 
-def check_destination(folder: Path | None, plot: Path | None) -> None:
-    """Raises ValueError if a comparison could not be written."""
+def check_comparison(folder: Path | None, plot: Path | None, *, alone: bool, scored: bool) -> None:
+    """Raises ValueError if a comparison could not be made or written."""
+    if alone:
+        raise ValueError("--samples and --record do not go with --schedulers and --plot")
+    if not scored:
+        raise ValueError("a comparison needs scores, and this task has none without --run-code")
     if plot is not None and plot.suffix != ".png":
         raise ValueError(f"plot={plot} must end in .png")
     options.check_writable(plot, "--plot")

@@ -20,6 +20,7 @@ from dllm.eval.run.describe import PARTS, Setup, name_of
 from dllm.eval.run.results import append_lines, mend, writing
 from dllm.eval.tasks.task import Task
 from dllm.generate import Stream, stream
+from dllm.models.loading.files import parse_json
 from dllm.models.model import DenoisingModel
 from dllm.prompts import encode_all
 from dllm.settings import Settings
@@ -108,9 +109,9 @@ def _is_mapping(line: str) -> bool:
 def _parsed(line: str, where: str) -> tuple[Any, Any]:
     """Returns the prompt and the id of a line of JSON."""
     try:
-        value = json.loads(line)
+        value = parse_json(line, where)
         json.dumps(value, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
+    except UnicodeEncodeError as error:
         raise ValueError(f"{where} is not JSON: {error}") from None
     if isinstance(value, str):
         return value, None

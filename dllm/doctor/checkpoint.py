@@ -33,9 +33,7 @@ class LocalCheckpoint(Checkpoint):
         path = Path(self.name).expanduser()
         if self.name == "tiny" or path.exists() or not HUB_ID.fullmatch(self.name):
             return find_folder(self.name, self.source)
-        cached = try_to_load_from_cache(
-            self.name, "config.json", revision=self.source.revision
-        )
+        cached = try_to_load_from_cache(self.name, "config.json", revision=self.source.revision)
         if not isinstance(cached, str):
             raise CheckpointError(
                 f"there is no folder {self.name!r}, and no hub repository of that name was "

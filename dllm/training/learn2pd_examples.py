@@ -16,7 +16,6 @@ from torch import Tensor
 
 from dllm import schedulers
 from dllm.generate import Stream, generate, stream
-from dllm.models.loading.files import parse_json
 from dllm.models.model import DenoisingModel, HostedModel
 from dllm.prompts import Prompts
 from dllm.schedulers import Decision, Needs, Scheduler, Setup, View

@@ -9,12 +9,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from dllm.cli.main import main, message
+from dllm.cli.main import message
 from dllm.eval.run import execute
-from tests.support.commands import Inside
+from tests.support.commands import Done, Inside
 from tests.support.processes import start_dllm, wait_until
 
 QUESTION = "tom has 53 pens. tom loses 3. how many pens does tom have?"

@@ -205,7 +205,7 @@ def test_the_added_scheduler_keeps_the_contract(added: type[Scheduler]) -> None:
     assert NAME in schedulers.registry.names()
     assert schedulers.registry.create(f"{NAME}:0.8").summary() == {"name": NAME, "margin": 0.8}
     check_contract(NAME)
-    with pytest.raises(ValueError, match="margin=2 is"):
+    with pytest.raises(ValueError, match=r"margin=2.0 is"):
         added(margin=2)  # type: ignore[call-arg]
     (method,) = find_methods(NAME)
     assert method.options[0].meaning == "between the two largest probabilities, compared with >="
@@ -241,7 +241,7 @@ def test_the_added_scheduler_is_evaluated_by_name() -> None:
 
 def test_a_scheduler_from_elsewhere_is_called_by_its_file(folder: Path) -> None:
     scheduler = importlib.import_module(NAME).SpacedMargin()
-    assert short(scheduler.summary(), schedulers.registry) == f"{NAME}:margin=0.5"
+    assert short(scheduler.summary(), schedulers.registry) == f"{NAME}:SpacedMargin:margin=0.5"
 
 
 @pytest.mark.few(2)
