@@ -32,26 +32,35 @@ def evaluate(
     task: Annotated[
         str | None,
         Option(
-            help="arithmetic (unless given), lists, functions, gsm8k, humaneval, own (with --data) "
-            "or parallel_bench; of this one also a part, as in parallel_bench:shuffle,names=3-6."
+            help="arithmetic, lists, functions, gsm8k, humaneval, own (with --data) or "
+            "parallel_bench; of this one also a part, as in parallel_bench:shuffle,names=3-6.",
+            show_default="arithmetic",
         ),
     ] = None,
     data: Annotated[
         Path | None,
         Option(
-            help="JSON lines with the problems of gsm8k or humaneval, else the hub's; without "
-            "--task your own questions and answers as .jsonl, .json or .csv."
+            help="JSON lines with the problems of gsm8k or humaneval; without --task your own "
+            "questions and answers as .jsonl, .json or .csv.",
+            show_default="the hub's",
         ),
     ] = None,
     question_field: Annotated[
-        str | None, Option(help="Own data: the question's field; a common name unless given.")
+        str | None, Option(help="Own data: the question's field.", show_default="a common name")
     ] = None,
-    answer_field: Annotated[str | None, Option(help="Own data: the answer's field.")] = None,
+    answer_field: Annotated[
+        str | None, Option(help="Own data: the answer's field.", show_default="a common name")
+    ] = None,
     judge: Annotated[
-        str | None, Option(help="Own data: exact, number or choice; by the answers.")
+        str | None,
+        Option(help="Own data: exact, number or choice.", show_default="by the answers"),
     ] = None,
     template: Annotated[
-        str | None, Option(help='Own data: the prompt, such as "Q: {question}\\nA:".')
+        str | None,
+        Option(
+            help='Own data: the prompt, such as "Q: {question}\\nA:".',
+            show_default="by the style",
+        ),
     ] = None,
     style: Annotated[
         str | None,
@@ -128,9 +137,9 @@ def evaluate(
     chosen = find_task(name, TaskOptions(data, style, examples, shots, run_code, *own))
     problems = chosen.take(limit)
     compared = lineup is not None or plot is not None
-    entries = gather(lineup, scheduler or ()) if compared else []
     if compared:
         check_comparison(output, plot, alone=samples > 1 or with_record, scored=chosen.scored)
+    entries = gather(lineup, scheduler or ()) if compared else []
     processes = find_processes()
     place = device if device_map else processes.device(device)  # a map is about all of them
     loaded = load(model, dtype=dtype, speed=speed, **options.placed(place, device_map, revision))

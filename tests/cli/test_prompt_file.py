@@ -61,9 +61,9 @@ def test_prompts_are_read_from_files(tmp_path: Path) -> None:
         (b'{"messages": "hi"}', 'line 1: "prompt" is a text'),
         (b'{"prompt": "a", "id": [1]}', 'line 1: "id" must be'),
         (b'{"prompt": "a", "id": 1}\n{"prompt": "b", "id": 1}', "line 2 has the id 1 of"),
-        (b"one", "line 1 is not JSON"),
+        (b"one", "line 1 is not valid JSON"),
         (b'{"prompt": "\\ud800"}', "line 1 is not JSON"),
-        (b"[" * 100_000, "line 1 is not JSON"),
+        (b"[" * 100_000, "line 1 nests values deeper than 100"),
         (b'"one"\n"a\x00b"', "line 2 holds a NUL character"),
         (b"\xff\xfeo\x00", "is no text file in UTF-8"),
         (b"\xed\xa0\x80", "is no text file in UTF-8"),
@@ -167,7 +167,10 @@ def test_from_stdin_to_stdout(inside: Inside) -> None:
         (["--prompts", "."], ". is a folder: name a file of prompts"),
         (["--prompts", "prompts.txt", "--output", "."], "--output . is a folder"),
         (["--prompts", "prompts.txt", "--output", "/dev/full"], "/dev/full: its disk is full"),
-        (["--prompts", "prompts.txt", "-n", "1024"], "prompts.txt line 1: has"),
+        (
+            ["--prompts", "prompts.txt", "-n", "1024"],
+            "prompts.txt line 1: max_new_tokens=1024 is over",
+        ),
         (["--prompts", "prompts.txt", "--set", "seed=[1]"], "give one number for a file"),
     ],
 )
