@@ -10,11 +10,11 @@ from typing import Annotated
 from typer import Argument, Option
 
 from dllm.cli import options
-from dllm.cli.shown import Terminal
+from dllm.cli.shown import Terminal, say_there
 from dllm.cli.shown.measured import Bars, Measurement, interrupted, measure, printed, written
 from dllm.decoding.loop import BrokenLogitsError
 from dllm.decoding.memory_limits import NotEnoughMemoryError
-from dllm.eval.ablation.ablation import with_files, with_model
+from dllm.eval.ablation.ablation import Ablation, with_files, with_model
 from dllm.eval.ablation.bench import Bench, Trial, by_model, locked, trials_of
 from dllm.eval.ablation.lines import Line
 from dllm.eval.ablation.read import find_config, read_ablation, shipped
@@ -63,6 +63,7 @@ def ablate(
     problems: Annotated[
         int, Option(min=0, help="Problems a task that report.html shows; 0 keeps no traces.")
     ] = KEPT,
+    fresh: options.Fresh = False,
     as_json: options.Json = False,
 ) -> None:
     """Measures models, schedulers, caches and verifiers together and writes a report.
@@ -74,10 +75,7 @@ def ablate(
     if list_all:
         _list(as_json)
         return
-    if config is None:
-        raise ValueError("name a configuration: a YAML file, or one that --list lists")
-    path = find_config(config)
-    ablation = with_files(with_model(read_ablation(path), model, revision), data or (), examples)
+    ablation = with_files(with_model(_read(config), model, revision), data or (), examples)
     trials = trials_of(ablation, limit, run_code=run_code)
     folder = output or Path("runs") / f"ablate-{ablation.name}"
     if folder.is_file():
@@ -86,7 +84,9 @@ def ablate(
     if compare is not None:
         differences((), compare)  # a wrong folder is better known before the runs than after
     with locked(folder):
-        bench = Bench(folder, device, options.devices(device_map), keep_trace=problems > 0)
+        devices = options.devices(device_map)
+        bench = Bench(folder, device, devices, keep_trace=problems > 0, fresh=fresh)
+        _begin(bench, trials)
         measured = _measure(bench, trials)
         _check(measured)
         beside = None if compare is None else differences(measured.lines, compare)
@@ -95,6 +95,25 @@ def ablate(
         _print(report, files, as_json)
     if measured.stopped:
         interrupted(folder)
+
+
+def _read(config: str | None) -> Ablation:
+    if config is None:
+        raise ValueError("name a configuration: a YAML file, or one that --list lists")
+    return read_ablation(find_config(config))
+
+
+def _begin(bench: Bench, trials: list[Trial]) -> None:
+    """Says what was set aside, what is there already, and what has to be made again."""
+    for one in bench.aside:
+        options.say(f"kept what was there as {one}")
+    there, total = sum(map(bench.there, trials)), sum(len(one.problems) for one in trials)
+    say_there(there, total, bench.folder)
+    if changed := [trial.name for trial in trials if bench.is_changed(trial)]:
+        options.say(
+            f"measured anew, since the code, the checkpoint, the settings or the version of dllm "
+            f"are not those of the results in {bench.folder}: {', '.join(changed)}"
+        )
 
 
 def _measure(bench: Bench, trials: list[Trial]) -> Measurement[Trial]:

@@ -12,7 +12,15 @@ from typer import Option
 from dllm import load
 from dllm.cli import options
 from dllm.cli.shown import Terminal
-from dllm.cli.shown.measured import Bars, interrupted, measure, measure_runs, printed, written
+from dllm.cli.shown.measured import (
+    Bars,
+    begin,
+    interrupted,
+    measure,
+    measure_runs,
+    printed,
+    written,
+)
 from dllm.compatible import check
 from dllm.decoding.memory_limits import NotEnoughMemoryError
 from dllm.eval.ablation.lines import Line
@@ -120,6 +128,7 @@ def evaluate(
     with_record: Annotated[
         bool, Option("--record", help="Print below the table all that belongs to its figures.")
     ] = False,
+    fresh: options.Fresh = False,
     as_json: options.Json = False,
 ) -> None:
     """Measures every scheduler with every cache on the same problems.
@@ -130,8 +139,9 @@ def evaluate(
 
     dllm eval --data own.jsonl --output own_rows.jsonl
     """
-    if trace and output is None:
-        raise ValueError("--trace keeps the steps in the results file: name it with --output")
+    for flag, asked in (("--fresh", fresh), ("--trace", trace)):
+        if asked and output is None:
+            raise ValueError(f"{flag} is for the results file: name it with --output")
     own = (question_field, answer_field, judge, template)
     name = task or ("arithmetic" if data is None and own == (None,) * 4 else "own")
     chosen = find_task(name, TaskOptions(data, style, examples, shots, run_code, *own))
@@ -159,13 +169,13 @@ def evaluate(
             contender(n, e, run_of(e.scheduler, c), problems, names_cache=len(names) > 1)
             for n, (e, c) in enumerate(pairs, start=1)
         ]
-        compare(contenders, output, plot, as_json)
+        compare(contenders, output, plot, as_json, fresh=fresh)
         return
-    schedulers: list[str | None] = [*scheduler] if scheduler else [None]
-    runs = [run_of(one, name) for one in schedulers for name in names]
+    runs = [run_of(one, name) for one in scheduler or [None] for name in names]
     for run in runs:
         check(loaded, run.settings)
-    measure_runs(runs, sampled(problems, samples, runs[0].settings), output, as_json, with_record)
+    tried = sampled(problems, samples, runs[0].settings)
+    measure_runs(runs, tried, output, as_json, with_record, fresh=fresh)
 
 
 def check_comparison(folder: Path | None, plot: Path | None, *, alone: bool, scored: bool) -> None:
@@ -185,7 +195,12 @@ def check_comparison(folder: Path | None, plot: Path | None, *, alone: bool, sco
 
 
 def compare(
-    contenders: Sequence[Contender], folder: Path | None, plot: Path | None, as_json: bool
+    contenders: Sequence[Contender],
+    folder: Path | None,
+    plot: Path | None,
+    as_json: bool,
+    *,
+    fresh: bool = False,
 ) -> None:
     """Measures all and reports; on Ctrl-C prints what is done and leaves the files alone.
 
@@ -198,6 +213,8 @@ def compare(
             raise ValueError(f"{twice} are the same setting: keep one of them")
         names[one.run.name] = one.name
     first = contenders[0]
+    if first.run.processes.is_main and folder is not None:
+        begin([(one.run, one.problems, folder / one.file) for one in contenders], fresh=fresh)
     bars = Bars(contenders, len(contenders), quiet=not first.run.processes.is_main)
     measured = measure(
         contenders,

@@ -145,6 +145,9 @@ Set = Annotated[
         show_default="none",
     ),
 ]
+Fresh = Annotated[
+    bool, Option("--fresh", help="Start anew; what is in --output is kept under a name with .old.")
+]
 Json = Annotated[bool, Option("--json", help="Print JSON and nothing else.")]
 
 

@@ -9,18 +9,29 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+from huggingface_hub import try_to_load_from_cache
 
 import dllm
 from dllm.compatible import check
 from dllm.eval.ablation.ablation import Ablation, Row
 from dllm.eval.ablation.lines import Candidate, Line
-from dllm.eval.run.describe import label_of, name_of
+from dllm.eval.run.describe import label_of, name_of, parts_of, sources_of
 from dllm.eval.run.record import Start, read_records, write_json
-from dllm.eval.run.results import BusyError, RefusedError, Result, Writer, read_results
+from dllm.eval.run.results import (
+    BusyError,
+    RefusedError,
+    Result,
+    Writer,
+    read_results,
+    set_aside,
+)
 from dllm.eval.run.run import Run
 from dllm.eval.tasks import Task, find_task
 from dllm.eval.tasks.task import Problem, TaskOptions
 from dllm.models import HostedModel, load
+from dllm.models.loading.checkpoint import EMBEDDED, HUB_ID
 from dllm.models.loading.weights import DeviceMap
 from dllm.settings import resolve
 
@@ -83,16 +94,34 @@ class State:
 
 def key_of(row: Row, task: Task) -> str:
     """Returns a digest of what a row asks for, known before its model is loaded."""
-    settings = vars(resolve({}, None, row.given)).items()
+    settings = resolve({}, None, row.given)
     asked = {
         "version": dllm.__version__,
         "model": row.model,
+        "files": _stamps(row.model),
         "dtype": row.dtype,
         "task": [task.name, dict(task.options)],
         **({} if row.revision is None else {"revision": row.revision}),
-        "settings": f"Settings({', '.join(f'{key}={value!r}' for key, value in settings)})",
+        "settings": ", ".join(f"{name}={value!r}" for name, value in vars(settings).items()),
+        **parts_of(settings),
+        "sources": {} if row.missing else sources_of(settings, task),
     }
     return name_of(asked)
+
+
+def _stamps(model: str) -> Any:
+    """Returns sizes and times of a checkpoint's files, None where it is not on this machine.
+
+    Only to know without loading it that nothing has changed; a run is named by its content.
+    """
+    folder = EMBEDDED if model == "tiny" else Path(model).expanduser()
+    if not folder.is_dir():
+        config = try_to_load_from_cache(model, "config.json") if HUB_ID.fullmatch(model) else None
+        if not isinstance(config, str):
+            return None
+        folder = Path(config).parent
+    files = [file for file in sorted(folder.iterdir()) if file.is_file()]
+    return [[one.name, one.stat().st_size, one.stat().st_mtime_ns] for one in files]
 
 
 @dataclass(frozen=True)
@@ -143,7 +172,10 @@ class Bench:
         device_map: DeviceMap | None = None,
         *,
         keep_trace: bool = True,
+        fresh: bool = False,
     ) -> None:
+        """Goes on in a folder; with `fresh`, what is there is kept under names with .old."""
+        self.aside = [new for name in (FILE, "runs") if fresh and (new := set_aside(folder / name))]
         self.folder, self.device, self.keep_trace = folder, device, keep_trace
         self.device_map = device_map
         self.state = State(folder)
@@ -167,6 +199,19 @@ class Bench:
         key = key_of(trial.row, trial.task)
         self.state.note(trial.name, Entry(key, run.name, str(file)))
         yield from run.results(trial.problems, self.folder / file)
+
+    def is_changed(self, trial: Trial) -> bool:
+        """Whether the folder has results under a trial's name that something else made."""
+        entry = self.state.entries.get(trial.name)
+        return entry is not None and entry.key != key_of(trial.row, trial.task)
+
+    def there(self, trial: Trial) -> int:
+        """Returns how many problems of a trial the folder has answers to, as far as it knows."""
+        entry = self.state.entries.get(trial.name)
+        if entry is None or self.is_changed(trial):
+            return 0
+        known = read_results(self.folder / entry.file, entry.run)
+        return sum(problem.id in known for problem in trial.problems)
 
     def starts(self, lines: Sequence[Line[Trial]]) -> list[Start]:
         """Returns the commands that made the results of lines."""

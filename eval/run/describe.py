@@ -6,15 +6,20 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import dllm
 from dllm import cache as caches
 from dllm import schedulers
 from dllm.decoding.speculation import verifiers
+from dllm.eval.run import digest_of, stable
 from dllm.eval.run.processes import Processes
+from dllm.eval.run.record import checkpoint_digest
 from dllm.eval.tasks import Task
 from dllm.models.model import DenoisingModel
+from dllm.options import Count, Options
 from dllm.registry import Registry
 from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings
 
@@ -28,12 +33,15 @@ _NAMED = (
     *("max_new_tokens", "block_length", "temperature", "top_p", "top_k", "guidance_scale"),
     "seed",
 )
-_DESCRIBED = {*PARTS, *_NAMED, "generator", "noise", "batch_size"}  # or no part of it, as noise
+_DRAWN = ("generator", "noise")  # named by their content, where they are given
+_DESCRIBED = {*PARTS, *_NAMED, *_DRAWN, "batch_size"}  # or no part of it, as the last
+# What an edit changes, and another version; results of before it was noted have none of them.
+ORIGIN = ("version", "checkpoint", "sources")
 _EMBEDDED = "tiny"  # comes with the package, whatever lies in the folder
 
 
 @dataclass(frozen=True)
-class Setup:
+class Setup(Options):
     """A model with settings, over the problems of a task.
 
     `settings.batch_size`, if it is given, takes the place of `batch_size`.
@@ -42,37 +50,36 @@ class Setup:
     model: DenoisingModel
     task: Task
     settings: Settings
-    batch_size: int = 32  # rows decoded at a time
+    batch_size: Count = 32  # rows decoded at a time
     processes: Processes = field(default_factory=Processes)  # that share the problems
     keep_trace: bool = False  # in each result; decides no answer, so the name is the same
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size} must be at least 1")
 
     def describe(self) -> dict[str, Any]:
         """Returns what decides the answers, as JSON-ready values.
 
-        A verifier, files and the options of a task are there only if there are any, so that runs
-        which were made before one could name them keep their names.
+        The checkpoint's content and the code of the parts and of the task are in it as digests: an
+        edited rule, or another checkpoint of that name, is another run. A verifier, files, noise
+        and the options of a task are there only if there are any.
         """
+        return dict(self._described)
+
+    @cached_property
+    def _described(self) -> dict[str, Any]:
         dtype, options = getattr(self.model, "dtype", None), self.task.options
         settings = self.settings
-        parts = {
-            name: registry.create(getattr(settings, name)).summary()
-            for name, registry in PARTS.items()
-            if getattr(settings, name) is not None
-        }
-        files = dict(pair for name, part in parts.items() for pair in _files(name, part))
+        drawn = {name: getattr(settings, name) for name in _DRAWN}
         return {
             "model": self.model.name,
             "dtype": None if dtype is None else str(dtype),
             "task": self.task.name,
             **({"task_options": dict(options)} if options else {}),
-            **parts,
-            **({"files": files} if files else {}),
+            **parts_of(settings),
             **{name: getattr(settings, name) for name in _NAMED},
+            **{name: stable(value) for name, value in drawn.items() if value is not None},
             "other": _changed(settings),
+            "version": dllm.__version__,
+            "checkpoint": checkpoint_digest(self.model),
+            "sources": sources_of(settings, self.task),
         }
 
     @property
@@ -103,6 +110,24 @@ class Setup:
         """Columns decoded together, whoever chose their number."""
         own = self.settings.block_length or self.model.spec.block_length
         return own or min(DEFAULT_BLOCK_LENGTH, self.settings.max_new_tokens)
+
+
+def parts_of(settings: Settings) -> dict[str, Any]:
+    """Returns the parts of settings with their options, and digests of the files they name."""
+    parts = {name: stable(part.summary()) for name, part in _parts(settings).items()}
+    files = dict(pair for name, part in parts.items() for pair in _files(name, part))
+    return {**parts, **({"files": files} if files else {})}
+
+
+def sources_of(settings: Settings, task: Task) -> dict[str, str]:
+    """Returns digests of the code of each part of settings and of a task."""
+    parts = {name: digest_of(part) for name, part in _parts(settings).items()}
+    return {**parts, "task": digest_of(task.problems, task.judge)}
+
+
+def _parts(settings: Settings) -> dict[str, Any]:
+    given = {name: getattr(settings, name) for name in PARTS}
+    return {name: PARTS[name].create(one) for name, one in given.items() if one is not None}
 
 
 def name_of(described: Mapping[str, Any]) -> str:

@@ -17,12 +17,14 @@ from torch import distributed
 
 from dllm.decoding.loop import BrokenLogitsError
 from dllm.decoding.memory_limits import NotEnoughMemoryError
+from dllm.eval.run.record import beside
 from dllm.eval.run.results import (
     LostProcessError,
     RefusedError,
     Result,
     Writer,
     read_lines,
+    set_aside,
     writing,
 )
 from dllm.eval.tasks.task import Problem
@@ -132,6 +134,17 @@ def find_shards(output: Path) -> list[Path]:
     """Returns the part files that are there, of whichever launch."""
     found = output.parent.glob(f"{glob.escape(output.name)}.part*")
     return sorted(path for path in found if path.suffix.removeprefix(".part").isdigit())
+
+
+def set_all_aside(output: Path) -> Path | None:
+    """Renames a results file, its part files and its record; returns the new name of the first.
+
+    None where there was none. Raises BusyError if another process writes one of them.
+    """
+    for shard in find_shards(output):
+        set_aside(shard)
+    set_aside(beside(output))
+    return set_aside(output)
 
 
 def absorb(writer: Writer, problems: Sequence[Problem]) -> None:

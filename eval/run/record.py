@@ -19,7 +19,7 @@ import transformers
 from torch import Tensor, nn
 
 import dllm
-from dllm.eval.run.results import read_results
+from dllm.eval.run import digest_of
 from dllm.models.model import DenoisingModel
 from dllm.models.speed.linear import is_narrow, parts_of
 from dllm.models.transformer import Transformer
@@ -114,21 +114,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def begun(output: Path, name: str, fresh: RunRecord) -> RunRecord:
-    """Returns the record of a run in a file with a new start, the only one of `fresh`, added.
-
-    Raises ValueError if other weights made the results that are there.
-    """
-    (start,) = fresh.starts
+    """Returns the record of a run in a file with a new start, the only one of `fresh`, added."""
     old = read_records(output).get(name, RunRecord({})).starts
-    made = {result.start for result in read_results(output, name).values()}
-    for one in old:
-        known = one.id in made and None not in (one.weights, start.weights)
-        if known and one.weights != start.weights:
-            raise ValueError(
-                f"{output} holds results of this run that were made with other weights (digest "
-                f"{one.weights} on {one.began[:10]}, now {start.weights}): choose another --output"
-            )
-    return replace(fresh, starts=(*old, start))
+    return replace(fresh, starts=(*old, *fresh.starts))
 
 
 def now() -> str:
@@ -177,6 +165,26 @@ def weights_digest(model: DenoisingModel) -> str | None:
     for name, tensor in sorted(weights, key=lambda pair: pair[0]):
         parts += [f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode(), _bytes(tensor)]
     return _digest(parts)
+
+
+def checkpoint_digest(model: DenoisingModel) -> str:
+    """Returns a digest of what a model is, whatever it is called.
+
+    Its weights as in `weights_digest`, configuration, special tokens, vocabulary and chat template,
+    and the code of a class that is not dllm's.
+    """
+    tokenizer = model.tokenizer
+    inner = getattr(tokenizer, "backend_tokenizer", None)
+    vocabulary = inner.to_str() if inner is not None else getattr(tokenizer, "get_vocab", dict)()
+    parts = (
+        weights_digest(model),
+        json.dumps(getattr(model, "config", {}), sort_keys=True, default=str),
+        repr(model.spec),
+        vocabulary if isinstance(vocabulary, str) else json.dumps(vocabulary, sort_keys=True),
+        str(getattr(tokenizer, "chat_template", None)),
+        digest_of(type(model)),
+    )
+    return _digest([repr(parts).encode("utf-8", "surrogatepass")])
 
 
 def _bytes(tensor: Tensor) -> bytes:

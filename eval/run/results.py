@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -190,6 +191,20 @@ class Writer:
                 "another --output"
             ) from None
         self._lock = lock
+
+
+def set_aside(path: Path) -> Path | None:
+    """Renames a file or folder to `NAME.old`, or the next free name; None where there is none.
+
+    Raises BusyError if it is a results file that another process writes.
+    """
+    if not path.exists():
+        return None
+    if path.is_file():
+        Writer(path).close()
+    names = (f"{path.name}.old{number or ''}" for number in itertools.count())
+    free = next(new for name in names if not (new := path.with_name(name)).exists())
+    return path.rename(free)
 
 
 def writing(path: Path) -> closing[Writer]:

@@ -7,22 +7,38 @@ main one puts them together.
 from __future__ import annotations
 
 import hashlib
+import json
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from dllm.eval.run import execute
-from dllm.eval.run.describe import Setup
-from dllm.eval.run.processes import FAILURES, Tail, absorb, by_length, shard_of, split, told
+from dllm.eval.run.describe import ORIGIN, Setup
+from dllm.eval.run.processes import (
+    FAILURES,
+    Tail,
+    absorb,
+    by_length,
+    find_shards,
+    set_all_aside,
+    shard_of,
+    split,
+    told,
+)
 from dllm.eval.run.record import Environment, RunRecord, Start, begun, environment_of, note, now
-from dllm.eval.run.results import Result, Writer, read_results, writing
+from dllm.eval.run.results import Result, Writer, read_lines, read_results, writing
 from dllm.eval.tasks.task import Problem
 
 # Problems decoded in one call, so that what is kept of all of them stays small: 22 bytes a column.
 _TOGETHER = 1024
+_WAY_OUT = (
+    "start anew with --fresh (fresh=True), which keeps it as .old, or choose another --output"
+)
 _PAUSE = 0.2  # seconds between two looks at what the others have done
 
 
@@ -41,8 +57,28 @@ class Run(Setup):
         notes = {"description": self.task.description, **self.task.notes}
         return RunRecord(self.describe(), notes, (start,))
 
-    def results(self, problems: Sequence[Problem], output: Path | None) -> Iterator[Result]:
+    def there(self, problems: Sequence[Problem], output: Path | None) -> int:
+        """Returns how many of the problems a results file, or its parts, already has answers to."""
+        if output is None:
+            return 0
+        lines = chain.from_iterable(map(read_lines, (output, *find_shards(output))))
+        name = self.name
+        ids = {result.id for result in lines if result.run == name}
+        return sum(problem.id in ids for problem in problems)
+
+    def beside(self, output: Path) -> list[str]:
+        """Returns the other runs of this setting in a file: of other code, another checkpoint."""
+        described, name = self.describe(), self.name
+        return [other for other in _alike(described, output) if other != name]
+
+    def results(
+        self, problems: Sequence[Problem], output: Path | None, *, fresh: bool = False
+    ) -> Iterator[Result]:
         """Yields a result for each problem, first those that `output` already holds.
+
+        With `fresh` there are none: a file that is there is renamed to NAME.old, and kept. Results
+        of this setting that another version of dllm made, or one before code and checkpoints were
+        recorded, are a ValueError: they are neither taken over nor mixed with new ones.
 
         Each new one is written and flushed to disk as soon as its row is finished, before it is
         yielded, so a run that is killed goes on with the same command and repeats nothing that was
@@ -50,6 +86,13 @@ class Run(Setup):
         NotEnoughMemoryError when so many rows do not fit; fewer go on where it stopped. Of several
         processes the main one yields all, the others what they decode themselves.
         """
+        # What the run is called stands from here on, whatever becomes of the objects it has.
+        run = replace(self)
+        if fresh and output is not None and self.processes.is_main:
+            set_all_aside(output)
+        yield from run._results(problems, output)
+
+    def _results(self, problems: Sequence[Problem], output: Path | None) -> Iterator[Result]:
         if self.processes.count == 1 and output is None:
             for batch in self.batches(problems):
                 yield from batch
@@ -96,10 +139,46 @@ def _alone(run: Run, problems: Sequence[Problem], output: Path) -> Iterator[Resu
             yield from _written(batch, fresh.starts[0].id, writer)
 
 
+def check_origin(described: Mapping[str, Any], name: str, output: Path) -> None:
+    """Raises ValueError if another version made results of this very setting in a file.
+
+    What was made by another rule, or with another checkpoint, is a run of its own beside it.
+    """
+    for other, settings in _alike(described, output).items():
+        version = settings.get("version")
+        if other != name and version != described["version"]:
+            by = "a version that kept no record of its code and checkpoint"
+            raise ValueError(
+                f"{output} holds results of this setting that "
+                f"{by if version is None else f'dllm {version}'} made, and this is dllm "
+                f"{described['version']}: {_WAY_OUT}"
+            )
+
+
+def _alike(described: Mapping[str, Any], output: Path) -> dict[str, Mapping[str, Any]]:
+    """Returns the descriptions of the runs in a file that have the settings of a description."""
+    runs, asked = {r.run: r.settings for r in read_lines(output)}, _setting(described)
+    return {run: settings for run, settings in runs.items() if _setting(settings) == asked}
+
+
+def _setting(described: Mapping[str, Any]) -> Any:
+    """Returns a description without what an edit or another version changes."""
+    kept = {key: value for key, value in described.items() if key not in ORIGIN}
+    return json.loads(json.dumps(kept, default=str))
+
+
 def _left(run: Run, problems: Sequence[Problem], writer: Writer) -> list[Problem]:
     """Returns what is left to do, with what killed processes left beside the file taken over."""
     absorb(writer, problems)
     done = read_results(writer.path, run.name)
+    check_origin(run.describe(), run.name, writer.path)
+    for problem in problems:
+        known = done.get(problem.id)
+        if known is not None and (known.prompt, known.answer) != (problem.prompt, problem.answer):
+            raise ValueError(
+                f"{writer.path} holds an answer to another problem with the id {problem.id!r}: "
+                f"{_WAY_OUT}"
+            )
     return [problem for problem in problems if problem.id not in done]
 
 

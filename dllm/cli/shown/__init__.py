@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
@@ -43,3 +44,9 @@ def _shown(text: Text, console: Console) -> Text:
 def say(text: str) -> None:
     """Prints a line on stderr, beside what a command prints or writes."""
     Terminal(stderr=True).print(visible(text), markup=False, soft_wrap=True)
+
+
+def say_there(there: int, total: int, output: Path) -> None:
+    """Says how many answers are not made again, if any, and how to make them."""
+    if there:
+        say(f"{there} of {total} were there already, in {output}; --fresh starts anew")

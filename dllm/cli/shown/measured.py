@@ -17,13 +17,14 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from dllm.cli.options import INTERRUPTED, check_writable, naming
-from dllm.cli.shown import Terminal, say
+from dllm.cli.shown import Terminal, say, say_there
 from dllm.decoding.loop import BrokenLogitsError
 from dllm.decoding.memory_limits import NotEnoughMemoryError
 from dllm.eval.ablation.lines import C, Candidate, Line
 from dllm.eval.report.standings import heading
 from dllm.eval.report.tables import WORDS, Table
 from dllm.eval.run.describe import label_of
+from dllm.eval.run.processes import set_all_aside
 from dllm.eval.run.record import read_records
 from dllm.eval.run.results import Result
 from dllm.eval.run.run import Run
@@ -149,6 +150,8 @@ def measure_runs(
     output: Path | None,
     as_json: bool,
     with_record: bool = False,
+    *,
+    fresh: bool = False,
 ) -> None:
     """Runs all and prints the table, or JSON; on Ctrl-C, or without memory, what is done so far.
 
@@ -162,6 +165,8 @@ def measure_runs(
     for number, run in enumerate(runs, start=1):
         label, subject = label_of(run.describe()), (run.model.name, run.task.name)
         candidates.append(_Plain(number, label, label, label, subject, problems, run))
+    if main and output is not None:
+        begin([(run, problems, output) for run in runs], fresh=fresh)
     bars = Bars(candidates, None, quiet=not main)
     with naming(output):
         measured = measure(candidates, lambda one: one.run.results(problems, output), bars)
@@ -176,6 +181,24 @@ def measure_runs(
         raise measured.error
     if measured.stopped:
         interrupted(output)
+
+
+def begin(asked: Sequence[tuple[Run, Sequence[Problem], Path]], *, fresh: bool) -> None:
+    """Sets the files of runs aside if they are to start anew, else says what is there already."""
+    outputs = list(dict.fromkeys(output for _, _, output in asked))
+    for output in outputs if fresh else ():
+        kept = set_all_aside(output)
+        if kept is not None:
+            say(f"kept what was there as {kept}")
+    for run, _, output in asked:
+        for other in run.beside(output):
+            say(
+                f"{output} also holds {other}, a run of this setting by other code or with another "
+                f"checkpoint: this one is called {run.name}, and goes beside it"
+            )
+    there = sum(run.there(problems, output) for run, problems, output in asked)
+    where = outputs[0] if len(outputs) == 1 else outputs[0].parent
+    say_there(there, sum(len(problems) for _, problems, _ in asked), where)
 
 
 def interrupted(output: Path | None) -> NoReturn:

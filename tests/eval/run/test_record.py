@@ -33,10 +33,12 @@ def run_of(model: Any, batch_size: int = 4, **given: Any) -> Run:
     return Run(model, TASKS["arithmetic"], resolve(model.defaults, None, given), batch_size)
 
 
-def test_old_runs_keep_their_names(tiny: dllm.HostedModel) -> None:
+def test_a_description_has_what_there_is(tiny: dllm.HostedModel) -> None:
     described = run_of(tiny).describe()
-    assert not {"verifier", "files", "task_options"} & set(described)
-    assert run_of(tiny).name == "f8124a51a5bd"
+    assert not {"verifier", "files", "task_options", "noise", "generator"} & set(described)
+    assert described["version"] == dllm.__version__
+    assert set(described["sources"]) == {"scheduler", "cache", "task"}
+    assert run_of(tiny).name == run_of(dllm.load("tiny")).name
 
 
 def test_a_verifier_names_another_run_and_is_shown(tiny: dllm.HostedModel) -> None:
@@ -118,12 +120,12 @@ def test_other_weights_never_go_on_with_a_run(tiny: dllm.HostedModel, tmp_path: 
     list(run_of(tiny).results(problems[:1], output))
     trained = dllm.load("tiny")
     trained.network.embedding.weight.data[-1, -1] += 0.5
-    before = output.read_text()
-    with pytest.raises(ValueError, match=r"made with other weights .* choose another --output"):
-        list(run_of(trained).results(problems, output))
-    assert output.read_text() == before
+    other = run_of(trained)
+    assert (other.there(problems, output), run_of(tiny).there(problems, output)) == (0, 1)
+    assert {one.run for one in other.results(problems, output)} == {other.name}
+    assert other.beside(output) == [run_of(tiny).name]
     assert len(list(run_of(tiny).results(problems, output))) == 3
-    assert len(list(run_of(trained).results(problems, tmp_path / "other.jsonl"))) == 3
+    assert len(read_results(output, other.name)) == len(read_results(output)) == 3
 
 
 def test_the_digest_is_of_all_tensors() -> None:
