@@ -65,19 +65,25 @@ class Dream(Scheduler):
 
     def _fractions(self, view: View) -> Tensor:
         """Returns the part of its masks that each row commits at each time, (B, S) float32."""
-        most = self.steps or view.masked.shape[1]
-        steps = view.block_masks if self.steps is None else self.steps // view.num_blocks
-        return _time_grids(most, self.epsilon, view.masked.device)[steps]
+        device = view.masked.device
+        if self.steps is None:
+            most = range(view.masked.shape[1] + 1)
+            return _time_grids(tuple(most), self.epsilon, device)[view.block_masks]
+        layout = view.layout
+        most_blocks = layout.num_slots // layout.block_length + 2  # a partial one at either end
+        steps = tuple(self.steps // count for count in range(1, most_blocks + 1))
+        return _time_grids(steps, self.epsilon, device)[view.num_blocks - 1]
 
 
 @lru_cache(maxsize=8)
-def _time_grids(most: int, epsilon: float, device: torch.device) -> Tensor:
-    """Returns 1 - s/t of every grid of up to `most` steps, (most + 1, most) float32.
+def _time_grids(numbers: tuple[int, ...], epsilon: float, device: torch.device) -> Tensor:
+    """Returns 1 - s/t of a grid of each of some numbers of steps, (n, most steps) float32.
 
     float32 as in the reference: in higher precision some floors would come out differently.
     """
-    grids = torch.ones(most + 1, most)
-    for steps in range(2, most + 1):
-        times = torch.linspace(1, epsilon, steps + 1)
-        grids[steps, : steps - 1] = (1 - times[1:] / times[:-1])[:-1]
+    grids = torch.ones(len(numbers), max(numbers))
+    for row, steps in enumerate(numbers):
+        if steps > 1:
+            times = torch.linspace(1, epsilon, steps + 1)
+            grids[row, : steps - 1] = (1 - times[1:] / times[:-1])[:-1]
     return grids.to(device)
