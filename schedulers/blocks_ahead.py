@@ -9,12 +9,17 @@ from torch.nn import functional as F
 from dllm.state.window import View
 
 
+def window_of(blocks: int, num_slots: int, block_length: int) -> int:
+    """Returns the columns of `blocks` blocks, or of as many as rows of `num_slots` slots reach."""
+    return min(blocks, num_slots // block_length + 2) * block_length  # a partial one at either end
+
+
 def decoded_fraction(view: View, blocks: int) -> Tensor:
-    """Returns the decoded part of each of the next `blocks` blocks, (B, blocks) float32.
+    """Returns the decoded part of the next `blocks` blocks in the window, (B, n) float32.
 
     Block 0 is the one that the row is at. A block without slots counts as decoded.
     """
-    member = _membership(view, blocks)  # (B, blocks, W)
+    member = _membership(view, blocks)  # (B, n, W)
     slots = (member & ~view.fixed[:, None]).sum(-1)
     open_slots = (member & (view.tokens == view.layout.mask_token_id)[:, None]).sum(-1)
     return 1 - open_slots / slots.clamp(min=1)
@@ -44,8 +49,9 @@ def active_columns(view: View, blocks: int, active_threshold: float) -> Tensor:
 
 
 def _membership(view: View, blocks: int) -> Tensor:
-    """Returns which columns of the window belong to each of the next blocks, (B, blocks, W)."""
+    """Returns which columns of the window belong to each of the next blocks in it, (B, n, W)."""
     start = view.columns.gather(1, view.first_of_block()[:, None])
     index = (view.columns - start).div(view.layout.block_length, rounding_mode="floor")
-    block = torch.arange(blocks, device=index.device)[:, None]
+    reached = -(-view.columns.shape[1] // view.layout.block_length)
+    block = torch.arange(min(blocks, reached), device=index.device)[:, None]
     return (index[:, None] == block) & (view.columns < view.length[:, None])[:, None]

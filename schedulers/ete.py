@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dllm.options import Amount, Count, CountOrNone, Probability, Range
 from dllm.schedulers.base import Candidates, Decision, Needs, Scheduler, Variants, View, best
+from dllm.schedulers.blocks_ahead import window_of
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class ExploreThenExploit(Scheduler):
 
     def needs(self, num_slots: int, block_length: int) -> Needs:
         rows = 1 + self.alternatives if self.mode == "branch" else 1
-        return Needs(window=self.blocks * block_length, num_variants=rows)
+        return Needs(window=window_of(self.blocks, num_slots, block_length), num_variants=rows)
 
     def select(self, candidates: Candidates, view: View) -> Decision:
         sure = self._sure(candidates, view)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from dllm.options import Count, Probability, Rows
 from dllm.schedulers.base import Candidates, Decision, Needs, Scheduler, Variants, View, best, rank
-from dllm.schedulers.blocks_ahead import active_columns, open_columns
+from dllm.schedulers.blocks_ahead import active_columns, open_columns, window_of
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class LookAhead(Scheduler):
     }
 
     def needs(self, num_slots: int, block_length: int) -> Needs:
-        return Needs(window=self.blocks * block_length, num_variants=self.branches)
+        window = window_of(self.blocks, num_slots, block_length)
+        return Needs(window=window, num_variants=self.branches)
 
     def select(self, candidates: Candidates, view: View) -> Decision:
         opened = open_columns(view, self.blocks, self.add_threshold)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dllm.options import Count, Probability
 from dllm.schedulers.base import Candidates, Decision, Needs, Scheduler, View, best
-from dllm.schedulers.blocks_ahead import active_columns, open_columns
+from dllm.schedulers.blocks_ahead import active_columns, open_columns, window_of
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class MultiBlock(Scheduler):
     }
 
     def needs(self, num_slots: int, block_length: int) -> Needs:
-        return Needs(window=self.blocks * block_length)
+        return Needs(window=window_of(self.blocks, num_slots, block_length))
 
     def score(self, candidates: Candidates) -> Tensor:
         return candidates.certainty(self.measure)
