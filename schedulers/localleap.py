@@ -27,6 +27,6 @@ class LocalLeap(Scheduler):
     def select(self, candidates: Candidates, view: View) -> Decision:
         confidence = candidates.confidence
         anchors = (confidence >= self.threshold) & view.masked
-        width = 2 * self.radius + 1
-        near = F.max_pool1d(anchors.float()[:, None], width, 1, self.radius)[:, 0] > 0
+        radius = min(self.radius, anchors.shape[1])  # further away there is nothing
+        near = F.max_pool1d(anchors.float()[:, None], 2 * radius + 1, 1, radius)[:, 0] > 0
         return Decision(anchors | (near & (confidence >= self.relaxed_threshold)))
