@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from dllm.cache.base import Cache, Candidates, Canvas, KVStore, ModelSpec, Progress, StepPlan
 from dllm.cache.passes import chosen_columns, every_column, predictors
 from dllm.models.layer_policies import KeptWeights, attention_rollout
-from dllm.options import Count, CountOrNone, Positive, Share
+from dllm.options import Count, CountOrNone, Share, Width
 from dllm.schedulers.certainty_density import decoded_share
 from dllm.state.candidates import rank
 
@@ -34,7 +34,7 @@ class D2Cache(Cache):
 
     masks: Count = 32
     rollout: Share = 0.1  # of the attention that columns got which are not fed for another reason
-    sigma: Positive = 10.0  # columns
+    sigma: Width = 10.0  # columns
     gap: CountOrNone = 4  # columns
 
     source = "arXiv 2509.23094; Kamichanw/d2Cache src/cache/d2cache.py"

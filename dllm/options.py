@@ -64,6 +64,7 @@ class Range:
 Probability = Annotated[float, Range(0, 1)]
 Share = Annotated[float, Range(0, 1, words="a share between 0 and 1")]
 Positive = Annotated[float, Range(0, LARGEST, above=True)]
+Width = Annotated[float, Range(0, MOST, above=True)]  # columns, or parts of one
 Amount = Annotated[float, Range(0, LARGEST)]  # none or more of something that has parts
 Count = Annotated[int, Range(1, MOST)]
 CountOrNone = Annotated[int, Range(0, MOST)]  # 0 is one of the counts

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dllm.options import Positive, Probability
+from dllm.options import Probability, Width
 from dllm.schedulers.base import Candidates, Decision, Needs, Scheduler, View, best
 
 
@@ -22,7 +22,7 @@ class CertaintyDensity(Scheduler):
     """
 
     threshold: Probability | None = None  # of the product; None: the best column alone
-    sigma: Positive = 10.0  # columns
+    sigma: Width = 10.0  # columns
 
     constant_needs = Needs(whole_row=True)
     source = "arXiv 2509.23094; Kamichanw/d2Cache src/generation/vanilla.py"
