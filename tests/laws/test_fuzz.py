@@ -1,0 +1,212 @@
+"""Laws on random combinations of models, methods and settings; what fails is printed as a call."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import dllm
+from dllm.generate import Stream
+from dllm.models import save
+from dllm.output import GenerationOutput
+from dllm.schedulers import Needs
+from dllm.state.canvas import NEVER
+from dllm.state.plan import StepPlan
+from dllm.state.store import KVStore
+from tests.support.fuzz import Combination, Draw, fuzzed_model
+from tests.support.models import MODELS
+
+CHUNKS, SIZE, FAST = 30, 52, 15
+MOST_REFUSED = 40  # draws one after the other; most of those refused are so for `steps`
+
+
+class Counted:
+    """A model that counts its passes and what they feed."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.passes = self.rows = self.tokens = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def forward(self, tokens: Tensor, plan: StepPlan, store: KVStore | None) -> Tensor:
+        self.passes += 1
+        self.rows += tokens.shape[0]
+        self.tokens += tokens.numel()
+        logits: Tensor = self.model.forward(tokens, plan, store)
+        return logits
+
+
+def accepted(draw: Draw) -> tuple[Combination, Stream, Counted]:
+    """Returns a combination that is not refused, about to run; a refusal has run no pass."""
+    for _ in range(MOST_REFUSED):
+        drawn = draw.combination()
+        counted = Counted(fuzzed_model(drawn.model))
+        model: Any = counted
+        refusal = ""
+        try:
+            running = dllm.stream(model, drawn.prompts, **drawn.options)
+        except (ValueError, TypeError) as error:
+            refusal = str(error)
+        except Exception as error:
+            raise AssertionError(f"{error!r} instead of a refusal\n{drawn}") from error
+        if not refusal:
+            return drawn, running, counted
+        assert len(refusal) > 30, f"{refusal!r} gives no reason\n{drawn}"
+        assert counted.passes == 0, f"refused after {counted.passes} passes\n{drawn}"
+    raise AssertionError(f"{MOST_REFUSED} draws were refused one after the other")
+
+
+def check_chunk(seed: int, count: int, folder: Path) -> None:
+    draw = Draw(seed)
+    for number in range(count):
+        drawn, running, counted = accepted(draw)
+        try:
+            check(drawn, running, counted)
+            if number % 10 == 0 and drawn.model in MODELS:
+                check_saved(drawn, folder)
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}"
+            raise AssertionError(f"{text}\n\nthe combination:\n{drawn}") from error
+
+
+def check(drawn: Combination, running: Stream, counted: Counted) -> None:
+    shown, written = played(running)
+    out = running.output
+    check_rows(drawn, out)
+    check_events(out, shown)
+    if needs_of(running).num_variants == 1:  # a variant's own column is written before the step
+        check_events(out, written)
+    check_metrics(drawn, out, counted)
+    check_alone(drawn, out)
+    if is_exact(running):
+        plain = generate(drawn, drawn.options | {"cache": "none"})
+        assert plain.sequences == out.sequences, "an exact cache changes tokens"
+
+
+def generate(drawn: Combination, options: dict[str, Any]) -> GenerationOutput:
+    return dllm.generate(fuzzed_model(drawn.model), drawn.prompts, **options)
+
+
+Columns = dict[tuple[int, int], int]  # prompt, column -> token
+
+
+def played(running: Stream) -> tuple[Columns, Columns]:
+    """Runs a stream; returns what its steps showed last of each column, and what they wrote."""
+    shown: Columns = {}
+    written: Columns = {}
+    for event in running:
+        changed = (event.committed | event.remasked).tolist()
+        rows = zip(event.prompts, event.columns.tolist(), event.tokens.tolist(), strict=True)
+        for (prompt, columns, tokens), wrote in zip(rows, changed, strict=True):
+            for column, token, new in zip(columns, tokens, wrote, strict=True):
+                shown[prompt, column] = token
+                if new:
+                    written[prompt, column] = token
+    return shown, written
+
+
+def check_rows(drawn: Combination, out: GenerationOutput) -> None:
+    """Prompts and given text stand where they stood, and no mask is left."""
+    mask = fuzzed_model(drawn.model).spec.mask_token_id
+    fixed: dict[int, int] = drawn.options.get("fixed", {})
+    for prompt, sequence in zip(drawn.prompts, out.sequences, strict=True):
+        assert mask not in sequence, "a mask is left"
+        for column, token in enumerate(prompt[: len(sequence)]):
+            assert token in (mask, sequence[column]), f"column {column} of the prompt changed"
+        for offset, token in fixed.items():
+            column = len(prompt) + offset
+            assert column >= len(sequence) or sequence[column] == token, f"fixed {offset} changed"
+
+
+def check_events(out: GenerationOutput, columns: Columns) -> None:
+    """What a stream shows or writes is what stands there in the end."""
+    for row, sequence in enumerate(out.sequences):
+        committed = (out.trace.commit_step[row] != NEVER).nonzero().flatten().tolist()
+        for column in committed:
+            assert columns.get((row, column)) == sequence[column], f"row {row}, column {column}"
+
+
+def check_metrics(drawn: Combination, out: GenerationOutput, counted: Counted) -> None:
+    """Figures are those of a model that counts by itself."""
+    metrics, times = out.metrics, 2 if drawn.options.get("guidance_scale") else 1
+    verifier = drawn.options.get("verifier") or {}
+    execution = verifier.get("execution", "batch")
+    assert metrics.tokens_fed * times == counted.tokens, "tokens_fed"
+    if execution != "sequential":  # which counts as one pass what it runs one after the other
+        assert metrics.num_forwards == counted.passes, "num_forwards"
+        assert len(metrics.fed) == counted.passes, "fed"
+    if execution != "tree":
+        assert metrics.rows_fed * times == counted.rows, "rows_fed"
+    for row, sequence in zip(metrics.rows, out.sequences, strict=True):
+        assert 0 <= row.valid_tokens <= len(sequence) - row.prompt_tokens
+        assert row.forwards <= row.row_forwards
+        assert row.finish_reason in ("eos", "length")
+
+
+def check_alone(drawn: Combination, out: GenerationOutput) -> None:
+    """The last row is what it is alone, under the other way of decoding."""
+    row = len(drawn.prompts) - 1
+    seed = drawn.options["seed"]
+    own = seed[row] if isinstance(seed, list) else seed + row
+    options = {**drawn.options, "seed": own}
+    options.pop("batch_size", None)
+    alone = dllm.generate(fuzzed_model(drawn.model), [drawn.prompts[row]], **options)
+    assert alone.sequences[0] == out.sequences[row], "a row depends on its batch"
+    verifier = drawn.options.get("verifier") or {}
+    if not verifier.get("margin_guard"):  # whose doubt about one row has all rows wait
+        assert alone.metrics.rows[0] == out.metrics.rows[row], "figures depend on the batch"
+
+
+def needs_of(running: Stream) -> Needs:
+    layout = running.canvas.layout
+    return running.scheduler.needs(layout.num_slots, layout.block_length)
+
+
+def is_exact(running: Stream) -> bool:
+    """Whether the law of its cache says that a combination equals decoding without one."""
+    cache = running.cache.summary()
+    needs = needs_of(running)
+    narrow = not needs.whole_row and needs.window <= running.canvas.layout.block_length
+    if cache["name"] == "block_causal":
+        return narrow
+    if cache["name"] in ("prefix", "dual"):
+        return cache["refresh_every"] == 1 and cache["first_token"] == "feed" and narrow
+    if cache["name"] == "dkv":
+        return bool(cache["refresh"] == 1 and cache["prompt"] == "refresh")
+    return False
+
+
+@cache
+def saved(name: str, folder: Path) -> dllm.HostedModel:
+    save(fuzzed_model(name), folder / name)
+    return dllm.load(folder / name)
+
+
+def check_saved(drawn: Combination, folder: Path) -> None:
+    """A model that was written and read again decodes the same."""
+    with torch.inference_mode(False):
+        model = saved(drawn.model, folder)
+    again = dllm.generate(model, drawn.prompts, **drawn.options)
+    assert again.sequences == generate(drawn, drawn.options).sequences, "not the same once saved"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(CHUNKS))
+def test_laws_hold_for_random_combinations(seed: int, folder: Path) -> None:
+    check_chunk(seed, SIZE, folder)
+
+
+def test_laws_hold_for_a_few_random_combinations(folder: Path) -> None:
+    check_chunk(CHUNKS, FAST, folder)
