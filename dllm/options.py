@@ -56,7 +56,7 @@ class Range:
             return str(self)
         if value > self.most:
             return f"at most {_short(self.most)}"
-        if self.least == 0 and self.most == LARGEST:
+        if self.least == 0 and (self.above or self.most == LARGEST):
             return "positive" if self.above else "0 or more"
         return f"at least {_short(self.least)}"
 

@@ -10,7 +10,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from dllm.cli import options
-from dllm.cli.shown import Terminal, say_there
+from dllm.cli.shown import Terminal, say, say_there
 from dllm.cli.shown.measured import Bars, Measurement, interrupted, measure, printed, written
 from dllm.decoding.loop import BrokenLogitsError
 from dllm.decoding.memory_limits import NotEnoughMemoryError
@@ -106,11 +106,11 @@ def _read(config: str | None) -> Ablation:
 def _begin(bench: Bench, trials: list[Trial]) -> None:
     """Says what was set aside, what is there already, and what has to be made again."""
     for one in bench.aside:
-        options.say(f"kept what was there as {one}")
+        say(f"kept what was there as {one}")
     there, total = sum(map(bench.there, trials)), sum(len(one.problems) for one in trials)
     say_there(there, total, bench.folder)
     if changed := [trial.name for trial in trials if bench.is_changed(trial)]:
-        options.say(
+        say(
             f"measured anew, since the code, the checkpoint, the settings or the version of dllm "
             f"are not those of the results in {bench.folder}: {', '.join(changed)}"
         )

@@ -171,7 +171,8 @@ def evaluate(
         ]
         compare(contenders, output, plot, as_json, fresh=fresh)
         return
-    runs = [run_of(one, name) for one in scheduler or [None] for name in names]
+    every: list[str | None] = [*scheduler] if scheduler else [None]
+    runs = [run_of(one, name) for one in every for name in names]
     for run in runs:
         check(loaded, run.settings)
     tried = sampled(problems, samples, runs[0].settings)

@@ -64,6 +64,7 @@ def run_all(page: Path, inside: Inside) -> None:
     prompts = [*RIGHT][:3]
     Path("prompts.txt").write_text("\n".join(prompts), encoding="utf-8")
     if page.name == "evaluation.md":  # which goes on with the results of the first pages
+        Path("exam.csv").write_text(f"frage,loesung\n{TOM},50\n", encoding="utf-8")
         rows = ["-s", "fixed_quota", "-s", "threshold", "--limit", "4", "--output", "rows.jsonl"]
         assert inside("eval", *rows).returncode == 0
     for words in commands_of(page):
