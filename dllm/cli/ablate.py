@@ -141,7 +141,7 @@ def _print(report: Report, files: Sequence[Path], as_json: bool) -> None:
         return
     console = Terminal()
     for table in report.tables():
-        console.print(printed(table))
+        console.print_table(printed(table))
         console.print(table.legend, markup=False, style="dim")
     written(files)
 

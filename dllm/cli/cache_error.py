@@ -180,7 +180,9 @@ class _Job:
         if self.as_json:
             print(json.dumps({"title": title, "rows": records}))
         else:
-            Terminal().print(_printed(table), LEGEND)
+            console = Terminal()
+            console.print_table(_printed(table))
+            console.print(LEGEND)
 
 
 def _check(path: Path | None, name: str, *endings: str) -> None:

@@ -80,7 +80,7 @@ def _values(labels: tuple[str, str], pairing: Pairing) -> dict[str, Any]:
 
 def _report(labels: tuple[str, str], pairing: Pairing, show: bool) -> None:
     console, counts = Terminal(), pairing.counts
-    console.print(_table(labels, pairing))
+    console.print_table(_table(labels, pairing))
     low, high = counts.interval
     verdict = "can" if counts.exact_p >= _LEVEL else "is unlikely to"
     lines = [

@@ -234,7 +234,8 @@ def compare(
         print(json.dumps({"title": title, "rows": records(lines)}))
     elif lines:
         console, shown = Terminal(), table(title, lines)
-        console.print(printed(shown, console.width), shown.legend)
+        console.print_table(printed(shown, console.width))
+        console.print(shown.legend)
     if measured.stopped:
         interrupted(folder)
     _write(title, lines, folder, plot)

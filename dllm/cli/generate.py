@@ -42,7 +42,7 @@ OPEN, DRAFT, NEW, DONE, AGAIN = "dim", "dim italic", "bold green", "default", "b
 def generate(
     texts: Annotated[
         list[str] | None,
-        Argument(metavar="[PROMPTS]...", help='Texts to complete; "-" reads stdin.'),
+        Argument(help='Texts to complete; "-" reads stdin.', show_default="none"),
     ] = None,
     prompts: Annotated[
         Path | None,

@@ -170,5 +170,5 @@ def _report(network: Filter, output: Path, as_json: bool) -> None:
         values = (f"{figures[f'{part}_{name}']:.4f}" for part in ("validation", "test"))
         table.add_row(name.replace("_", " "), *values)
     console = Terminal()
-    console.print(table)
+    console.print_table(table)
     console.print(f"{output}: use it with --scheduler learn2pd:{output}", soft_wrap=True)

@@ -81,15 +81,16 @@ def verify(
 
 def _report(result: Verification, verifier: str, model: DenoisingModel) -> None:
     console = Terminal()
-    table = Table("", box=SIMPLE_HEAD, title=f"{result.num_prompts} prompts", title_justify="left")
+    table = Table(box=SIMPLE_HEAD, title=f"{result.num_prompts} prompts", title_justify="left")
+    table.add_column("", no_wrap=True)
     for head in ("forwards", "row-forwards", "rows fed", "seconds"):
-        table.add_column(head, justify="right")
+        table.add_column(head, justify="right", no_wrap=True)
     base, verified = astuple(result.base), astuple(result.verified)
     for name, (*counts, seconds) in (("without", base), (verifier, verified)):
         table.add_row(name, *map(str, counts), f"{seconds:.2f}")
     pairs = zip(base, verified, strict=True)
     table.add_row("ratio", *(f"{after / before:.2f}" if before else "-" for before, after in pairs))
-    console.print(table)
+    console.print_table(table)
     console.print(_saving(result))
     counted = ", ".join(f"{steps}: {n}" for steps, n in enumerate(result.accepted, start=1))
     console.print(

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from dllm.cli.shown import Terminal, say
 from tests.support.commands import Inside
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+TIMES = {"verify": 3, "cache-error": 0, "eval": 3}  # figures that no two runs share
 HOSTILE = "a\x1b]0;title\x07b\x1b[2Jc\x9b31md\u202ee\rf"
 
 
@@ -29,7 +31,7 @@ HOSTILE = "a\x1b]0;title\x07b\x1b[2Jc\x9b31md\u202ee\rf"
 def test_help_has_every_option_whole(inside: Inside, name: str, columns: int) -> None:
     said = inside(name, "--help", columns=columns).stdout
     for parameter in COMMANDS[name].params:
-        for option in parameter.opts if parameter.param_type_name == "option" else ():
+        for option in parameter.opts:
             assert re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", said), option
     # What cannot be broken, a long name for one, may stand out.
     assert max(len(line) for line in said.splitlines() if " " in line.strip()) <= columns + 16
@@ -100,3 +102,30 @@ def test_ctrl_c_while_torch_is_imported(seconds: float) -> None:
     process.send_signal(signal.SIGINT)
     out, error = process.communicate("", timeout=60)
     assert (process.returncode, out, error) == (130, "", "interrupted\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["verify", "--limit", "2"],
+        ["cache-error", "-c", "dual", "-c", "prefix", "--limit", "2"],
+        ["eval", "-s", "fixed_quota", "-s", "threshold:0.9", "-c", "dual", "--limit", "2"],
+        ["eval", "--schedulers", "lineup.yaml", "--limit", "2"],
+    ],
+    ids=" ".join,
+)
+def test_figures_are_whole_in_a_narrow_terminal(
+    inside: Inside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("lineup.yaml").write_text("- fixed_quota\n- threshold:0.9\n", encoding="utf-8")
+    wide = inside(*arguments, columns=200).stdout
+    for columns in (60, 40):
+        narrow = inside(*arguments, columns=columns).stdout
+        assert "\N{HORIZONTAL ELLIPSIS}" not in narrow
+        # Times differ from run to run; what is counted does not.
+        figures = [
+            set(re.findall(r"(?<![\w.])\d+(?:\.\d+)?%?(?![\w.])", text)) for text in (wide, narrow)
+        ]
+        lost = figures[0] - figures[1]
+        assert len(lost) <= TIMES[arguments[0]]

@@ -6,10 +6,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.measure import Measurement
 from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
 
 from dllm.trace.text import visible
+
+_WIDEST = 1000  # columns of a table
 
 
 class Terminal(Console):
@@ -30,6 +34,19 @@ class Terminal(Console):
             renderable = _shown(renderable, self)
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=visible(segment.text))
+
+    def print_table(self, table: Table) -> None:
+        """Prints a table whole: where the terminal is too narrow, its lines are longer than it.
+
+        A figure that lost a digit at its end would be another figure.
+        """
+        own, room = self.width, self.options.update(width=_WIDEST)
+        for column in (one for one in table.columns if one.no_wrap):
+            cells = (column.header, *column.cells)
+            column.min_width = max(Measurement.get(self, room, cell).maximum for cell in cells)
+        self.width = max(own, Measurement.get(self, room, table).minimum)
+        self.print(table)
+        self.width = own
 
 
 def _shown(text: Text, console: Console) -> Text:

@@ -225,7 +225,7 @@ def _report(
         return
     console, summaries = Terminal(), [line.measured for line in lines]
     title = heading(first, max((summary.problems for summary in summaries), default=0))
-    console.print(_comparison(title, summaries))
+    console.print_table(_comparison(title, summaries))
     for line, summary in zip(lines, summaries, strict=True):
         shares = {**summary.scores, **{f"pass@{k}": part for k, part in summary.pass_at.items()}}
         if shares:
