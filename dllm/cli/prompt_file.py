@@ -209,7 +209,7 @@ def answer(job: Job, asked: Sequence[Asked], output: Path, as_json: bool) -> Non
     with options.naming(output), writing(output) if to_file else nullcontext():
         if to_file:
             mend(output)
-        left = _left(job, asked, output) if to_file else list(asked)
+        left = _left(job, asked, output) if to_file else asked
         there = done = len(asked) - len(left)
         if there:
             say(f"{there} of {len(asked)} were there already")
@@ -222,6 +222,8 @@ def answer(job: Job, asked: Sequence[Asked], output: Path, as_json: bool) -> Non
                     done += len(lines)
                     bars.update(bar, advance=len(lines))
         except KeyboardInterrupt:
+            if to_file:  # the signal may have come between a line and its count
+                done = len(asked) - len(_left(job, asked, output))
             kept = f"{output} is kept and the same command goes on" if to_file else "printed"
             say(f"interrupted after {done} of {len(asked)} prompts; {kept}")
             raise typer.Exit(options.INTERRUPTED) from None

@@ -14,6 +14,7 @@ from rich.text import Text
 from dllm.trace.text import visible
 
 _WIDEST = 1000  # columns of a table
+_FOLDED = 8  # columns of a terminal that words get at least
 
 
 class Terminal(Console):
@@ -36,17 +37,46 @@ class Terminal(Console):
             yield segment if segment.control else segment._replace(text=visible(segment.text))
 
     def print_table(self, table: Table) -> None:
-        """Prints a table whole: where the terminal is too narrow, its lines are longer than it.
+        """Prints a table whole: words fold, and no figure is cut or divided.
 
-        A figure that lost a digit at its end would be another figure.
+        A figure that lost a digit at its end would be another figure. Where the terminal is too
+        narrow for them side by side, each row becomes lines of `head: value`.
         """
-        own, room = self.width, self.options.update(width=_WIDEST)
-        for column in (one for one in table.columns if one.no_wrap):
+        room = self.options.update(width=_WIDEST)
+        for column in table.columns:
             cells = (column.header, *column.cells)
-            column.min_width = max(Measurement.get(self, room, cell).maximum for cell in cells)
-        self.width = max(own, Measurement.get(self, room, table).minimum)
-        self.print(table)
-        self.width = own
+            widest = max(Measurement.get(self, room, cell).maximum for cell in cells)
+            if column.justify == "right" or all(map(_is_figure, column.cells)):
+                column.no_wrap, column.min_width = True, widest
+            else:
+                column.no_wrap, column.overflow = False, "fold"
+                column.min_width = max(column.min_width or 0, min(widest, _FOLDED))
+        for column in table.columns:
+            column.max_width = column.min_width
+        least = Measurement.get(self, room, table).minimum
+        for column in table.columns:
+            column.max_width = None
+        if least <= self.width:
+            self.print(table)
+        else:
+            self._print_records(table)
+
+    def _print_records(self, table: Table) -> None:
+        """Prints each row of a table as lines of head and value."""
+        if table.title:
+            self.print(table.title, markup=False, style="italic")
+        for row in zip(*(column.cells for column in table.columns), strict=True):
+            self.print()
+            for column, cell in zip(table.columns, row, strict=True):
+                head = " ".join(str(column.header).replace("/\n", "/").replace("-\n", "").split())
+                # A name may have been broken into lines for its column.
+                value = str(cell).replace("\n", "")
+                self.print(Text(f"{head}: {value}" if head else value), overflow="fold")
+
+
+def _is_figure(cell: RenderableType) -> bool:
+    text = str(cell)
+    return text[:1].isdigit() or text in ("", "-")
 
 
 def _shown(text: Text, console: Console) -> Text:

@@ -194,7 +194,7 @@ def print_rows(held: Sequence[Held], as_json: bool) -> None:
         table.add_column(head.replace("_", " "), overflow="fold")
     for one in rows:
         table.add_row(*("" if value is None else visible(str(value)) for value in one.values()))
-    Terminal().print(table)
+    Terminal().print_table(table)
 
 
 def _described(one: Held) -> dict[str, Any]:
