@@ -43,9 +43,7 @@ class Asked:
     @property
     def row(self) -> dict[str, Any]:
         """What its line says of it."""
-        known = (
-            {"number": self.number} if self.id is None else {"number": self.number, "id": self.id}
-        )
+        known = {"number": self.number, **({} if self.id is None else {"id": self.id})}
         return {**known, "prompt" if isinstance(self.prompt, str) else "messages": self.prompt}
 
 

@@ -112,6 +112,7 @@ def test_ctrl_c_while_it_waits_ends_it() -> None:
     assert "Traceback" not in error
 
 
+@pytest.mark.slow
 def test_a_terminal_stays_open_after_an_error() -> None:
     pid, terminal = pty.fork()
     if pid == 0:

@@ -91,7 +91,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("page", READ, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(READ[0]), *(pytest.param(page, marks=pytest.mark.slow) for page in READ[1:])],
+    ids=lambda page: page.name,
+)
 @pytest.mark.usefixtures("folder", "here")
 def test_commands_of_the_first_pages_do_what_they_say(
     page: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
