@@ -31,7 +31,9 @@ from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings
 from dllm.state.candidates import Sampling
 from dllm.state.canvas import Canvas
 from dllm.state.noise import CounterNoise, Noise
+from dllm.state.processing import Processing
 from dllm.state.progress import AtEnd
+from dllm.state.stopping import StopStrings
 from dllm.state.variants import no_drafts
 from dllm.state.window import Layout
 
@@ -62,7 +64,13 @@ def loop_of(
         canvas, noise = batch.canvas, batch.noise
     if settings.guidance_scale > 0:
         model = GuidedModel(model, settings.guidance_scale, given=canvas.given)
-    step = Step(scheduler, cache, _sampling(scheduler, canvas.layout, settings), noise)
+    processing = _processing(canvas.layout, settings)
+    if observer is not None and processing is not None:
+        raise ValueError(
+            "passes are observed with the model's own logits: leave min_new_tokens, "
+            "repetition_penalty and logits_processors out"
+        )
+    step = Step(scheduler, cache, _sampling(scheduler, canvas.layout, settings), noise, processing)
     needs = needs_of(scheduler, canvas.layout.num_slots, block)
     at_eos = _at_eos(rows, settings, model.spec.mask_token_id)
     passes, store_variants = _passes(step, needs, observer), needs.num_variants
@@ -80,6 +88,7 @@ def loop_of(
         at_eos=at_eos,
         memory=memory,
         batch=batch,
+        stop=stop_of(model, settings),
         keep_stamps=observer is not None,
     )
     return loop, canvas
@@ -224,6 +233,31 @@ def _sampling(scheduler: Scheduler, layout: Layout, settings: Settings) -> Sampl
         dtype=settings.statistics_dtype,
         lean=settings.verifier is None and not needs.reads_logits,
     )
+
+
+def _processing(layout: Layout, settings: Settings) -> Processing | None:
+    """Returns the call's own rules for logits; None: there are none."""
+    rules = Processing(
+        mask_token_id=layout.mask_token_id,
+        eos_token_ids=layout.eos_token_ids,
+        min_new_tokens=settings.min_new_tokens,
+        repetition_penalty=settings.repetition_penalty,
+        processors=settings.logits_processors,
+    )
+    return rules if rules else None
+
+
+def stop_of(model: DenoisingModel, settings: Settings) -> StopStrings | None:
+    """Returns the texts that end a row; None: there are none."""
+    if not settings.stop:
+        return None
+    if model.tokenizer is None:
+        raise ValueError(
+            f"stop={settings.stop!r} needs a tokenizer, which the model does not have: give "
+            "eos_token_id, or a model with a tokenizer"
+        )
+    text_of = partial(model.tokenizer.decode, skip_special_tokens=False)
+    return StopStrings(settings.stop, text_of)
 
 
 def _noise(num_rows: int, settings: Settings, device: torch.device) -> Noise:

@@ -113,10 +113,11 @@ class Stream:
         memory: PromptMemory | None = None,
         observer: Observer | None = None,
     ) -> None:
-        rows = encode_all(model, prompts, settings)
+        encoded = encode_all(model, prompts, settings)
+        rows = [row for row in encoded for _ in range(settings.n)]
         loop, self.canvas = loop_of(model, rows, settings, memory, observer)
         self.model, self.meter, self.batch = model, Meter(model.device), loop.batch
-        self.scheduler, self.cache = loop.scheduler, loop.cache
+        self.scheduler, self.cache, self.stop = loop.scheduler, loop.cache, loop.stop
         self._changes: dict[int, list[Write]] = {}  # of a method that revises, by prompt
         self._events = loop.run(self.canvas, self.meter)
 
@@ -158,7 +159,7 @@ class Stream:
         if canvas.layout.keep_history:
             read_history(canvas, self._changes)
         chosen = Chosen(canvas, seats, self._changes)
-        return collect(chosen, self.meter, self.model.tokenizer)
+        return collect(chosen, self.meter, self.model.tokenizer, self.stop)
 
     def _all_rows(self) -> Canvas:
         """Returns the canvas with a row for each prompt."""

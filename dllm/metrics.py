@@ -24,7 +24,7 @@ class RowMetrics:
     raw_tokens: int  # tokens that the model committed, end tokens included
     forwards: int  # passes in which the row had something to commit
     row_forwards: int  # the same, with every variant of the row counted
-    finish_reason: str  # "eos", "length" or "interrupted"
+    finish_reason: str  # "eos", "stop", "length" or "interrupted"
     # Forwards after which a verifier had 1, 2, ... schedule steps for certain; () without one.
     accepted: tuple[int, ...] = ()
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dllm.metrics import Meter, Metrics, RowMetrics
 from dllm.state.canvas import NEVER, Canvas
+from dllm.state.stopping import StopStrings
 from dllm.state.trace import Trace
 from dllm.state.window import Layout
 
@@ -75,7 +76,10 @@ class Chosen:
 
 
 def collect(
-    chosen: Chosen, meter: Meter, tokenizer: PreTrainedTokenizerBase | None
+    chosen: Chosen,
+    meter: Meter,
+    tokenizer: PreTrainedTokenizerBase | None,
+    stop: StopStrings | None = None,
 ) -> GenerationOutput:
     """Returns the output of rows, which need not be finished."""
     canvas, trace = chosen.canvas, _trace(chosen)
@@ -88,7 +92,10 @@ def collect(
     for row, length in enumerate(chosen.of(canvas.length).tolist()):
         ids = trace.tokens[row, :length].tolist()
         prompt = int(trace.prompt_length[row])
-        answer = _answer(ids[prompt:], is_open[row, prompt:length].tolist(), canvas.layout)
+        slots = is_open[row, prompt:length].tolist()
+        answer = _answer(ids[prompt:], slots, canvas.layout)
+        if stop is not None:
+            answer = _stopped(answer, slots, stop)
         rows.append(
             RowMetrics(
                 prompt_tokens=prompt,
@@ -105,6 +112,7 @@ def collect(
     texts = None
     if tokenizer is not None:
         texts = tuple(_decode(tokenizer, tokens, trace.mask_token_id) for tokens in answers)
+        texts = texts if stop is None else tuple(map(stop.cut, texts))
     return GenerationOutput(tuple(sequences), texts, meter.finish(tuple(rows)), trace, tokenizer)
 
 
@@ -128,6 +136,14 @@ def _answer(generated: list[int], is_open: list[bool], layout: Layout) -> _Answe
     if layout.mask_token_id in generated:
         return _Answer(generated[:stop], valid, "interrupted")
     return _Answer(generated[:stop], valid, "eos" if ends else "length")
+
+
+def _stopped(answer: _Answer, is_open: list[bool], stop: StopStrings) -> _Answer:
+    """Returns the answer up to the token that completes its first stop string, if it has one."""
+    count = None if answer.finish_reason == "interrupted" else stop.count(answer.tokens)
+    if count is None:
+        return answer
+    return _Answer(answer.tokens[:count], sum(is_open[:count]), "stop")
 
 
 def _trace(chosen: Chosen) -> Trace:

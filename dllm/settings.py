@@ -11,11 +11,12 @@ import torch
 from dllm.aliases import ALIASES, SCHEDULER_OPTIONS, combined
 from dllm.cache import Cache
 from dllm.decoding.speculation.verifiers import Verifier
-from dllm.options import Count, Options, Range, Seed, TokenId
+from dllm.options import Count, CountOrNone, Options, Range, Seed, TokenId
 from dllm.registry import nearest
 from dllm.schedulers import Scheduler, registry
 from dllm.state.candidates import ConfidenceSource
 from dllm.state.noise import Noise
+from dllm.state.processing import LogitsProcessor, check_processors
 from dllm.state.progress import AtEnd
 
 DEFAULT_BLOCK_LENGTH = 32
@@ -34,6 +35,9 @@ class Settings(Options):
     """
 
     max_new_tokens: Count = 128  # slots after each prompt
+    min_new_tokens: CountOrNone = 0  # slots of each row that hold no end token
+    n: Count = 1  # answers to each prompt, one behind the other
+    stop: tuple[str, ...] = ()  # texts that end an answer, and are no part of it
     block_length: Count | None = None  # None: the model's trained block, else min(32, slots)
     blocks_from: Literal["prompt", "zero"] = "prompt"  # where blocks are counted from
     scheduler: str | Mapping[str, Any] | Scheduler = "threshold"
@@ -54,6 +58,10 @@ class Settings(Options):
     defer_eos: bool = False  # end tokens are committed last
     forbidden_token_ids: tuple[TokenId, ...] = ()
     deferred_token_ids: tuple[TokenId, ...] = ()
+    # Above 1: tokens that the row holds already become less probable.
+    repetition_penalty: Annotated[float, Range(0, 1e4, above=True)] = 1.0
+    # Called in their order with tokens (N, L), masks where open, and scores (N, V) of N columns.
+    logits_processors: tuple[LogitsProcessor, ...] = ()
     fixed: Mapping[int, int | str] | None = None  # slot offset -> token id or text kept there
     infill: bool = False  # mask tokens in the prompt are the slots, none is added
     too_long: Literal["error", "cut"] = (
@@ -75,6 +83,19 @@ class Settings(Options):
                 f"statistics_dtype={self.statistics_dtype} must be torch.float32 or "
                 "torch.float64; in less, confidences near 1 tie"
             )
+        if self.min_new_tokens > self.max_new_tokens and not self.infill:
+            raise ValueError(
+                f"min_new_tokens={self.min_new_tokens} is more than the "
+                f"max_new_tokens={self.max_new_tokens} slots of a row: lower it, or raise those"
+            )
+        if "" in self.stop:
+            raise ValueError("stop holds an empty text, which every answer begins with: leave it")
+        if self.stop and self.infill:
+            raise ValueError(
+                f"stop={self.stop!r} ends a text that is read from its beginning, and infilled "
+                "text goes on behind its gaps: leave one of them out"
+            )
+        check_processors(self.logits_processors)
 
 
 class Given(TypedDict, total=False):
@@ -84,6 +105,9 @@ class Given(TypedDict, total=False):
     """
 
     max_new_tokens: int
+    min_new_tokens: int
+    n: int
+    stop: str | Sequence[str]
     block_length: int | None
     blocks_from: Literal["prompt", "zero"]
     scheduler: str | Mapping[str, Any] | Scheduler
@@ -104,6 +128,8 @@ class Given(TypedDict, total=False):
     defer_eos: bool
     forbidden_token_ids: Sequence[int]
     deferred_token_ids: Sequence[int]
+    repetition_penalty: float
+    logits_processors: LogitsProcessor | Sequence[LogitsProcessor]
     fixed: Mapping[int, int | str] | None
     infill: bool
     too_long: Literal["error", "cut"]
@@ -113,6 +139,10 @@ class Given(TypedDict, total=False):
     gen_len: int
     max_tokens: int
     max_gen_length: int
+    min_tokens: int
+    num_return_sequences: int
+    stop_strings: str | Sequence[str]
+    logits_processor: LogitsProcessor | Sequence[LogitsProcessor]
     block_size: int
     canvas_length: int
     max_num_seqs: int

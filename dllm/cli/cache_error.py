@@ -16,7 +16,7 @@ from typer import Option
 
 from dllm import load
 from dllm.cli import options
-from dllm.cli.prompt_file import read_texts
+from dllm.cli.asked import read_texts
 from dllm.cli.shown import Terminal, say
 from dllm.cli.shown.measured import empty_table, progress
 from dllm.decoding.memory_limits import NotEnoughMemoryError

@@ -94,6 +94,8 @@ class Conversation:
         """Sets all settings; wrong ones change nothing, and raise ValueError or TypeError."""
         resolved = resolve(self.model.defaults, None, chosen)
         _, policy = check(self.model, resolved)
+        if resolved.n != 1:
+            raise ValueError(f"n={resolved.n}: a message has one answer here: leave n out")
         self.chosen = chosen
         # It spares each turn the reading of those before it, where the cache allows that.
         keeps = policy.final_blocks and not resolved.guidance_scale

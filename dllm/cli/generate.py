@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import shorten
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Group
@@ -20,7 +20,8 @@ from typer import Argument, Option
 from dllm import cache as caches
 from dllm import load, schedulers
 from dllm.cli import options
-from dllm.cli.prompt_file import STANDARD, Asked, Job, answer, read_asked
+from dllm.cli.asked import STANDARD, Asked, read_asked
+from dllm.cli.prompt_file import Job, answer
 from dllm.cli.shown import Terminal, say
 from dllm.decoding.loop import BrokenLogitsError
 from dllm.decoding.memory_limits import NotEnoughMemoryError
@@ -70,6 +71,8 @@ def generate(
     block_length: options.Block = None,
     temperature: options.Temperature = None,
     seed: options.Seed = None,
+    stop: options.Stop = None,
+    samples: options.Answers = None,
     settings: options.Set = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
@@ -98,7 +101,8 @@ def generate(
         check_free(trace)
     asked = [one.prompt for one in given] if given is not None else _read(texts or ())
     loaded = load(model, dtype=dtype, speed=speed, **options.placed(device, device_map, revision))
-    parts = {"scheduler": scheduler, "cache": cache, "verifier": verifier, "batch_size": batch_size}
+    parts: dict[str, Any] = {"scheduler": scheduler, "cache": cache, "verifier": verifier}
+    parts |= {"batch_size": batch_size, "stop": tuple(stop or ()) or None, "n": samples}
     chosen = options.collect(settings, max_new_tokens, block_length, temperature, seed, **parts)
     warn_unknown_words(loaded, [one for one in asked if isinstance(one, str)])
     if given is not None:
@@ -148,6 +152,8 @@ def _records(running: Stream, texts: list[str]) -> list[TraceRecord]:
     scheduler = short(running.scheduler.summary(), schedulers.registry)
     method = f"{scheduler} / {short(running.cache.summary(), caches.registry)}"
     out, tokenizer = running.output, running.model.tokenizer
+    several = len(out.sequences) // len(texts)
+    texts = [text for text in texts for _ in range(several)]
     labels = [f"{method}: {shorten(text, _LABEL, placeholder=' ...')}" for text in texts]
     return [record_of(out, row, tokenizer, label) for row, label in enumerate(labels)]
 

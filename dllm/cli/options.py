@@ -88,6 +88,13 @@ Block = Annotated[
         show_default=f"the model's own, else {DEFAULT_BLOCK_LENGTH}, or fewer for fewer slots",
     ),
 ]
+Stop = Annotated[
+    list[str] | None,
+    Option(help="Text that ends an answer and is no part of it; repeatable.", show_default="none"),
+]
+Answers = Annotated[
+    int | None, Option("--samples", help="Answers to each prompt.", show_default="1")
+]
 Temperature = Annotated[
     float | None,
     Option(

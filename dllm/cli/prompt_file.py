@@ -1,4 +1,4 @@
-"""A file of prompts: read, decoded in batches, each answer written as it comes, taken up again."""
+"""Prompts of a file: decoded in batches, each answer written as it comes, taken up again."""
 
 from __future__ import annotations
 
@@ -14,116 +14,20 @@ from typing import Any
 import typer
 
 from dllm.cli import options
+from dllm.cli.asked import STANDARD, Asked
 from dllm.cli.shown import say
 from dllm.cli.shown.measured import progress
 from dllm.eval.run.describe import PARTS, Setup, name_of
 from dllm.eval.run.results import append_lines, mend, writing
 from dllm.eval.tasks.task import Task
 from dllm.generate import Stream, stream
-from dllm.models.loading.files import parse_json
 from dllm.models.model import DenoisingModel
 from dllm.prompts import encode_all
 from dllm.settings import Settings
 
-STANDARD = Path("-")  # input or output, in place of a file
 ROWS = 16  # decoded at a time unless --batch-size says otherwise
 _TOGETHER = 1024  # prompts of one call, so that what is kept of all of them stays small
 _KEYS = {"run", "text", "settings"}  # of every line that was written here
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A prompt of a file, or of the command line."""
-
-    number: int  # from 1, without empty lines
-    where: str  # in words
-    prompt: Any  # a text, or the messages of a chat
-    id: Any = None  # what the file calls it
-
-    @property
-    def row(self) -> dict[str, Any]:
-        """What its line says of it."""
-        known = {"number": self.number, **({} if self.id is None else {"id": self.id})}
-        return {**known, "prompt" if isinstance(self.prompt, str) else "messages": self.prompt}
-
-
-def read_asked(path: Path) -> list[Asked]:
-    """Returns the prompts of a file, "-" being standard input.
-
-    A .jsonl file has a text, or a mapping with "prompt" or "messages" and perhaps an "id", a line;
-    so has standard input if its first line is such a mapping. Any other file has a text a line.
-    Raises ValueError that names the line which is not one.
-    """
-    name = "standard input" if path == STANDARD else str(path)
-    lines = [(n, line) for n, line in enumerate(_lines(path, name), start=1) if line.strip()]
-    if not lines:
-        raise ValueError(f"{name} holds no prompts: write one a line")
-    as_json = path.suffix == ".jsonl" or (path == STANDARD and _is_mapping(lines[0][1]))
-    asked = []
-    for number, (line, text) in enumerate(lines, start=1):
-        where = f"{name} line {line}"
-        prompt, id_ = _parsed(text, where) if as_json else (text, None)
-        asked.append(Asked(number, where, prompt, id_))
-    first: dict[str, str] = {}
-    for one in asked:
-        if one.id is not None and first.setdefault(repr(one.id), one.where) != one.where:
-            raise ValueError(f"{one.where} has the id {one.id!r} of {first[repr(one.id)]}")
-    return asked
-
-
-def read_texts(path: Path, count: int) -> list[str]:
-    """Returns up to `count` prompts of a file that are texts."""
-    asked = read_asked(path)[:count]
-    chat = next((one for one in asked if not isinstance(one.prompt, str)), None)
-    if chat is not None:
-        raise ValueError(f'{chat.where} has messages: only texts, as "prompt", are taken here')
-    return [one.prompt for one in asked]
-
-
-def _lines(path: Path, name: str) -> list[str]:
-    if path != STANDARD and path.is_dir():
-        raise ValueError(f"{name} is a folder: name a file of prompts")
-    if path != STANDARD and not path.exists():
-        raise ValueError(f"there is no file of prompts {name!r}")
-    try:
-        text = sys.stdin.read() if path == STANDARD else path.read_text(encoding="utf-8-sig")
-        text.encode()
-    except UnicodeError as error:
-        raise ValueError(f"{name} is no text file in UTF-8: {error}") from None
-    if "\0" in text:
-        line = text[: text.index("\0")].count("\n") + 1
-        raise ValueError(f"{name} is no text file: line {line} holds a NUL character")
-    return [line.removesuffix("\r") for line in text.removeprefix("\ufeff").split("\n")]
-
-
-def _is_mapping(line: str) -> bool:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(value, dict) and bool({"prompt", "messages"} & set(value))
-
-
-def _parsed(line: str, where: str) -> tuple[Any, Any]:
-    """Returns the prompt and the id of a line of JSON."""
-    try:
-        value = parse_json(line, where)
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{where} is not JSON: {error}") from None
-    if isinstance(value, str):
-        return value, None
-    keys = {"prompt", "messages"} & set(value) if isinstance(value, dict) else set()
-    if len(keys) != 1:
-        raise ValueError(
-            f'{where} must be a text, or a mapping with the text "prompt" or the list "messages"'
-        )
-    prompt, id_ = value[keys.pop()], value.get("id")
-    if isinstance(prompt, list if "messages" in value else str) and prompt:
-        if id_ is None or isinstance(id_, str | int):
-            return prompt, id_
-        raise ValueError(f'{where}: "id" must be a text or a whole number')
-    raise ValueError(f'{where}: "prompt" is a text and "messages" a list, and neither is empty')
 
 
 @dataclass(frozen=True)
@@ -168,9 +72,12 @@ class Job:
 
     def _stream(self, asked: Sequence[Asked], size: int) -> Stream:
         seed = self.settings.seed
-        seeds = [seed + one.number - 1 for one in asked] if isinstance(seed, int) else None
+        several, seeds = self.settings.n, None
+        if isinstance(seed, int):
+            seeds = [seed + (one.number - 1) * several + (one.sample or 0) for one in asked]
         prompts = [prompt for one in asked for prompt in self._input(one)]
-        return stream(self.model, prompts, replace(self.settings, seed=seeds, batch_size=size))
+        once = replace(self.settings, seed=seeds, batch_size=size, n=1)
+        return stream(self.model, prompts, once)
 
     def _input(self, one: Asked) -> Any:
         return options.inputs([one.prompt], self.as_chats and isinstance(one.prompt, str))
@@ -200,6 +107,8 @@ def _written(
 def answer(job: Job, asked: Sequence[Asked], output: Path, as_json: bool) -> None:
     """Answers what is not answered yet, and says how far it came if it is stopped."""
     job.check(asked)
+    if job.settings.n > 1:
+        asked = [replace(one, sample=n) for one in asked for n in range(job.settings.n)]
     to_file = output != STANDARD
     if to_file:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -246,7 +155,7 @@ def _left(job: Job, asked: Sequence[Asked], output: Path) -> list[Asked]:
     """
     described = json.loads(json.dumps(job.describe(), default=str))
     answered: Counter[str] = Counter()
-    of_id: dict[str, str] = {}
+    of_id: dict[str, Any] = {}
     for line in _known(output):
         if line["run"] != name_of(job.describe()):
             raise ValueError(
@@ -254,13 +163,13 @@ def _left(job: Job, asked: Sequence[Asked], output: Path) -> list[Asked]:
                 f"({_difference(line['settings'], described)}): give another --output, or the "
                 "settings of that file"
             )
-        key = _key(line.get("id"), line.get("prompt", line.get("messages")))
-        answered[key] += 1
-        of_id[repr(line.get("id"))] = key
+        prompt = line.get("prompt", line.get("messages"))
+        answered[_key(line.get("id"), prompt, line.get("sample"))] += 1
+        of_id[repr(line.get("id"))] = prompt
     left = []
     for one in asked:
-        key = _key(one.id, one.prompt)
-        if one.id is not None and of_id.get(repr(one.id), key) != key:
+        key = _key(one.id, one.prompt, one.sample)
+        if one.id is not None and of_id.get(repr(one.id), one.prompt) != one.prompt:
             raise ValueError(
                 f"{one.where}: the id {one.id!r} is that of another prompt in {output}: give "
                 "another --output, or another id"
@@ -272,8 +181,8 @@ def _left(job: Job, asked: Sequence[Asked], output: Path) -> list[Asked]:
     return left
 
 
-def _key(id_: Any, prompt: Any) -> str:
-    return json.dumps([id_, prompt], sort_keys=True)
+def _key(*of: Any) -> str:
+    return json.dumps(of, sort_keys=True)
 
 
 def _known(output: Path) -> Iterator[dict[str, Any]]:

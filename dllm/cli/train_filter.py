@@ -14,7 +14,7 @@ from typer import Option
 
 from dllm import load
 from dllm.cli import options
-from dllm.cli.prompt_file import read_texts
+from dllm.cli.asked import read_texts
 from dllm.cli.shown import Terminal
 from dllm.cli.shown.measured import interrupted, progress
 from dllm.eval.tasks import find_task

@@ -27,6 +27,7 @@ from dllm.output import GenerationOutput
 from dllm.schedulers import Scheduler
 from dllm.state.canvas import Canvas
 from dllm.state.progress import AtEnd, Feeds, Progress, progress_of, settle
+from dllm.state.stopping import StopStrings
 from dllm.state.store import KVStore
 from dllm.state.window import StepEvent
 
@@ -41,7 +42,7 @@ class BrokenLogitsError(RuntimeError):
 class DenoisingLoop:
     """Any model, scheduler and cache, one step at a time.
 
-    Host and device meet once a step, in `settle`.
+    Host and device meet once a step, in `settle`; with stop strings once more.
     """
 
     model: DenoisingModel
@@ -52,6 +53,7 @@ class DenoisingLoop:
     at_eos: AtEnd = "stop"
     memory: PromptMemory | None = None
     batch: ContinuousBatch | None = None  # lets further prompts in; None: all are in the canvas
+    stop: StopStrings | None = None  # texts that end a row
     keep_stamps: bool = False  # the store notes when each slot was written
 
     @torch.inference_mode()
@@ -80,6 +82,8 @@ class DenoisingLoop:
             plan = self.cache.plan(canvas, progress, self.model.spec)
             event = self.passes(canvas, plan, progress, forward)
             before = progress.finished
+            if self.stop is not None:
+                self.stop.end_rows(canvas)
             ends = at_eos_after(plan, self.at_eos, self.cache.uses_store)
             progress = settle(canvas, self.cache.lockstep, ends, feeds)
             if meter.first_pass is None:  # host and device have just met

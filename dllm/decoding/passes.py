@@ -17,6 +17,7 @@ from dllm.state.candidates import Candidates, Sampling
 from dllm.state.canvas import Canvas
 from dllm.state.noise import Noise
 from dllm.state.plan import PassShape, StepPlan
+from dllm.state.processing import Processing, Rows
 from dllm.state.progress import AtEnd, Progress
 from dllm.state.rows import adopt_variants
 from dllm.state.store import KVStore
@@ -92,6 +93,7 @@ class Step:
     cache: Cache
     sampling: Sampling
     noise: Noise
+    processing: Processing | None = None  # of logits, before anything is proposed
 
     def take(self, canvas: Canvas, window: Window, result: PassResult) -> StepEvent:
         """Decides on what a pass gave, and writes the decision."""
@@ -102,10 +104,12 @@ class Step:
             columns = plan.policy.further
             own = logits.shape[1] - columns.shape[1]
             logits, more = logits[:, :own], logits[:, own:]
+            more = self._processed(more, columns, canvas)
             further = self.sampling.propose(more, self.noise, columns, canvas.step)
         candidates, shadow = self.propose(canvas, plan, logits), None
         if result.shadow is not None:
-            shadow = Candidates(result.shadow.to(candidates.logits.dtype), candidates.token)
+            alone = self._processed(result.shadow, window.columns, canvas)
+            shadow = Candidates(alone.to(candidates.logits.dtype), candidates.token)
         if self.cache.watches:
             canvas.note_pass(self.cache.watch(canvas, plan, result.store, candidates, further))
         decision = self.scheduler.decide(candidates, canvas.view(window, self.noise, shadow))
@@ -113,8 +117,17 @@ class Step:
 
     def propose(self, canvas: Canvas, plan: StepPlan, logits: Tensor) -> Candidates:
         """Returns the window's candidates from the logits (B, w, V) of a pass."""
-        columns = canvas.columns()
-        return self.sampling.propose(logits, self.noise, columns, canvas.step, plan.logit_columns)
+        columns, places = canvas.columns(), plan.logit_columns
+        at = columns if places is None else columns.gather(1, places)
+        logits = self._processed(logits, at, canvas)
+        return self.sampling.propose(logits, self.noise, columns, canvas.step, places)
+
+    def _processed(self, logits: Tensor, columns: Tensor, canvas: Canvas) -> Tensor:
+        """Returns the logits (B, w, V) of columns (B, w) as the call's own rules leave them."""
+        if self.processing is None:
+            return logits
+        rows = Rows(canvas.tokens, canvas.prompt_length, canvas.length)
+        return self.processing(logits.to(self.sampling.dtype), columns, rows)
 
     def _setup(self, canvas: Canvas, logits: Tensor) -> Setup:
         layout = canvas.layout
@@ -191,6 +204,7 @@ class ComparingPasses:
     ) -> StepEvent:
         window = canvas.window(plan)
         if progress.comparing:
+            before = window.tokens
             logits = self._compare(canvas, window, plan, forward)
             window = canvas.window(plan, window.active)
         else:
@@ -199,7 +213,9 @@ class ComparingPasses:
         if self.plain.observer is not None:
             record = self.plain.record(canvas, window, result, progress, forward.model)
             self.plain.observer(replace(record, num_variants=self.num_variants))
-        return self.plain.step.take(canvas, window, result)
+        event = self.plain.step.take(canvas, window, result)
+        # What the best variant has over the canvas was written before the window was taken.
+        return event.since(before, canvas.layout.mask_token_id) if progress.comparing else event
 
     def _compare(self, canvas: Canvas, window: Window, plan: StepPlan, forward: Forward) -> Tensor:
         """Runs a pass over all variants, keeps each row's best; returns its logits (B, w, V)."""
@@ -210,9 +226,13 @@ class ComparingPasses:
         if store is not None:
             store.copy_rows((rows * count).repeat_interleave(count))
         wide = plan.of_rows(rows.repeat_interleave(count))
-        logits = forward(variants.fill(canvas.tokens), wide)
+        tokens = variants.fill(canvas.tokens)
+        logits = forward(tokens, wide)
         view = canvas.view(window, step.noise).of_variants(variants.columns)
         own = logits[:, : window.columns.shape[1]]
+        if step.processing is not None:
+            rows_ = Rows(tokens, view.prompt_length, view.length)
+            own = step.processing(own.to(step.sampling.dtype), view.columns, rows_)
         candidates = step.sampling.propose(own, step.noise, view.columns, view.step)
         score = step.scheduler.appraise(candidates, view, variants)
         winner = variants.pick(score, window.active)

@@ -89,10 +89,20 @@ def _enter(canvas: Canvas, moving: Tensor, first: Tensor, masked: Tensor) -> Non
     canvas.block_masks = torch.where(moving, count, canvas.block_masks)
 
 
+def cut_after(canvas: Canvas, last: Tensor) -> None:
+    """Ends rows behind the column `last` (B,) int64; rows where that is no column go on."""
+    _overwrite(canvas, (canvas.numbers > last[:, None]) & ~canvas.fixed)
+    canvas.held = canvas.held & (last >= canvas.tokens.shape[1])
+
+
 def _truncate(canvas: Canvas) -> None:
     """Overwrites everything after the first end token of each row."""
     ended = canvas.ended.int()
-    after = (ended.cumsum(1) > ended) & ~canvas.fixed
+    _overwrite(canvas, (ended.cumsum(1) > ended) & ~canvas.fixed)
+
+
+def _overwrite(canvas: Canvas, after: Tensor) -> None:
+    """Makes columns (B, C) bool padding that nobody committed."""
     canvas.tokens.masked_fill_(after, canvas.layout.fill_token_id)
     canvas.commit_step.masked_fill_(after, NEVER)
     canvas.commit_confidence.masked_fill_(after, float("nan"))

@@ -116,6 +116,11 @@ class StepEvent:
     prompts: tuple[int, ...] = ()  # whose row each place of the batch holds
     finished: tuple[int, ...] = ()  # the prompts of rows that this step ended
 
+    def since(self, before: Tensor, mask_token_id: int) -> StepEvent:
+        """Returns what was done since the windows held tokens `before` (B, W) int64."""
+        changed, masked = self.tokens != before, self.tokens == mask_token_id
+        return replace(self, committed=changed & ~masked, remasked=changed & masked)
+
 
 PER_COLUMN = ("columns", "tokens", "masked", "block", "known", "fixed")  # (B, W)
 PER_ROW = (  # (B,)

@@ -90,6 +90,8 @@ def read_arguments(given: Mapping[str, Any]) -> Arguments:
         raise ArgumentError("no checkpoint was given: --model_args pretrained=FOLDER, or tiny")
     if isinstance(settings.get("seed"), list):
         raise ArgumentError("seed must be one number: each request's own is derived from it")
+    if {"n", "num_return_sequences"} & {*settings}:
+        raise ArgumentError("n: a request has one answer; the harness repeats requests (repeats)")
     return Arguments(**own, settings=settings)
 
 

@@ -88,6 +88,11 @@ class Run(Setup):
         """
         # What the run is called stands from here on, whatever becomes of the objects it has.
         run = replace(self)
+        if self.settings.n != 1:
+            raise ValueError(
+                f"n={self.settings.n}: a problem is answered once; give it several times, with ids "
+                "of their own (--samples, eval.sampled)"
+            )
         if fresh and output is not None and self.processes.is_main:
             set_all_aside(output)
         yield from run._results(problems, output)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import dllm
-from dllm.cli.prompt_file import read_asked, read_texts
+from dllm.cli.asked import read_asked, read_texts
 from tests.support.commands import Inside
 from tests.support.processes import start_dllm, wait_until
 

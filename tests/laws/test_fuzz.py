@@ -22,7 +22,7 @@ from tests.support.fuzz import Combination, Draw, fuzzed_model
 from tests.support.models import MODELS
 
 CHUNKS, SIZE, FAST = 30, 52, 4
-TRIED = 2  # chunks that were seen to hold; the others join as they are
+TRIED = 30  # chunks that were seen to hold; the others join as they are
 MOST_REFUSED = 40  # draws one after the other; most of those refused are so for `steps`
 
 
@@ -82,8 +82,7 @@ def check(drawn: Combination, running: Stream, counted: Counted) -> None:
     out = running.output
     check_rows(drawn, out)
     check_events(out, shown)
-    if needs_of(running).num_variants == 1:  # a variant's own column is written before the step
-        check_events(out, written)
+    check_events(out, written)
     check_metrics(drawn, out, counted)
     check_alone(drawn, out)
     if is_exact(running):

@@ -39,6 +39,7 @@ ANY_OF: dict[str, tuple[Any, ...]] = {
     "alternatives": (0, 1, 2),
     "draft_steps": (1, 2, 4),
     "draft_length": (0, 1, 3),
+    "loops": (0, 1, 2, 7),  # a step each
     "steps": (None, None, 6, 12, 12, 24, 24, 48, 2**20),  # most numbers do not divide
 }
 
@@ -175,6 +176,10 @@ class Draw:
             drawn["guidance_scale"] = self.one((0.5, 2.0))
         if self.chance(0.2):
             drawn["blocks_from"] = "zero"
+        if self.chance(0.15):
+            drawn["min_new_tokens"] = self.one((1, 5, 12))
+        if self.chance(0.15):
+            drawn["repetition_penalty"] = self.one((0.7, 1.3, 4.0))
         return drawn
 
     def _cache(self, model: str) -> Any:
