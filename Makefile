@@ -18,7 +18,7 @@ DOCS := .venv/.ready-docs
 BENCH ?= all
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-gpu lint format docs site check bench clean
+.PHONY: help setup demo test test-slow test-gpu lint mutants format docs site check bench clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -60,6 +60,9 @@ lint: $(DEV)  ## Check style, format and types.
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
+
+mutants: $(DEV)  ## Plant each fault of tests/mutants into a copy; some test must fail for it.
+	$(BIN)/python -m tests.mutants
 
 format: $(DEV)  ## Format the code and mend what ruff can mend.
 	$(BIN)/python -m ruff check --fix .

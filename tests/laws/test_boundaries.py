@@ -1,0 +1,248 @@
+"""What lies exactly on a boundary, each case small enough to check by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import dllm
+from dllm import schedulers
+from dllm.cache import registry as caches
+from dllm.eval.run.summary import summarise
+from dllm.metrics import Meter
+from dllm.schedulers import Decision
+from dllm.state.candidates import Candidates, Sampling, best, rank
+from dllm.state.plan import PassShape
+from dllm.state.progress import Progress
+from dllm.state.variants import Variants
+from tests.support.models import golden_model, random_prompts
+from tests.support.runs import result
+from tests.support.views import candidates_of, view_of
+
+END = 126
+SLOTS: dict[str, Any] = {"max_new_tokens": 16, "block_length": 8}
+ALL = torch.ones(1, 4, dtype=torch.bool)
+
+
+def decide(scheduler: Any, candidates: Candidates, masked: Any = ALL, **view: Any) -> Decision:
+    return schedulers.registry.create(scheduler).decide(candidates, view_of(masked, **view))
+
+
+def commits(scheduler: Any, confidence: list[float], **view: Any) -> list[bool]:
+    columns = decide(scheduler, candidates_of([confidence]), **view).commit[0].tolist()
+    return [bool(column) for column in columns]
+
+
+@pytest.mark.parametrize("at_eos", ["stop", "skip", "block", "truncate"])
+def test_an_end_token_of_the_prompt_ends_nothing(at_eos: str) -> None:
+    out = dllm.generate(
+        golden_model("llada_gqa"), [[5, 13, 7]], eos_token_id=13, forbid_eos=True, at_eos=at_eos,
+        **SLOTS,
+    )  # fmt: skip
+    (row,) = out.metrics.rows
+    assert (row.finish_reason, row.valid_tokens) == ("length", 16)
+    assert row.forwards > 1
+
+
+def test_an_end_token_of_given_text_ends_nothing() -> None:
+    for at_eos in ("ignore", "stop", "block", "truncate"):
+        out = dllm.generate(
+            golden_model("llada_gqa"), [[5, 7]], fixed={3: 13}, eos_token_id=13, forbid_eos=True,
+            at_eos=at_eos, **SLOTS,
+        )  # fmt: skip
+        (row,) = out.metrics.rows
+        assert (row.finish_reason, row.valid_tokens, row.raw_tokens) == ("length", 15, 15)
+
+
+def test_an_empty_answer_ended() -> None:
+    every = [token for token in range(125) if token]
+    out = dllm.generate(golden_model("llada_gqa"), [[5, 7]], eos_token_id=every, **SLOTS)
+    (row,) = out.metrics.rows
+    assert (row.finish_reason, row.valid_tokens) == ("eos", 0)
+
+
+def test_a_threshold_is_passed_by_what_equals_it() -> None:
+    even = Candidates(torch.zeros(1, 4, 2), torch.zeros(1, 4, dtype=torch.int64))
+    assert even.confidence.tolist() == [[0.5] * 4]
+    for passes in ("threshold:0.5", "localleap:0.5", "quota_threshold:0.5,steps=1"):
+        assert decide(passes, even).commit.sum() == 4, passes
+    for above in ("lopa:0.5,branches=1", "dimple:0.5,steps=64"):
+        assert decide(above, even).commit.sum() == 1, above
+    assert decide(
+        {"name": "localleap", "threshold": 0.5, "relaxed_threshold": 0.5}, even
+    ).commit.all()
+
+
+def test_relaxed_columns_are_those_within_the_radius() -> None:
+    given = {"name": "localleap", "threshold": 0.9, "relaxed_threshold": 0.5, "radius": 2}
+    assert commits(given, [0.99, 0.6, 0.6, 0.6]) == [True, True, True, False]
+
+
+def test_an_entropy_bound_is_passed_by_what_equals_it() -> None:
+    assert commits("entropy_bound:0", [1.0, 1.0, 0.5, 0.4]) == [True, True, False, False] or (
+        commits("entropy_bound:0", [1.0, 1.0, 0.5, 0.4]) == [True, True, True, False]
+    )
+    assert commits("entropy_bound:0", [1.0, 1.0, 1.0, 1.0]) == [True] * 4
+
+
+def test_each_row_draws_from_a_seed_of_its_own() -> None:
+    model, prompt = golden_model("llada_gqa"), random_prompts(1)[0]
+    options: dict[str, Any] = {**SLOTS, "temperature": 1.0}
+    first, second = dllm.generate(model, [prompt, prompt], seed=3, **options).sequences
+    assert first != second
+    assert dllm.generate(model, [prompt], seed=4, **options).sequences == (second,)
+
+
+def test_lockstep_lets_prompts_in_where_a_block_begins() -> None:
+    progress = Progress(True, True, False, 8, 16, 8, 0, False, 0)
+    within = Progress(True, False, False, 8, 16, 8, 0, False, 1)
+    for name in ("dual", "prefix"):
+        cache = caches.create(name)
+        assert (cache.admits(progress), cache.admits(within)) == (True, False)
+    assert caches.create("none").admits(within)
+    assert not caches.create("dllm_cache").admits(progress)
+
+
+def test_a_planned_order_is_kept_to() -> None:
+    running = dllm.stream(
+        golden_model("llada_gqa"), [[5, 7, 9]], scheduler="fixed_quota:steps=8,order=planned",
+        seed=1, at_eos="ignore", **SLOTS,
+    )  # fmt: skip
+    announced: set[int] = set()
+    for event in running:
+        written = set(event.columns[event.committed].tolist())
+        assert not announced or announced == written
+        assert len(written) == 2
+        assert running.canvas.planned is not None
+        announced = set(running.canvas.planned.flatten().tolist()) - {-1}
+    assert announced == set()
+
+
+def test_prefill_ends_with_the_first_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    meter = Meter(torch.device("cpu"), started=10.0, first_pass=11.0)
+    monkeypatch.setattr("dllm.metrics.perf_counter", lambda: 13.0)
+    metrics = meter.finish(())
+    assert (metrics.prefill_seconds, metrics.decode_seconds, metrics.seconds) == (1, 2, 3)
+
+
+def test_a_tree_feeds_all_canvases_of_a_row() -> None:
+    meter = Meter(torch.device("cpu"))
+    meter.passes.append(PassShape("step", 2, 24, 30, 8, 8, num_canvases=3))
+    meter.passes.append(PassShape("refresh", 2, 10, 10, 10, 8))
+    assert (meter.rows_fed, meter.tokens_fed, meter.fed) == (8, 68, [8, 10])
+    assert meter.forwards == {"step": 1, "refresh": 1}
+
+
+def test_accuracy_is_of_what_was_judged() -> None:
+    parts = {"scheduler": schedulers.registry.create("threshold"), "cache": caches.create("none")}
+    named = {"settings": {name: part.summary() for name, part in parts.items()}}
+    judged = {"a": True, "b": False, "c": None}
+    found = [result(name, correct=correct, **named) for name, correct in judged.items()]
+    summary = summarise(found)
+    assert (summary.accuracy, summary.scored, summary.correct, summary.problems) == (0.5, 2, 1, 3)
+
+
+def test_nothing_is_revised_from_the_limit_on() -> None:
+    scheduler = schedulers.registry.create("token_editing:0.4,editing_threshold=0.3,post_steps=3")
+    full, limit = torch.zeros(1, 4, dtype=torch.bool), scheduler.revision_limit(4)
+    assert limit == 7
+    candidates = candidates_of([[0.9] * 4])
+    for block_step, revises in ((limit - 1, True), (limit, False)):
+        state = {"post": torch.zeros(1, dtype=torch.int64)}
+        tokens = torch.full((1, 4), 2)
+        view = view_of(full, block_step, tokens=tokens, state=state)
+        edit = scheduler.decide(candidates, view).edit
+        assert edit is not None
+        layout = view.layout.block_length
+        assert scheduler.revision_limit(layout) == limit
+        assert bool(edit.any()) == revises
+
+
+def test_top_p_keeps_the_token_that_reaches_it() -> None:
+    logits = torch.tensor([[[0.5, 0.25, 0.125, 0.125]]], dtype=torch.float64).log()
+    for top_p, kept in ((0.5, 2), (0.49, 1), (0.75, 3), (0.875, 4)):
+        shaped = Sampling(mask_token_id=9, top_p=top_p)._shape(logits)
+        assert int(shaped.isfinite().sum()) == kept, top_p
+
+
+def test_top_k_keeps_ties() -> None:
+    logits = torch.tensor([[[3.0, 2.0, 2.0, 1.0]]])
+    assert int(Sampling(mask_token_id=9, top_k=2)._shape(logits).isfinite().sum()) == 3
+
+
+def test_ties_go_to_the_lower_column() -> None:
+    score, masked = torch.tensor([[1.0, 2.0, 2.0]]), torch.tensor([[True, True, True]])
+    assert best(score, masked).tolist() == [[False, True, False]]
+    assert rank(score, masked).tolist() == [[2, 0, 1]]
+    assert rank(score, torch.tensor([[True, False, True]])).tolist() == [[1, 2, 0]]
+
+
+def test_ties_go_to_the_first_variant() -> None:
+    both = torch.tensor([[-1, 3]])
+    yes = torch.ones(1, 2, dtype=torch.bool)
+    variants = Variants(both, both.clamp(min=0), both.double(), yes, yes[:, 0])
+    assert variants.pick(torch.tensor([[1.0, 1.0]]), yes[:, 0]).tolist() == [0]
+    assert variants.pick(torch.tensor([[1.0, 1.5]]), yes[:, 0]).tolist() == [1]
+    only = Variants(both, both.clamp(min=0), both.double(), both < 0, yes[:, 0])
+    assert only.pick(torch.tensor([[1.0, 1.5]]), yes[:, 0]).tolist() == [0]
+
+
+def test_dreams_counts_by_hand() -> None:
+    """8 masks, 4 times: the parts are 0.24975, 0.33289, 0.499 and the rest; floors 1, 2, 2, 3."""
+    masked, counts = torch.ones(1, 8, dtype=torch.bool), []
+    for step in range(4):
+        candidates = candidates_of([[0.5 + column / 100 for column in range(8)]])
+        view = view_of(masked, step, block_masks=torch.tensor([8]))
+        decision = schedulers.registry.create("dream:maskgit_plus,steps=4").decide(candidates, view)
+        assert decision.num_steps is not None
+        assert decision.num_steps.tolist() == [1]
+        counts.append(int(decision.commit.sum()))
+        masked = masked & ~decision.commit
+    assert counts == [1, 2, 2, 3]
+
+
+def test_a_quota_is_shared_among_the_steps_that_are_left() -> None:
+    for step, expected in ((0, 1), (1, 2), (2, 2), (3, 4)):
+        decision = decide("fixed_quota:4", candidates_of([[0.9, 0.8, 0.7, 0.6]]), block_step=step)
+        assert int(decision.commit.sum()) == expected
+
+
+def test_a_factor_is_passed_by_what_equals_it() -> None:
+    # 1 - factor / (place + 2): 0.5 for the first with factor 1, and for the third with factor 2.
+    even = Candidates(torch.zeros(1, 3, 2), torch.zeros(1, 3, dtype=torch.int64))
+    masked = torch.ones(1, 3, dtype=torch.bool)
+    assert decide("factor:2", even, masked).commit.tolist() == [[True, True, True]]
+    assert decide("factor:1", even, masked).commit.tolist() == [[True, False, False]]
+
+
+def test_blocks_beyond_the_row_change_nothing() -> None:
+    model, prompts = golden_model("llada_gqa"), random_prompts(3)
+    for name in ("multi_block:0.4", "ete:0.5,mode=commit", "lopa:0.6,branches=2"):
+        few, many = (
+            dllm.generate(model, prompts, scheduler=f"{name},blocks={blocks}", **SLOTS)
+            for blocks in (4, 2**20)
+        )
+        assert few.sequences == many.sequences
+        assert few.metrics.tokens_fed == many.metrics.tokens_fed
+
+
+def test_a_long_schedule_needs_no_more_memory() -> None:
+    out = dllm.generate(
+        golden_model("llada_gqa"), [[5, 7]], scheduler=f"dream:entropy,steps={2**20}", **SLOTS
+    )
+    # The last time of all is where so fine a grid commits, and steps that commit nothing are none.
+    assert (out.metrics.num_forwards, out.metrics.raw_tokens) == (2, 16)
+
+
+def test_a_radius_beyond_the_window_is_the_window() -> None:
+    given = {"name": "localleap", "threshold": 0.9, "relaxed_threshold": 0.5, "radius": 2**20}
+    assert commits(given, [0.99, 0.4, 0.6, 0.6]) == [True, False, True, True]
+
+
+def test_sigma_is_a_width_that_a_canvas_may_have() -> None:
+    for create in (schedulers.registry.create, caches.create):
+        name = "certainty_density" if create == schedulers.registry.create else "d2cache"
+        with pytest.raises(ValueError, match=r"sigma=1000000000\.0 must be.*at most 1048576"):
+            create({"name": name, "sigma": 1e9})

@@ -1,0 +1,621 @@
+"""The faults: what is changed in which file, and the tests expected to notice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tests.support import ROOT
+
+BOUNDARIES = "tests/laws/test_boundaries.py"
+FUZZ = "tests/laws/test_fuzz.py::test_laws_hold_for_a_few_random_combinations"
+LAWS = "tests/laws/test_laws.py"
+ALONE = f"{LAWS}::test_a_row_does_not_depend_on_its_batch"
+BASE = "tests/schedulers/test_base.py"
+CALLS = "tests/test_generate.py"
+WAITING = "tests/decoding/test_batching.py"
+VERIFIED = "tests/decoding/speculation/test_verifiers.py"
+SUMMARY = "tests/eval/run/test_run.py"
+PAIRED = "tests/eval/test_paired.py"
+CACHES = "tests/cache/test_base.py"
+BLOCK_CAUSAL = "tests/cache/test_block_causal.py"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A change that some test must fail for."""
+
+    name: str
+    file: str
+    old: str  # occurs once in the file
+    new: str
+    tests: tuple[str, ...]
+
+
+def occurrences(fault: Fault) -> int:
+    """Returns how often the text that a fault changes occurs in its file."""
+    return (ROOT / fault.file).read_text(encoding="utf-8").count(fault.old)
+
+
+def in_file(file: str, *faults: tuple[str, str, str, str]) -> list[Fault]:
+    """Returns the faults of a file: name, old text, new text, and tests with a space between."""
+    return [Fault(name, file, old, new, tuple(tests.split())) for name, old, new, tests in faults]
+
+
+FAULTS = [
+    *in_file(
+        "dllm/state/canvas.py",
+        (
+            "prompt-ends-row",
+            "torch.isin(self.tokens, self.ends) & ~self.fixed",
+            "torch.isin(self.tokens, self.ends)",
+            BOUNDARIES,
+        ),
+        (
+            "block-one-long",
+            "after & (self.numbers < self.block_end[:, None])",
+            "after & (self.numbers <= self.block_end[:, None])",
+            f"{FUZZ} {ALONE} {BLOCK_CAUSAL}",
+        ),
+        (
+            "window-begins-late",
+            "block = (columns >= self.block_start[:, None])",
+            "block = (columns > self.block_start[:, None])",
+            f"{FUZZ} {ALONE}",
+        ),
+        (
+            "row-forwards-of-all",
+            "        self.row_forwards += active",
+            "        self.row_forwards += 1",
+            f"{FUZZ} {ALONE}",
+        ),
+        (
+            "steps-of-all",
+            "        self.step += active",
+            "        self.step += 1",
+            f"{FUZZ} {ALONE}",
+        ),
+        (
+            "block-step-stands",
+            "            self.block_step += active\n",
+            "            self.block_step += 0 * active\n",
+            f"tests/golden/test_replay.py {ALONE}",
+        ),
+        (
+            "nan-is-written",
+            "chosen = chosen & finite & window",
+            "chosen = chosen & window",
+            CALLS,
+        ),
+        (
+            "skip-includes-end",
+            "masked = masked & (self.ended.int().cumsum(1) == 0)",
+            "masked = masked & (self.ended.int().cumsum(1) <= 1)",
+            f"{BOUNDARIES} {CALLS} {FUZZ}",
+        ),
+        (
+            "cut-is-open",
+            "        self.fixed = self.fixed | cut\n",
+            "",
+            f"{FUZZ} {ALONE}",
+        ),
+    ),
+    *in_file(
+        "dllm/state/progress.py",
+        (
+            "truncate-cuts-end",
+            "_overwrite(canvas, (ended.cumsum(1) > ended) & ~canvas.fixed)",
+            "_overwrite(canvas, (ended.cumsum(1) >= 1) & ~canvas.fixed)",
+            f"{CALLS} {FUZZ} tests/golden/test_replay.py",
+        ),
+        (
+            "stop-before-text-is-there",
+            "complete = (ended & ~pending).any(1, keepdim=True)",
+            "complete = ended.any(1, keepdim=True)",
+            f"{CALLS} {FUZZ} tests/golden/test_replay.py",
+        ),
+        (
+            "held-rows-end",
+            "canvas.finished | ~(masked.any(1) | canvas.held)",
+            "canvas.finished | ~masked.any(1)",
+            "tests/schedulers/test_token_editing.py",
+        ),
+        (
+            "no-lockstep",
+            "moving = moving & (moving | canvas.finished).all()",
+            "moving = moving & True",
+            f"{ALONE} {LAWS}::test_one_refresh_a_block_and_no_empty_forward {WAITING}",
+        ),
+        (
+            "entry-step-stands",
+            "torch.where(moving, canvas.step, canvas.entry_step)",
+            "torch.where(moving, canvas.entry_step, canvas.entry_step)",
+            f"{FUZZ} tests/cache",
+        ),
+        (
+            "block-step-goes-on",
+            "torch.where(moving, 0, canvas.block_step)",
+            "torch.where(moving, canvas.block_step, canvas.block_step)",
+            f"tests/golden/test_replay.py {FUZZ}",
+        ),
+        (
+            "finished-rows-count",
+            "torch.stack(list(sizes.values())) * running]",
+            "torch.stack(list(sizes.values()))]",
+            f"{FUZZ} {CACHES} {ALONE} {WAITING}",
+        ),
+    ),
+    *in_file(
+        "dllm/state/candidates.py",
+        (
+            "top-p-tie",
+            "ordered.masked_fill(before > top_p",
+            "ordered.masked_fill(before >= top_p",
+            BOUNDARIES,
+        ),
+        (
+            "top-k-tie",
+            "logits.masked_fill(logits < smallest",
+            "logits.masked_fill(logits <= smallest",
+            BOUNDARIES,
+        ),
+        (
+            "mask-proposed",
+            "return torch.where(token == but, int(but == 0), token)",
+            "return token",
+            "tests/state/test_candidates.py",
+        ),
+        (
+            "mask-not-left-out",
+            "_without(logits, (but,)).argmax(-1)",
+            "logits.argmax(-1)",
+            "tests/state/test_candidates.py",
+        ),
+        (
+            "last-of-ties",
+            "descending=True, stable=True)\n    places",
+            "descending=True, stable=True).flip(-1)\n    places",
+            BOUNDARIES,
+        ),
+        (
+            "temperature-twice",
+            "logits / self.temperature if",
+            "logits / self.temperature**2 if",
+            CALLS,
+        ),
+        (
+            "noise-forgotten",
+            "drawn = shaped.double() - torch.log(-torch.log(uniform))",
+            "drawn = shaped.double()",
+            f"{CALLS} {BOUNDARIES}",
+        ),
+        (
+            "deferred-kept",
+            "scored = _without(read, self.deferred_token_ids)",
+            "scored = read",
+            f"tests/state/test_candidates.py {CALLS}",
+        ),
+        (
+            "confidence-of-wrong",
+            'read = shaped if self.confidence == "tempered" else wide',
+            "read = wide",
+            "tests/state/test_candidates.py tests/golden/test_replay.py",
+        ),
+    ),
+    *in_file(
+        "dllm/state/noise.py",
+        (
+            "noise-without-column",
+            "return _mix(row[:, None] + (columns + 1) * _GOLDEN_GAMMA)",
+            "return _mix(row[:, None] + 0 * columns)",
+            f"tests/state/test_noise.py {BOUNDARIES} {CALLS}",
+        ),
+        (
+            "noise-without-step",
+            "row = _mix(_mix(self.seeds) + (step + 1) * _GOLDEN_GAMMA)",
+            "row = _mix(_mix(self.seeds) + 0 * step)",
+            f"tests/state/test_noise.py {CALLS} tests/laws/test_digest.py",
+        ),
+    ),
+    *in_file(
+        "dllm/state/variants.py",
+        (
+            "last-variant-of-ties",
+            "score.argmax(1), 0)",
+            "score.shape[1] - 1 - score.flip(1).argmax(1), 0)",
+            BOUNDARIES,
+        ),
+        (
+            "invalid-variants-win",
+            "self.valid & self.needed[:, None] & active[:, None]",
+            "self.needed[:, None] & active[:, None]",
+            BOUNDARIES,
+        ),
+        (
+            "drafts-count-one-more",
+            "took[:, None].long())",
+            "took[:, None].long() * 2)",
+            VERIFIED,
+        ),
+        (
+            "any-variant-matches",
+            "same = (variants == tokens[:, None]).all(-1) & later",
+            "same = (variants == tokens[:, None]).any(-1) & later",
+            VERIFIED,
+        ),
+    ),
+    *in_file(
+        "dllm/decoding/batching.py",
+        (
+            "seats-keep-noise",
+            "        self.noise.seeds.index_copy_(0, seats, self.all_noise.seeds[rows])\n",
+            "",
+            WAITING,
+        ),
+        (
+            "waiting-backwards",
+            "self.waiting.popleft() for",
+            "self.waiting.pop() for",
+            WAITING,
+        ),
+    ),
+    *in_file(
+        "dllm/decoding/passes.py",
+        (
+            "truncate-after-refresh",
+            ' and uses_store and plan.kind == "refresh" else at_eos',
+            ' and plan.kind == "neither" else at_eos',
+            f"tests/golden/test_replay.py {CALLS} tests/cache",
+        ),
+        (
+            "narrow-loses-columns",
+            "count >= width or",
+            "count > 2 * width or",
+            f"{FUZZ} {ALONE}",
+        ),
+        (
+            "wrong-variant-goes-on",
+            "return logits[best]",
+            "return logits[rows * count]",
+            f"{FUZZ} {ALONE} tests/golden/test_replay.py",
+        ),
+    ),
+    *in_file(
+        "dllm/assembly.py",
+        (
+            "one-seed-for-all",
+            "drawn = [seed + row for row in range(num_rows)]",
+            "drawn = [seed for row in range(num_rows)]",
+            BOUNDARIES,
+        ),
+    ),
+    *in_file(
+        "dllm/output.py",
+        (
+            "given-end-cuts",
+            "if slot and token in layout.eos_token_ids",
+            "if token in layout.eos_token_ids",
+            BOUNDARIES,
+        ),
+        (
+            "given-text-counts",
+            "valid = sum(slot and token != layout.mask_token_id",
+            "valid = sum(token != layout.mask_token_id",
+            BOUNDARIES,
+        ),
+        (
+            "empty-answer-not-ended",
+            '"eos" if ends else "length"',
+            '"eos" if valid and ends else "length"',
+            BOUNDARIES,
+        ),
+        (
+            "raw-tokens-of-all",
+            "raw_tokens=int((trace.commit_step[row] != NEVER).sum())",
+            "raw_tokens=int((trace.commit_step[row] != NEVER - 1).sum())",
+            BOUNDARIES,
+        ),
+    ),
+    *in_file(
+        "dllm/metrics.py",
+        (
+            "prefill-is-all",
+            "first = self.first_pass or end",
+            "first = end",
+            BOUNDARIES,
+        ),
+        (
+            "tree-rows",
+            "(rows * one.num_canvases, rows",
+            "(rows, rows",
+            BOUNDARIES,
+        ),
+        (
+            "tree-columns",
+            "self._fed.append(one.num_fed // one.num_canvases)",
+            "self._fed.append(one.num_fed)",
+            BOUNDARIES,
+        ),
+        (
+            "passes-summed-twice",
+            "        self.passes.clear()\n",
+            "",
+            BOUNDARIES,
+        ),
+    ),
+    *in_file(
+        "dllm/models/wrap.py",
+        (
+            "guidance-halves",
+            "without = logits.chunk(2)",
+            "without = logits.chunk(2)[::-1]",
+            CALLS,
+        ),
+    ),
+    *in_file(
+        "schedulers/base.py",
+        (
+            "revised-too-long",
+            "early = view.block_step < self",
+            "early = view.block_step <= self",
+            BOUNDARIES,
+        ),
+        (
+            "no-column-forced",
+            "commit = commit | (waits & self._best(candidates, view))",
+            "commit = commit | False",
+            BASE,
+        ),
+        (
+            "unmasked-committed",
+            "commit = decision.commit & view.masked",
+            "commit = decision.commit",
+            BASE,
+        ),
+    ),
+    *in_file(
+        "schedulers/threshold.py",
+        (
+            "threshold-tie",
+            "candidates.confidence >= self",
+            "candidates.confidence > self",
+            BOUNDARIES,
+        ),
+    ),
+    *in_file(
+        "schedulers/entropy_bound.py",
+        (
+            "entropy-bound-tie",
+            "(error <= self.bound)",
+            "(error < self.bound)",
+            BOUNDARIES,
+        ),
+        (
+            "entropy-bound-with-largest",
+            "error = torch.minimum(ranked, largest).cumsum(1)",
+            "error = ranked.cumsum(1)",
+            "tests/schedulers/test_entropy_bound.py",
+        ),
+    ),
+    *in_file(
+        "schedulers/factor.py",
+        (
+            "factor-tie",
+            "passed = candidates.confidence >= 1",
+            "passed = candidates.confidence > 1",
+            BOUNDARIES,
+        ),
+        (
+            "factor-one-less",
+            "self.factor / (place + 2)",
+            "self.factor / (place + 1)",
+            BASE,
+        ),
+    ),
+    *in_file(
+        "schedulers/fixed_quota.py",
+        (
+            "plan-redrawn",
+            "left, start = view.left, torch.zeros_like(view.step)",
+            "left, start = view.left, view.step",
+            BOUNDARIES,
+        ),
+        (
+            "quota-rounds-down",
+            "return (masks + left - 1) // left",
+            "return (masks // left).clamp(min=1)",
+            BASE,
+        ),
+    ),
+    *in_file(
+        "schedulers/dream.py",
+        (
+            "dream-rounds-up",
+            ".float() * fraction).long()",
+            ".float() * fraction).ceil().long()",
+            BOUNDARIES,
+        ),
+        (
+            "dream-grid-of-blocks",
+            "_time_grids(steps, self.epsilon, device)[view.num_blocks - 1]",
+            "_time_grids(steps, self.epsilon, device)[0 * view.num_blocks]",
+            f"tests/golden/test_replay.py {BASE} tests/laws/test_digest.py",
+        ),
+    ),
+    *in_file(
+        "schedulers/localleap.py",
+        (
+            "localleap-radius",
+            "2 * radius + 1, 1, radius)",
+            "2 * radius + 3, 1, radius + 1)",
+            BOUNDARIES,
+        ),
+        (
+            "localleap-tie",
+            "(confidence >= self.threshold) & view.masked",
+            "(confidence > self.threshold) & view.masked",
+            BOUNDARIES,
+        ),
+    ),
+    *in_file(
+        "schedulers/quota_threshold.py",
+        (
+            "quota-threshold-tie",
+            "candidates.confidence >= self.threshold)",
+            "candidates.confidence > self.threshold)",
+            BOUNDARIES,
+        ),
+    ),
+    *in_file(
+        "schedulers/lopa.py",
+        (
+            "lopa-tie",
+            "passed = (candidates.confidence > self.threshold)",
+            "passed = (candidates.confidence >= self.threshold)",
+            BOUNDARIES,
+        ),
+    ),
+    *in_file(
+        "schedulers/dimple.py",
+        (
+            "dimple-tie",
+            "passed = (candidates.confidence > self.threshold)",
+            "passed = (candidates.confidence >= self.threshold)",
+            BOUNDARIES,
+        ),
+    ),
+    *in_file(
+        "schedulers/blocks_ahead.py",
+        (
+            "blocks-opened-too-far",
+            "opened = (before >= add_threshold)",
+            "opened = (before < add_threshold)",
+            f"{FUZZ} {ALONE} {BASE} tests/golden/test_replay.py",
+        ),
+    ),
+    *in_file(
+        "cache/base.py",
+        (
+            "lockstep-waits-for-all",
+            "not self.lockstep or progress.entered or not progress.unfinished",
+            "not self.lockstep or not progress.unfinished",
+            BOUNDARIES,
+        ),
+    ),
+    *in_file(
+        "cache/dual.py",
+        (
+            "dual-without-lead",
+            'lead = spec.logit_shift if self.first_token == "feed" else 0',
+            "lead = 0",
+            CACHES,
+        ),
+    ),
+    *in_file(
+        "cache/prefix.py",
+        (
+            "prefix-to-block-end",
+            "columns_from(start, progress.remaining + lead, canvas, spec)",
+            "columns_from(start, canvas.layout.block_length + lead, canvas, spec)",
+            f"{CACHES} {ALONE}",
+        ),
+    ),
+    *in_file(
+        "cache/dkv.py",
+        (
+            "dkv-not-delayed",
+            "decoded = ~(canvas.masked | (late & ~canvas.fixed))",
+            "decoded = ~canvas.masked",
+            "tests/golden/test_replay.py tests/cache",
+        ),
+    ),
+    *in_file(
+        "cache/block_causal.py",
+        (
+            "stored-before-final",
+            "start = torch.minimum(stored, canvas.block_start - spec.logit_shift)",
+            "start = canvas.block_start - spec.logit_shift",
+            BLOCK_CAUSAL,
+        ),
+        (
+            "prefill-too-long",
+            "for read in range(0, longest - self.prefill_chunk, self.prefill_chunk)",
+            "for read in range(0, longest + self.prefill_chunk, self.prefill_chunk)",
+            BLOCK_CAUSAL,
+        ),
+    ),
+    *in_file(
+        "dllm/decoding/speculation/passes.py",
+        (
+            "drafts-beyond-block",
+            "return canvas.active & ~canvas.broken & begun.same(canvas)",
+            "return canvas.active & ~canvas.broken",
+            VERIFIED,
+        ),
+        (
+            "sampled-drafts-known",
+            "if step.sampling.temperature > 0:",
+            "if step.sampling.temperature < 0:",
+            VERIFIED,
+        ),
+        (
+            "guard-off",
+            "near = (confidence[:, :, None] - confidence[:, None]).abs() < guard",
+            "near = (confidence[:, :, None] - confidence[:, None]).abs() < 0",
+            "tests/decoding/speculation/test_guard.py",
+        ),
+    ),
+    *in_file(
+        "eval/run/summary.py",
+        (
+            "accuracy-of-all",
+            "accuracy=ratio(correct, scored)",
+            "accuracy=ratio(correct, count)",
+            BOUNDARIES,
+        ),
+        (
+            "interval-of-samples",
+            "low, high = wilson(correct * trials / scored, trials)",
+            "low, high = wilson(correct, scored)",
+            f"{SUMMARY} tests/eval/run/test_samples.py",
+        ),
+        (
+            "wilson-is-wald",
+            "centre = (successes + z2 / 2) / (trials + z2)",
+            "centre = successes / trials",
+            SUMMARY,
+        ),
+        (
+            "pass-at-k",
+            "range(samples - correct + 1, samples + 1)",
+            "range(samples - correct + 1, samples)",
+            "tests/eval/run/test_samples.py",
+        ),
+    ),
+    *in_file(
+        "eval/compare/paired.py",
+        (
+            "mcnemar-tail",
+            "for k in range(fewer + 1)",
+            "for k in range(fewer)",
+            PAIRED,
+        ),
+        (
+            "mcnemar-correction",
+            "abs(self.only_first - self.only_second) - 1, 0)",
+            "abs(self.only_first - self.only_second), 0)",
+            PAIRED,
+        ),
+        (
+            "mcnemar-above-one",
+            "return min(1.0, 2 * tail",
+            "return (2 * tail",
+            PAIRED,
+        ),
+        (
+            "wins-swapped",
+            "wins = [a.id for a, b in common if a.correct and not b.correct]",
+            "wins = [a.id for a, b in common if b.correct]",
+            PAIRED,
+        ),
+    ),
+]
