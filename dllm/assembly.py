@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -23,11 +22,12 @@ from dllm.decoding.prompt_memory import PromptMemory
 from dllm.decoding.shadow import ShadowPasses
 from dllm.decoding.speculation.passes import VerifiedPasses
 from dllm.decoding.speculation.verifiers import Verifier
+from dllm.layout import at_eos_of, block_length_of, canvas_of, needs_of
 from dllm.models.model import DenoisingModel
 from dllm.models.wrap import GuidedModel
 from dllm.prompts import Row
 from dllm.schedulers import Needs, Scheduler
-from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings
+from dllm.settings import Settings
 from dllm.state.candidates import Sampling
 from dllm.state.canvas import Canvas
 from dllm.state.noise import CounterNoise, Noise
@@ -72,7 +72,7 @@ def loop_of(
         )
     step = Step(scheduler, cache, _sampling(scheduler, canvas.layout, settings), noise, processing)
     needs = needs_of(scheduler, canvas.layout.num_slots, block)
-    at_eos = _at_eos(rows, settings, model.spec.mask_token_id)
+    at_eos = at_eos_of(rows, settings, model.spec.mask_token_id)
     passes, store_variants = _passes(step, needs, observer), needs.num_variants
     if settings.verifier is not None:
         verifier = check_verifier(settings, scheduler, cache)
@@ -108,91 +108,6 @@ def _verified(step: Step, needs: Needs, verifier: Verifier, at_eos: AtEnd) -> tu
     plain = PlainPasses(step, can_narrow(needs) and variants == 1)
     ends = partial(at_eos_after, at_eos=at_eos, uses_store=step.cache.uses_store)
     return VerifiedPasses(plain, verifier, ends), variants
-
-
-def _at_eos(rows: list[Row], settings: Settings, mask_token_id: int) -> AtEnd:
-    """Returns what an end token does; rows with text behind a gap go on unless they are told."""
-    infilled = any(token != mask_token_id for row in rows for token in row.slots)
-    return settings.at_eos or ("ignore" if settings.infill or infilled else "stop")
-
-
-def canvas_of(
-    model: DenoisingModel, rows: list[Row], settings: Settings, block: int, scheduler: Scheduler
-) -> Canvas:
-    """Returns the canvas of encoded prompts, cut into blocks of so many columns."""
-    spec, num_slots = model.spec, max(len(row.slots) for row in rows)
-    needs = needs_of(scheduler, num_slots, block)
-    ends = _end_tokens(spec.eos_token_ids, settings.eos_token_id)
-    width = needs.width(num_slots, block)
-    layout = Layout(
-        num_rows=len(rows),
-        num_columns=max(len(row.prompt) + len(row.slots) for row in rows),
-        block_length=block,
-        mask_token_id=spec.mask_token_id,
-        fill_token_id=ends[0] if ends else spec.pad_token_id,
-        eos_token_ids=ends,
-        lengths=tuple(len(row.prompt) + len(row.slots) for row in rows),
-        num_slots=num_slots,
-        window_length=max(needs.window, block),
-        region_length=width if needs.whole_row else 0,
-        num_spare=width if needs.shadow else 0,
-        can_shorten=needs.shortens,
-        whole_block=needs.whole_block,
-        keep_history=scheduler.can_revise,
-        skip_after_end=_at_eos(rows, settings, spec.mask_token_id) == "skip",
-    )
-    canvas = new_canvas(layout, [r.prompt for r in rows], [r.slots for r in rows], model.device)
-    if spec.attention == "block_causal" or settings.blocks_from == "zero":
-        canvas.count_blocks_from_zero()
-    return canvas
-
-
-def new_canvas(
-    layout: Layout,
-    prompts: Sequence[Sequence[int]],
-    slots: Sequence[Sequence[int]],
-    device: torch.device,
-) -> Canvas:
-    """Returns a canvas of prompts followed by slots; a slot that holds the mask id is open."""
-    width = layout.num_stored
-    rows = [[*prompt, *slot] for prompt, slot in zip(prompts, slots, strict=True)]
-    padded = [row + [layout.fill_token_id] * (width - len(row)) for row in rows]
-    tokens = torch.tensor(padded, dtype=torch.int64)
-    prompt_length = torch.tensor([len(prompt) for prompt in prompts])
-    generated = torch.arange(width) >= prompt_length[:, None]
-    fixed = ~(generated & (tokens == layout.mask_token_id))
-    return Canvas(layout, tokens.to(device), fixed.to(device), prompt_length.to(device))
-
-
-def block_length_of(model: DenoisingModel, settings: Settings, num_slots: int) -> int:
-    """Returns the columns decoded together; a row's last block may have fewer.
-
-    Raises ValueError where a block-causal model was trained on others.
-    """
-    trained = model.spec.block_length
-    block = settings.block_length or trained or DEFAULT_BLOCK_LENGTH
-    if model.spec.attention != "block_causal":
-        return min(block, num_slots)
-    assert trained is not None
-    if block % trained and trained % block:
-        fits = [n for n in range(1, trained + 1) if trained % n == 0]
-        raise ValueError(
-            f"block_length={block} is not a multiple of the {trained} that the model was trained "
-            f"on, nor a divisor of it: {', '.join(map(str, fits))}, {2 * trained}, ... fit"
-        )
-    return block
-
-
-def _end_tokens(known: tuple[int, ...], given: int | list[int] | None) -> tuple[int, ...]:
-    if given is None:
-        return known
-    return tuple(given) if isinstance(given, list | tuple) else (given,)
-
-
-def needs_of(scheduler: Scheduler, num_slots: int, block: int) -> Needs:
-    """Returns what a scheduler asks of the loop; revising takes logits of the whole block."""
-    needs = scheduler.needs(num_slots, block)
-    return needs.union(Needs(whole_block=True)) if scheduler.can_revise else needs
 
 
 def _check_waiting(

@@ -152,7 +152,7 @@ class Stream:
             seated = prompt in self.batch.prompt_ids
             canvas = self.canvas if seated else self.batch.all_rows
             seat = self.batch.prompt_ids.index(prompt) if seated else prompt
-        start, end = int(canvas.prompt_length[seat]), canvas.layout.lengths[prompt]
+        start, end = int(canvas.prompt_length[seat]), canvas.layout.kept[prompt]
         return str(self.model.tokenizer.decode(canvas.tokens[seat, start:end].tolist()))
 
     def _collect(self, canvas: Canvas, seats: Sequence[int] | None) -> GenerationOutput:

@@ -89,7 +89,8 @@ def collect(
     accepted = None if drafts is None else chosen.of(drafts.taken).tolist()
     rows, sequences, answers = [], [], []
     row_forwards = chosen.of(canvas.row_forwards).tolist()
-    for row, length in enumerate(chosen.of(canvas.length).tolist()):
+    kept = torch.minimum(canvas.length, canvas.kept_length)
+    for row, length in enumerate(chosen.of(kept).tolist()):
         ids = trace.tokens[row, :length].tolist()
         prompt = int(trace.prompt_length[row])
         slots = is_open[row, prompt:length].tolist()
@@ -148,14 +149,15 @@ def _stopped(answer: _Answer, is_open: list[bool], stop: StopStrings) -> _Answer
 
 def _trace(chosen: Chosen) -> Trace:
     canvas, width = chosen.canvas, chosen.canvas.layout.num_columns
+    cut = chosen.of(canvas.numbers[:width] >= canvas.kept_length[:, None])
     prompts = chosen.of(canvas.prompts).tolist() if canvas.layout.keep_history else ()
     changes = tuple(tuple(chosen.changes.get(prompt, ())) for prompt in prompts)
     return Trace(
         tokens=chosen.of(canvas.tokens[:, :width]),
-        commit_step=chosen.of(canvas.commit_step[:, :width]),
+        commit_step=chosen.of(canvas.commit_step[:, :width]).masked_fill(cut, NEVER),
         confidence=chosen.of(canvas.commit_confidence[:, :width]),
         prompt_length=chosen.of(canvas.prompt_length),
-        length=chosen.of(canvas.full_length),
+        length=chosen.of(torch.minimum(canvas.full_length, canvas.kept_length)),
         given=chosen.of(canvas.given[:, :width]),
         block_entry=chosen.of(canvas.block_entry[:, :width]),
         mask_token_id=canvas.layout.mask_token_id,

@@ -223,7 +223,7 @@ def _row(running: Stream, event: StepEvent, row: int) -> Text:
     canvas, tokenizer = running.canvas, running.model.tokenizer
     if tokenizer is None:
         raise ValueError("the model has no tokenizer, so there is no text to watch")
-    start, end = int(canvas.prompt_length[row]), int(canvas.full_length[row])
+    start, end = int(canvas.prompt_length[row]), int(canvas.kept_length[row])
     drafts = dict(zip(event.columns[row].tolist(), event.drafts[row].tolist(), strict=True))
     new = set(event.columns[row][event.committed[row]].tolist())
     again = set(event.columns[row][event.remasked[row]].tolist())

@@ -13,16 +13,7 @@ from dllm.state.candidates import Candidates
 from dllm.state.noise import Noise
 from dllm.state.plan import StepPlan
 from dllm.state.variants import Drafts, Variants
-from dllm.state.window import (
-    Decision,
-    Layout,
-    State,
-    StepEvent,
-    View,
-    Window,
-    Written,
-    merged,
-)
+from dllm.state.window import Decision, Layout, State, StepEvent, View, Window, Written, merged
 
 NEVER = -1  # commit_step of a column that the model did not commit
 
@@ -49,13 +40,15 @@ class Canvas:
         self.given = fixed  # (B, C) bool: the same before anything was cut off
         self.prompt_length = prompt_length  # (B,) int64
         self.prompts = torch.arange(len(tokens), device=tokens.device)  # (B,) int64 whose rows
-        self.length = torch.tensor(layout.lengths, device=tokens.device)  # (B,) int64
+        # (B,) int64 tokens of each row, and of them those that the output keeps
+        lengths = torch.tensor([layout.lengths, layout.kept], device=tokens.device)
+        self.length, self.kept_length = lengths.unbind()
         self.full_length = self.length  # (B,) before anything was cut off
         self.ends = torch.tensor(layout.eos_token_ids, dtype=torch.int64, device=tokens.device)
         self.numbers = torch.arange(tokens.shape[1], device=tokens.device)  # (C,) int64 columns
-        self.first_block = prompt_length.clone()  # (B,) int64: where blocks are counted from
-        self.block_start = prompt_length.clone()  # (B,) int64
-        self.block_end = prompt_length.clone()  # (B,) int64, the next block's start
+        # (B,) int64: where blocks are counted from, the row's block begins, and the next one
+        first, start, end = (prompt_length.clone() for _ in range(3))
+        self.first_block, self.block_start, self.block_end = first, start, end
         self.block_masks = torch.zeros_like(prompt_length)  # (B,) masks when the block began
         self.entry_length = self.length.clone()  # (B,) int64 length when the block began
         self.entry_step = torch.zeros_like(prompt_length)  # (B,) forwards before the block began

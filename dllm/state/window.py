@@ -30,6 +30,7 @@ class Layout:
     eos_token_ids: tuple[int, ...]
     # Tokens of each prompt with its slots, those included that enter the canvas later.
     lengths: tuple[int, ...]
+    kept: tuple[int, ...]  # of them, those that the output keeps: what ends a last block is cut
     num_slots: int  # new tokens, the most of any row
     window_length: int  # columns from a block's start that a step may commit
     region_length: int = 0  # columns of the whole generated region, if a scheduler sees it all

@@ -313,7 +313,8 @@ def probabilities(
 
 def oracle(model: dllm.HostedModel, prompt: list[int], part: int, sure: float) -> Any:
     """Returns the tokens and fed columns of one row under the sub-block rule, in plain loops."""
-    tokens = [*prompt, *[MASK] * NEW]
+    kept = len(prompt) + NEW
+    tokens = [*prompt, *[MASK] * (NEW + -kept % BLOCK)]  # whole blocks
     store = model.new_store(1, len(tokens))
     fed: list[list[int]] = []
     stored = 0
@@ -334,7 +335,7 @@ def oracle(model: dllm.HostedModel, prompt: list[int], part: int, sure: float) -
             for column, proposal in found.items():
                 if column == top or float(proposal.values) > sure:
                     tokens[column] = int(proposal.indices)
-    return tuple(tokens), fed
+    return tuple(tokens[:kept]), fed
 
 
 @pytest.mark.few(1)

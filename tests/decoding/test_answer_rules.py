@@ -114,7 +114,7 @@ def test_a_stopped_row_leaves_the_others_as_they_are(tiny: dllm.HostedModel, cac
             "must return scores of the shape it was given",
         ),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
 def test_what_cannot_be_done_is_refused(
     tiny: dllm.HostedModel, given: dict[str, Any], message: str
@@ -183,7 +183,7 @@ def test_a_penalty_is_that_of_transformers() -> None:
         {"repetition_penalty": 0.6, "min_new_tokens": 9},
         {"logits_processors": transformers.RepetitionPenaltyLogitsProcessor(1.5)},
     ],
-    ids=str,
+    ids=" ".join,
 )
 def test_rules_hold_in_every_batch_and_with_a_verifier(model: str, rules: dict[str, Any]) -> None:
     asked: dict[str, Any] = {"max_new_tokens": 24, "block_length": 8, "scheduler": "threshold:0.2"}

@@ -19,7 +19,7 @@ FLOORS = (
     ("dllm.schedulers", "dllm.cache", "dllm.metrics", "dllm.output"),
     ("dllm.decoding",),
     ("dllm.settings", "dllm.aliases", "dllm.prompts"),
-    ("dllm.compatible", "dllm.assembly", "dllm.generate"),
+    ("dllm.compatible", "dllm.layout", "dllm.assembly", "dllm.generate"),
     ("dllm.trace",),
     ("dllm.eval",),
     ("dllm.training",),

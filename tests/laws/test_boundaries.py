@@ -36,7 +36,7 @@ def commits(scheduler: Any, confidence: list[float], **view: Any) -> list[bool]:
 
 
 @pytest.mark.parametrize("at_eos", ["stop", "skip", "block", "truncate"])
-def test_an_end_token_of_the_prompt_ends_nothing(at_eos: str) -> None:
+def test_an_end_token_of_the_prompt_ends_nothing(at_eos: Any) -> None:
     out = dllm.generate(
         golden_model("llada_gqa"), [[5, 13, 7]], eos_token_id=13, forbid_eos=True, at_eos=at_eos,
         **SLOTS,
@@ -137,7 +137,7 @@ def test_a_tree_feeds_all_canvases_of_a_row() -> None:
 
 def test_accuracy_is_of_what_was_judged() -> None:
     parts = {"scheduler": schedulers.registry.create("threshold"), "cache": caches.create("none")}
-    named = {"settings": {name: part.summary() for name, part in parts.items()}}
+    named: dict[str, Any] = {"settings": {name: part.summary() for name, part in parts.items()}}
     judged = {"a": True, "b": False, "c": None}
     found = [result(name, correct=correct, **named) for name, correct in judged.items()]
     summary = summarise(found)

@@ -62,6 +62,7 @@ def layout_of(rows: int, width: int) -> Layout:
         fill_token_id=9,
         eos_token_ids=(9,),
         lengths=(width,) * rows,
+        kept=(width,) * rows,
         num_slots=width,
         window_length=width,
     )

@@ -1,0 +1,116 @@
+"""Encoded prompts become a canvas: slots behind each, blocks, and what a scheduler looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from dllm.models.config import ModelSpec
+from dllm.models.model import DenoisingModel
+from dllm.prompts import Row
+from dllm.schedulers import Needs, Scheduler
+from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings
+from dllm.state.canvas import Canvas
+from dllm.state.progress import AtEnd
+from dllm.state.window import Layout
+
+
+def canvas_of(
+    model: DenoisingModel, rows: list[Row], settings: Settings, block: int, scheduler: Scheduler
+) -> Canvas:
+    """Returns the canvas of encoded prompts, cut into blocks of so many columns."""
+    spec, kept = model.spec, tuple(len(row.prompt) + len(row.slots) for row in rows)
+    if spec.attention == "block_causal":
+        rows = [row if row.infilled else _to_block_end(row, block, spec) for row in rows]
+    num_slots = max(len(row.slots) for row in rows)
+    needs = needs_of(scheduler, num_slots, block)
+    ends = _end_tokens(spec.eos_token_ids, settings.eos_token_id)
+    width = needs.width(num_slots, block)
+    layout = Layout(
+        num_rows=len(rows),
+        num_columns=max(len(row.prompt) + len(row.slots) for row in rows),
+        block_length=block,
+        mask_token_id=spec.mask_token_id,
+        fill_token_id=ends[0] if ends else spec.pad_token_id,
+        eos_token_ids=ends,
+        lengths=tuple(len(row.prompt) + len(row.slots) for row in rows),
+        kept=kept,
+        num_slots=num_slots,
+        window_length=max(needs.window, block),
+        region_length=width if needs.whole_row else 0,
+        num_spare=width if needs.shadow else 0,
+        can_shorten=needs.shortens,
+        whole_block=needs.whole_block,
+        keep_history=scheduler.can_revise,
+        skip_after_end=at_eos_of(rows, settings, spec.mask_token_id) == "skip",
+    )
+    canvas = new_canvas(layout, [r.prompt for r in rows], [r.slots for r in rows], model.device)
+    if spec.attention == "block_causal" or settings.blocks_from == "zero":
+        canvas.count_blocks_from_zero()
+    return canvas
+
+
+def _to_block_end(row: Row, block: int, spec: ModelSpec) -> Row:
+    """Returns a row whose slots fill its last block, as block-causal models were trained.
+
+    Their authors decode whole blocks and cut what was not asked for.
+    """
+    length = len(row.prompt) + len(row.slots)
+    more = min(-length % block, spec.max_length - length)
+    return replace(row, slots=[*row.slots, *[spec.mask_token_id] * more])
+
+
+def new_canvas(
+    layout: Layout,
+    prompts: Sequence[Sequence[int]],
+    slots: Sequence[Sequence[int]],
+    device: torch.device,
+) -> Canvas:
+    """Returns a canvas of prompts followed by slots; a slot that holds the mask id is open."""
+    width = layout.num_stored
+    rows = [[*prompt, *slot] for prompt, slot in zip(prompts, slots, strict=True)]
+    padded = [row + [layout.fill_token_id] * (width - len(row)) for row in rows]
+    tokens = torch.tensor(padded, dtype=torch.int64)
+    prompt_length = torch.tensor([len(prompt) for prompt in prompts])
+    generated = torch.arange(width) >= prompt_length[:, None]
+    fixed = ~(generated & (tokens == layout.mask_token_id))
+    return Canvas(layout, tokens.to(device), fixed.to(device), prompt_length.to(device))
+
+
+def block_length_of(model: DenoisingModel, settings: Settings, num_slots: int) -> int:
+    """Returns the columns decoded together; a row's last block may have fewer.
+
+    Raises ValueError where a block-causal model was trained on others.
+    """
+    trained = model.spec.block_length
+    block = settings.block_length or trained or DEFAULT_BLOCK_LENGTH
+    if model.spec.attention != "block_causal":
+        return min(block, num_slots)
+    assert trained is not None
+    if block % trained and trained % block:
+        fits = [n for n in range(1, trained + 1) if trained % n == 0]
+        raise ValueError(
+            f"block_length={block} is not a multiple of the {trained} that the model was trained "
+            f"on, nor a divisor of it: {', '.join(map(str, fits))}, {2 * trained}, ... fit"
+        )
+    return block
+
+
+def _end_tokens(known: tuple[int, ...], given: int | list[int] | None) -> tuple[int, ...]:
+    if given is None:
+        return known
+    return tuple(given) if isinstance(given, list | tuple) else (given,)
+
+
+def needs_of(scheduler: Scheduler, num_slots: int, block: int) -> Needs:
+    """Returns what a scheduler asks of the loop; revising takes logits of the whole block."""
+    needs = scheduler.needs(num_slots, block)
+    return needs.union(Needs(whole_block=True)) if scheduler.can_revise else needs
+
+
+def at_eos_of(rows: list[Row], settings: Settings, mask_token_id: int) -> AtEnd:
+    """Returns what an end token does; rows with text behind a gap go on unless they are told."""
+    infilled = any(token != mask_token_id for row in rows for token in row.slots)
+    return settings.at_eos or ("ignore" if settings.infill or infilled else "stop")
