@@ -107,7 +107,7 @@ def check(options: Any) -> None:
             same = read(value)
         except MismatchError as error:
             wanted = str(error) or allowed
-            raise ValueError(f"{name}={_shown(value)} must be {wanted}") from None
+            raise ValueError(f"{name}={shown(value)} must be {wanted}") from None
         if same is not value:
             object.__setattr__(options, name, same)
 
@@ -248,7 +248,7 @@ def _short(bound: float) -> str:
     return str(int(bound)) if float(bound).is_integer() else f"{bound:g}"
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """Returns a value for a message: on one line, and no longer than a reader wants."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -20,9 +20,9 @@ from dllm.eval.run.describe import PARTS, Setup, name_of
 from dllm.eval.run.results import append_lines, mend, writing
 from dllm.eval.tasks.task import Task
 from dllm.generate import Stream, stream
-from dllm.models.loading.files import parse_json
 from dllm.models.model import DenoisingModel
 from dllm.prompts import encode_all
+from dllm.reading import parse_json
 from dllm.settings import Settings
 
 STANDARD = Path("-")  # input or output, in place of a file
@@ -100,7 +100,7 @@ def _lines(path: Path, name: str) -> list[str]:
 
 def _is_mapping(line: str) -> bool:
     try:
-        value = json.loads(line)
+        value = json.loads(line)  # only to tell: it is read strictly afterwards
     except (ValueError, RecursionError):
         return False
     return isinstance(value, dict) and bool({"prompt", "messages"} & set(value))
@@ -284,14 +284,10 @@ def _known(output: Path) -> Iterator[dict[str, Any]]:
         return
     with output.open(encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, start=1):
-            try:
-                value = json.loads(line)
-            except (ValueError, RecursionError):
-                value = None
+            where = f"{output} line {number} is no answer of `dllm generate`, choose another file"
+            value = parse_json(line, f"{where}: it", allow_nan=True)
             if not isinstance(value, dict) or not set(value) >= _KEYS:
-                raise ValueError(
-                    f"{output} line {number} is no answer of `dllm generate`: choose another file"
-                )
+                raise ValueError(f"{where}: it has other fields")
             yield value
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from dllm.eval.run.describe import PARTS, short
 from dllm.eval.run.summary import Summary, wilson
 from dllm.eval.tasks import READ, TASKS
+from dllm.options import shown
 from dllm.registry import nearest
 from dllm.settings import resolve
 
@@ -150,7 +151,7 @@ def combinations(
     combined = [dict(zip(choices, values, strict=True)) for values in product(*choices.values())]
     for number, item in enumerate(exclude, start=1):
         if not any(_fits(one, item) for one in combined):
-            raise ValueError(f"exclude item {number}: no combination has {dict(item)}")
+            raise ValueError(f"exclude item {number}: no combination has {shown(dict(item))}")
     left = [one for one in combined if not any(_fits(one, item) for item in exclude)]
     if not left:
         raise ValueError("grid: every combination is excluded")

@@ -9,8 +9,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dllm import schedulers
 from dllm.aliases import ALIASES, SCHEDULER_OPTIONS
 from dllm.eval.ablation.ablation import (
@@ -22,6 +20,7 @@ from dllm.eval.ablation.ablation import (
     method_of,
     text_of,
 )
+from dllm.reading import read_yaml
 from dllm.registry import nearest
 from dllm.settings import Settings
 
@@ -70,13 +69,6 @@ def find_config(name: str) -> Path:
     raise ValueError(f"no configuration {name!r}: {hint}; or give a YAML file")
 
 
-def _load(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {error}") from None
-
-
 def _mapping(value: Any, where: str, known: Sequence[str]) -> Mapping[str, Any]:
     """Returns a mapping as it is; raises ValueError for another value or an unknown key."""
     if not isinstance(value, Mapping):
@@ -92,7 +84,7 @@ def read_ablation(path: Path) -> Ablation:
 
     Raises ValueError that names the file and the key for whatever cannot be understood.
     """
-    content = _load(path)
+    content = read_yaml(path)
     try:
         return _ablation(path.stem, content)
     except (ValueError, TypeError) as error:
@@ -246,7 +238,7 @@ def read_lineup(path: Path) -> list[Entry]:
     """
     if not path.is_file():
         raise ValueError(f"no such file with a list of schedulers: {path}")
-    items = _load(path)
+    items = read_yaml(path)
     if not isinstance(items, list) or not items:
         raise ValueError(f"{path} must hold a YAML list of schedulers")
     entries: list[Entry] = []

@@ -23,6 +23,7 @@ from dllm.eval.run import digest_of
 from dllm.models.model import DenoisingModel
 from dllm.models.speed.linear import is_narrow, parts_of
 from dllm.models.transformer import Transformer
+from dllm.reading import parse_json
 
 _SAMPLED = 4096  # elements of a tensor that enter the digest of the weights
 
@@ -84,7 +85,7 @@ def read_records(output: Path) -> dict[str, RunRecord]:
     if not path.exists():
         return {}
     try:
-        runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
+        runs = parse_json(path.read_text(encoding="utf-8"), path.name, allow_nan=True)["runs"]
         return {
             name: RunRecord(run["settings"], run["task"], tuple(map(_start, run["starts"])))
             for name, run in runs.items()
