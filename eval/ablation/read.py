@@ -20,6 +20,7 @@ from dllm.eval.ablation.ablation import (
     method_of,
     text_of,
 )
+from dllm.options import Count, checked
 from dllm.reading import read_yaml
 from dllm.registry import nearest
 from dllm.settings import Settings
@@ -98,8 +99,7 @@ def _ablation(name: str, content: Any) -> Ablation:
         raise ValueError(f"about={brief(about)} must be one line of text")
     if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
         raise ValueError("notes must be a list of texts")
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-        raise ValueError(f"limit={brief(limit)} must be at least 1")
+    checked("limit", limit, Count | None)
     rows = [_row(where, values) for where, values in _written(top)]
     if not rows:
         raise ValueError("there is nothing to run: write a grid or a list of settings")
@@ -190,7 +190,10 @@ def _published(values: Mapping[str, Any]) -> Published | None:
     if values["published"] is None:
         return Published(source="none", because=values.get("because") or "")
     figures = _mapping(values["published"], "published", [f.name for f in fields(Published)])
-    return Published(**{"source": "", **figures})
+    try:
+        return Published(**{"source": "", **figures})
+    except ValueError as error:
+        raise ValueError(f"published: {error}") from None
 
 
 # A list of schedulers.

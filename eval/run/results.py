@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Annotated, Any
 
 from dllm.eval.tasks.task import Problem
-from dllm.options import Range, check
+from dllm.options import Range, check, checked
 from dllm.reading import parse_json
 from dllm.settings import Settings
 
@@ -23,6 +23,8 @@ except ModuleNotFoundError:  # Windows has no such locks: two writers are not to
 
 Number = Annotated[int, Range(0, 2**62)]
 Figure = Annotated[float, Range(0, 1e30)]
+Samples = Annotated[int, Range(1, 2**14)]
+_MOST_SAMPLES = 2**22  # of all problems together, which are listed before the first is answered
 
 _BEGINNING = '{"run": "'  # of every line
 _MARK = "#"  # between a problem's id and the number of a sample
@@ -109,7 +111,7 @@ def read_lines(path: Path) -> Iterator[Result]:
         try:
             yield parse_result(line)
         except ValueError as error:
-            broken = isinstance(error.__cause__, json.JSONDecodeError)
+            broken = isinstance(error.__cause__, json.JSONDecodeError | TypeError)
             if broken and number == len(lines) and _is_cut(line):
                 continue
             raise ValueError(
@@ -123,8 +125,8 @@ def parse_result(line: str | bytes) -> Result:
     value = parse_json(line, "it", allow_nan=True)  # of a trace, whose confidence may be none
     try:
         result = Result(**value)
-    except TypeError:
-        raise ValueError("it has other fields") from None
+    except TypeError as error:
+        raise ValueError("it has other fields") from error
     check(result)
     return result
 
@@ -235,11 +237,15 @@ def sampled(problems: Sequence[Problem], count: int, settings: Settings) -> list
     The first sample has the problem's id: asking for more samples later goes on with those that
     are there. Raises ValueError where all samples would be the same.
     """
-    if count < 1:
-        raise ValueError(f"samples={count} must be at least 1")
+    count = checked("samples", count, Samples)
     if count > 1 and settings.temperature == 0:
         raise ValueError(
             f"samples={count} at temperature=0 would all be the same: set --temperature above 0"
+        )
+    if count * len(problems) > _MOST_SAMPLES:
+        raise ValueError(
+            f"samples={count} of {len(problems)} problems are more than {_MOST_SAMPLES} answers: "
+            "take fewer of either"
         )
     return [_sample(problem, number) for problem in problems for number in range(count)]
 

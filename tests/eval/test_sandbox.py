@@ -396,7 +396,7 @@ def test_broken_walls_are_an_error(apart: Sandbox, monkeypatch: pytest.MonkeyPat
         apart.run("x = 1")
     with pytest.raises(ValueError, match="level='walls' must be one of container, namespaces"):
         Sandbox("walls")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="cpu_seconds=0 must be above 0"):
+    with pytest.raises(ValueError, match="cpu_seconds=0 must be at least 1"):
         Limits(cpu_seconds=0)
 
 
