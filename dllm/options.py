@@ -103,13 +103,22 @@ def check(options: Any) -> None:
     """
     for name, read, allowed in _readers(type(options)):  # type: ignore[arg-type]
         value = getattr(options, name)
-        try:
-            same = read(value)
-        except MismatchError as error:
-            wanted = str(error) or allowed
-            raise ValueError(f"{name}={_shown(value)} must be {wanted}") from None
+        same = _read(name, value, read, allowed)
         if same is not value:
             object.__setattr__(options, name, same)
+
+
+def checked(name: str, value: Any, hint: Any) -> Any:
+    """Returns a single value as its annotated type has it, as `check` does those of a dataclass."""
+    return _read(name, value, reader(hint), describe(hint))
+
+
+def _read(name: str, value: Any, read: Reader, allowed: str) -> Any:
+    try:
+        return read(value)
+    except MismatchError as error:
+        wanted = str(error) or allowed
+        raise ValueError(f"{name}={shown(value)} must be {wanted}") from None
 
 
 class MismatchError(Exception):
@@ -248,7 +257,7 @@ def _short(bound: float) -> str:
     return str(int(bound)) if float(bound).is_integer() else f"{bound:g}"
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """Returns a value for a message: on one line, and no longer than a reader wants."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

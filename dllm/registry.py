@@ -24,9 +24,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
-import yaml
-
-from dllm.options import Options
+from dllm.options import Options, shown
+from dllm.reading import parse_yaml
 
 Kind = TypeVar("Kind")
 
@@ -267,11 +266,11 @@ def _hints(part: Any) -> dict[str, Any]:
 def _read(text: str, where: str) -> Any:
     """Returns a value as YAML has it, and 1e-3, which YAML takes for text, as a number."""
     try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # a date that no calendar has is a ValueError
+        value = parse_yaml(text)
+    except ValueError as error:
         raise ValueError(
-            f"{where}: {text!r} is no value: write a number, true, null, a word, or a list such "
-            "as [1, 2]; text with other signs in quotes"
+            f"{where}: {shown(text)} is no value: write a number, true, null, a word, or a list "
+            f"such as [1, 2]; text with other signs in quotes ({error})"
         ) from error
     if isinstance(value, str) and value[:1] in "+-.0123456789":
         try:

@@ -24,6 +24,7 @@ DEFAULT_BLOCK_LENGTH = 32
 Temperature = Annotated[
     float, Range(1e-6, 1e6, besides=(0,), words="0 or more, and above 0 from 1e-06 to 1e+06")
 ]
+Guidance = Annotated[float, Range(0, 1e4)]
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -51,7 +52,7 @@ class Settings(Options):
     seed: Seed | list[Seed] | None = None  # an int: row b draws from seed + b; a list: one a row
     generator: torch.Generator | list[torch.Generator] | None = None  # draws the seeds
     noise: Noise | None = None  # replaces the seeded noise altogether
-    guidance_scale: Annotated[float, Range(0, 1e4)] = 0.0  # classifier-free guidance; 0: off
+    guidance_scale: Guidance = 0.0  # classifier-free guidance; 0: off
     eos_token_id: TokenId | list[TokenId] | None = None  # None: the checkpoint's
     at_eos: AtEnd | None = None  # None: "stop", but "ignore" for infilled text
     forbid_eos: bool = False  # end tokens are never proposed

@@ -21,6 +21,7 @@ from dllm.eval.ablation.read import find_config, read_ablation, shipped
 from dllm.eval.report.ablation import Report, differences
 from dllm.eval.report.page import KEPT, write
 from dllm.eval.run.results import RefusedError
+from dllm.options import Count, CountOrNone, checked
 
 # What ends a run and not the ablation.
 FAILURES = (RefusedError, NotEnoughMemoryError, BrokenLogitsError)
@@ -37,7 +38,7 @@ def ablate(
         Path | None, Option(help="Folder of results and report.", show_default="runs/ablate-NAME")
     ] = None,
     limit: Annotated[
-        int | None, Option(min=1, help="Problems a run.", show_default="the configuration's")
+        int | None, Option(help="Problems a run.", show_default="the configuration's")
     ] = None,
     data: Annotated[
         list[str] | None,
@@ -61,7 +62,7 @@ def ablate(
         Option(help="Folder of an earlier ablation to set this one beside.", show_default="none"),
     ] = None,
     problems: Annotated[
-        int, Option(min=0, help="Problems a task that report.html shows; 0 keeps no traces.")
+        int, Option(help="Problems a task that report.html shows; 0 keeps no traces.")
     ] = KEPT,
     fresh: options.Fresh = False,
     as_json: options.Json = False,
@@ -75,6 +76,8 @@ def ablate(
     if list_all:
         _list(as_json)
         return
+    checked("limit", limit, Count | None)
+    checked("problems", problems, CountOrNone)
     ablation = with_files(with_model(_read(config), model, revision), data or (), examples)
     trials = trials_of(ablation, limit, run_code=run_code)
     folder = output or Path("runs") / f"ablate-{ablation.name}"

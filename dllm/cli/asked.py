@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dllm.models.loading.files import parse_json
+from dllm.reading import parse_json
 
 STANDARD = Path("-")  # input or output, in place of a file
 
@@ -86,7 +86,7 @@ def _lines(path: Path, name: str) -> list[str]:
 
 def _is_mapping(line: str) -> bool:
     try:
-        value = json.loads(line)
+        value = json.loads(line)  # only to tell: it is read strictly afterwards
     except (ValueError, RecursionError):
         return False
     return isinstance(value, dict) and bool({"prompt", "messages"} & set(value))

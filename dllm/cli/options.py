@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from typer import Option
 
 from dllm.models.loading.weights import parse_device
+from dllm.options import shown
+from dllm.reading import parse_yaml
 from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings
 
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
@@ -184,11 +185,11 @@ def collect(
 def yaml_value(text: str, where: str) -> Any:
     """Returns what a text says in YAML; raises ValueError that begins with `where`."""
     try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):  # a date of no calendar is a ValueError
+        return parse_yaml(text)
+    except ValueError as error:
         raise ValueError(
-            f"{where}: {text!r} is not a YAML value, such as 3, true or [1, 2]: put a text with "
-            "signs in it into quotes"
+            f"{where}: {shown(text)} is not a YAML value, such as 3, true or [1, 2]: put a text "
+            f"with signs in it into quotes ({error})"
         ) from None
 
 

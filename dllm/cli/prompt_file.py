@@ -23,6 +23,7 @@ from dllm.eval.tasks.task import Task
 from dllm.generate import Stream, stream
 from dllm.models.model import DenoisingModel
 from dllm.prompts import encode_all
+from dllm.reading import parse_json
 from dllm.settings import Settings
 
 ROWS = 16  # decoded at a time unless --batch-size says otherwise
@@ -191,14 +192,10 @@ def _known(output: Path) -> Iterator[dict[str, Any]]:
         return
     with output.open(encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, start=1):
-            try:
-                value = json.loads(line)
-            except (ValueError, RecursionError):
-                value = None
+            where = f"{output} line {number} is no answer of `dllm generate`, choose another file"
+            value = parse_json(line, f"{where}: it", allow_nan=True)
             if not isinstance(value, dict) or not set(value) >= _KEYS:
-                raise ValueError(
-                    f"{output} line {number} is no answer of `dllm generate`: choose another file"
-                )
+                raise ValueError(f"{where}: it has other fields")
             yield value
 
 

@@ -19,8 +19,20 @@ from dllm.cli.shown import Terminal
 from dllm.cli.shown.measured import interrupted, progress
 from dllm.eval.tasks import find_task
 from dllm.learn2pd import Filter, Origin, write_filter
+from dllm.options import Count, Probability, checked
 from dllm.settings import DEFAULT_BLOCK_LENGTH, resolve
-from dllm.training.learn2pd import FEWEST_PROMPTS, Recipe, Score, Split, Training, score, split
+from dllm.training.learn2pd import (
+    FEWEST_PROMPTS,
+    Epochs,
+    Layers,
+    LearningRate,
+    Recipe,
+    Score,
+    Split,
+    Training,
+    score,
+    split,
+)
 from dllm.training.learn2pd_examples import Source, join
 
 
@@ -66,8 +78,10 @@ def train_filter(
     if output.suffix != ".safetensors":
         raise ValueError(f"output={str(output)!r} must end in .safetensors")
     options.check_writable(output, "--output", mark='"learn2pd"')
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold={threshold} is a probability, from 0 to 1")
+    checked("threshold", threshold, Probability)
+    named = {"layers": (layers, Layers), "epochs": (epochs, Epochs), "lr": (lr, LearningRate)}
+    for name, (value, hint) in named.items():  # as the command line calls them
+        checked(name, value, hint)
     recipe = Recipe(layers, epochs, lr, seed, masked_only)
     texts = _prompts(prompts, task, count, seed)
     loaded = load(model, dtype=dtype, **options.placed(device, device_map, revision))
@@ -148,8 +162,7 @@ def _prompts(prompts: Path | None, task: str | None, count: int, seed: int) -> l
     """Returns the prompts, short ones first: a batch of one length has little padding."""
     if (prompts is None) == (task is None):
         raise ValueError("give --prompts FILE or --task NAME, one of them")
-    if count < 1:
-        raise ValueError(f"count={count} must be at least 1")
+    checked("count", count, Count)
     if prompts is not None:
         texts = read_texts(prompts, count)
     elif task is not None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dllm.models.config import ModelSpec
-from dllm.models.loading.files import parse_json
+from dllm.reading import parse_json
 
 TINY = Path(__file__).parent / "tiny.safetensors"
 _KEY = "learn2pd"  # of the origin in the file's metadata

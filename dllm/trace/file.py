@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dllm.models.loading.files import parse_json
+from dllm.reading import parse_json
 from dllm.trace import TraceRecord
 from dllm.trace.text import plural, visible
 

@@ -8,34 +8,33 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from dllm.learn2pd import Filter
+from dllm.options import Options, Range, Seed
 from dllm.training.learn2pd_examples import Examples
 
 FEWEST_PROMPTS = 10  # one of them for validation, one for the test
 REPORT_EVERY, SAVE_EVERY = 100, 2000  # epochs
 
+Layers = Annotated[int, Range(1, 64)]
+Epochs = Annotated[int, Range(1, 2**30)]
+LearningRate = Annotated[float, Range(0, 1e30, above=True)]
+
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Options):
     """The hyper-parameters; those of the authors (train.ipynb of their repository)."""
 
-    num_layers: int = 2
-    epochs: int = 40_000  # each is one step on all examples
-    learning_rate: float = 3e-3
-    seed: int = 0
+    num_layers: Layers = 2
+    epochs: Epochs = 40_000  # each is one step on all examples
+    learning_rate: LearningRate = 3e-3
+    seed: Seed = 0
     masked_only: bool = False  # the loss leaves out columns that were decided before
-
-    def __post_init__(self) -> None:
-        layers, epochs = self.num_layers, self.epochs
-        if layers < 1 or epochs < 1:
-            raise ValueError(f"{layers=} and {epochs=} must be at least 1")
-        if not 0 < self.learning_rate < float("inf"):
-            raise ValueError(f"lr={self.learning_rate} must be positive")
 
     def file(self, names: Sequence[str]) -> str:
         """Returns the file that keeps a training on these examples; more epochs go on with it."""

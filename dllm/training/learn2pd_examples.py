@@ -17,6 +17,7 @@ from torch import Tensor
 from dllm import schedulers
 from dllm.generate import Stream, generate, stream
 from dllm.models.model import DenoisingModel, HostedModel
+from dllm.options import Count, Options
 from dllm.prompts import Prompts
 from dllm.schedulers import Decision, Needs, Scheduler, Setup, View
 from dllm.settings import Settings
@@ -115,7 +116,7 @@ def observe(running: Stream, reference: Tensor) -> Examples:
 
 
 @dataclass(frozen=True)
-class Source:
+class Source(Options):
     """A model, the prompts that it answers, and the settings of the answers.
 
     Examples are written batch by batch, so that a stopped run repeats nothing.
@@ -124,11 +125,7 @@ class Source:
     model: HostedModel
     prompts: Sequence[Any]  # texts or chats
     settings: Settings
-    batch_size: int = 32
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size} must be at least 1")
+    batch_size: Count = 32
 
     def names(self) -> list[str]:
         """Returns the file of each batch, named after all that decides what it holds."""

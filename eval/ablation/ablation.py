@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from dllm.eval.run.describe import PARTS, short
 from dllm.eval.run.summary import Summary, wilson
 from dllm.eval.tasks import READ, TASKS
+from dllm.eval.tasks.task import Shots
+from dllm.options import Amount, Count, Options, Range, shown
 from dllm.registry import nearest
 from dllm.settings import resolve
 
@@ -21,12 +23,12 @@ FULL = {"gsm8k": 1319, "humaneval": 164}  # problems of the test splits that pap
 
 
 @dataclass(frozen=True)
-class TaskChoice:
+class TaskChoice(Options):
     """A task by name, with what decides its prompts."""
 
     name: str
     style: str | None = None
-    shots: int | None = None
+    shots: Shots | None = None
     data: Path | None = None
     examples: Path | None = None
 
@@ -47,33 +49,27 @@ class TaskChoice:
         return f"{self.name} ({options})" if options else self.name
 
 
+Percentage = Annotated[float, Range(0, 100, words="a number, a percentage from 0 to 100")]
+
+
 @dataclass(frozen=True)
-class Published:
+class Published(Options):
     """Figures of a paper or repository for one setting."""
 
     source: str  # where they stand
-    accuracy: float | None = None  # in %; None: not published, or not known, as `because` says
-    tokens_per_second: float | None = None  # on the authors' hardware, by their way of counting
-    tokens_per_forward: float | None = None
-    problems: int | None = None  # None: the task's whole test split
+    accuracy: Percentage | None = None  # in %; None: not published, or not known, as `because` says
+    tokens_per_second: Amount | None = None  # on the authors' hardware, by their way of counting
+    tokens_per_forward: Amount | None = None
+    problems: Count | None = None  # None: the task's whole test split
     score: str = ""  # of the scores that the judge keeps; empty: the accuracy of the report
     differs: str = ""  # what of the authors' protocol this project does not have
     because: str = ""  # why there is no accuracy
 
     def __post_init__(self) -> None:
-        for key, value in vars(self).items():
-            text = key in ("source", "score", "differs", "because")
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if value is not None and not (isinstance(value, str) if text else number):
-                raise ValueError(
-                    f"published: {key}={value!r} must be {'text' if text else 'a number'}"
-                )
         if not self.source:
             raise ValueError("published figures need a 'source'")
         if self.accuracy is None and not self.because:
             raise ValueError("published without an accuracy needs 'because', the reason")
-        if self.accuracy is not None and not 0 <= self.accuracy <= 100:
-            raise ValueError(f"accuracy={self.accuracy} must be a percentage, 0 to 100")
 
     def tolerance(self, problems: int) -> tuple[float, float]:
         """Returns the 95 % Wilson interval, in %, of the accuracy on that many problems."""
@@ -83,7 +79,7 @@ class Published:
 
 
 @dataclass(frozen=True)
-class Row:
+class Row(Options):
     """One run of an ablation."""
 
     name: str
@@ -92,7 +88,7 @@ class Row:
     task: TaskChoice
     given: Mapping[str, Any]  # settings as they were written
     dtype: str | None = None
-    batch_size: int = 32
+    batch_size: Count = 32
     published: Published | None = None
     missing: str = ""  # files that the settings need and that are not there, and how to get them
     revision: str | None = None  # of a hub id
@@ -102,22 +98,16 @@ class Row:
         """What of the row decides which model is loaded."""
         return self.model, self.dtype, self.revision
 
-    def __post_init__(self) -> None:
-        if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int):
-            raise ValueError(f"batch_size={self.batch_size!r} must be a whole number")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size} must be at least 1")
-
 
 @dataclass(frozen=True)
-class Ablation:
+class Ablation(Options):
     """The rows of a configuration file, and what it says of them."""
 
     name: str
     about: str  # one line
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
-    limit: int | None = None  # problems a run; None: all of a data set, 100 of a made task
+    limit: Count | None = None  # problems a run; None: all of a data set, 100 of a made task
     changed: str = field(default="")  # what a command line replaced
 
 
@@ -150,7 +140,7 @@ def combinations(
     combined = [dict(zip(choices, values, strict=True)) for values in product(*choices.values())]
     for number, item in enumerate(exclude, start=1):
         if not any(_fits(one, item) for one in combined):
-            raise ValueError(f"exclude item {number}: no combination has {dict(item)}")
+            raise ValueError(f"exclude item {number}: no combination has {shown(dict(item))}")
     left = [one for one in combined if not any(_fits(one, item) for item in exclude)]
     if not left:
         raise ValueError("grid: every combination is excluded")

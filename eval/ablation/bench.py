@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -33,6 +32,7 @@ from dllm.eval.tasks.task import Problem, TaskOptions
 from dllm.models import HostedModel, load
 from dllm.models.loading.checkpoint import EMBEDDED, HUB_ID
 from dllm.models.loading.weights import DeviceMap
+from dllm.reading import parse_json
 from dllm.settings import resolve
 
 FILE = "ablation.json"
@@ -77,7 +77,7 @@ class State:
         self.entries: dict[str, Entry] = {}
         if self.path.exists():
             try:
-                rows = json.loads(self.path.read_text(encoding="utf-8"))["rows"]
+                rows = parse_json(self.path.read_text(encoding="utf-8"), FILE)["rows"]
                 self.entries = {name: Entry(**entry) for name, entry in rows.items()}
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ValueError(

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import re
-import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from dllm import schedulers
 from dllm.aliases import ALIASES, SCHEDULER_OPTIONS
@@ -22,6 +19,8 @@ from dllm.eval.ablation.ablation import (
     method_of,
     text_of,
 )
+from dllm.options import Count, checked, shown
+from dllm.reading import read_yaml
 from dllm.registry import nearest
 from dllm.settings import Settings
 
@@ -35,17 +34,6 @@ _OWN = (
 )
 _SETTINGS = (*(field.name for field in fields(Settings)), *ALIASES, *SCHEDULER_OPTIONS)
 _TEXTS = ("name", "method", "model", "dtype", "revision", "because")
-
-
-class _Brief(reprlib.Repr):
-    """The beginning of a value: what is in a wrong file, or in an alias of aliases, has no end."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxlevel, self.maxstring, self.maxother = 2, 60, 60
-
-
-brief = _Brief().repr
 
 
 def shipped() -> dict[str, Path]:
@@ -70,20 +58,13 @@ def find_config(name: str) -> Path:
     raise ValueError(f"no configuration {name!r}: {hint}; or give a YAML file")
 
 
-def _load(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {error}") from None
-
-
 def _mapping(value: Any, where: str, known: Sequence[str]) -> Mapping[str, Any]:
     """Returns a mapping as it is; raises ValueError for another value or an unknown key."""
     if not isinstance(value, Mapping):
-        raise ValueError(f"{where} must be a mapping of {', '.join(known[:9])}, not {brief(value)}")
+        raise ValueError(f"{where} must be a mapping of {', '.join(known[:9])}, not {shown(value)}")
     for key in value:
         if key not in known:
-            raise ValueError(f"{where}: unknown key {brief(key)}: {nearest(str(key), known)}")
+            raise ValueError(f"{where}: unknown key {shown(key)}: {nearest(str(key), known)}")
     return value
 
 
@@ -92,7 +73,7 @@ def read_ablation(path: Path) -> Ablation:
 
     Raises ValueError that names the file and the key for whatever cannot be understood.
     """
-    content = _load(path)
+    content = read_yaml(path)
     try:
         return _ablation(path.stem, content)
     except (ValueError, TypeError) as error:
@@ -103,11 +84,10 @@ def _ablation(name: str, content: Any) -> Ablation:
     top = _mapping(content, "an ablation", _TOP)
     about, notes, limit = top.get("about"), top.get("notes") or [], top.get("limit")
     if not isinstance(about, str) or "\n" in about.strip():
-        raise ValueError(f"about={brief(about)} must be one line of text")
+        raise ValueError(f"about={shown(about)} must be one line of text")
     if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
         raise ValueError("notes must be a list of texts")
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-        raise ValueError(f"limit={brief(limit)} must be at least 1")
+    checked("limit", limit, Count | None)
     rows = [_row(where, values) for where, values in _written(top)]
     if not rows:
         raise ValueError("there is nothing to run: write a grid or a list of settings")
@@ -125,7 +105,7 @@ def _written(top: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     listed, exclude = top.get("settings") or [], top.get("exclude") or []
     for key, items in (("settings", listed), ("exclude", exclude)):
         if not isinstance(items, list):
-            raise ValueError(f"{key} must be a list, not {brief(items)}")
+            raise ValueError(f"{key} must be a list, not {shown(items)}")
     if exclude and not grid:
         raise ValueError("exclude: there is no grid to take anything from")
     for number, item in enumerate(exclude, start=1):
@@ -149,7 +129,7 @@ def _row(where: str, values: Mapping[str, Any]) -> Row:
     try:
         for key in _TEXTS:
             if values.get(key) is not None and not isinstance(values[key], str):
-                raise ValueError(f"{key}={brief(values[key])} must be text")
+                raise ValueError(f"{key}={shown(values[key])} must be text")
         settings = {key: value for key, value in values.items() if key not in _OWN}
         missing = _missing(values.get("requires") or {})
         method = values["name"] if missing else method_of(settings)
@@ -173,7 +153,7 @@ def _missing(required: Any) -> str:
     """Returns which of the required files are not there, and how to get them."""
     texts = isinstance(required, Mapping) and all(isinstance(how, str) for how in required.values())
     if not texts:
-        raise ValueError(f"requires={brief(required)} must be a mapping: a file, and how to get it")
+        raise ValueError(f"requires={shown(required)} must be a mapping: a file, and how to get it")
     gone = [f"{file} ({how})" for file, how in required.items() if not Path(file).exists()]
     return f"needs {', '.join(gone)}" if gone else ""
 
@@ -186,7 +166,7 @@ def _task(value: Any) -> TaskChoice:
         if options.get(key) is not None:
             options[key] = Path(str(options[key]))
     if not isinstance(options.get("name"), str):
-        raise ValueError(f"task={brief(value)} needs a 'name'")
+        raise ValueError(f"task={shown(value)} needs a 'name'")
     return TaskChoice(**options)
 
 
@@ -198,7 +178,10 @@ def _published(values: Mapping[str, Any]) -> Published | None:
     if values["published"] is None:
         return Published(source="none", because=values.get("because") or "")
     figures = _mapping(values["published"], "published", [f.name for f in fields(Published)])
-    return Published(**{"source": "", **figures})
+    try:
+        return Published(**{"source": "", **figures})
+    except ValueError as error:
+        raise ValueError(f"published: {error}") from None
 
 
 # A list of schedulers.
@@ -246,7 +229,7 @@ def read_lineup(path: Path) -> list[Entry]:
     """
     if not path.is_file():
         raise ValueError(f"no such file with a list of schedulers: {path}")
-    items = _load(path)
+    items = read_yaml(path)
     if not isinstance(items, list) or not items:
         raise ValueError(f"{path} must hold a YAML list of schedulers")
     entries: list[Entry] = []
@@ -263,7 +246,7 @@ def _entries(item: Any) -> Iterable[Entry]:
         return [_single(item)]
     label, settings = item.get("label"), item.get("settings")
     if len(item) != 2 or not isinstance(label, str) or not isinstance(settings, list):
-        raise ValueError(f"{brief(item)} must be a label, which is text, and a list of settings")
+        raise ValueError(f"{shown(item)} must be a label, which is text, and a list of settings")
     if not settings:
         raise ValueError(f"label {label!r} has no settings")
     return [Entry(label, setting) for setting in settings]

@@ -7,21 +7,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dllm.models.model import DenoisingModel
+from dllm.options import Count, Options
 from dllm.settings import Settings
 
 
 @dataclass(frozen=True)
-class Prompted:
+class Prompted(Options):
     """Prompts that are decoded in two ways."""
 
     model: DenoisingModel
     prompts: Sequence[Any]
     settings: Settings
-    batch_size: int = 1
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size} must be at least 1")
+    batch_size: Count = 1
 
     def batches(self) -> Iterator[tuple[int, list[Any], Settings]]:
         """Yields the first number, the prompts and the settings of each batch.

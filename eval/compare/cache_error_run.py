@@ -17,6 +17,7 @@ from dllm.eval.compare.cache_error import Entries, join, observe
 from dllm.eval.run.describe import short
 from dllm.generate import generate
 from dllm.models.model import DenoisingModel
+from dllm.options import Count
 from dllm.output import GenerationOutput
 from dllm.settings import Settings
 
@@ -25,7 +26,7 @@ from dllm.settings import Settings
 class CacheErrorRun(Prompted):
     """Prompts, and how they are decoded whatever the cache."""
 
-    batch_size: int = 32
+    batch_size: Count = 32
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -21,7 +21,6 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-import dllm
 from dllm.eval.lm_eval.arguments import (
     ArgumentError,
     Arguments,
@@ -32,7 +31,7 @@ from dllm.eval.lm_eval.arguments import (
 )
 from dllm.eval.lm_eval.likelihood import Continuation, Score, Scorer
 from dllm.eval.lm_eval.requests import Asked, Encoder, about, batches, read_asked, read_pairs
-from dllm.eval.run.describe import PARTS, name_of
+from dllm.eval.run.describe import PARTS, name_of, origin_of, settings_of
 from dllm.eval.run.results import append_lines, mend
 from dllm.eval.run.summary import ratio
 from dllm.generate import generate
@@ -191,17 +190,18 @@ class DiffusionLM(LM):
 def describe(model: HostedModel, settings: Settings, arguments: Arguments) -> dict[str, Any]:
     """Returns what decides the answers and their cost, as JSON-ready values.
 
-    `settings` are those of requests that ask for nothing themselves.
+    `settings` are those of requests that ask for nothing themselves. As in `dllm eval`, the
+    checkpoint's content and the code of the parts are in it as digests; tasks are the harness's.
     """
-    parts = {name: getattr(settings, name) for name in PARTS}
     described = {
-        "version": dllm.__version__,
         "model": model.name,
         "dtype": str(model.dtype),
         "device": str(model.device),
-        **{k: None if v is None else PARTS[k].create(v).summary() for k, v in parts.items()},
+        **dict.fromkeys(PARTS),  # one that there is not is None
+        **settings_of(settings),
         "model_args": dict(arguments.settings),
         **{name: getattr(arguments, name) for name in _OWN},
+        **origin_of(model, settings),
     }
     text = json.dumps(described, sort_keys=True, default=str)
     return {"run": name_of(described), **json.loads(text)}

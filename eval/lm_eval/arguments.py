@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 
@@ -15,6 +15,8 @@ from dllm.aliases import ALIASES, SCHEDULER_OPTIONS
 from dllm.compatible import check
 from dllm.models.loading import load
 from dllm.models.model import DenoisingModel, HostedModel
+from dllm.options import Count
+from dllm.options import check as check_options
 from dllm.registry import nearest
 from dllm.settings import Settings, resolve
 
@@ -39,27 +41,26 @@ class Arguments:
     """The adapter's own arguments; all further ones are settings of `dllm.generate`."""
 
     pretrained: str  # "tiny", a folder or a hub id
-    batch_size: int = 1  # rows of a pass
+    batch_size: Count = 1  # rows of a pass
     dtype: str | None = None
     device: str | None = None
     device_map: str | None = None
     revision: str | None = None
-    mc_num: int = 128  # masks drawn for a target; short targets have fewer, which are all taken
+    mc_num: Count = 128  # masks drawn for a target; short targets have fewer, which are all taken
     is_check_greedy: bool = True  # whether `is_greedy` is decoded or always False
     too_long: TooLong = "error"  # what is done with a prompt that does not fit
     stats: str | None = None  # the file of costs; None: none is written
     settings: Mapping[str, Any] = field(default_factory=dict)  # as they were given
 
     def __post_init__(self) -> None:
-        checks = [
-            ("pretrained", bool(self.pretrained), "'tiny', a folder or a hub id"),
-            ("batch_size", self.batch_size >= 1, "at least 1"),
-            ("mc_num", self.mc_num >= 1, "at least 1"),
-            ("too_long", self.too_long in get_args(TooLong), f"one of {get_args(TooLong)}"),
-        ]
-        for name, holds, allowed in checks:
-            if not holds:
-                raise ArgumentError(f"{name}={getattr(self, name)!r} must be {allowed}")
+        if not self.pretrained:
+            raise ArgumentError(
+                f"pretrained={self.pretrained!r} must be 'tiny', a folder or a hub id"
+            )
+        try:
+            check_options(self)
+        except ValueError as error:
+            raise ArgumentError(str(error)) from None
 
 
 _OWN = {item.name: item for item in fields(Arguments) if item.name != "settings"}
@@ -97,18 +98,11 @@ def read_arguments(given: Mapping[str, Any]) -> Arguments:
 
 def _typed(name: str, value: Any) -> Any:
     """Returns an argument of our own with the type of its field; None stays None."""
-    kind = str(_OWN[name].type)
-    if kind == "int":
-        if isinstance(value, str) and value.isdecimal():
-            return int(value)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ArgumentError(f"{name}={value!r} must be a whole number")
-    elif kind == "bool":
-        if not isinstance(value, bool):
-            raise ArgumentError(f"{name}={value!r} must be true or false")
-    elif value is not None:
-        return str(value)
-    return value
+    usual = _OWN[name].default
+    if isinstance(usual, int):  # or true and false: `check` says what else it may not be
+        number = isinstance(value, str) and value.isdecimal() and not isinstance(usual, bool)
+        return int(value) if number else value
+    return None if value is None else str(value)
 
 
 def usable_device(arguments: Arguments) -> str | None:

@@ -16,6 +16,8 @@ from dllm.decoding.memory_limits import NotEnoughMemoryError, ran_out
 from dllm.models.config import ModelSpec
 from dllm.models.model import DenoisingModel
 from dllm.models.wrap import GuidedModel
+from dllm.options import Count, Options
+from dllm.settings import Guidance
 from dllm.state.candidates import Candidates, Sampling, rank
 from dllm.state.noise import CounterNoise
 from dllm.state.plan import StepPlan
@@ -61,18 +63,13 @@ class Draws:
 
 
 @dataclass(frozen=True)
-class Scorer:
+class Scorer(Options):
     """Scores continuations, many rows a pass; scores do not depend on what shares a pass."""
 
     model: DenoisingModel
-    num_draws: int = 128
-    batch_size: int = 1
-    guidance_scale: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("num_draws", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+    num_draws: Count = 128
+    batch_size: Count = 1
+    guidance_scale: Guidance = 0.0
 
     def scores(
         self, given: Sequence[Continuation], greedy: bool = True

@@ -66,20 +66,13 @@ class Setup(Options):
     @cached_property
     def _described(self) -> dict[str, Any]:
         dtype, options = getattr(self.model, "dtype", None), self.task.options
-        settings = self.settings
-        drawn = {name: getattr(settings, name) for name in _DRAWN}
         return {
             "model": self.model.name,
             "dtype": None if dtype is None else str(dtype),
             "task": self.task.name,
             **({"task_options": dict(options)} if options else {}),
-            **parts_of(settings),
-            **{name: getattr(settings, name) for name in _NAMED},
-            **{name: stable(value) for name, value in drawn.items() if value is not None},
-            "other": _changed(settings),
-            "version": dllm.__version__,
-            "checkpoint": checkpoint_digest(self.model),
-            "sources": sources_of(settings, self.task),
+            **settings_of(self.settings),
+            **origin_of(self.model, self.settings, self.task),
         }
 
     @property
@@ -112,6 +105,28 @@ class Setup(Options):
         return own or min(DEFAULT_BLOCK_LENGTH, self.settings.max_new_tokens)
 
 
+def settings_of(settings: Settings) -> dict[str, Any]:
+    """Returns all that settings say of the answers, parts with their options included."""
+    drawn = {name: getattr(settings, name) for name in _DRAWN}
+    return {
+        **parts_of(settings),
+        **{name: getattr(settings, name) for name in _NAMED},
+        **{name: stable(value) for name, value in drawn.items() if value is not None},
+        "other": _changed(settings),
+    }
+
+
+def origin_of(
+    model: DenoisingModel, settings: Settings, task: Task | None = None
+) -> dict[str, Any]:
+    """Returns what an edit changes and another version: digests of checkpoint and code."""
+    return {
+        "version": dllm.__version__,
+        "checkpoint": checkpoint_digest(model),
+        "sources": sources_of(settings, task),
+    }
+
+
 def parts_of(settings: Settings) -> dict[str, Any]:
     """Returns the parts of settings with their options, and digests of the files they name."""
     parts = {name: stable(part.summary()) for name, part in _parts(settings).items()}
@@ -119,10 +134,10 @@ def parts_of(settings: Settings) -> dict[str, Any]:
     return {**parts, **({"files": files} if files else {})}
 
 
-def sources_of(settings: Settings, task: Task) -> dict[str, str]:
-    """Returns digests of the code of each part of settings and of a task."""
+def sources_of(settings: Settings, task: Task | None) -> dict[str, str]:
+    """Returns digests of the code of each part of settings, and of a task if it is dllm's."""
     parts = {name: digest_of(part) for name, part in _parts(settings).items()}
-    return {**parts, "task": digest_of(task.problems, task.judge)}
+    return parts if task is None else {**parts, "task": digest_of(task.problems, task.judge)}
 
 
 def _parts(settings: Settings) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,6 +22,7 @@ from dllm.eval.run.results import (
     RefusedError,
     Result,
     Writer,
+    parse_result,
     read_lines,
     set_aside,
     writing,
@@ -187,7 +187,7 @@ class Tail:
 
     def new(self) -> list[Result]:
         """Returns the results that have come since the last call."""
-        found = []
+        found: list[Result] = []
         for shard, start in self._read.items():
             if shard.exists():
                 with shard.open("rb") as file:
@@ -195,5 +195,5 @@ class Tail:
                     whole = file.read().rpartition(b"\n")[0]
                 if whole:
                     self._read[shard] = start + len(whole) + 1
-                    found += [Result(**json.loads(line)) for line in whole.split(b"\n")]
+                    found += map(parse_result, whole.split(b"\n"))
         return found

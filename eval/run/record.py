@@ -23,12 +23,14 @@ from dllm.eval.run import digest_of
 from dllm.models.model import DenoisingModel
 from dllm.models.speed.linear import is_narrow, parts_of
 from dllm.models.transformer import Transformer
+from dllm.options import Count, Options
+from dllm.reading import parse_json
 
 _SAMPLED = 4096  # elements of a tensor that enter the digest of the weights
 
 
 @dataclass(frozen=True)
-class Environment:
+class Environment(Options):
     """The weights, versions and hardware that a figure depends on beside the settings."""
 
     weights: str | None  # digest of evenly spaced elements of each tensor; None: not a module
@@ -36,7 +38,7 @@ class Environment:
     chat_template: str | None  # digest of the template
     attention: str | None  # what computes it
     device: str
-    threads: int  # of torch on the CPU
+    threads: Count  # of torch on the CPU
     python: str
     torch: str
     transformers: str
@@ -45,12 +47,12 @@ class Environment:
 
 
 @dataclass(frozen=True)
-class Start:
+class Start(Options):
     """A command that decoded problems of a run; one that was killed is followed by another."""
 
     id: str  # what the lines of this start have as `start`
     began: str  # UTC, ISO 8601
-    batch_size: int  # rows decoded at a time, by each process
+    batch_size: Count  # rows decoded at a time, by each process
     prompts: str  # digest of all problems and prompts
     processes: tuple[Environment, ...]  # one for each process
     # Whether waiting problems took the places of finished ones; None: before it was noted.
@@ -84,7 +86,7 @@ def read_records(output: Path) -> dict[str, RunRecord]:
     if not path.exists():
         return {}
     try:
-        runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
+        runs = parse_json(path.read_text(encoding="utf-8"), path.name, allow_nan=True)["runs"]
         return {
             name: RunRecord(run["settings"], run["task"], tuple(map(_start, run["starts"])))
             for name, run in runs.items()

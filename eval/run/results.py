@@ -9,15 +9,22 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any
 
 from dllm.eval.tasks.task import Problem
+from dllm.options import Range, check, checked
+from dllm.reading import parse_json
 from dllm.settings import Settings
 
 try:
     import fcntl
 except ModuleNotFoundError:  # Windows has no such locks: two writers are not told apart there
     fcntl = None  # type: ignore[assignment]
+
+Number = Annotated[int, Range(0, 2**62)]
+Figure = Annotated[float, Range(0, 1e30)]
+Samples = Annotated[int, Range(1, 2**14)]
+_MOST_SAMPLES = 2**22  # of all problems together, which are listed before the first is answered
 
 _BEGINNING = '{"run": "'  # of every line
 _MARK = "#"  # between a problem's id and the number of a sample
@@ -46,24 +53,24 @@ class Result:
     text: str
     answer: str
     correct: bool | None  # None: not scored
-    prompt_tokens: int
-    valid_tokens: int  # before the first end token
-    raw_tokens: int  # all that the model committed
-    forwards: int  # passes in which the row had something to commit
-    row_forwards: int  # the same, with every variant of the row counted
+    prompt_tokens: Number
+    valid_tokens: Number  # before the first end token
+    raw_tokens: Number  # all that the model committed
+    forwards: Number  # passes in which the row had something to commit
+    row_forwards: Number  # the same, with every variant of the row counted
     # Shares: what a pass costs is divided evenly by the rows that are under way in it.
-    tokens_fed: float  # columns fed
-    seconds: float  # of decoding
+    tokens_fed: Figure  # columns fed
+    seconds: Figure  # of decoding
     finish_reason: str
     settings: dict[str, Any]
-    flops: float | None = None  # a share too; None: not known
+    flops: Figure | None = None  # a share too; None: not known
     details: dict[str, Any] = field(default_factory=dict)  # how the judge came to it
     trace: dict[str, Any] | None = None  # a `TraceRecord` as JSON, if the run keeps traces
     # Lines of before these were written have None.
-    prefill_seconds: float | None = None  # the part of `seconds` that the row's first pass took
-    latency: float | None = None  # seconds of decoding from its first pass to its last
-    rows_fed: float | None = None  # rows over all passes; a share
-    peak_memory: int | None = None  # bytes of device memory; None on a CPU
+    prefill_seconds: Figure | None = None  # the part of `seconds` that the row's first pass took
+    latency: Figure | None = None  # seconds of decoding from its first pass to its last
+    rows_fed: Figure | None = None  # rows over all passes; a share
+    peak_memory: Number | None = None  # bytes of device memory; None on a CPU
     extracted: bool | None = None  # whether an answer was found; None: the judge does not say
     start: str | None = None  # names the `Start` in the record beside the file
     finished: str | None = None  # UTC, ISO 8601
@@ -102,14 +109,26 @@ def read_lines(path: Path) -> Iterator[Result]:
         if not line.strip():
             continue
         try:
-            yield Result(**json.loads(line))
-        except (json.JSONDecodeError, TypeError) as error:
-            if number == len(lines) and _is_cut(line):
+            yield parse_result(line)
+        except ValueError as error:
+            broken = isinstance(error.__cause__, json.JSONDecodeError | TypeError)
+            if broken and number == len(lines) and _is_cut(line):
                 continue
-            why = "it has other fields" if isinstance(error, TypeError) else str(error)
             raise ValueError(
-                f"{path} line {number} is not a result of `dllm eval` ({why}): choose another file"
+                f"{path} line {number} is not a result of `dllm eval` ({error}): choose another "
+                "file"
             ) from None
+
+
+def parse_result(line: str | bytes) -> Result:
+    """Returns the result of a line; raises ValueError for what is none, such as a NaN figure."""
+    value = parse_json(line, "it", allow_nan=True)  # of a trace, whose confidence may be none
+    try:
+        result = Result(**value)
+    except TypeError as error:
+        raise ValueError("it has other fields") from error
+    check(result)
+    return result
 
 
 def append(path: Path, results: Sequence[Result]) -> None:
@@ -218,11 +237,15 @@ def sampled(problems: Sequence[Problem], count: int, settings: Settings) -> list
     The first sample has the problem's id: asking for more samples later goes on with those that
     are there. Raises ValueError where all samples would be the same.
     """
-    if count < 1:
-        raise ValueError(f"samples={count} must be at least 1")
+    count = checked("samples", count, Samples)
     if count > 1 and settings.temperature == 0:
         raise ValueError(
             f"samples={count} at temperature=0 would all be the same: set --temperature above 0"
+        )
+    if count * len(problems) > _MOST_SAMPLES:
+        raise ValueError(
+            f"samples={count} of {len(problems)} problems are more than {_MOST_SAMPLES} answers: "
+            "take fewer of either"
         )
     return [_sample(problem, number) for problem in problems for number in range(count)]
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from dllm.eval.sandbox.child import DETAIL
 from dllm.eval.sandbox.watch import FILES, SIGNALLED, TIMED_OUT, TOO_MUCH_DISK, TOO_MUCH_MEMORY
+from dllm.options import Count, Options, Positive, Range
+
+Size = Annotated[int, Range(1, 2**50)]  # bytes
 
 Level = Literal[
     "container",  # files, network, processes and user of its own
@@ -34,22 +37,17 @@ class SandboxError(OSError):
 
 
 @dataclass(frozen=True)
-class Limits:
+class Limits(Options):
     """The most that a program may use."""
 
-    cpu_seconds: int = 3  # of its processor time, so that a busy machine fails nobody
-    seconds: float = 10.0  # of the clock
-    memory: int = 4 << 30  # bytes of address space, numpy alone takes one or two GiB; of its
+    cpu_seconds: Count = 3  # of its processor time, so that a busy machine fails nobody
+    seconds: Positive = 10.0  # of the clock
+    memory: Size = 4 << 30  # bytes of address space, numpy alone takes one or two GiB; of its
     # processes together, what is in memory
-    file_size: int = 16 << 20  # bytes of a file
-    disk: int = 64 << 20  # bytes of all files
-    processes: int = 32  # threads included; at `limits` it may start none
-    open_files: int = 64
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if value <= 0:
-                raise ValueError(f"{name}={value} must be above 0")
+    file_size: Size = 16 << 20  # bytes of a file
+    disk: Size = 64 << 20  # bytes of all files
+    processes: Count = 32  # threads included; at `limits` it may start none
+    open_files: Count = 64
 
 
 @dataclass(frozen=True)

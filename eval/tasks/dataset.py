@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import gzip
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from dllm.reading import parse_json
 from dllm.registry import nearest
 
 
@@ -98,13 +98,13 @@ def rows(file: Path, option: str, content: str) -> list[Row]:
 def _of_lines(lines: IO[str], file: Path) -> Iterator[Row]:
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            where = f"{file} line {number}"
-            value = _parsed(line, f"{file} is not a file of JSON lines: line {number}")
-            yield Row(where, value if isinstance(value, dict) else {})
+            wrong = f"{file} is not a file of JSON lines: line {number}"
+            value = parse_json(line, wrong, number=Literal)
+            yield Row(f"{file} line {number}", value if isinstance(value, dict) else {})
 
 
 def _of_list(lines: IO[str], file: Path) -> Iterator[Row]:
-    found = _parsed(lines.read(), f"{file} is not a file of JSON")
+    found = parse_json(lines.read(), file, number=Literal)
     if not isinstance(found, list):
         raise ValueError(
             f"{file} must hold a list of objects; a file with an object a line ends in .jsonl"
@@ -129,35 +129,6 @@ def _of_table(lines: IO[str], file: Path) -> Iterator[Row]:
             )
         if cells:
             yield Row(where, dict(zip(header, cells, strict=True)))
-
-
-def _parsed(text: str, wrong: str) -> Any:
-    """Returns what JSON holds; raises ValueError that begins with what is wrong."""
-    try:
-        return json.loads(
-            text,
-            object_pairs_hook=_once,
-            parse_int=Literal,
-            parse_float=Literal,
-            parse_constant=_refuse,
-        )
-    except RecursionError:
-        raise ValueError(f"{wrong}: it is nested too deeply to be read") from None
-    except ValueError as error:
-        raise ValueError(f"{wrong}: {error}") from None
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"the field {name!r} is there twice: keep one of them")
-        found[name] = value
-    return found
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON value")
 
 
 def _from_file(source: Source, file: Path) -> list[Record]:

@@ -7,11 +7,13 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
+from dllm.options import Count, Options, Range, checked
 from dllm.registry import nearest
 
 Choice = TypeVar("Choice")
+Shots = Annotated[int, Range(0, 2**10)]
 
 Split = Literal["train", "validation", "test"]
 Maker = Callable[[random.Random], tuple[str, str, str]]  # of prompt, response and answer
@@ -53,22 +55,18 @@ class Judgement:
 
 
 @dataclass(frozen=True)
-class TaskOptions:
+class TaskOptions(Options):
     """Options of a task; None takes the task's own."""
 
     data: Path | None = None  # JSON lines with the problems; None: the hub
     style: str | None = None  # of the prompt
     examples: Path | None = None  # JSON lines with solved problems; None: the hub
-    shots: int | None = None  # solved problems in each prompt
+    shots: Shots | None = None  # solved problems in each prompt
     run_code: bool = False  # whether model-written code may be executed
     question_field: str | None = None  # of own data
     answer_field: str | None = None
     judge: str | None = None
     template: str | None = None  # of the prompt, with places such as {question}
-
-    def __post_init__(self) -> None:
-        if self.shots is not None and self.shots < 0:
-            raise ValueError(f"shots={self.shots} must be 0 or more")
 
     @property
     def flags(self) -> list[str]:
@@ -106,8 +104,7 @@ class Task:
 
     def take(self, count: int, split: Split = "test", seed: int = 0) -> list[Problem]:
         """Returns the first problems of a split, all different unless the task repeats some."""
-        if count < 1:
-            raise ValueError(f"limit={count} must be at least 1")
+        count = checked("limit", count, Count)
         different: dict[str, Problem] = {}
         for problem in self.problems(split, seed, 10 * count + 1000):  # a few come twice
             different.setdefault(problem.id if self.repeats else problem.prompt, problem)

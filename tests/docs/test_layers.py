@@ -12,7 +12,7 @@ from tests.support import ROOT
 
 # From the ground up; who shares a floor may meet, but not in a circle.
 FLOORS = (
-    ("dllm.kernels", "dllm.options"),
+    ("dllm.kernels", "dllm.options", "dllm.reading"),
     ("dllm.registry",),
     ("dllm.state",),
     ("dllm.models", "dllm.learn2pd"),

@@ -22,8 +22,9 @@ import dllm
 from dllm.eval.lm_eval.arguments import ArgumentError, Wishes, read_arguments, seed_of, stops
 from dllm.eval.lm_eval.likelihood import Scorer
 from dllm.eval.lm_eval.requests import Asked, Encoder
-from dllm.eval.tasks import arithmetic
-from dllm.settings import Settings
+from dllm.eval.run.describe import Setup
+from dllm.eval.tasks import TASKS, arithmetic
+from dllm.settings import Settings, resolve
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm_eval is not installed: the extra lm-eval")
 
@@ -32,6 +33,7 @@ from lm_eval.tasks import TaskManager  # noqa: E402
 
 from dllm.eval import harness  # noqa: E402
 from dllm.eval.harness import DiffusionLM  # noqa: E402
+from dllm.eval.lm_eval import adapter  # noqa: E402
 
 NUM = 7
 TASK = """
@@ -162,6 +164,42 @@ def test_a_choice_task_scores_the_answers(folder: Path, tmp_path: Path) -> None:
         line["exact"] and line["num_draws"] == 2 ** line["target_tokens"] - 1 for line in lines
     )
     assert any(line["is_greedy"] for line in lines)
+
+
+RULE = """
+from dataclasses import dataclass
+from dllm.schedulers.threshold import Threshold
+
+@dataclass(frozen=True)
+class Own(Threshold):
+    def decide(self, candidates, view):
+        return super().decide(candidates, view){more}
+"""
+
+
+def described(model: dllm.HostedModel, **given: Any) -> dict[str, Any]:
+    arguments = read_arguments({"pretrained": "tiny", **given})
+    return adapter.describe(model, Wishes(model, arguments).base, arguments)
+
+
+def test_a_run_is_named_by_what_names_one_of_dllms_own_tasks(
+    tiny: dllm.HostedModel, tmp_path: Path
+) -> None:
+    given = {"scheduler": "threshold:0.8", "cache": "dual", "verifier": "ssd"}
+    here, task = described(tiny, **given), TASKS["arithmetic"]
+    there = Setup(tiny, task, resolve(tiny.defaults, None, given)).describe()
+    assert set(here["sources"]) == {"scheduler", "cache", "verifier"}
+    assert here["sources"].items() < there["sources"].items()
+    for name in set(there) - {"task", "task_options", "sources"}:
+        assert here[name] == there[name], name
+    file, names = tmp_path / "own.py", []
+    for more in ("", "  # edited"):
+        file.write_text(RULE.format(more=more))
+        names.append(described(tiny, scheduler=f"{file}:Own")["run"])
+    other = replace(tiny, name="tiny", spec=replace(tiny.spec, eos_token_ids=(7,)))
+    names += [described(model, **given)["run"] for model in (tiny, other)]
+    assert len(set(names)) == 4
+    assert described(tiny, **given)["run"] == here["run"] == names[2]
 
 
 @pytest.mark.few(1)
@@ -470,7 +508,7 @@ def test_what_a_task_must_not_ask(
         ({"pretrained": "tiny", "batch_size": 0}, "batch_size=0 must be at least 1"),
         ({"pretrained": "tiny", "mc_num": 1.5}, "mc_num=1.5 must be a whole number"),
         ({"pretrained": "tiny", "is_check_greedy": "yes"}, "must be true or false"),
-        ({"pretrained": "tiny", "too_long": "crop"}, "one of ('error', 'cut')"),
+        ({"pretrained": "tiny", "too_long": "crop"}, "must be 'error' or 'cut'"),
         ({"pretrained": "tiny", "seed": [1, 2]}, "seed must be one number"),
         ({"pretrained": "tiny", "infill": True}, "unknown model argument infill"),
     ],

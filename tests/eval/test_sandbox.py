@@ -157,7 +157,7 @@ def test_no_hostile_program_passes(name: str) -> None:
     start = time.monotonic()
     verdict = box.run(HOSTILE[name])
     assert not verdict.passed
-    assert time.monotonic() - start < limits.seconds + 3
+    assert time.monotonic() - start < limits.seconds + 20  # of the 60 that some sleep
     expected = {"loops": "timeout", "catches everything": "timeout", "spends memory": "memory"}
     expected["sleeps in another session"] = "timeout"
     assert verdict.kind == expected.get(name, verdict.kind)
@@ -179,7 +179,7 @@ def test_a_fork_bomb_ends(box: Sandbox) -> None:
     limited = Sandbox(box.level, Limits(cpu_seconds=1, seconds=1.5), box.python)
     start = time.monotonic()
     assert limited.run(bomb).kind in ("timeout", "killed")
-    assert time.monotonic() - start < 8
+    assert time.monotonic() - start < 30
     assert box.run("x = 1").passed  # the system is still well
     count = (
         "import os, time\nnumber = 0\n"
@@ -194,23 +194,35 @@ def test_a_fork_bomb_ends(box: Sandbox) -> None:
     assert number < QUICK.processes if box.level != "limits" else number == 0
 
 
+def programs() -> str:
+    """Returns the command lines of all processes of this machine."""
+    words = ["ps", "axww", "-o", "args"]
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout
+
+
 def test_nothing_stays_behind(box: Sandbox) -> None:
     """Processes that left the group die with the namespace; without one none can be started."""
     mark = f"stay{os.getpid()}{time.monotonic_ns()}"
     stay = (
         "import os, sys, time\n"
-        "try:\n"
-        "    if os.fork() == 0:\n"
-        "        os.setsid()\n"
-        f"        os.execv(sys.executable, [sys.executable, '-c', 'import time; time.sleep(60)', "
-        f"'{mark}'])\n"
-        "    time.sleep(0.3)\n"
-        "except OSError: pass"
+        "reads, writes = os.pipe()\n"
+        "try: child = os.fork()\n"
+        "except OSError: sys.exit('no process')\n"
+        "if child == 0:\n"
+        "    os.setsid()\n"
+        f"    words = [sys.executable, '-c', 'import time; time.sleep(60)', '{mark}']\n"
+        "    try: os.execv(sys.executable, words)\n"
+        "    finally: os.write(writes, b'failed')\n"
+        "os.close(writes)\n"
+        "said = os.read(reads, 10)\n"  # until the other is another program, which closes the pipe
+        "assert said == b'', said"
     )
-    assert box.run(stay).passed
-    time.sleep(0.2)
-    found = subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, text=True, check=True)
-    assert mark not in found.stdout
+    verdict = box.run(stay)
+    assert "no process" in verdict.detail if box.level == "limits" else verdict.passed, verdict
+    end = time.monotonic() + 20  # what is killed may take its time on a busy machine
+    while mark in programs() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert mark not in programs()
 
 
 def test_the_interpreter_that_asks_is_safe(box: Sandbox) -> None:
@@ -396,7 +408,7 @@ def test_broken_walls_are_an_error(apart: Sandbox, monkeypatch: pytest.MonkeyPat
         apart.run("x = 1")
     with pytest.raises(ValueError, match="level='walls' must be one of container, namespaces"):
         Sandbox("walls")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="cpu_seconds=0 must be above 0"):
+    with pytest.raises(ValueError, match="cpu_seconds=0 must be at least 1"):
         Limits(cpu_seconds=0)
 
 

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dllm.models import CheckpointError, load
-from dllm.models.loading.files import INDEX, MOST_NESTING, WEIGHTS, list_tensors, parse_json
+from dllm.models.loading.files import INDEX, WEIGHTS, list_tensors
+from dllm.reading import MOST_NESTING, parse_json
 from tests.support import GOLDEN
 
 DREAM = GOLDEN / "models" / "dream_gqa"

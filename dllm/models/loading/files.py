@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dllm.models.config import CheckpointError, printable
+from dllm.reading import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -23,10 +22,7 @@ INDEX = "model.safetensors.index.json"
 # Stored element types that are plain weights; integers and 8-bit floats would need scales.
 PLAIN = {"F64", "F32", "F16", "BF16"}
 
-
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
-
-MOST_NESTING = 100  # objects and arrays inside each other; the tokenizers library stops at 128
 
 
 @dataclass(frozen=True)
@@ -36,47 +32,6 @@ class StoredTensor:
     file: Path
     shape: tuple[int, ...]
     kind: str  # of its elements, as safetensors names them
-
-
-def parse_json(text: str | bytes, where: object, *, allow_nan: bool = False) -> Any:
-    """Returns the value of a JSON text, the way to read JSON from any file.
-
-    Raises ValueError that names `where` for what is no JSON, for a key that stands twice in an
-    object (Python keeps the last in silence), for values nested deeper than `MOST_NESTING`, and
-    for NaN and infinity, which are no JSON, unless they are allowed.
-    """
-    constant = float if allow_nan else _refuse_constant
-    try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=constant)
-    except RecursionError:
-        raise ValueError(f"{where} nests values deeper than {MOST_NESTING}") from None
-    except ValueError as error:  # not JSON, not UTF-8, a number of thousands of digits
-        raise ValueError(f"{where} is not valid JSON: {error}") from error
-    level = [value]
-    for _ in range(MOST_NESTING + 1):
-        level = [inner for outer in level for inner in _inside(outer)]
-    if level:
-        raise ValueError(f"{where} nests values deeper than {MOST_NESTING}")
-    return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"the key {twice!r} stands twice in one object: leave one of them out")
-    return found
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def _inside(value: Any) -> Iterable[Any]:
-    """Returns what an object or an array holds, nothing for other values."""
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list) else ()
 
 
 def read_json(path: Path) -> dict[str, Any]:

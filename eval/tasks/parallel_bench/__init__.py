@@ -15,7 +15,17 @@ from typing import Any
 
 from dllm.eval.tasks.parallel_bench import grid, waiting_line
 from dllm.eval.tasks.parallel_bench.instance import Instance
-from dllm.eval.tasks.task import Judgement, Problem, Split, Task, TaskOptions, choose, split_of
+from dllm.eval.tasks.task import (
+    Judgement,
+    Problem,
+    Shots,
+    Split,
+    Task,
+    TaskOptions,
+    choose,
+    split_of,
+)
+from dllm.options import CountOrNone, Options
 
 STYLES = {"plain": False, "chat": True}  # whether prompts are chats
 FEWEST_NAMES = 2  # one name has no other order
@@ -30,14 +40,14 @@ FAMILIES: dict[str, Callable[[random.Random, int], Instance]] = {
 
 
 @dataclass(frozen=True)
-class Selection:
+class Selection(Options):
     """Families, lengths of lines, and the shape of prompts."""
 
     families: tuple[str, ...] = tuple(FAMILIES)
-    shortest: int = 3  # names in a line
-    longest: int = 6
+    shortest: CountOrNone = 3  # names in a line
+    longest: CountOrNone = 6
     style: str = "plain"
-    shots: int = 1  # solved questions of the same family in each prompt
+    shots: Shots = 1  # solved questions of the same family in each prompt
 
     def __post_init__(self) -> None:
         for family in self.families:

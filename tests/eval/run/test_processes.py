@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 import dllm
 from dllm.eval.run.processes import find_shards
@@ -54,13 +54,16 @@ Launch = Callable[..., Started]
 
 @pytest.fixture
 def launch() -> Iterator[Launch]:
-    """Starts `dllm` in several processes as a launcher would, but watches over none of them."""
+    """Starts `dllm` in several processes as a launcher would, but watches over none of them.
+
+    As with torchrun, the store in which they meet is the launcher's: it holds its port from the
+    moment when the system chose it, so that nobody else can take it.
+    """
     started: Started = []
+    stores: list[TCPStore] = []
 
     def run(count: int, *arguments: str) -> Started:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        stores.append(TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
         own = []
         for rank in range(count):
             several = {
@@ -68,7 +71,9 @@ def launch() -> Iterator[Launch]:
                 "LOCAL_RANK": str(rank),
                 "WORLD_SIZE": str(count),
                 "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
+                "MASTER_PORT": str(stores[-1].port),
+                "TORCHELASTIC_USE_AGENT_STORE": "True",
+                "TORCHELASTIC_RESTART_COUNT": "0",
             }
             environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
             own.append(
