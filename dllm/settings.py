@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal, TypedDict
@@ -10,9 +11,12 @@ import torch
 
 from dllm.aliases import ALIASES, SCHEDULER_OPTIONS, combined
 from dllm.cache import Cache
+from dllm.cache import registry as caches
 from dllm.decoding.speculation.verifiers import Verifier
-from dllm.options import Count, Options, Range, Seed, TokenId
-from dllm.registry import nearest
+from dllm.decoding.speculation.verifiers import registry as verifiers
+from dllm.options import Count, MismatchError, Options, Range, Seed, TokenId, plain, shown
+from dllm.reading import parse_json
+from dllm.registry import Registry, nearest
 from dllm.schedulers import Scheduler, registry
 from dllm.state.candidates import ConfidenceSource
 from dllm.state.noise import Noise
@@ -23,6 +27,11 @@ DEFAULT_BLOCK_LENGTH = 32
 Temperature = Annotated[
     float, Range(1e-6, 1e6, besides=(0,), words="0 or more, and above 0 from 1e-06 to 1e+06")
 ]
+PARTS: dict[str, Registry[Any]] = {
+    "scheduler": registry,
+    "cache": caches,
+    "verifier": verifiers,
+}
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -75,6 +84,32 @@ class Settings(Options):
                 f"statistics_dtype={self.statistics_dtype} must be torch.float32 or "
                 "torch.float64; in less, confidences near 1 tie"
             )
+
+    def to_json(self) -> str:
+        """Returns every setting as JSON text, of which `from_json` makes equal settings.
+
+        A part is the text that names it, or the mapping of all its options. Raises ValueError that
+        names the setting for what no text can hold, such as a generator.
+        """
+        return json.dumps({one.name: _written(self, one.name) for one in fields(self)}, indent=1)
+
+    @staticmethod
+    def from_json(given: str | Mapping[str, Any]) -> Settings:
+        """Returns the settings of JSON text, or of a mapping such as JSON and YAML have.
+
+        Names are those of a call, the literature's too; what is not there has its default. A part
+        that is a mapping is made. Raises ValueError for other text, a name that is there twice and
+        values that are not allowed, TypeError for an unknown name.
+        """
+        named = parse_json(given, "settings") if isinstance(given, str) else given
+        if not isinstance(named, Mapping):
+            example = 'with names, such as {"max_new_tokens": 64}'
+            raise ValueError(f"settings={shown(named)} must be an object {example}")
+        found = resolve({}, None, named)
+        parts = {name: getattr(found, name) for name in PARTS}
+        made = {name: PARTS[name].create(part) for name, part in parts.items() if part is not None}
+        texts = {name for name, part in parts.items() if isinstance(part, str)}
+        return replace(found, **{name: made[name] for name in made if name not in texts})
 
 
 class Given(TypedDict, total=False):
@@ -179,14 +214,46 @@ def resolve(
     return replace(base, **named)
 
 
+def _written(settings: Settings, name: str) -> Any:
+    """Returns the value of a setting as JSON has it; raises ValueError where it has none."""
+    value = getattr(settings, name)
+    part = PARTS[name].create(value) if name in PARTS and value is not None else None
+    if isinstance(value, str):
+        return value
+    try:
+        written = plain(value if part is None else part.summary())
+    except MismatchError:
+        raise ValueError(
+            f"{name}={shown(value)} cannot be written: it is more than numbers and text; "
+            "leave it out of the settings and give it to the call"
+        ) from None
+    if part is not None:
+        try:
+            same = PARTS[name].create(written) == part
+        except ValueError:
+            same = False
+        if not same:
+            raise ValueError(
+                f"{name}={shown(value)} cannot be written: {written['name']!r} does not name its "
+                "class; keep it in a file, and name it as path/file.py:Class"
+            )
+    return written
+
+
 def _translate(key: str, value: Any, known: set[str]) -> dict[str, Any]:
     if key == "statistics_dtype" and isinstance(value, str):  # of a command line or of YAML
         return {key: _DTYPES.get(value, value)}
+    if key == "fixed" and isinstance(value, Mapping):  # in JSON every key is text
+        return {key: {_slot(slot): kept for slot, kept in value.items()}}
     if key in known:
         return {key: value}
     alias = ALIASES.get(key)
     if alias is None:
         names = known | set(ALIASES) | set(SCHEDULER_OPTIONS)
-        hint = nearest(key, names, "help(dllm.Settings) lists all")
+        hint = nearest(str(key), names, "help(dllm.Settings) lists all")
         raise TypeError(f"unknown setting {key}={value!r}: {hint}")
     return {alias: value} if isinstance(alias, str) else alias(value)
+
+
+def _slot(slot: Any) -> Any:
+    return int(slot) if isinstance(slot, str) and slot.isdecimal() else slot

@@ -11,12 +11,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from dllm.eval.run.describe import PARTS, short
+from dllm.eval.run.describe import short
 from dllm.eval.run.summary import Summary, wilson
 from dllm.eval.tasks import READ, TASKS
 from dllm.options import shown
 from dllm.registry import nearest
-from dllm.settings import resolve
+from dllm.settings import PARTS, resolve
 
 FULL = {"gsm8k": 1319, "humaneval": 164}  # problems of the test splits that papers report
 

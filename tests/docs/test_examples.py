@@ -122,6 +122,7 @@ def test_answers_in_python_are_those_that_the_pages_say(tmp_path: Path) -> None:
     assert module_of(ROOT / "README.md", tmp_path).out.texts == (RIGHT[TOM],)
     first = module_of(DOCS / "start" / "first_steps.md", tmp_path)
     assert first.out.texts == (RIGHT[TOM],)
+    assert first.again.texts == ("tom, ann",)
     gap = "def f(x):\n    x = x + 12\n    return x"
     assert first.batch.texts == ("12+7=19; #### 19", "tom, ann", gap)
     many = module_of(DOCS / "guides" / "batching.md", tmp_path)
