@@ -12,8 +12,8 @@ from typer import Option
 
 from dllm.models.loading.weights import parse_device
 from dllm.options import shown
-from dllm.reading import parse_yaml
-from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings
+from dllm.reading import parse_json, parse_yaml, read_yaml
+from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings, resolve
 
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
 _BEGINNING = 1 << 16  # characters in which a file says what it is
@@ -146,6 +146,14 @@ Set = Annotated[
         show_default="none",
     ),
 ]
+Config = Annotated[
+    Path | None,
+    Option(
+        "--config",
+        help="JSON or YAML with settings, named as in Python; options given here win over it.",
+        show_default="none",
+    ),
+]
 Fresh = Annotated[
     bool, Option("--fresh", help="Start anew; what is in --output is kept under a name with .old.")
 ]
@@ -173,6 +181,32 @@ def collect(
             raise ValueError(f"--set {item!r}: {name} is given twice, leave one of them out")
         settings[name] = yaml_value(value, f"--set {item!r}")
     return settings
+
+
+def read_config(path: Path | None) -> Mapping[str, Any]:
+    """Returns the settings that a file names, none without a file.
+
+    Raises ValueError that names the file and the setting for what cannot be one.
+    """
+    if path is None:
+        return {}
+    if path.is_dir():
+        raise ValueError(f"--config {path} is a folder: name a JSON or YAML file")
+    json = path.suffix == ".json"
+    named = parse_json(path.read_bytes(), path) if json else read_yaml(path)
+    try:
+        Settings.from_json(named if named is not None else {})  # an empty file is no mapping
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"--config {path}: {error}") from None
+    return named or {}
+
+
+def over(
+    config: Mapping[str, Any], given: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> Settings:
+    """Returns the settings of a command over those of a file, over a checkpoint's defaults."""
+    base = resolve(defaults, None, config) if config else None
+    return resolve(defaults, base, given)
 
 
 def yaml_value(text: str, where: str) -> Any:

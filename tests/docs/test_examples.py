@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dllm import cache, schedulers
+from dllm import Settings, cache, schedulers
 from tests.support import ROOT
 from tests.support.commands import Inside, runner
 from tests.support.pages import DOCS, PAGES, blocks_of, module_of
@@ -39,7 +39,7 @@ ALSO = {
     "train-filter": ["--count", "12", "--epochs", "2"],
 }
 # What an example needs and nobody brings along: a checkpoint, a data set, results of other days.
-ELSEWHERE = ("LLaDA", "llada ", "gsm8k", "HumanEval", "/path/to/", "slow.jsonl", "mine.yaml")
+ELSEWHERE = ("LLaDA", "llada ", "gsm8k", "HumanEval", "/path/to/", "slow.jsonl", "ablate mine.yaml")
 
 
 def commands_of(page: Path) -> list[list[str]]:
@@ -63,6 +63,11 @@ def commands_of(page: Path) -> list[list[str]]:
 def run_all(page: Path, inside: Inside) -> None:
     prompts = [*RIGHT][:3]
     Path("prompts.txt").write_text("\n".join(prompts), encoding="utf-8")
+    Path("mine.json").write_text(Settings(block_length=16).to_json(), encoding="utf-8")
+    for block in blocks_of(page):
+        if block.kind == "yaml" and block.code.startswith("# "):  # a file, its name above it
+            name, _, content = block.code.removeprefix("# ").partition("\n")
+            Path(name).write_text(content, encoding="utf-8")
     if page.name == "evaluation.md":  # which goes on with the results of the first pages
         Path("exam.csv").write_text(f"frage,loesung\n{TOM},50\n", encoding="utf-8")
         rows = ["-s", "fixed_quota", "-s", "threshold", "--limit", "4", "--output", "rows.jsonl"]
