@@ -115,6 +115,7 @@ class StepEvent:
     confidence: Tensor  # (B, W) float of the drafts
     prompts: tuple[int, ...] = ()  # whose row each place of the batch holds
     finished: tuple[int, ...] = ()  # the prompts of rows that this step ended
+    left: int = 0  # no row of the batch has more masks, as far as the host knows
 
 
 PER_COLUMN = ("columns", "tokens", "masked", "block", "known", "fixed")  # (B, W)
