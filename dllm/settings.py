@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypedDict
 
 import torch
 
-from dllm.aliases import ALIASES, SCHEDULER_OPTIONS, combined
+from dllm.aliases import ALIASES, HINTS, SCHEDULER_OPTIONS, combined
 from dllm.cache import Cache
 from dllm.cache import registry as caches
 from dllm.decoding.speculation.verifiers import Verifier
@@ -250,7 +250,7 @@ def _translate(key: str, value: Any, known: set[str]) -> dict[str, Any]:
     alias = ALIASES.get(key)
     if alias is None:
         names = known | set(ALIASES) | set(SCHEDULER_OPTIONS)
-        hint = nearest(str(key), names, "help(dllm.Settings) lists all")
+        hint = HINTS.get(key) or nearest(str(key), names, "help(dllm.Settings) lists all")
         raise TypeError(f"unknown setting {key}={value!r}: {hint}")
     return {alias: value} if isinstance(alias, str) else alias(value)
 

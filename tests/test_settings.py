@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -13,9 +15,10 @@ from typing import Annotated, Any, Literal
 
 import pytest
 import torch
+from transformers import GenerationConfig, GenerationMixin
 
 import dllm
-from dllm.aliases import ALIASES, SCHEDULER_OPTIONS, WITHOUT_EFFECT
+from dllm.aliases import ALIASES, HINTS, SCHEDULER_OPTIONS, WITHOUT_EFFECT
 from dllm.options import Range
 from dllm.schedulers import Scheduler
 from dllm.settings import PARTS, Given, Settings
@@ -227,9 +230,47 @@ def test_editors_see_every_setting() -> None:
     }
 
 
+# What people type who come from transformers.
+
+
+def test_a_hint_is_about_what_transformers_takes_and_we_do_not() -> None:
+    theirs = {
+        *GenerationConfig().to_dict(),
+        *inspect.signature(GenerationMixin.generate).parameters,
+    }
+    theirs |= {"tokenizer", "past_key_values"}  # go through the keywords of their generate
+    assert set(HINTS) <= theirs
+    assert not set(HINTS) & set(Given.__annotations__)
+    ours = {*Given.__annotations__, "progress", "callback", "memory", "tokenizer"}
+    for sentence in HINTS.values():
+        assert set(re.findall(r"(\w+)=", sentence)) <= ours
+        assert set(re.findall(r"\b([a-z]+_[a-z_]+)\b", sentence)) <= ours
+        for name in re.findall(r"'(\w+)'", sentence):
+            assert any(name in registry.names() for registry in PARTS.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("do_sample", True, "temperature=0.7 samples"),
+        ("max_length", 64, "max_new_tokens=... counts without the prompt"),
+        ("num_beams", 4, "there are no beams"),
+        ("pad_token_id", 0, "none is padded"),
+        ("stopping_criteria", [], "leave the loop of dllm.stream"),
+        ("streamer", print, "callback=..."),
+    ],
+)
+def test_names_of_transformers_are_answered(name: str, value: Any, says: str) -> None:
+    given: dict[str, Any] = {name: value}
+    with pytest.raises(TypeError, match=f"^unknown setting {name}=") as caught:
+        dllm.generate(*asked(), **given)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 # As JSON: every field there and back.
 
-HINTS = typing.get_type_hints(Settings, include_extras=True)
+TYPES = typing.get_type_hints(Settings, include_extras=True)
 FIELDS = [field.name for field in fields(Settings)]
 # Of fields whose types do not say what may be written.
 VALUES: dict[str, list[Any]] = {
@@ -265,7 +306,7 @@ def samples(hint: Any) -> list[Any]:
 
 
 def values(name: str) -> list[Any]:
-    return VALUES[name] if name in VALUES else samples(HINTS[name])
+    return VALUES[name] if name in VALUES else samples(TYPES[name])
 
 
 def made_of(name: str, value: Any) -> Settings:
@@ -285,7 +326,7 @@ def test_every_field_comes_back_as_it_was_or_is_refused_by_name(name: str) -> No
         assert again.to_json() == text
         assert set(json.loads(text)) == set(FIELDS)
     if not found:
-        assert name in CANNOT or "Callable" in str(HINTS[name]), f"{name}: say what it may be"
+        assert name in CANNOT or "Callable" in str(TYPES[name]), f"{name}: say what it may be"
     if name in CANNOT:
         with pytest.raises(ValueError, match=f"^{name}=.* cannot be written"):
             made_of(name, CANNOT[name]).to_json()

@@ -171,7 +171,7 @@ def evaluate(
             resolved = replace(resolved, batch_size=None)
         return Run(loaded, chosen, resolved, num_rows, processes, keep_trace=trace)
 
-    names: list[str | None] = [*(cache or [None])]
+    names: list[str | None] = [*cache] if cache else [None]
     if compared:
         pairs = [(entry, name) for entry in entries for name in names]
         contenders = [

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from dllm.aliases import ALIASES, SCHEDULER_OPTIONS
+from dllm.aliases import ALIASES, HINTS, SCHEDULER_OPTIONS
 from dllm.compatible import check
 from dllm.models.loading import load
 from dllm.models.model import DenoisingModel, HostedModel
@@ -77,7 +77,8 @@ def read_arguments(given: Mapping[str, Any]) -> Arguments:
                 "max_batch_size is for batch_size=auto, which is not supported: give --batch_size"
             )
         if name not in known:
-            raise ArgumentError(f"unknown model argument {name}={value!r}: {nearest(name, known)}")
+            hint = HINTS.get(name) or nearest(name, known)
+            raise ArgumentError(f"unknown model argument {name}={value!r}: {hint}")
         if name in CHECKPOINT:
             if "pretrained" in own:
                 raise ArgumentError(f"{name}={value!r} names the checkpoint a second time")
