@@ -44,6 +44,7 @@ def chat(
     device: options.Device = None,
     device_map: options.DeviceMap = None,
     speed: options.Speed = None,
+    family: options.Family = None,
     system: Annotated[
         str | None, Option(help="What the model is told beforehand.", show_default="nothing")
     ] = None,
@@ -57,7 +58,9 @@ def chat(
     dllm chat --scheduler threshold:0.9 --cache dual
     """
     named = options.read_config(config)
-    loaded = load(model, dtype=dtype, speed=speed, **options.placed(device, device_map, revision))
+    loaded = load(
+        model, dtype=dtype, speed=speed, **options.placed(device, device_map, revision, family)
+    )
     parts = {"scheduler": scheduler, "cache": cache}
     chosen = options.collect(settings, max_new_tokens, block_length, temperature, None, **parts)
     # What is wrong is said before asking.

@@ -43,7 +43,8 @@ def evaluate(
         str | None,
         Option(
             help="arithmetic, lists, functions, gsm8k, humaneval, own (with --data) or "
-            "parallel_bench; of this one also a part, as in parallel_bench:shuffle,names=3-6.",
+            "parallel_bench; of this one also a part, as in parallel_bench:shuffle,names=3-6; "
+            "your own as module:Name or path/file.py:Name.",
             show_default="arithmetic",
         ),
     ] = None,
@@ -131,6 +132,7 @@ def evaluate(
     device: options.Device = None,
     device_map: options.DeviceMap = None,
     speed: options.Speed = None,
+    family: options.Family = None,
     with_record: Annotated[
         bool, Option("--record", help="Print below the table all that belongs to its figures.")
     ] = False,
@@ -159,7 +161,9 @@ def evaluate(
     entries = gather(lineup, scheduler or ()) if compared else []
     processes, num_rows = find_processes(), ROWS if batch_size is None else batch_size
     place = device if device_map else processes.device(device)  # a map is about all of them
-    loaded = load(model, dtype=dtype, speed=speed, **options.placed(place, device_map, revision))
+    loaded = load(
+        model, dtype=dtype, speed=speed, **options.placed(place, device_map, revision, family)
+    )
     shared = options.collect(
         settings, max_new_tokens, block_length, temperature, seed, verifier=verifier
     )

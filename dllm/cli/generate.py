@@ -75,6 +75,7 @@ def generate(
     device: options.Device = None,
     device_map: options.DeviceMap = None,
     speed: options.Speed = None,
+    family: options.Family = None,
     trace: Annotated[
         Path | None,
         Option(help="Write each row's steps here, for `dllm trace`.", show_default="none"),
@@ -100,7 +101,9 @@ def generate(
         check_free(trace)
     named = options.read_config(config)
     asked = [one.prompt for one in given] if given is not None else _read(texts or ())
-    loaded = load(model, dtype=dtype, speed=speed, **options.placed(device, device_map, revision))
+    loaded = load(
+        model, dtype=dtype, speed=speed, **options.placed(device, device_map, revision, family)
+    )
     parts = {"scheduler": scheduler, "cache": cache, "verifier": verifier, "batch_size": batch_size}
     flags = options.collect(settings, max_new_tokens, block_length, temperature, seed, **parts)
     chosen = options.over(named, flags, loaded.defaults)

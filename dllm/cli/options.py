@@ -123,6 +123,13 @@ Together = Annotated[int, Option("--batch-size", help="Prompts decoded together.
 Device = Annotated[
     str | None, Option(help="cpu, cuda, cuda:1, ...", show_default="torch's own, mostly cpu")
 ]
+Family = Annotated[
+    str | None,
+    Option(
+        help="The checkpoint's family, if it is your own: module:NAME or path/file.py:NAME.",
+        show_default="by its architecture",
+    ),
+]
 DeviceMap = Annotated[
     str | None,
     Option(
@@ -220,9 +227,12 @@ def yaml_value(text: str, where: str) -> Any:
         ) from None
 
 
-def placed(device: str | None, device_map: str | None, revision: str | None) -> dict[str, Any]:
+def placed(
+    device: str | None, device_map: str | None, revision: str | None, family: str | None = None
+) -> dict[str, Any]:
     """Returns the arguments of `load` that say which copy of a model goes where."""
-    return {"device": device, "device_map": devices(device_map), "revision": revision}
+    where = {"device": device, "device_map": devices(device_map)}
+    return {**where, "revision": revision, "family": family}
 
 
 def devices(device_map: str | None) -> Any:

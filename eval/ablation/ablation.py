@@ -13,7 +13,7 @@ from typing import Any
 
 from dllm.eval.run.describe import short
 from dllm.eval.run.summary import Summary, wilson
-from dllm.eval.tasks import READ, TASKS
+from dllm.eval.tasks import READ, TASKS, is_task, known
 from dllm.options import shown
 from dllm.registry import nearest
 from dllm.settings import PARTS, resolve
@@ -32,11 +32,10 @@ class TaskChoice:
     examples: Path | None = None
 
     def __post_init__(self) -> None:
-        known = [*TASKS, *READ]
-        if self.name not in known:
-            raise ValueError(f"unknown task {self.name!r}: {nearest(self.name, known)}")
+        if not is_task(self.name):
+            raise ValueError(f"unknown task {self.name!r}: {nearest(self.name, known())}")
         options = [f"{key}={value}" for key, value in vars(self).items() if value is not None][1:]
-        if self.name not in READ and options:
+        if self.name in TASKS and options:
             listed = ", ".join(options)
             raise ValueError(f"task {self.name!r} makes its own problems and has no {listed}")
 

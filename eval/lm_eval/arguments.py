@@ -44,6 +44,7 @@ class Arguments:
     device: str | None = None
     device_map: str | None = None
     revision: str | None = None
+    family: str | None = None  # of the user's own: module:NAME or path/file.py:NAME
     mc_num: int = 128  # masks drawn for a target; short targets have fewer, which are all taken
     is_check_greedy: bool = True  # whether `is_greedy` is decoded or always False
     too_long: TooLong = "error"  # what is done with a prompt that does not fit
@@ -132,6 +133,7 @@ def load_model(arguments: Arguments, device: str | None) -> HostedModel:
             device=device,
             device_map=arguments.device_map,
             revision=arguments.revision,
+            family=arguments.family,
         )
     except (ValueError, RuntimeError) as error:  # torch's, for a device that it does not know
         raise ArgumentError(f"--model_args: {error}") from error
