@@ -18,7 +18,7 @@ DOCS := .venv/.ready-docs
 BENCH ?= all
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-gpu lint mutants format docs site check bench clean
+.PHONY: help setup demo test test-core pythons test-slow test-gpu lint mutants format docs site check bench clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -49,6 +49,34 @@ demo: $(RUN)  ## Show parallel decoding with the embedded model, offline.
 
 test: $(DEV)  ## Run the fast tests.
 	$(BIN)/python -m pytest --numprocesses auto
+
+# The oldest Python that is supported and one that is newer than what most have.
+PYTHONS ?= 3.10 3.13
+# What runs a step, and what a version of Python may do otherwise: types, dataclasses, text of errors.
+CORE = tests/state tests/schedulers tests/cache tests/decoding tests/models tests/test_*.py
+
+test-core:  ## Run the core of the fast tests with PYTHON, in a .venv-VERSION of its own.
+	@set -e; version=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	env=.venv-$$version; \
+	[ -x $$env/bin/python ] || $(PYTHON) -m venv $$env; \
+	if [ ! $$env/.ready -nt pyproject.toml ]; then \
+		echo "Setting up $$env: 2 to 6 GB, by the build of torch, and some minutes the first time."; \
+		$$env/bin/python -m pip install --quiet $(TORCH); \
+		$$env/bin/python -m pip install --quiet --editable '.[test]'; \
+		touch $$env/.ready; \
+	fi; \
+	$$env/bin/python -m pytest --numprocesses auto $(CORE)
+
+pythons:  ## Run the core of the fast tests with each of PYTHONS that is installed.
+	@set -e; for version in $(PYTHONS); do \
+		found=$$(command -v python$$version || true); \
+		if [ -z "$$found" ] || ! $$found -c "" 2>/dev/null; then \
+			found=$$(ls -d "$$(pyenv root 2>/dev/null)"/versions/$$version.*/bin/python 2>/dev/null | tail -n 1); \
+		fi; \
+		if [ -z "$$found" ]; then echo "Python $$version is not installed here: not tested with it"; continue; fi; \
+		echo "Python $$version: $$found"; \
+		$(MAKE) --no-print-directory test-core PYTHON="$$found" TORCH="$(TORCH)"; \
+	done
 
 test-slow: $(DEV)  ## Run the tests that take longer.
 	$(BIN)/python -m pytest --numprocesses auto -m "slow and not gpu"
@@ -83,4 +111,4 @@ bench: $(RUN)  ## Measure speed and memory into bench/; BENCH=name takes one fil
 
 clean:  ## Remove what was built or cached; .venv stays.
 	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find . -name __pycache__ -not -path './.venv/*' -type d -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './.venv*/*' -type d -prune -exec rm -rf {} +

@@ -6,8 +6,18 @@ Argument lines of Fast-dLLM, LLaDA, Dream, dInfer and d2Cache mean here what the
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypedDict
+
+import torch
+
+from dllm.cache import Cache
+from dllm.decoding.speculation.verifiers import Verifier
+from dllm.schedulers import Scheduler
+from dllm.state.candidates import ConfidenceSource
+from dllm.state.noise import Noise
+from dllm.state.processing import LogitsProcessor
+from dllm.state.progress import AtEnd
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +58,47 @@ SCHEDULER_OPTIONS = {
 }
 # Words of scripts that ask for what is always there, or for what has no place here.
 WITHOUT_EFFECT = ("output_history", "return_dict_in_generate", "show_speed")
+
+# What transformers' `generate` takes and a model that fills a canvas has no such thing for: the
+# sentence that says what there is.
+_NO_BEAMS = "there are no beams: schedulers such as 'lopa' and 'ete' compare variants of a row"
+_FILTERS = (
+    "temperature, top_p and top_k filter, and logits_processors=MinPLogitsWarper(0.1) or alike"
+)
+_SHOWN = "the events of dllm.stream(...) have tokens and confidence, and the output has a trace"
+_DRAFTS = "verifier='ssd' drafts with the model itself"
+HINTS = {
+    "assistant_model": _DRAFTS,
+    "bad_words_ids": "forbidden_token_ids=[...] are tokens that are never proposed",
+    "cache_implementation": "cache='dual' and others say what is computed anew",
+    "do_sample": "temperature=0 takes the most probable token, temperature=0.7 samples",
+    "early_stopping": f"{_NO_BEAMS}; at_eos says where an answer ends",
+    "epsilon_cutoff": _FILTERS,
+    "eta_cutoff": _FILTERS,
+    "generation_config": "dllm.load reads the checkpoint's; give settings by name, or as Settings",
+    "inputs": "prompts are the second argument, generate(model, prompts)",
+    "length_penalty": _NO_BEAMS,
+    "max_length": "max_new_tokens=... counts without the prompt",
+    "max_time": "leave the loop of dllm.stream(...) when the time is over; its output stays",
+    "min_p": _FILTERS,
+    "negative_prompt_ids": "guidance_scale=... guides against the masked prompt",
+    "num_beam_groups": _NO_BEAMS,
+    "num_beams": _NO_BEAMS,
+    "output_attentions": _SHOWN,
+    "output_hidden_states": _SHOWN,
+    "output_logits": _SHOWN,
+    "output_scores": _SHOWN,
+    "pad_token_id": "leave it out: prompts of a list may differ in length, none is padded",
+    "past_key_values": "memory=dllm.PromptMemory() keeps what a call stored for the next one",
+    "penalty_alpha": _FILTERS,
+    "prompt_lookup_num_tokens": _DRAFTS,
+    "stopping_criteria": "stop=... is a text that ends an answer, eos_token_id a token; for other "
+    "reasons leave the loop of dllm.stream(...)",
+    "streamer": "dllm.stream(...) yields each step, and callback=... is called with it",
+    "suppress_tokens": "forbidden_token_ids=[...] are tokens that are never proposed",
+    "tokenizer": "dllm.load(..., tokenizer=...) takes another one than the checkpoint's",
+    "typical_p": _FILTERS,
+}
 
 
 def combined(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,3 +198,84 @@ def _cache(said: Mapping[str, Any], rest: dict[str, Any]) -> dict[str, Any]:
 def _one(said: Mapping[str, Any], *words: str) -> Any:
     """Returns the value of the first of some words that has one."""
     return next((said[word] for word in words if said.get(word) is not None), None)
+
+
+class Given(TypedDict, total=False):
+    """What `generate` and `stream` can be given: the fields of `Settings`, and other papers' names.
+
+    For editors and type checkers; `dllm.settings.resolve` is what reads it.
+    """
+
+    max_new_tokens: int
+    min_new_tokens: int
+    n: int
+    stop: str | Sequence[str]
+    block_length: int | None
+    blocks_from: Literal["prompt", "zero"]
+    scheduler: str | Mapping[str, Any] | Scheduler
+    cache: str | Mapping[str, Any] | Cache
+    verifier: str | Mapping[str, Any] | Verifier | None
+    temperature: float
+    top_p: float | None
+    top_k: int | None
+    confidence: ConfidenceSource | None
+    batch_size: int | None
+    seed: int | Sequence[int] | None
+    generator: torch.Generator | list[torch.Generator] | None
+    noise: Noise | None
+    guidance_scale: float
+    eos_token_id: int | Sequence[int] | None
+    at_eos: AtEnd | None
+    forbid_eos: bool
+    defer_eos: bool
+    forbidden_token_ids: Sequence[int]
+    deferred_token_ids: Sequence[int]
+    repetition_penalty: float
+    logits_processors: LogitsProcessor | Sequence[LogitsProcessor]
+    fixed: Mapping[int, int | str] | None
+    infill: bool
+    too_long: Literal["error", "cut"]
+    statistics_dtype: torch.dtype | Literal["float32", "float64"]
+    # Of the literature, see `dllm.aliases`.
+    gen_length: int
+    gen_len: int
+    max_tokens: int
+    max_gen_length: int
+    min_tokens: int
+    num_return_sequences: int
+    stop_strings: str | Sequence[str]
+    logits_processor: LogitsProcessor | Sequence[LogitsProcessor]
+    block_size: int
+    canvas_length: int
+    max_num_seqs: int
+    max_running_requests: int
+    cfg_scale: float
+    cfg: float
+    eos_id: int | Sequence[int] | None
+    early_stop: bool
+    logits_eos_inf: bool
+    confidence_eos_eot_inf: bool
+    remasking: Literal["low_confidence", "random"]
+    remasking_strategy: Literal["low_confidence", "random"]
+    alg: str
+    threshold: float | None
+    confidence_threshold: float | None
+    factor: float | None
+    parallel_decoding: Literal["threshold", "hierarchy"]
+    use_credit: bool
+    low_threshold: float
+    num_transfer_tokens: int
+    use_cache: bool
+    dual_cache: bool
+    prefix_look: int
+    after_look: int
+    steps: int | None
+    diffusion_steps: int | None
+    alg_temp: float
+    eps: float
+    output_history: bool
+    return_dict_in_generate: bool
+    show_speed: bool
+    # What a tokenizer returns, in place of prompts.
+    input_ids: Any
+    attention_mask: Any

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from typing_extensions import Unpack
 
+from dllm.aliases import Given
 from dllm.assembly import loop_of
 from dllm.decoding.loop import BrokenLogitsError
 from dllm.decoding.memory_limits import NotEnoughMemoryError
@@ -24,17 +26,19 @@ from dllm.output import (
     read_history,
 )
 from dllm.prompts import Infill, Prompts, encode_all, join
-from dllm.settings import Given, Settings, resolve
+from dllm.settings import Settings, resolve
 from dllm.state.canvas import Canvas
 from dllm.state.window import StepEvent
 
 
-def generate(
+def generate(  # noqa: PLR0913 beside the settings, who is told of the steps
     model: DenoisingModel,
     prompts: Prompts | None = None,
     settings: Settings | None = None,
     *,
     memory: PromptMemory | None = None,
+    progress: bool = False,
+    callback: Callable[[StepEvent], object] | None = None,
     **given: Unpack[Given],
 ) -> GenerationOutput:
     """Returns the completed rows of a batch of prompts.
@@ -44,6 +48,8 @@ def generate(
     Further settings are the fields of `Settings`; names from the literature (`gen_length`,
     `block_size`, `remasking`, `steps`, ...) are understood and unknown ones are a TypeError.
     `memory` keeps what this call stored of its rows for the next call it is given to.
+    `progress` shows a bar on stderr, or in a notebook, and `callback` gets the event of each step,
+    as `stream` yields it; what it raises ends the generation.
 
     Raises ValueError for input that cannot be decoded, `BrokenLogitsError` when the model returns
     NaN, `NotEnoughMemoryError` when the batch does not fit, `GenerationInterrupted` (a
@@ -51,8 +57,12 @@ def generate(
     """
     running = stream(model, prompts, settings, memory=memory, **given)
     try:
-        for _ in running:
-            pass
+        with _bar(running) if progress else nullcontext() as advance:
+            for event in running:
+                if advance is not None:
+                    advance(event)
+                if callback is not None:
+                    callback(event)
     except KeyboardInterrupt:
         raise GenerationInterrupted(running.output) from None
     except (BrokenLogitsError, NotEnoughMemoryError) as error:
@@ -75,6 +85,34 @@ def stream(
     encoding = {name: named.pop(name) for name in _ENCODING if name in named}
     prompts = join(prompts, encoding)
     return Stream(model, prompts, resolve(model.defaults, settings, named), memory)
+
+
+@contextmanager
+def _bar(running: Stream) -> Iterator[Callable[[StepEvent], None]]:
+    """Shows a bar, and yields what moves it by an event; it asks the device for nothing."""
+    # Start-up time: it is for who wants a bar.
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    layout = running.canvas.layout
+    rows, most = len(layout.lengths), max(layout.num_slots, 1)
+    ended = forwards = 0
+    reached = 0.0
+    text = TextColumn("{task.fields[done]} of {task.fields[rows]} rows, {task.fields[steps]} steps")
+    columns = (BarColumn(), TaskProgressColumn(), text, TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        bar = bars.add_task("", total=rows, done=0, rows=rows, steps=0)
+
+        def advance(event: StepEvent) -> None:
+            nonlocal ended, forwards, reached
+            ended, forwards = ended + len(event.finished), forwards + 1
+            seated = min(len(event.prompts), rows - ended)
+            sure = ended + seated * (1 - min(event.left / most, 1))
+            reached = max(reached, sure)  # a row that has just entered has all before it
+            bars.update(bar, completed=reached, done=ended, steps=forwards)
+
+        yield advance
+        bars.update(bar, completed=rows, done=rows)
 
 
 _ENCODING = ("input_ids", "attention_mask")

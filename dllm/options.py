@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Annotated, Any, Literal, cast
 
+import torch
+
 MOST = 2**20  # of columns, steps or tokens: more than any canvas has, and no memory to speak of
 LARGEST = 1e9  # of any other number: for who wants one that is never passed
 
@@ -247,6 +249,23 @@ def _listed(read: Reader) -> Reader:
         return list(map(read, value))
 
     return all_of
+
+
+def plain(value: Any) -> Any:
+    """Returns a value as JSON has it, a dtype by its name; MismatchError for what JSON lacks."""
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
+    if isinstance(value, Mapping) and all(isinstance(key, str | Integral) for key in value):
+        return {str(key): plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    raise MismatchError
 
 
 def _same(value: Any, choice: Any) -> bool:

@@ -215,10 +215,28 @@ class Registry(Generic[Kind]):
         return is_class and issubclass(value, self.base) and not inspect.isabstract(value)
 
 
-@cache
 def _declared(noun: str) -> dict[str, EntryPoint]:
     """Returns what installed packages declare as parts of a kind, by name."""
-    return {entry.name: entry for entry in entry_points(group=f"dllm.{noun}s")}
+    return declared(f"dllm.{noun}s")
+
+
+@cache
+def declared(group: str) -> dict[str, EntryPoint]:
+    """Returns what installed packages declare in a group, by name."""
+    return {entry.name: entry for entry in entry_points(group=group)}
+
+
+def own_object(name: str, group: str) -> Any:
+    """Returns what a package declares under a name, or what `module:Name` is; None: neither."""
+    if name in declared(group):
+        return declared(group)[name].load()
+    own = _OWN.fullmatch(name)
+    module = _module_of(own["where"]) if own is not None and not own["rest"] else None
+    if own is None or module is None:
+        return None
+    if not hasattr(module, own["name"]):
+        raise ValueError(f"{own['where']!r} has no {own['name']!r}")
+    return getattr(module, own["name"])
 
 
 def _module_of(where: str) -> ModuleType | None:

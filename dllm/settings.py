@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal
 
 import torch
 
-from dllm.aliases import ALIASES, SCHEDULER_OPTIONS, combined
+from dllm.aliases import ALIASES, HINTS, SCHEDULER_OPTIONS, combined
 from dllm.cache import Cache
+from dllm.cache import registry as caches
 from dllm.decoding.speculation.verifiers import Verifier
-from dllm.options import Count, CountOrNone, Options, Range, Seed, TokenId
-from dllm.registry import nearest
+from dllm.decoding.speculation.verifiers import registry as verifiers
+from dllm.options import (
+    Count,
+    CountOrNone,
+    MismatchError,
+    Options,
+    Range,
+    Seed,
+    TokenId,
+    plain,
+    shown,
+)
+from dllm.reading import parse_json
+from dllm.registry import Registry, nearest
 from dllm.schedulers import Scheduler, registry
 from dllm.state.candidates import ConfidenceSource
 from dllm.state.noise import Noise
@@ -25,6 +39,16 @@ Temperature = Annotated[
     float, Range(1e-6, 1e6, besides=(0,), words="0 or more, and above 0 from 1e-06 to 1e+06")
 ]
 Guidance = Annotated[float, Range(0, 1e4)]
+PARTS: dict[str, Registry[Any]] = {
+    "scheduler": registry,
+    "cache": caches,
+    "verifier": verifiers,
+}
+# End tokens are in the model's spec; the rest of generation_config.json is often that of the model
+# that a checkpoint was made from, whose penalty and lengths the authors' decoding does not read.
+_NOT_OF_CHECKPOINTS = frozenset(
+    {"eos_token_id", "min_new_tokens", "repetition_penalty", "stop", "n"}
+)
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -98,86 +122,31 @@ class Settings(Options):
             )
         check_processors(self.logits_processors)
 
+    def to_json(self) -> str:
+        """Returns every setting as JSON text, of which `from_json` makes equal settings.
 
-class Given(TypedDict, total=False):
-    """What `generate` and `stream` can be given: the fields of `Settings`, and other papers' names.
+        A part is the text that names it, or the mapping of all its options. Raises ValueError that
+        names the setting for what no text can hold, such as a generator.
+        """
+        return json.dumps({one.name: _written(self, one.name) for one in fields(self)}, indent=1)
 
-    For editors and type checkers; `resolve` is what reads it.
-    """
+    @staticmethod
+    def from_json(given: str | Mapping[str, Any]) -> Settings:
+        """Returns the settings of JSON text, or of a mapping such as JSON and YAML have.
 
-    max_new_tokens: int
-    min_new_tokens: int
-    n: int
-    stop: str | Sequence[str]
-    block_length: int | None
-    blocks_from: Literal["prompt", "zero"]
-    scheduler: str | Mapping[str, Any] | Scheduler
-    cache: str | Mapping[str, Any] | Cache
-    verifier: str | Mapping[str, Any] | Verifier | None
-    temperature: float
-    top_p: float | None
-    top_k: int | None
-    confidence: ConfidenceSource | None
-    batch_size: int | None
-    seed: int | Sequence[int] | None
-    generator: torch.Generator | list[torch.Generator] | None
-    noise: Noise | None
-    guidance_scale: float
-    eos_token_id: int | Sequence[int] | None
-    at_eos: AtEnd | None
-    forbid_eos: bool
-    defer_eos: bool
-    forbidden_token_ids: Sequence[int]
-    deferred_token_ids: Sequence[int]
-    repetition_penalty: float
-    logits_processors: LogitsProcessor | Sequence[LogitsProcessor]
-    fixed: Mapping[int, int | str] | None
-    infill: bool
-    too_long: Literal["error", "cut"]
-    statistics_dtype: torch.dtype | Literal["float32", "float64"]
-    # Of the literature, see `dllm.aliases`.
-    gen_length: int
-    gen_len: int
-    max_tokens: int
-    max_gen_length: int
-    min_tokens: int
-    num_return_sequences: int
-    stop_strings: str | Sequence[str]
-    logits_processor: LogitsProcessor | Sequence[LogitsProcessor]
-    block_size: int
-    canvas_length: int
-    max_num_seqs: int
-    max_running_requests: int
-    cfg_scale: float
-    cfg: float
-    eos_id: int | Sequence[int] | None
-    early_stop: bool
-    logits_eos_inf: bool
-    confidence_eos_eot_inf: bool
-    remasking: Literal["low_confidence", "random"]
-    remasking_strategy: Literal["low_confidence", "random"]
-    alg: str
-    threshold: float | None
-    confidence_threshold: float | None
-    factor: float | None
-    parallel_decoding: Literal["threshold", "hierarchy"]
-    use_credit: bool
-    low_threshold: float
-    num_transfer_tokens: int
-    use_cache: bool
-    dual_cache: bool
-    prefix_look: int
-    after_look: int
-    steps: int | None
-    diffusion_steps: int | None
-    alg_temp: float
-    eps: float
-    output_history: bool
-    return_dict_in_generate: bool
-    show_speed: bool
-    # What a tokenizer returns, in place of prompts.
-    input_ids: Any
-    attention_mask: Any
+        Names are those of a call, the literature's too; what is not there has its default. A part
+        that is a mapping is made. Raises ValueError for other text, a name that is there twice and
+        values that are not allowed, TypeError for an unknown name.
+        """
+        named = parse_json(given, "settings") if isinstance(given, str) else given
+        if not isinstance(named, Mapping):
+            example = 'with names, such as {"max_new_tokens": 64}'
+            raise ValueError(f"settings={shown(named)} must be an object {example}")
+        found = resolve({}, None, named)
+        parts = {name: getattr(found, name) for name in PARTS}
+        made = {name: PARTS[name].create(part) for name, part in parts.items() if part is not None}
+        texts = {name for name, part in parts.items() if isinstance(part, str)}
+        return replace(found, **{name: made[name] for name in made if name not in texts})
 
 
 def resolve(
@@ -199,8 +168,9 @@ def resolve(
                 raise TypeError(f"{key}={value!r} sets {name} a second time")
             named[name] = translated
     if base is None:
-        recommended = {k: v for k, v in defaults.items() if k in known and v is not None}
-        recommended.pop("eos_token_id", None)  # the loader has put it into the model's spec
+        recommended = {
+            k: v for k, v in defaults.items() if k in known - _NOT_OF_CHECKPOINTS and v is not None
+        }
         base = Settings(**{k: v for k, v in recommended.items() if k not in named})
     if options:
         scheduler = registry.create(named.get("scheduler", base.scheduler))
@@ -210,14 +180,46 @@ def resolve(
     return replace(base, **named)
 
 
+def _written(settings: Settings, name: str) -> Any:
+    """Returns the value of a setting as JSON has it; raises ValueError where it has none."""
+    value = getattr(settings, name)
+    part = PARTS[name].create(value) if name in PARTS and value is not None else None
+    if isinstance(value, str):
+        return value
+    try:
+        written = plain(value if part is None else part.summary())
+    except MismatchError:
+        raise ValueError(
+            f"{name}={shown(value)} cannot be written: it is more than numbers and text; "
+            "leave it out of the settings and give it to the call"
+        ) from None
+    if part is not None:
+        try:
+            same = PARTS[name].create(written) == part
+        except ValueError:
+            same = False
+        if not same:
+            raise ValueError(
+                f"{name}={shown(value)} cannot be written: {written['name']!r} does not name its "
+                "class; keep it in a file, and name it as path/file.py:Class"
+            )
+    return written
+
+
 def _translate(key: str, value: Any, known: set[str]) -> dict[str, Any]:
     if key == "statistics_dtype" and isinstance(value, str):  # of a command line or of YAML
         return {key: _DTYPES.get(value, value)}
+    if key == "fixed" and isinstance(value, Mapping):  # in JSON every key is text
+        return {key: {_slot(slot): kept for slot, kept in value.items()}}
     if key in known:
         return {key: value}
     alias = ALIASES.get(key)
     if alias is None:
         names = known | set(ALIASES) | set(SCHEDULER_OPTIONS)
-        hint = nearest(key, names, "help(dllm.Settings) lists all")
+        hint = HINTS.get(key) or nearest(str(key), names, "help(dllm.Settings) lists all")
         raise TypeError(f"unknown setting {key}={value!r}: {hint}")
     return {alias: value} if isinstance(alias, str) else alias(value)
+
+
+def _slot(slot: Any) -> Any:
+    return int(slot) if isinstance(slot, str) and slot.isdecimal() else slot

@@ -171,6 +171,86 @@ def test_ctrl_c_keeps_what_was_committed(model: dllm.HostedModel) -> None:
     assert {row.finish_reason for row in rows} == {"interrupted"}
 
 
+@pytest.mark.parametrize("batch_size", [None, 2])
+@pytest.mark.parametrize("scheduler", ["threshold:0.3", "wino:0.3", "prophet", "multi_block:0.4"])
+def test_a_bar_ends_full_and_changes_nothing(
+    model: dllm.HostedModel,
+    batch_size: int | None,
+    scheduler: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given: dict[str, Any] = {**SLOTS, "scheduler": scheduler, "batch_size": batch_size, "seed": 1}
+    out = dllm.generate(model, random_prompts(5), progress=True, **given)
+    assert out.sequences == dllm.generate(model, random_prompts(5), **given).sequences
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "100% 5 of 5 rows, " in said.err
+
+
+@pytest.mark.parametrize("scheduler", ["threshold:0.3", "fixed_quota", "dream", "multi_block:0.4"])
+@pytest.mark.parametrize("cache", ["none", "dual"])
+def test_no_row_has_more_masks_than_an_event_says(
+    model: dllm.HostedModel, scheduler: str, cache: str
+) -> None:
+    running = dllm.stream(model, random_prompts(3), scheduler=scheduler, cache=cache, **SLOTS)
+    lefts = []
+    for event in running:
+        canvas = running.canvas
+        masks = (canvas.masked & ~canvas.finished[:, None]).sum(1)
+        assert int(masks.max()) <= event.left <= 16
+        lefts.append(event.left)
+    assert lefts == sorted(lefts, reverse=True)
+    assert lefts[-1] == 0
+
+
+def test_a_bar_asks_the_device_for_nothing(
+    model: dllm.HostedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transfers = [0]
+    original = torch.Tensor.tolist
+
+    def counted(self: Tensor) -> Any:
+        transfers[0] += 1
+        return original(self)
+
+    monkeypatch.setattr(torch.Tensor, "tolist", counted)
+    counts = []
+    for progress in (False, True):
+        transfers[0] = 0
+        dllm.generate(model, random_prompts(3), progress=progress, **SLOTS)
+        counts.append(transfers[0])
+    assert counts[0] == counts[1] > 0
+
+
+def test_a_callback_gets_the_events_of_the_stream(model: dllm.HostedModel) -> None:
+    seen: list[dllm.StepEvent] = []
+    dllm.generate(model, random_prompts(2), callback=seen.append, **SLOTS)
+    events = list(dllm.stream(model, random_prompts(2), **SLOTS))
+    assert len(seen) == len(events)
+    for one, other in zip(seen, events, strict=True):
+        assert torch.equal(one.committed, other.committed)
+        assert one.finished == other.finished
+
+
+@pytest.mark.parametrize("progress", [False, True])
+def test_what_a_callback_raises_ends_the_generation(
+    model: dllm.HostedModel, progress: bool
+) -> None:
+    def raising(error: BaseException) -> Any:
+        def callback(event: dllm.StepEvent) -> None:
+            raise error
+
+        return callback
+
+    common: dict[str, Any] = {**SLOTS, "progress": progress, "scheduler": "fixed_quota"}
+    with pytest.raises(LookupError, match="enough"):
+        dllm.generate(model, random_prompts(2), callback=raising(LookupError("enough")), **common)
+    with pytest.raises(dllm.GenerationInterrupted) as caught:
+        dllm.generate(model, random_prompts(2), callback=raising(KeyboardInterrupt()), **common)
+    rows = caught.value.partial.metrics.rows
+    assert [row.raw_tokens for row in rows] == [1, 1]
+
+
 def test_stream_and_trace_tell_the_same_story(model: dllm.HostedModel) -> None:
     prompts = random_prompts(2)
     running = dllm.stream(model, prompts, scheduler="threshold:0.6", at_eos="ignore", **SLOTS)

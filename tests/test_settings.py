@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import json
+import re
+import types
+import typing
+from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import pytest
+import torch
+from transformers import GenerationConfig, GenerationMixin
 
 import dllm
-from dllm.aliases import ALIASES, SCHEDULER_OPTIONS, WITHOUT_EFFECT
-from dllm.settings import Given
+from dllm.aliases import ALIASES, HINTS, SCHEDULER_OPTIONS, WITHOUT_EFFECT, Given
+from dllm.options import Range
+from dllm.schedulers import Scheduler
+from dllm.settings import PARTS, Settings
+from dllm.state.noise import CounterNoise
 from tests.support.models import golden_model, random_prompts
 
 SLOTS: dict[str, Any] = {"max_new_tokens": 16, "block_length": 8}
@@ -215,3 +228,197 @@ def test_editors_see_every_setting() -> None:
     assert given == {f.name for f in fields(dllm.Settings)} | {*ALIASES, *SCHEDULER_OPTIONS} | {
         *WITHOUT_EFFECT
     }
+
+
+# What people type who come from transformers.
+
+
+def test_a_hint_is_about_what_transformers_takes_and_we_do_not() -> None:
+    theirs = {
+        *GenerationConfig().to_dict(),
+        *inspect.signature(GenerationMixin.generate).parameters,
+    }
+    theirs |= {"tokenizer", "past_key_values"}  # go through the keywords of their generate
+    assert set(HINTS) <= theirs
+    assert not set(HINTS) & set(Given.__annotations__)
+    ours = {*Given.__annotations__, "progress", "callback", "memory", "tokenizer"}
+    for sentence in HINTS.values():
+        assert set(re.findall(r"(\w+)=", sentence)) <= ours
+        assert set(re.findall(r"\b([a-z]+_[a-z_]+)\b", sentence)) <= ours
+        for name in re.findall(r"'(\w+)'", sentence):
+            assert any(name in registry.names() for registry in PARTS.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("do_sample", True, "temperature=0.7 samples"),
+        ("max_length", 64, "max_new_tokens=... counts without the prompt"),
+        ("num_beams", 4, "there are no beams"),
+        ("pad_token_id", 0, "none is padded"),
+        ("stopping_criteria", [], "leave the loop of dllm.stream"),
+        ("streamer", print, "callback=..."),
+    ],
+)
+def test_names_of_transformers_are_answered(name: str, value: Any, says: str) -> None:
+    given: dict[str, Any] = {name: value}
+    with pytest.raises(TypeError, match=f"^unknown setting {name}=") as caught:
+        dllm.generate(*asked(), **given)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# As JSON: every field there and back.
+
+TYPES = typing.get_type_hints(Settings, include_extras=True)
+FIELDS = [field.name for field in fields(Settings)]
+# Of fields whose types do not say what may be written.
+VALUES: dict[str, list[Any]] = {
+    "scheduler": ["threshold:0.8", "slowfast@code", dllm.schedulers.registry.create("wino:0.7")],
+    "cache": ["dual", dllm.cache.registry.create("dkv:refresh=3")],
+    "verifier": ["ssd:draft_length=3", dllm.verifiers.registry.create("freedave:2")],
+    "fixed": [{3: 5, 0: "text"}],
+    "min_new_tokens": [3],
+    "statistics_dtype": [torch.float64, torch.float32],
+}
+CANNOT: dict[str, Any] = {
+    "generator": torch.Generator(),
+    "noise": CounterNoise(torch.tensor([1])),
+    "logits_processors": (len,),
+}
+
+
+def samples(hint: Any) -> list[Any]:
+    """Returns values that an annotation allows, other than none."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        (allowed,) = (extra for extra in args[1:] if isinstance(extra, Range))
+        inside = [allowed.least, allowed.most, (allowed.least + allowed.most) / 2 + 0.1]
+        return [args[0](value) for value in inside if args[0](value) in allowed]
+    if origin in (typing.Union, types.UnionType):
+        return [value for arg in args for value in samples(arg)]
+    if origin is Literal:
+        return list(args)
+    if origin is tuple:
+        return [tuple(samples(args[0])), ()]
+    if origin is list:
+        return [samples(args[0])]
+    plain: dict[Any, list[Any]] = {bool: [True, False], str: ["one", 'two "\n⊕']}
+    return plain.get(hint, [])
+
+
+def values(name: str) -> list[Any]:
+    return VALUES[name] if name in VALUES else samples(TYPES[name])
+
+
+def made_of(name: str, value: Any) -> Settings:
+    given: dict[str, Any] = {name: value}
+    return Settings(**given)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_field_comes_back_as_it_was_or_is_refused_by_name(name: str) -> None:
+    found = values(name) if name not in CANNOT else []
+    for value in found:
+        settings = made_of(name, value)
+        text = settings.to_json()
+        again = Settings.from_json(text)
+        assert again == settings
+        assert type(getattr(again, name)) is type(getattr(settings, name))
+        assert again.to_json() == text
+        assert set(json.loads(text)) == set(FIELDS)
+    if not found:
+        assert name in CANNOT or "Callable" in str(TYPES[name]), f"{name}: say what it may be"
+    if name in CANNOT:
+        with pytest.raises(ValueError, match=f"^{name}=.* cannot be written"):
+            made_of(name, CANNOT[name]).to_json()
+
+
+def test_what_is_left_out_has_its_default() -> None:
+    assert Settings.from_json("{}") == Settings() == Settings.from_json(Settings().to_json())
+    assert Settings.from_json({"max_new_tokens": 7}) == Settings(max_new_tokens=7)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_is_written_with_its_options(part: str) -> None:
+    registry = PARTS[part]
+    for name in registry.names():
+        made = registry.create(name)
+        text = made_of(part, made).to_json()
+        assert json.loads(text)[part] == json.loads(json.dumps(made.summary()))
+        assert getattr(Settings.from_json(text), part) == made
+        mapping = made_of(part, {"name": name})  # one that is given becomes the part
+        assert getattr(Settings.from_json(mapping.to_json()), part) == made
+
+
+OWN = """
+from dataclasses import dataclass
+from dllm.schedulers import Decision, Scheduler
+
+@dataclass(frozen=True)
+class Mine(Scheduler):
+    many: bool = True
+
+    def select(self, candidates, view):
+        return Decision(view.masked)
+"""
+
+
+def test_a_class_of_a_file_is_found_again(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(OWN, encoding="utf-8")
+    made = dllm.schedulers.registry.create(f"{file}:Mine,many=false")
+    text = Settings(scheduler=made).to_json()
+    assert json.loads(text)["scheduler"] == {"name": f"{file}:Mine", "many": False}
+    assert Settings.from_json(text).scheduler == made
+
+
+def test_a_class_that_has_no_name_is_refused() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Mine(Scheduler):
+        def select(self, candidates: Any, view: Any) -> Any:
+            return None
+
+    with pytest.raises(ValueError, match=r"^scheduler=.* does not name its class; keep it in a"):
+        Settings(scheduler=Mine()).to_json()
+
+
+def test_names_of_the_literature_are_read_as_in_a_call() -> None:
+    written = {"gen_length": 64, "block_size": 16, "steps": 8, "cfg_scale": 1.5}
+    found = Settings.from_json(json.dumps(written))
+    scheduler = dllm.schedulers.registry.create("fixed_quota:8")
+    expected = Settings(scheduler=scheduler, max_new_tokens=64, block_length=16, guidance_scale=1.5)
+    assert found == expected
+
+
+def test_settings_that_were_read_decode_as_those_that_were_written() -> None:
+    model, prompt = dllm.load("tiny"), "sam has 9 cards. sam finds 4. how many cards does sam have?"
+    settings = Settings(scheduler="klass", cache="dual", max_new_tokens=32, block_length=8)
+    out = dllm.generate(model, prompt, Settings.from_json(settings.to_json()))
+    assert out.sequences == dllm.generate(model, prompt, settings).sequences
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "says"),
+    [
+        ('{"cache": "dual", "cache": "none"}', ValueError, "the key 'cache' stands twice"),
+        (
+            '{"scheduler": {"name": "wino", "name": "ete"}}',
+            ValueError,
+            "'name' stands twice",
+        ),
+        ('{"gen_length": 3, "max_new_tokens": 3}', TypeError, "max_new_tokens a second time"),
+        ('{"max_new_token": 3}', TypeError, "unknown setting .* did you mean 'max_new_tokens'"),
+        ({3: 4}, TypeError, "unknown setting 3=4"),
+        ("[1, 2]", ValueError, r"settings=\[1, 2\] must be an object with names"),
+        ("{", ValueError, "settings is not valid JSON: .* line 1"),
+        ('{"temperature": NaN}', ValueError, "NaN is no JSON number"),
+        ('{"cache": "dueal"}', ValueError, "unknown cache 'dueal': did you mean 'dual'"),
+        ('{"generator": 3}', ValueError, "generator=3 must be"),
+    ],
+)
+def test_what_is_no_setting(
+    given: str | Mapping[Any, Any], kind: type[Exception], says: str
+) -> None:
+    with pytest.raises(kind, match=says):
+        Settings.from_json(given)

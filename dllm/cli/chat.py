@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from rich.prompt import Prompt
@@ -19,7 +20,6 @@ from dllm.decoding.memory_limits import NotEnoughMemoryError
 from dllm.generate import stream
 from dllm.models.model import DenoisingModel
 from dllm.registry import nearest
-from dllm.settings import resolve
 from dllm.trace.text import visible
 
 COMMANDS = {
@@ -39,10 +39,12 @@ def chat(
     block_length: options.Block = None,
     temperature: options.Temperature = None,
     settings: options.Set = None,
+    config: options.Config = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
     device_map: options.DeviceMap = None,
     speed: options.Speed = None,
+    family: options.Family = None,
     system: Annotated[
         str | None, Option(help="What the model is told beforehand.", show_default="nothing")
     ] = None,
@@ -55,10 +57,14 @@ def chat(
 
     dllm chat --scheduler threshold:0.9 --cache dual
     """
-    loaded = load(model, dtype=dtype, speed=speed, **options.placed(device, device_map, revision))
+    named = options.read_config(config)
+    loaded = load(
+        model, dtype=dtype, speed=speed, **options.placed(device, device_map, revision, family)
+    )
     parts = {"scheduler": scheduler, "cache": cache}
     chosen = options.collect(settings, max_new_tokens, block_length, temperature, None, **parts)
-    conversation = Conversation(loaded, chosen, system)  # what is wrong is said before asking
+    # What is wrong is said before asking.
+    conversation = Conversation(loaded, chosen, system, named)
     watched = sys.stdin.isatty() and not as_json
     if watched:
         say(f"{loaded.name}; /help lists commands, Ctrl-D ends")
@@ -79,8 +85,15 @@ def chat(
 class Conversation:
     """The messages so far, and the settings of the next answer."""
 
-    def __init__(self, model: DenoisingModel, chosen: dict[str, Any], system: str | None) -> None:
+    def __init__(
+        self,
+        model: DenoisingModel,
+        chosen: dict[str, Any],
+        system: str | None,
+        named: Mapping[str, Any] | None = None,
+    ) -> None:
         self.model, self.system = model, system
+        self.named = named or {}  # settings of a file
         self.reset()
         self.choose(chosen)
 
@@ -92,11 +105,11 @@ class Conversation:
 
     def choose(self, chosen: dict[str, Any]) -> None:
         """Sets all settings; wrong ones change nothing, and raise ValueError or TypeError."""
-        resolved = resolve(self.model.defaults, None, chosen)
+        resolved = options.over(self.named, chosen, self.model.defaults)
         _, policy = check(self.model, resolved)
         if resolved.n != 1:
             raise ValueError(f"n={resolved.n}: a message has one answer here: leave n out")
-        self.chosen = chosen
+        self.chosen, self.settings = chosen, resolved
         # It spares each turn the reading of those before it, where the cache allows that.
         keeps = policy.final_blocks and not resolved.guidance_scale
         self.memory = PromptMemory() if keeps else None
@@ -105,7 +118,7 @@ class Conversation:
         """Prints an answer; the turn is forgotten if it comes to nothing, by Ctrl-C or an error."""
         asked = [*self.messages, {"role": "user", "content": content}]
         warn_unknown_words(self.model, [content])
-        running = stream(self.model, asked, memory=self.memory, **self.chosen)
+        running = stream(self.model, asked, settings=self.settings, memory=self.memory)
         try:
             drain(running, watch=sys.stdout.isatty() and not as_json)
         except KeyboardInterrupt:
@@ -142,7 +155,7 @@ class Conversation:
             name = text.partition("=")[0].strip()
             others = {key: value for key, value in self.chosen.items() if key != name}
             self.choose({**others, **options.collect([text])})
-        listed = (f"{name}={value}" for name, value in self.chosen.items())
+        listed = (f"{name}={value}" for name, value in {**self.named, **self.chosen}.items())
         say(", ".join(listed) or "all settings are at their defaults")
 
 

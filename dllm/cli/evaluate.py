@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,7 +34,8 @@ from dllm.eval.run.results import RefusedError, sampled
 from dllm.eval.run.run import Run
 from dllm.eval.tasks import find_task
 from dllm.eval.tasks.task import TaskOptions
-from dllm.settings import resolve
+
+ROWS = 50  # decoded at a time unless --batch-size says otherwise
 
 
 def evaluate(
@@ -41,7 +43,8 @@ def evaluate(
         str | None,
         Option(
             help="arithmetic, lists, functions, gsm8k, humaneval, own (with --data) or "
-            "parallel_bench; of this one also a part, as in parallel_bench:shuffle,names=3-6.",
+            "parallel_bench; of this one also a part, as in parallel_bench:shuffle,names=3-6; "
+            "your own as module:Name or path/file.py:Name.",
             show_default="arithmetic",
         ),
     ] = None,
@@ -101,7 +104,10 @@ def evaluate(
     samples: Annotated[
         int, Option(help="Answers to each problem, for pass@k; above 1 with --temperature.")
     ] = 1,
-    batch_size: Annotated[int, Option(help="Rows decoded at a time; other problems wait.")] = 50,
+    batch_size: Annotated[
+        int | None,
+        Option(help="Rows decoded at a time; other problems wait.", show_default=f"{ROWS}"),
+    ] = None,
     output: Annotated[
         Path | None,
         Option(
@@ -121,10 +127,12 @@ def evaluate(
     temperature: options.Temperature = None,
     seed: options.Seed = None,
     settings: options.Set = None,
+    config: options.Config = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
     device_map: options.DeviceMap = None,
     speed: options.Speed = None,
+    family: options.Family = None,
     with_record: Annotated[
         bool, Option("--record", help="Print below the table all that belongs to its figures.")
     ] = False,
@@ -138,29 +146,34 @@ def evaluate(
     dllm eval --schedulers all --limit 500 --output runs --plot pareto.png
 
     dllm eval --data own.jsonl --output own_rows.jsonl
+
+    dllm eval --config mine.yaml --limit 200 --output rows.jsonl
     """
-    for flag, asked in (("--fresh", fresh), ("--trace", trace)):
-        if asked and output is None:
-            raise ValueError(f"{flag} is for the results file: name it with --output")
+    _check_file(output, fresh=fresh, trace=trace)
     own = (question_field, answer_field, judge, template)
     name = task or ("arithmetic" if data is None and own == (None,) * 4 else "own")
     chosen = find_task(name, TaskOptions(data, style, examples, shots, run_code, *own))
     problems = chosen.take(limit)
+    named = options.read_config(config)
     compared = lineup is not None or plot is not None
     if compared:
         check_comparison(output, plot, alone=samples > 1 or with_record, scored=chosen.scored)
     entries = gather(lineup, scheduler or ()) if compared else []
-    processes = find_processes()
+    processes, num_rows = find_processes(), ROWS if batch_size is None else batch_size
     place = device if device_map else processes.device(device)  # a map is about all of them
-    loaded = load(model, dtype=dtype, speed=speed, **options.placed(place, device_map, revision))
+    loaded = load(
+        model, dtype=dtype, speed=speed, **options.placed(place, device_map, revision, family)
+    )
     shared = options.collect(
         settings, max_new_tokens, block_length, temperature, seed, verifier=verifier
     )
 
     def run_of(one_scheduler: Any, one_cache: str | None) -> Run:
         parts = options.collect(None, scheduler=one_scheduler, cache=one_cache)
-        resolved = resolve(loaded.defaults, None, {**shared, **parts})
-        return Run(loaded, chosen, resolved, batch_size, processes, keep_trace=trace)
+        resolved = options.over(named, {**shared, **parts}, loaded.defaults)
+        if batch_size is not None and "batch_size" not in shared:  # so many, whatever a file says
+            resolved = replace(resolved, batch_size=None)
+        return Run(loaded, chosen, resolved, num_rows, processes, keep_trace=trace)
 
     names: list[str | None] = [*cache] if cache else [None]
     if compared:
@@ -177,6 +190,13 @@ def evaluate(
         check(loaded, run.settings)
     tried = sampled(problems, samples, runs[0].settings)
     measure_runs(runs, tried, output, as_json, with_record, fresh=fresh)
+
+
+def _check_file(output: Path | None, **asked: bool) -> None:
+    """Raises ValueError if something is asked of a results file, and there is none."""
+    for name, is_asked in asked.items():
+        if is_asked and output is None:
+            raise ValueError(f"--{name} is for the results file: name it with --output")
 
 
 def check_comparison(folder: Path | None, plot: Path | None, *, alone: bool, scored: bool) -> None:

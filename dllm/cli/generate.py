@@ -29,7 +29,6 @@ from dllm.eval.run.describe import short
 from dllm.generate import Stream, stream
 from dllm.models.model import DenoisingModel
 from dllm.output import GenerationOutput
-from dllm.settings import resolve
 from dllm.state.window import StepEvent
 from dllm.trace import TraceRecord, record_of
 from dllm.trace.file import check_free, write_records
@@ -74,10 +73,12 @@ def generate(
     stop: options.Stop = None,
     samples: options.Answers = None,
     settings: options.Set = None,
+    config: options.Config = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
     device_map: options.DeviceMap = None,
     speed: options.Speed = None,
+    family: options.Family = None,
     trace: Annotated[
         Path | None,
         Option(help="Write each row's steps here, for `dllm trace`.", show_default="none"),
@@ -91,6 +92,8 @@ def generate(
     dllm generate "tom has 53 pens. tom loses 3. how many pens does tom have?" --watch
 
     dllm generate --prompts prompts.txt --output answers.jsonl
+
+    dllm generate "copy: tom, ann." --config mine.json --temperature 0.5
     """
     given = _given(texts, prompts, output)
     if given is not None and (trace is not None or watch):
@@ -99,17 +102,21 @@ def generate(
         options.check_writable(trace, "--trace")
         trace.parent.mkdir(parents=True, exist_ok=True)
         check_free(trace)
+    named = options.read_config(config)
     asked = [one.prompt for one in given] if given is not None else _read(texts or ())
-    loaded = load(model, dtype=dtype, speed=speed, **options.placed(device, device_map, revision))
+    loaded = load(
+        model, dtype=dtype, speed=speed, **options.placed(device, device_map, revision, family)
+    )
     parts: dict[str, Any] = {"scheduler": scheduler, "cache": cache, "verifier": verifier}
     parts |= {"batch_size": batch_size, "stop": tuple(stop or ()) or None, "n": samples}
-    chosen = options.collect(settings, max_new_tokens, block_length, temperature, seed, **parts)
+    flags = options.collect(settings, max_new_tokens, block_length, temperature, seed, **parts)
+    chosen = options.over(named, flags, loaded.defaults)
     warn_unknown_words(loaded, [one for one in asked if isinstance(one, str)])
     if given is not None:
-        job = Job(loaded, resolve(loaded.defaults, None, chosen), chat_template)
+        job = Job(loaded, chosen, chat_template)
         answer(job, given, output or STANDARD, as_json)
         return
-    running = stream(loaded, options.inputs(asked, chat_template), **chosen)
+    running = stream(loaded, options.inputs(asked, chat_template), chosen)
     interrupted = _run(running, watch and not as_json)
     if trace is not None:
         with options.naming(trace):

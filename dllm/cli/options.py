@@ -12,8 +12,8 @@ from typer import Option
 
 from dllm.models.loading.weights import parse_device
 from dllm.options import shown
-from dllm.reading import parse_yaml
-from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings
+from dllm.reading import parse_json, parse_yaml, read_yaml
+from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings, resolve
 
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
 _BEGINNING = 1 << 16  # characters in which a file says what it is
@@ -130,6 +130,13 @@ Together = Annotated[int, Option("--batch-size", help="Prompts decoded together.
 Device = Annotated[
     str | None, Option(help="cpu, cuda, cuda:1, ...", show_default="torch's own, mostly cpu")
 ]
+Family = Annotated[
+    str | None,
+    Option(
+        help="The checkpoint's family, if it is your own: module:NAME or path/file.py:NAME.",
+        show_default="by its architecture",
+    ),
+]
 DeviceMap = Annotated[
     str | None,
     Option(
@@ -150,6 +157,14 @@ Set = Annotated[
     Option(
         "--set",
         help="Any other setting as name=value, such as top_p=0.95; repeatable.",
+        show_default="none",
+    ),
+]
+Config = Annotated[
+    Path | None,
+    Option(
+        "--config",
+        help="JSON or YAML with settings, named as in Python; options given here win over it.",
         show_default="none",
     ),
 ]
@@ -182,6 +197,32 @@ def collect(
     return settings
 
 
+def read_config(path: Path | None) -> Mapping[str, Any]:
+    """Returns the settings that a file names, none without a file.
+
+    Raises ValueError that names the file and the setting for what cannot be one.
+    """
+    if path is None:
+        return {}
+    if path.is_dir():
+        raise ValueError(f"--config {path} is a folder: name a JSON or YAML file")
+    json = path.suffix == ".json"
+    named = parse_json(path.read_bytes(), path) if json else read_yaml(path)
+    try:
+        Settings.from_json(named if named is not None else {})  # an empty file is no mapping
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"--config {path}: {error}") from None
+    return named or {}
+
+
+def over(
+    config: Mapping[str, Any], given: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> Settings:
+    """Returns the settings of a command over those of a file, over a checkpoint's defaults."""
+    base = resolve(defaults, None, config) if config else None
+    return resolve(defaults, base, given)
+
+
 def yaml_value(text: str, where: str) -> Any:
     """Returns what a text says in YAML; raises ValueError that begins with `where`."""
     try:
@@ -193,9 +234,12 @@ def yaml_value(text: str, where: str) -> Any:
         ) from None
 
 
-def placed(device: str | None, device_map: str | None, revision: str | None) -> dict[str, Any]:
+def placed(
+    device: str | None, device_map: str | None, revision: str | None, family: str | None = None
+) -> dict[str, Any]:
     """Returns the arguments of `load` that say which copy of a model goes where."""
-    return {"device": device, "device_map": devices(device_map), "revision": revision}
+    where = {"device": device, "device_map": devices(device_map)}
+    return {**where, "revision": revision, "family": family}
 
 
 def devices(device_map: str | None) -> Any:

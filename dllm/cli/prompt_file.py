@@ -17,14 +17,14 @@ from dllm.cli import options
 from dllm.cli.asked import STANDARD, Asked
 from dllm.cli.shown import say
 from dllm.cli.shown.measured import progress
-from dllm.eval.run.describe import PARTS, Setup, name_of
+from dllm.eval.run.describe import Setup, name_of
 from dllm.eval.run.results import append_lines, mend, writing
 from dllm.eval.tasks.task import Task
 from dllm.generate import Stream, stream
 from dllm.models.model import DenoisingModel
 from dllm.prompts import encode_all
 from dllm.reading import parse_json
-from dllm.settings import Settings
+from dllm.settings import PARTS, Settings
 
 ROWS = 16  # decoded at a time unless --batch-size says otherwise
 _TOGETHER = 1024  # prompts of one call, so that what is kept of all of them stays small

@@ -88,7 +88,8 @@ class DenoisingLoop:
             progress = settle(canvas, self.cache.lockstep, ends, feeds)
             if meter.first_pass is None:  # host and device have just met
                 meter.first_pass = perf_counter()
-            yield self._named(event, before, progress.finished)
+            left = max(progress.remaining - canvas.layout.window_length, 0) + progress.num_open
+            yield replace(self._named(event, before, progress.finished), left=left)
             self._check(canvas, progress)
             progress = self._admit(canvas, progress, forward)
 

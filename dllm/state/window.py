@@ -116,6 +116,7 @@ class StepEvent:
     confidence: Tensor  # (B, W) float of the drafts
     prompts: tuple[int, ...] = ()  # whose row each place of the batch holds
     finished: tuple[int, ...] = ()  # the prompts of rows that this step ended
+    left: int = 0  # no row of the batch has more masks, as far as the host knows
 
     def since(self, before: Tensor, mask_token_id: int) -> StepEvent:
         """Returns what was done since the windows held tokens `before` (B, W) int64."""

@@ -11,13 +11,13 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
-from dllm.eval.run.describe import PARTS, short
+from dllm.eval.run.describe import short
 from dllm.eval.run.summary import Summary, wilson
-from dllm.eval.tasks import READ, TASKS
+from dllm.eval.tasks import READ, TASKS, is_task, known
 from dllm.eval.tasks.task import Shots
 from dllm.options import Amount, Count, Options, Range, shown
 from dllm.registry import nearest
-from dllm.settings import resolve
+from dllm.settings import PARTS, resolve
 
 FULL = {"gsm8k": 1319, "humaneval": 164}  # problems of the test splits that papers report
 
@@ -33,11 +33,10 @@ class TaskChoice(Options):
     examples: Path | None = None
 
     def __post_init__(self) -> None:
-        known = [*TASKS, *READ]
-        if self.name not in known:
-            raise ValueError(f"unknown task {self.name!r}: {nearest(self.name, known)}")
+        if not is_task(self.name):
+            raise ValueError(f"unknown task {self.name!r}: {nearest(self.name, known())}")
         options = [f"{key}={value}" for key, value in vars(self).items() if value is not None][1:]
-        if self.name not in READ and options:
+        if self.name in TASKS and options:
             listed = ", ".join(options)
             raise ValueError(f"task {self.name!r} makes its own problems and has no {listed}")
 

@@ -31,13 +31,13 @@ from dllm.eval.lm_eval.arguments import (
 )
 from dllm.eval.lm_eval.likelihood import Continuation, Score, Scorer
 from dllm.eval.lm_eval.requests import Asked, Encoder, about, batches, read_asked, read_pairs
-from dllm.eval.run.describe import PARTS, name_of, origin_of, settings_of
+from dllm.eval.run.describe import name_of, origin_of, settings_of
 from dllm.eval.run.results import append_lines, mend
 from dllm.eval.run.summary import ratio
 from dllm.generate import generate
 from dllm.models.model import HostedModel
 from dllm.output import GenerationOutput
-from dllm.settings import Settings
+from dllm.settings import PARTS, Settings
 
 FILE = "gen_stats.jsonl"
 _OWN = ("batch_size", "mc_num", "is_check_greedy", "too_long")  # arguments that are described

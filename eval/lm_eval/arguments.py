@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from dllm.aliases import ALIASES, SCHEDULER_OPTIONS
+from dllm.aliases import ALIASES, HINTS, SCHEDULER_OPTIONS
 from dllm.compatible import check
 from dllm.models.loading import load
 from dllm.models.model import DenoisingModel, HostedModel
@@ -46,6 +46,7 @@ class Arguments:
     device: str | None = None
     device_map: str | None = None
     revision: str | None = None
+    family: str | None = None  # of the user's own: module:NAME or path/file.py:NAME
     mc_num: Count = 128  # masks drawn for a target; short targets have fewer, which are all taken
     is_check_greedy: bool = True  # whether `is_greedy` is decoded or always False
     too_long: TooLong = "error"  # what is done with a prompt that does not fit
@@ -78,7 +79,8 @@ def read_arguments(given: Mapping[str, Any]) -> Arguments:
                 "max_batch_size is for batch_size=auto, which is not supported: give --batch_size"
             )
         if name not in known:
-            raise ArgumentError(f"unknown model argument {name}={value!r}: {nearest(name, known)}")
+            hint = HINTS.get(name) or nearest(name, known)
+            raise ArgumentError(f"unknown model argument {name}={value!r}: {hint}")
         if name in CHECKPOINT:
             if "pretrained" in own:
                 raise ArgumentError(f"{name}={value!r} names the checkpoint a second time")
@@ -127,6 +129,7 @@ def load_model(arguments: Arguments, device: str | None) -> HostedModel:
             device=device,
             device_map=arguments.device_map,
             revision=arguments.revision,
+            family=arguments.family,
         )
     except (ValueError, RuntimeError) as error:  # torch's, for a device that it does not know
         raise ArgumentError(f"--model_args: {error}") from error

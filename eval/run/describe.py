@@ -13,7 +13,6 @@ from typing import Any
 import dllm
 from dllm import cache as caches
 from dllm import schedulers
-from dllm.decoding.speculation import verifiers
 from dllm.eval.run import digest_of, stable
 from dllm.eval.run.processes import Processes
 from dllm.eval.run.record import checkpoint_digest
@@ -21,13 +20,8 @@ from dllm.eval.tasks import Task
 from dllm.models.model import DenoisingModel
 from dllm.options import Count, Options
 from dllm.registry import Registry
-from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings
+from dllm.settings import DEFAULT_BLOCK_LENGTH, PARTS, Settings
 
-PARTS: dict[str, Registry[Any]] = {
-    "scheduler": schedulers.registry,
-    "cache": caches.registry,
-    "verifier": verifiers.registry,
-}
 # Named one by one in a run's description, whatever their value.
 _NAMED = (
     *("max_new_tokens", "block_length", "temperature", "top_p", "top_k", "guidance_scale"),

@@ -1,17 +1,24 @@
 """The tasks of `dllm eval`: where problems come from and what counts as right.
 
-A module or folder in here that has a `TASK` is a task, under that one's name.
+A module or folder in here that has a `TASK` is a task, under that one's name. So is what an
+installed package declares (entry points `dllm.tasks`), and what is named as `module:Name` or
+`path/file.py:Name`: a `Task` or `ReadTask`, or what makes one when it is called.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
+from collections.abc import Callable
+from typing import Any
 
 from dllm.eval.tasks.task import ReadTask, Task, TaskOptions
-from dllm.registry import nearest
+from dllm.registry import declared as declared_elsewhere
+from dllm.registry import nearest, own_object
 
 _OF_OWN = ("--question-field", "--answer-field", "--judge", "--template")
+_GROUP = "dllm.tasks"  # of entry points
 _FIRST = ("arithmetic", "lists", "functions")  # in listings, by difficulty; the others by name
 
 
@@ -38,14 +45,47 @@ def find_task(name: str, options: TaskOptions | None = None) -> Task:
     base, _, selection = name.partition(":")
     if base in TASKS and (select := TASKS[base].select) is not None:
         return select(selection, options)
-    if name not in TASKS:
-        raise ValueError(f"unknown task {name!r}: {nearest(name, [*TASKS, *READ])}")
+    task = TASKS.get(name) or _own(name)
+    if task is None:
+        raise ValueError(f"unknown task {name!r}: {nearest(name, known())}")
+    if isinstance(task, ReadTask):
+        return task.read(options)
     if options.flags:
         raise ValueError(
             f"{', '.join(options.flags)}: the task {name!r} makes its own problems; only "
             f"{', '.join(READ)} and, for two of them, parallel_bench have these options"
         )
-    return TASKS[name]
+    return task
 
 
-__all__ = ["READ", "TASKS", "ReadTask", "Task", "TaskOptions", "find_task"]
+def known() -> list[str]:
+    """Lists the names of the tasks in here, and of those that installed packages declare."""
+    return [*TASKS, *READ, *sorted(declared_elsewhere(_GROUP))]
+
+
+def is_task(name: str) -> bool:
+    """Whether there is a task of this name, or a place elsewhere that the name is of."""
+    return name in known() or _own(name) is not None
+
+
+def _own(name: str) -> Task | ReadTask | None:
+    """Returns a task of another package, or of the user's own module or file."""
+    found = own_object(name, _GROUP)
+    made = found() if callable(found) and _takes_nothing(found) else found
+    if made is not None and not isinstance(made, Task | ReadTask):
+        raise ValueError(
+            f"task {name!r} is {found!r}: it must be a dllm.eval.tasks.Task, a ReadTask, or what "
+            "returns one of them when it is called without arguments"
+        )
+    return made
+
+
+def _takes_nothing(function: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(function).bind()
+    except TypeError:
+        return False
+    return True
+
+
+__all__ = ["READ", "TASKS", "ReadTask", "Task", "TaskOptions", "find_task", "is_task", "known"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,25 @@ import pytest
 from typer.testing import CliRunner
 
 import dllm
-from dllm import cache
+from dllm import cache, registry
 from dllm.cache import Cache
 from dllm.cli.main import app
-from dllm.eval.tasks import TASKS, Task
+from dllm.eval.tasks import TASKS, Task, find_task
 from dllm.eval.tasks.task import Problem
-from dllm.models import NetworkConfig
+from dllm.models import NetworkConfig, families
 from dllm.models.families import FAMILIES, Family
 from dllm.state.canvas import Canvas
 from dllm.state.progress import Progress
+from tests.support.commands import Inside, runner
 from tests.support.laws import SLOTS, check_fixed_tokens, check_host_transfers
 from tests.support.models import MODELS, family_model, golden_model, random_prompts
 from tests.support.pages import DOCS, module_of, tables_of
+
+
+@pytest.fixture
+def inside(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Inside:
+    return runner(monkeypatch, capsys)
+
 
 CACHE, FAMILY, TASK = (DOCS / "guides" / f"add_a_{part}.md" for part in ("cache", "family", "task"))
 
@@ -133,9 +141,10 @@ def test_the_tables_for_a_family_are_complete() -> None:
 
 def test_the_guides_family_is_found_by_its_architecture(folder: Path) -> None:
     module = module_of(FAMILY, folder)
-    assert FAMILIES["FableForDiffusion"] is module.FAMILY
+    family = importlib.import_module("fable").FAMILY
+    assert FAMILIES["FableForDiffusion"] is family
     assert set(module.tensors) == {
-        module.FAMILY.names.of(name) for name, _ in module.model.network.named_parameters()
+        family.names.of(name) for name, _ in module.model.network.named_parameters()
     }
 
 
@@ -148,8 +157,7 @@ def test_the_tables_for_a_task_are_complete() -> None:
 
 
 def test_the_guides_task_is_evaluated_by_name(folder: Path, tmp_path: Path) -> None:
-    module_of(TASK, folder)
-    assert "sorting" in TASKS
+    TASKS["sorting"] = module_of(TASK, folder).TASK  # as if its file were in eval/tasks
     output = tmp_path / "rows.jsonl"
     arguments = ["eval", "--task", "sorting", "-s", "threshold:0.9", "-s", "fixed_quota"]
     done = CliRunner(env={"COLUMNS": "120"}).invoke(
@@ -159,3 +167,108 @@ def test_the_guides_task_is_evaluated_by_name(folder: Path, tmp_path: Path) -> N
     assert "same_items" in done.output
     assert len(output.read_text(encoding="utf-8").splitlines()) == 24
     assert "digits to sort" in CliRunner().invoke(app, ["methods", "sorting"]).output
+
+
+# Own classes, with the package as it is.
+
+
+@pytest.fixture
+def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def runs_of(path: Path) -> set[str]:
+    return {json.loads(line)["run"] for line in path.read_text(encoding="utf-8").splitlines()}
+
+
+@pytest.mark.parametrize("name", ["sorting.py:TASK", "sorting:TASK"])
+def test_a_task_is_named_by_its_place(name: str, here: Path, inside: Inside) -> None:
+    assert "sorting" not in TASKS
+    output = here / "rows.jsonl"
+    done = inside("eval", "--task", name, "--limit", "4", "--output", str(output), "--json")
+    assert done.returncode == 0, done.stderr
+    assert len(output.read_text(encoding="utf-8").splitlines()) == 4
+    assert inside("train-filter", "--task", "sorting", "-o", "x.safetensors").returncode == 2
+    (here / "mine.yaml").write_text(
+        f"about: own\nsettings:\n- {{name: one, task: '{name}', max_new_tokens: 16}}\n",
+        encoding="utf-8",
+    )
+    done = inside("ablate", "mine.yaml", "--limit", "2", "--output", "runs")
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_edited_task_is_another_run(here: Path, inside: Inside) -> None:
+    file, output = here / "sorting.py", here / "rows.jsonl"
+    command = ["eval", "--task", "sorting.py:TASK", "--limit", "3", "--output", str(output)]
+    assert inside(*command).returncode == 0
+    first = runs_of(output)
+    assert inside(*command).returncode == 0
+    assert runs_of(output) == first
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text.replace("all(details.values())", "any(details.values())"), "utf-8")
+    assert inside(*command).returncode == 0
+    assert len(runs_of(output)) == 2
+
+
+def test_what_is_no_task_is_told(here: Path, inside: Inside) -> None:
+    for name, says in [
+        ("sorting.py:judge", "must be a dllm.eval.tasks.Task"),
+        ("sorting.py:DEFAULT_NUM", "must be a dllm.eval.tasks.Task"),
+        ("sorting.py:NONE", "'sorting.py' has no 'NONE'"),
+        ("gone.py:TASK", "gone.py: no such file"),
+        ("gone:TASK", "unknown task 'gone:TASK'"),
+    ]:
+        done = inside("eval", "--task", name, "--limit", "1")
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert says in done.stderr
+
+
+class Declared:
+    """An entry point, as an installed package has one."""
+
+    def __init__(self, name: str, value: Any) -> None:
+        self.name, self.value = name, value
+
+    def load(self) -> Any:
+        return self.value
+
+
+def test_a_package_declares_tasks_and_families(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fable, sorting = importlib.import_module("fable"), importlib.import_module("sorting")
+    entries = {
+        "dllm.tasks": Declared("digits", sorting.TASK),
+        "dllm.families": Declared("FableForDiffusion", fable.FAMILY),
+    }
+    monkeypatch.setattr(
+        registry, "declared", lambda group: {e.name: e for g, e in entries.items() if g == group}
+    )
+    for module in (dllm.eval.tasks, families):
+        name = "declared_elsewhere" if module is dllm.eval.tasks else "declared"
+        monkeypatch.setattr(module, name, registry.declared)
+    assert find_task("digits") is sorting.TASK
+    with pytest.raises(ValueError, match="did you mean 'digits'"):
+        find_task("digit")
+    assert families.find_family({"architectures": ["FableForDiffusion"]}) is fable.FAMILY
+
+
+def test_a_family_is_named_by_its_place(folder: Path, here: Path, inside: Inside) -> None:
+    checkpoint = str(module_of(FAMILY, folder).folder / "again")
+    FAMILIES.pop("FableForDiffusion")
+    with pytest.raises(ValueError, match="unknown architecture 'FableForDiffusion'"):
+        dllm.load(checkpoint)
+    model = dllm.load(checkpoint, family=f"{folder}/fable.py:FAMILY")
+    dllm.save(model, here / "saved")
+    FAMILIES.pop("FableForDiffusion")
+    done = inside("eval", "--model", checkpoint, "--family", "fable:FAMILY", "--limit", "1")
+    assert "no tokenizer" in done.stderr  # it was loaded, and cannot read texts
+    wrong: list[tuple[Family | str, str]] = [
+        ("fable:NetworkConfig", "is no dllm.models.families.Family"),
+        ("gone:FAMILY", "is no dllm.models.families.Family"),
+        (replace(FAMILIES["DreamModel"]), "which dllm hosts itself"),
+    ]
+    for given, says in wrong:
+        with pytest.raises(ValueError, match=says):
+            dllm.load(checkpoint, family=given)

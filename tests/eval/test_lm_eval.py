@@ -500,6 +500,7 @@ def test_what_a_task_must_not_ask(
             "unknown model argument pretraned='tiny': did you mean 'pretrained'",
         ),
         ({"pretrained": "tiny", "treshold": 1}, "did you mean 'threshold'"),
+        ({"pretrained": "tiny", "num_beams": 2}, "num_beams=2: there are no beams"),
         ({}, "no checkpoint was given"),
         ({"pretrained": "tiny", "model_path": "x"}, "a second time"),
         ({"pretrained": ""}, "pretrained='' must be"),

@@ -1,4 +1,8 @@
-"""The hosted families, found by the first entry of `architectures` in a config.json."""
+"""The hosted families, found by the first entry of `architectures` in a config.json.
+
+Besides those in here: what installed packages declare under the name of an architecture (entry
+points `dllm.families`), and what `dllm.load(..., family=...)` is given.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,15 @@ from typing import Any
 from dllm.models.config import CheckpointError
 from dllm.models.families import dream, fast_dllm_v2, illada, llada, sdar
 from dllm.models.families.family import Family
-from dllm.registry import nearest
+from dllm.registry import declared, nearest, own_object
 
 FAMILIES: dict[str, Family] = {
     module.FAMILY.architecture: module.FAMILY
     for module in (llada, dream, illada, sdar, fast_dllm_v2)
 }
+
+_GROUP = "dllm.families"  # of entry points
+_HOSTED = frozenset(FAMILIES)
 
 _HEAD = re.compile(r"(ForCausalLM|ForMaskedLM|Model(LM)?|LM(HeadModel)?)$")
 MIXTURE_OF_EXPERTS = ("LLaDAMoEModelLM", "LLaDA2MoeModelLM", "SDARMoeForCausalLM")
@@ -39,12 +46,36 @@ def find_family(config: Mapping[str, Any]) -> Family:
         )
     if name in MIXTURE_OF_EXPERTS:
         raise CheckpointError(f"{name}: mixture-of-experts checkpoints are not supported yet")
+    if name not in FAMILIES and name in declared(_GROUP):
+        add_family(name)
     if name not in FAMILIES:
         raise CheckpointError(
             f"unknown architecture {name!r}: {_likely(name)}. A model "
             "that returns logits can still be decoded without a cache: see dllm.models.wrap"
         )
     return FAMILIES[name]
+
+
+def add_family(given: Family | str) -> Family:
+    """Returns a family of another package or of the user, and knows it from here on.
+
+    `given` is the family, its place as `module:NAME` or `path/file.py:NAME`, or the name of an
+    entry point. Raises ValueError for what is none, and for an architecture that is hosted here.
+    """
+    found = own_object(given, _GROUP) if isinstance(given, str) else given
+    if not isinstance(found, Family):
+        there = "" if isinstance(given, Family) or found is None else f", which is {found!r}"
+        raise ValueError(
+            f"family={given!r}{there} is no dllm.models.families.Family: give one, or name it as "
+            "module:NAME or path/file.py:NAME"
+        )
+    if found.architecture in _HOSTED and found is not FAMILIES[found.architecture]:
+        raise ValueError(
+            f"family={given!r} is of the architecture {found.architecture!r}, which dllm hosts "
+            "itself: leave family= out, or give both another name"
+        )
+    FAMILIES[found.architecture] = found
+    return found
 
 
 def _likely(name: str) -> str:
@@ -60,4 +91,4 @@ def _likely(name: str) -> str:
     return f"did you mean {same!r}? known: {', '.join([same, *others])}"
 
 
-__all__ = ["FAMILIES", "Family", "find_family"]
+__all__ = ["FAMILIES", "Family", "add_family", "find_family"]

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dllm.models.config import CheckpointError
-from dllm.models.families import find_family
+from dllm.models.families import Family, add_family, find_family
 from dllm.models.loading.checkpoint import Checkpoint, Source
 from dllm.models.loading.weights import (
     DeviceMap,
@@ -43,6 +43,7 @@ def load(  # noqa: PLR0913 one argument for each choice that loading leaves open
     subfolder: str = "",
     tokenizer: PreTrainedTokenizerBase | str | os.PathLike[str] | None = None,
     speed: str | Sequence[str] | None = None,
+    family: Family | str | None = None,
 ) -> HostedModel:
     """Returns a model from the embedded checkpoint ("tiny"), a folder or a hub id.
 
@@ -50,12 +51,15 @@ def load(  # noqa: PLR0913 one argument for each choice that loading leaves open
     to torch's default device; `device_map` ("auto", or module -> device) spreads the layers through
     accelerate instead. `revision`, `token`, `cache_dir`, `local_files_only` and `subfolder` go to
     the hub as in transformers; `tokenizer` (a folder, a hub id or a tokenizer) takes the place of
-    the checkpoint's own. `speed` names ways of `dllm.speed_up`, such as "fused+captured". Raises
+    the checkpoint's own. `speed` names ways of `dllm.speed_up`, such as "fused+captured". `family`
+    is one that dllm does not have, as an object or as `path/file.py:NAME`. Raises
     CheckpointError, a ValueError, for anything that is missing, unknown, mis-shaped or damaged.
     """
     if device is not None and device_map is not None:
         raise ValueError(f"give device={device!r} or device_map={device_map!r}, not both")
     where = parse_device(device)
+    if family is not None:
+        add_family(family)
     ways = parse_ways(speed)
     named = None if dtype is None or dtype == "auto" else parse_dtype(dtype)
     source = Source(revision, token, cache_dir, local_files_only, subfolder)
@@ -65,11 +69,11 @@ def load(  # noqa: PLR0913 one argument for each choice that loading leaves open
         )
     checkpoint = Checkpoint(os.fspath(name_or_path), source, _named(tokenizer))
     # Read first, as these errors name their file themselves.
-    family, defaults, words = checkpoint.family, checkpoint.generation, checkpoint.tokenizer
+    hosts, defaults, words = checkpoint.family, checkpoint.generation, checkpoint.tokenizer
     try:
         network = empty_network(checkpoint.network)
         spec = checkpoint.spec
-        weights = Weights(family.names, checkpoint.stored)
+        weights = Weights(hosts.names, checkpoint.stored)
         weights.check(network)
     except ValueError as error:
         raise CheckpointError(f"{checkpoint.folder}: {error}") from error
