@@ -18,7 +18,7 @@ DOCS := .venv/.ready-docs
 BENCH ?= all
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-core pythons test-slow test-gpu lint mutants format docs site check bench clean
+.PHONY: help setup demo test core-env test-core pythons test-slow test-gpu lint mutants format docs site check bench clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -52,20 +52,22 @@ test: $(DEV)  ## Run the fast tests.
 
 # The oldest Python that is supported and one that is newer than what most have.
 PYTHONS ?= 3.10 3.13
+VERSION = import sys; print("%d.%d" % sys.version_info[:2])
 # What runs a step, and what a version of Python may do otherwise: types, dataclasses, text of errors.
 CORE = tests/state tests/schedulers tests/cache tests/decoding tests/models tests/test_*.py
 
-test-core:  ## Run the core of the fast tests with PYTHON, in a .venv-VERSION of its own.
-	@set -e; version=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
-	env=.venv-$$version; \
+core-env:  # A .venv-VERSION for PYTHON with what the core of the fast tests needs.
+	@set -e; env=.venv-$$($(PYTHON) -c '$(VERSION)'); \
 	[ -x $$env/bin/python ] || $(PYTHON) -m venv $$env; \
 	if [ ! $$env/.ready -nt pyproject.toml ]; then \
 		echo "Setting up $$env: 2 to 6 GB, by the build of torch, and some minutes the first time."; \
 		$$env/bin/python -m pip install --quiet $(TORCH); \
 		$$env/bin/python -m pip install --quiet --editable '.[test]'; \
 		touch $$env/.ready; \
-	fi; \
-	$$env/bin/python -m pytest --numprocesses auto $(CORE)
+	fi
+
+test-core: core-env  ## Run the core of the fast tests with PYTHON, in a .venv-VERSION of its own.
+	.venv-$$($(PYTHON) -c '$(VERSION)')/bin/python -m pytest --numprocesses auto $(CORE)
 
 pythons:  ## Run the core of the fast tests with each of PYTHONS that is installed.
 	@set -e; for version in $(PYTHONS); do \
@@ -75,6 +77,9 @@ pythons:  ## Run the core of the fast tests with each of PYTHONS that is install
 		fi; \
 		if [ -z "$$found" ]; then echo "Python $$version is not installed here: not tested with it"; continue; fi; \
 		echo "Python $$version: $$found"; \
+		if ! $(MAKE) --no-print-directory core-env PYTHON="$$found" TORCH="$(TORCH)"; then \
+			echo "warning: its packages cannot be installed here: not tested with it" >&2; continue; \
+		fi; \
 		$(MAKE) --no-print-directory test-core PYTHON="$$found" TORCH="$(TORCH)"; \
 	done
 
