@@ -24,7 +24,7 @@ from dllm.decoding.speculation.passes import VerifiedPasses
 from dllm.decoding.speculation.verifiers import Verifier
 from dllm.layout import at_eos_of, block_length_of, canvas_of, needs_of
 from dllm.models.model import DenoisingModel
-from dllm.models.wrap import GuidedModel
+from dllm.models.wrap import GuidedModel, WrappedModel
 from dllm.prompts import Row
 from dllm.schedulers import Needs, Scheduler
 from dllm.settings import Settings
@@ -57,6 +57,8 @@ def loop_of(
     block = block_length_of(model, settings, max(len(row.slots) for row in rows))
     canvas = canvas_of(model, rows, settings, block, scheduler)
     scheduler.check(int(canvas.num_blocks.max()), block)
+    if canvas.layout.ragged and isinstance(model, WrappedModel):
+        model.check_padding()
     noise, batch = settings.noise or _noise(len(rows), settings, model.device), None
     if settings.batch_size is not None and settings.batch_size < len(rows):
         seeded = _check_waiting(settings.batch_size, len(rows), noise, memory, observer)

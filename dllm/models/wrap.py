@@ -52,16 +52,21 @@ class WrappedModel:
                 f"{plan.num_keys} columns through a K/V store: use cache='none'"
             )
         arguments = {} if self.mask_style == "none" else {"attention_mask": self._mask(plan)}
-        if self.mask_style == "none" and plan.attention_mask is not None:
+        if plan.attention_mask is not None:
+            self.check_padding()
+        result = self.module(tokens, **arguments)
+        logits = self._check(getattr(result, "logits", result), tokens)
+        wanted = plan.logit_rows[..., None].expand(-1, -1, self.spec.vocab_size)
+        return logits.gather(1, wanted.to(logits.device))
+
+    def check_padding(self) -> None:
+        """Raises ValueError if the module cannot be told which columns are padding."""
+        if self.mask_style == "none":
             raise ValueError(
                 f"{self.name!r} takes no attention_mask, so it cannot tell padding from text in a "
                 "batch of different lengths: name an attention_mask parameter, or give prompts "
                 "one at a time"
             )
-        result = self.module(tokens, **arguments)
-        logits = self._check(getattr(result, "logits", result), tokens)
-        wanted = plan.logit_rows[..., None].expand(-1, -1, self.spec.vocab_size)
-        return logits.gather(1, wanted.to(logits.device))
 
     def _mask(self, plan: StepPlan) -> Tensor:
         """Returns the padding mask (B, L) bool, or the 4-D one that transformers adds to scores."""

@@ -41,6 +41,7 @@ def rows_of(out: dllm.GenerationOutput) -> list[tuple[str, int]]:
     return [(row.finish_reason, row.valid_tokens) for row in out.metrics.rows]
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize("method", METHODS, ids=str)
 @pytest.mark.parametrize("stop", ["#### 5", ["zzz", "; ####", "50;"], "=", "5"], ids=str)
 def test_a_stop_string_ends_the_answer(
@@ -142,6 +143,7 @@ def test_several_answers_are_those_of_the_prompt_given_so_often(
     assert same.sequences == out.sequences
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("method", METHODS, ids=str)
 def test_no_end_token_among_the_first_ones(tiny: dllm.HostedModel, method: dict[str, Any]) -> None:
     for least in (13, 40, 64):
@@ -175,6 +177,7 @@ def test_a_penalty_is_that_of_transformers() -> None:
             assert torch.equal(own[row, place], penalty(ids, logits[row, place][None].clone())[0])
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(
     "rules",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 import pytest
@@ -10,10 +11,14 @@ import torch
 import dllm
 from dllm import schedulers
 from dllm.cache import registry as caches
+from dllm.decoding.passes import PassRecord
 from dllm.eval.run.summary import summarise
+from dllm.generate import Stream
 from dllm.metrics import Meter
 from dllm.schedulers import Decision
+from dllm.settings import Settings
 from dllm.state.candidates import Candidates, Sampling, best, rank
+from dllm.state.noise import CounterNoise
 from dllm.state.plan import PassShape
 from dllm.state.progress import Progress
 from dllm.state.variants import Variants
@@ -246,3 +251,80 @@ def test_sigma_is_a_width_that_a_canvas_may_have() -> None:
         name = "certainty_density" if create == schedulers.registry.create else "d2cache"
         with pytest.raises(ValueError, match=r"sigma=1000000000\.0 must be.*at most 1048576"):
             create({"name": name, "sigma": 1e9})
+
+
+@pytest.mark.parametrize("cache", ["dual", "prefix", "dkv", "dllm_cache"])
+def test_a_row_that_waits_for_the_others_takes_no_part(cache: str) -> None:
+    model, prompts = golden_model("llada_mha"), random_prompts(4, seed=3)
+    options = {**SLOTS, "scheduler": "threshold:0.2", "cache": cache, "max_new_tokens": 24}
+    together = dllm.generate(model, prompts, **options)
+    alone = [dllm.generate(model, [prompt], **options).metrics.rows[0] for prompt in prompts]
+    assert len({row.forwards for row in alone}) > 1
+    assert list(together.metrics.rows) == alone
+    running = dllm.stream(model, prompts, **options)
+    events = list(running)
+    for row, counted in enumerate(running.output.metrics.rows):
+        assert counted.forwards == sum(bool(event.committed[row].any()) for event in events)
+
+
+def test_nothing_is_committed_behind_an_end_token_that_is_skipped_to() -> None:
+    ends, options = list(range(30, 60)), {**SLOTS, "scheduler": "fixed_quota:order=random"}
+    running = dllm.stream(
+        golden_model("llada_gqa"), random_prompts(6), at_eos="skip", eos_token_id=ends, seed=1,
+        **options,
+    )  # fmt: skip
+    before, late = {}, 0
+    for event in running:
+        for row, columns in enumerate(event.columns.tolist()):
+            found = before.get(row, [10**6])
+            written = [c for c, new in zip(columns, event.committed[row], strict=True) if new]
+            assert all(column < min(found) for column in written)
+            late += sum(column > 0 for column in written)
+            tokens = event.tokens[row].tolist()
+            before[row] = found + [
+                column
+                for column, token, new in zip(columns, tokens, event.committed[row], strict=True)
+                if new and token in ends
+            ]
+    assert late > 6
+    assert any(len(found) > 2 for found in before.values())  # a second one before the first
+
+
+def test_a_token_that_is_deferred_is_sure_of_nothing() -> None:
+    logits = torch.tensor([[[0.0, 5.0, 1.0, 0.5], [0.0, 1.0, 5.0, 0.5]]])
+    noise, columns = CounterNoise(torch.tensor([0])), torch.tensor([[4, 5]])
+    sampling = Sampling(mask_token_id=0, deferred_token_ids=(1,))
+    found = sampling.propose(logits, noise, columns, torch.tensor([0]))
+    assert found.token.tolist() == [[1, 2]]
+    assert found.confidence[0, 0] == 0
+    assert found.confidence[0, 1] > 0.9
+
+
+def test_the_best_variant_decides_by_its_own_logits() -> None:
+    model, checked = golden_model("llada_gqa"), 0
+
+    def observe(record: PassRecord) -> None:
+        nonlocal checked
+        canvas = record.canvas
+        fresh = canvas.copy()
+        plan = record.plan
+        again = model.forward(fresh.tokens.gather(1, plan.positions), plan, None)
+        assert torch.allclose(record.logits, again, atol=1e-9)
+        checked += record.num_variants > 1
+
+    settings = Settings(**SLOTS, scheduler="lopa:0.9,branches=3")
+    deque(Stream(model, random_prompts(2), settings, observer=observe), maxlen=0)
+    assert checked > 3
+
+
+def test_what_is_cut_off_was_not_committed() -> None:
+    ends = list(range(30, 70))
+    options = {**SLOTS, "max_new_tokens": 24, "eos_token_id": ends, "at_eos": "ignore"}
+    scheduler = {"name": "end_of_text", "rule": "decoded", "inner": "fixed_quota:order=random"}
+    out = dllm.generate(
+        golden_model("llada_gqa"), random_prompts(4), scheduler=scheduler, seed=2, **options
+    )
+    cut = [row for row in out.metrics.rows if row.prompt_tokens + 24 > 0 and row.raw_tokens < 24]
+    assert cut
+    for row, sequence in zip(out.metrics.rows, out.sequences, strict=True):
+        assert row.raw_tokens == len(sequence) - row.prompt_tokens

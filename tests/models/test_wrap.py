@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import dllm
 from dllm.models import WrappedModel, load, wrap
 from dllm.state.plan import StepPlan
 from tests.support import GOLDEN
@@ -93,6 +94,9 @@ def test_a_function_without_a_mask_refuses_rows_of_different_lengths() -> None:
     model = wrap(one_hot, **IDS, vocab_size=VOCABULARY)
     with pytest.raises(ValueError, match=r"takes no attention_mask.*different lengths"):
         model.forward(TOKENS, plan([12, 9]), None)
+    with pytest.raises(ValueError, match=r"takes no attention_mask.*different lengths"):
+        dllm.stream(model, [[1, 2, 3], [4, 5]], max_new_tokens=4)
+    dllm.stream(model, [[1, 2], [4, 5]], max_new_tokens=4)
 
 
 def test_a_transformers_model_becomes_bidirectional() -> None:

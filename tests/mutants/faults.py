@@ -54,7 +54,7 @@ FAULTS = [
             "block-one-long",
             "after & (self.numbers < self.block_end[:, None])",
             "after & (self.numbers <= self.block_end[:, None])",
-            f"{FUZZ} {ALONE} {BLOCK_CAUSAL}",
+            BOUNDARIES,
         ),
         (
             "window-begins-late",
@@ -93,10 +93,10 @@ FAULTS = [
             f"{BOUNDARIES} {CALLS} {FUZZ}",
         ),
         (
-            "cut-is-open",
-            "        self.fixed = self.fixed | cut\n",
+            "cut-was-committed",
+            "        self.commit_step.masked_fill_(cut, NEVER)\n",
             "",
-            f"{FUZZ} {ALONE}",
+            BOUNDARIES,
         ),
     ),
     *in_file(
@@ -192,7 +192,7 @@ FAULTS = [
             "deferred-kept",
             "scored = _without(read, self.deferred_token_ids)",
             "scored = read",
-            f"tests/state/test_candidates.py {CALLS}",
+            BOUNDARIES,
         ),
         (
             "confidence-of-wrong",
@@ -268,15 +268,15 @@ FAULTS = [
         ),
         (
             "narrow-loses-columns",
-            "count >= width or",
-            "count > 2 * width or",
-            f"{FUZZ} {ALONE}",
+            "count = -(-progress.num_open // _GROUP) * _GROUP",
+            "count = max(progress.num_open // _GROUP, 1) * _GROUP",
+            f"{FUZZ} {ALONE} tests/golden/test_replay.py {BOUNDARIES}",
         ),
         (
             "wrong-variant-goes-on",
             "return logits[best]",
             "return logits[rows * count]",
-            f"{FUZZ} {ALONE} tests/golden/test_replay.py",
+            BOUNDARIES,
         ),
     ),
     *in_file(
