@@ -16,7 +16,7 @@ import dllm
 from dllm.eval.run.results import Result, append, read_results
 from dllm.eval.run.summary import summarise
 from dllm.models import HostedModel, NetworkConfig
-from dllm.models.config import cost_of, network_cost
+from dllm.models.cost import cost_of, network_cost
 from dllm.models.transformer import Transformer
 from tests.golden import replay
 from tests.golden.methods import METHODS
