@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import dllm
+from dllm.doctor.checkpoint import LocalCheckpoint
+from dllm.doctor.checkpoint import architecture as architecture_of
 from dllm.models import CheckpointError, NetworkConfig, load, save
 from dllm.models.config import ExpertsConfig
 from dllm.models.cost import idle_parameters, network_cost
@@ -310,6 +312,14 @@ def test_parameters_of_published_models(name: str) -> None:
     assert count - idle_parameters(SIZES[name]) == pytest.approx(active, rel=0.1)
 
 
+def test_doctor_says_how_many_parameters_a_token_meets() -> None:
+    checkpoint = LocalCheckpoint(str(GOLDEN / "models" / "llada2_moe"))
+    (found,) = architecture_of(checkpoint)
+    idle = 2 * (16 - 4) * 3 * 64 * 32  # two layers, experts not chosen
+    active = f"{checkpoint.num_parameters - idle:,} of them active in a token (4 of 16 experts)"
+    assert f"{checkpoint.num_parameters:,} parameters, {active}" in found.text
+
+
 WRONG: dict[str, list[tuple[dict[str, Any], str]]] = {
     "LLaDAMoEModelLM": [
         ({"num_experts_per_tok": 9}, "num_active=9 experts of a token are more than the 8"),
@@ -348,11 +358,11 @@ WRONG: dict[str, list[tuple[dict[str, Any], str]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("architecture", WRONG)
-def test_refused_configurations(architecture: str, tmp_path: Path) -> None:
-    hosted(architecture, tmp_path)
+@pytest.mark.parametrize("name", WRONG)
+def test_refused_configurations(name: str, tmp_path: Path) -> None:
+    hosted(name, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    for changes, message in WRONG[architecture]:
+    for changes, message in WRONG[name]:
         (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
         with pytest.raises(CheckpointError, match=message):
             load(tmp_path)
