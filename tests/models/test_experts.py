@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 import dllm
 from dllm.doctor.checkpoint import LocalCheckpoint
@@ -28,6 +27,7 @@ from dllm.models.speed.captured import Captured
 from dllm.models.speed.compiled import Compiled
 from dllm.models.transformer import Transformer
 from tests.support import GOLDEN
+from tests.support.counters import GroupedFlops
 from tests.support.laws import COUNTED
 from tests.support.oracles import ORACLES, hosted, oracle, own_config
 
@@ -217,18 +217,6 @@ def test_a_pass_waits_for_nothing(
         model.network.to(dtype)(ids)
 
 
-class OfGroups(FlopCounterMode):
-    """Counts the grouped product too, which torch's counter does not know."""
-
-    def __init__(self) -> None:
-        grouped = torch.ops.aten._grouped_mm
-        super().__init__(display=False, custom_mapping={grouped: self._flops})
-
-    @staticmethod
-    def _flops(rows: Any, weights: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-        return int(2 * rows[0] * rows[1] * weights[2])
-
-
 @pytest.mark.parametrize("architecture", MIXTURES)
 @pytest.mark.parametrize("cache", ["none", "own", "dllm_cache"])
 def test_flops_are_those_of_the_experts_in_use(
@@ -241,7 +229,10 @@ def test_flops_are_those_of_the_experts_in_use(
     if cache == "own":
         cache = "block_causal" if causal else "dual"
     settings: dict[str, Any] = {"max_new_tokens": 16, "block_length": 8, "cache": cache}
-    with OfGroups() as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+    with (
+        GroupedFlops() as counter,
+        torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+    ):
         metrics = dllm.generate(model, [[3, 4, 5], [6] * 9], **settings).metrics
     assert metrics.flops == counter.get_total_flops() > 0
 
