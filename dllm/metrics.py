@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dllm.models.config import Cost
+from dllm.models.cost import Cost
 from dllm.state.plan import PassShape
 from dllm.state.trace import as_frame
 

@@ -21,7 +21,7 @@ from dllm.decoding.memory_limits import (
 from dllm.decoding.passes import Forward, Passes, at_eos_after
 from dllm.decoding.prompt_memory import PromptMemory
 from dllm.metrics import Meter
-from dllm.models.config import cost_of
+from dllm.models.cost import cost_of
 from dllm.models.model import DenoisingModel
 from dllm.output import GenerationOutput
 from dllm.schedulers import Scheduler

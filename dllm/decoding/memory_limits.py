@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from dllm.metrics import Meter
-from dllm.models.config import Cost, cost_of
+from dllm.models.cost import Cost, cost_of
 from dllm.models.model import DenoisingModel
 from dllm.output import GenerationOutput
 from dllm.state.window import Layout

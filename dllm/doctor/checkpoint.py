@@ -13,7 +13,8 @@ from huggingface_hub import try_to_load_from_cache
 from dllm.decoding.memory_limits import available, readable
 from dllm.doctor.finding import Finding, failure, ok, warning
 from dllm.doctor.machine import fast_bfloat16
-from dllm.models.config import CheckpointError, network_cost
+from dllm.models.config import CheckpointError
+from dllm.models.cost import idle_parameters, network_cost
 from dllm.models.loading.checkpoint import HUB_ID, Checkpoint, find_folder
 from dllm.models.loading.tokenizer import render_chat
 from dllm.models.loading.weights import Weights, empty_network
@@ -67,6 +68,13 @@ def architecture(checkpoint: LocalCheckpoint) -> Iterator[Finding]:
     network, family = checkpoint.network, checkpoint.family
     shape = f"{network.num_layers} layers of {network.hidden_size}"
     shape += f", {checkpoint.num_parameters:,} parameters"
+    idle = idle_parameters(network)
+    if network.experts is not None:
+        experts = network.experts
+        shape += (
+            f", {checkpoint.num_parameters - idle:,} of them active in a token "
+            f"({experts.num_active} of {experts.num_experts} experts)"
+        )
     shifted = ", logits shifted by one" if family.logit_shift else ""
     attends = f"{family.attention.replace('_', '-')} attention{shifted}"
     yield ok("architecture", f"{family.architecture}: {shape}, {attends}")

@@ -1,4 +1,4 @@
-"""What a model is to the rest: its network's shape, its special tokens, the price of a pass."""
+"""What a model is to the rest: the shape and switches of its network, its special tokens."""
 
 from __future__ import annotations
 
@@ -8,11 +8,7 @@ from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
-from dllm.state.plan import PassShape
-
 AttentionKind = Literal["full", "block_causal", "causal"]
-
-_FLOAT32 = 4  # bytes
 
 
 class CheckpointError(ValueError):
@@ -82,6 +78,22 @@ NETWORK_FIELDS: Allowed = {
     "fused_gate_up": _FLAG,
     "tie_embeddings": _FLAG,
     "logits_in_float32": _FLAG,
+    "experts": None,
+}
+EXPERTS_FIELDS: Allowed = {
+    "num_experts": Numbers(1, 2**14),
+    "num_active": Numbers(1, 2**14),
+    "intermediate_size": _SIZE,
+    "shared_size": Numbers(1, 2**24, optional=True),
+    "num_dense_layers": Numbers(0, MOST_LAYERS),
+    "score": ("softmax", "sigmoid"),
+    "num_groups": Numbers(1, 2**14),
+    "num_active_groups": Numbers(1, 2**14),
+    "bias": ("none", "choice", "weights"),
+    "normalise": _FLAG,
+    "scaling": Numbers(TINIEST, LARGEST, whole=False),
+    "router_in_float32": _FLAG,
+    "sum_in_float32": _FLAG,
 }
 SPEC_FIELDS: Allowed = {
     "vocab_size": _SIZE,
@@ -111,6 +123,45 @@ def check_fields(part: Any, allowed: Allowed) -> None:
 
 
 @dataclass(frozen=True)
+class ExpertsConfig:
+    """The mixture of experts of a network: how they are chosen, weighed and added up."""
+
+    num_experts: int
+    num_active: int  # experts that a token goes through
+    intermediate_size: int  # of one expert
+    shared_size: int | None = None  # of what every token goes through besides; None: nothing
+    num_dense_layers: int = 0  # the first layers have one feed-forward layer instead
+    score: Literal["softmax", "sigmoid"] = "softmax"  # in float32, of the router's product
+    num_groups: int = 1  # a token's experts are of its `num_active_groups` best groups of experts,
+    num_active_groups: int = 1  # by the sum of the two largest scores in each
+    bias: Literal["none", "choice", "weights"] = "none"  # added to scores for the choice, or always
+    normalise: bool = True  # the weights of a token's experts are divided by their sum
+    scaling: float = 1.0  # then multiplied by this
+    # Two roundings differ between families and decide bit equality in bfloat16.
+    router_in_float32: bool = False  # the router's product, not only its scores
+    sum_in_float32: bool = False  # outputs are weighed and added in float32, else one after another
+
+    def __post_init__(self) -> None:
+        check_fields(self, EXPERTS_FIELDS)
+        whole, rest = divmod(self.num_experts, self.num_groups)
+        if rest or (self.num_groups > 1 and whole < 2):
+            raise ValueError(
+                f"num_experts={self.num_experts} does not make num_groups={self.num_groups} equal "
+                "groups of at least two experts"
+            )
+        if self.num_active_groups > self.num_groups:
+            raise ValueError(
+                f"num_active_groups={self.num_active_groups} is more than "
+                f"num_groups={self.num_groups}"
+            )
+        if self.num_active > whole * self.num_active_groups:
+            raise ValueError(
+                f"num_active={self.num_active} experts of a token are more than the "
+                f"{whole * self.num_active_groups} to choose from"
+            )
+
+
+@dataclass(frozen=True)
 class NetworkConfig:
     """The shape and numerical switches of the one transformer that hosts every family.
 
@@ -136,9 +187,15 @@ class NetworkConfig:
     fused_gate_up: bool = False  # one product gives both halves of the gated layer
     tie_embeddings: bool = False
     logits_in_float32: bool = False
+    experts: ExpertsConfig | None = None  # None: every layer has one feed-forward layer
 
     def __post_init__(self) -> None:
         check_fields(self, NETWORK_FIELDS)
+        if self.experts is not None and self.experts.num_dense_layers >= self.num_layers:
+            raise ValueError(
+                f"num_dense_layers={self.experts.num_dense_layers} leaves no layer of "
+                f"num_layers={self.num_layers} with experts"
+            )
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}"
@@ -148,6 +205,11 @@ class NetworkConfig:
             raise ValueError(
                 f"rotary_dim={rotated} must be even and at most head_dim={self.head_dim}"
             )
+
+    def experts_of(self, layer: int) -> ExpertsConfig | None:
+        """Returns the experts of a layer, None for one with a single feed-forward layer."""
+        dense = self.experts is None or layer < self.experts.num_dense_layers
+        return None if dense else self.experts
 
 
 @dataclass(frozen=True)
@@ -190,75 +252,3 @@ class ModelSpec:
                     f"{name}={token} is the mask token, which marks open slots and nothing else: "
                     "give another id, or correct mask_token_id"
                 )
-
-
-@dataclass(frozen=True)
-class Cost:
-    """The price of each thing that a pass does, summed over layers.
-
-    FLOPs are two for each multiply-add of the matrix products, attention included; norms, RoPE and
-    softmax are left out, as is usual. They are those that are computed: a key that a mask hides is
-    multiplied all the same, and so is padding.
-    """
-
-    token_flops: int  # a fed column: projections and feed-forward layers
-    pair_flops: int  # a (fed column, key) pair: scores and their mix of values
-    head_flops: int  # a row of logits
-    slot_bytes: int  # a column of a row of the K/V store
-    token_bytes: int  # a fed column, while its largest layer runs; an estimate
-    head_bytes: int  # a row of logits and its statistics; an estimate
-    tail_flops: int = 0  # of `token_flops`, what follows keys and values in the last layer
-    value_flops: int = 0  # a column of which only the values are computed
-    num_layers: int = 1  # over which these are summed
-
-    def flops(self, a_pass: PassShape) -> int:
-        """Returns the FLOPs of a pass."""
-        num_fed, num_logits = a_pass.num_fed, a_pass.num_logit_rows
-        a_column = self.token_flops + a_pass.num_seen * self.pair_flops
-        a_row = num_fed * a_column
-        skipped, compared = a_pass.skipped
-        less = skipped * a_column - compared * self.value_flops
-        a_row -= less // self.num_layers * (self.num_layers - 1)
-        if a_pass.narrows:
-            tail = self.tail_flops + a_pass.num_seen * self.pair_flops // self.num_layers
-            a_row -= (num_fed - num_logits) * tail
-        return a_pass.num_rows * (a_row + num_logits * self.head_flops)
-
-    def row_bytes(self, num_stored: int, num_fed: int, num_head_rows: int) -> int:
-        """Returns the estimated memory of one row: its slots, and its part of the widest pass."""
-        passed = num_fed * self.token_bytes + num_head_rows * self.head_bytes
-        return num_stored * self.slot_bytes + passed
-
-    def times(self, count: int) -> Cost:
-        """Returns the price for a model that runs every row `count` times."""
-        prices = {field.name: count * getattr(self, field.name) for field in fields(self)}
-        return Cost(**{**prices, "num_layers": self.num_layers})
-
-
-def network_cost(config: NetworkConfig, itemsize: int) -> Cost:
-    """Returns the prices of a network whose weights take `itemsize` bytes each."""
-    width, inner = config.hidden_size, config.intermediate_size
-    q_width = config.num_heads * config.head_dim
-    kv_width = config.num_kv_heads * config.head_dim
-    weights = 2 * width * q_width + 2 * width * kv_width + 3 * width * inner
-    # One layer's tensors are alive together with the residual and its normed copy; queries and
-    # keys are there before and after RoPE.
-    widest = max(3 * inner, 3 * q_width + 3 * kv_width)
-    return Cost(
-        token_flops=2 * config.num_layers * weights,
-        pair_flops=4 * config.num_layers * q_width,
-        head_flops=2 * width * config.vocab_size,
-        slot_bytes=2 * config.num_layers * kv_width * itemsize,
-        token_bytes=(2 * width + widest) * itemsize,
-        # Logits, their float32 copy, the copy without the mask token, one statistic.
-        head_bytes=config.vocab_size * (itemsize + 3 * _FLOAT32),
-        tail_flops=2 * (width * q_width + 3 * width * inner),
-        value_flops=2 * config.num_layers * width * kv_width,
-        num_layers=config.num_layers,
-    )
-
-
-def cost_of(model: Any) -> Cost | None:
-    """Returns a model's prices; None for a wrapped module, whose configuration is not known."""
-    cost = getattr(model, "cost", None)
-    return cost if isinstance(cost, Cost) else None

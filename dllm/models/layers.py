@@ -10,7 +10,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dllm.models.config import NetworkConfig
+from dllm.models.config import ExpertsConfig, NetworkConfig
+from dllm.models.experts import Experts, Router, added_up
 from dllm.state.plan import LayerPolicy, StepPlan
 from dllm.state.store import KVStore
 
@@ -151,9 +152,9 @@ class Attention(nn.Module):
 class SwiGLU(nn.Module):
     """The gated feed-forward layer down(silu(gate(x)) * up(x))."""
 
-    def __init__(self, config: NetworkConfig) -> None:
+    def __init__(self, config: NetworkConfig, inner: int | None = None) -> None:
         super().__init__()
-        width, inner = config.hidden_size, config.intermediate_size
+        width, inner = config.hidden_size, inner or config.intermediate_size
         self.fused = config.fused_gate_up
         if self.fused:
             self.gate_up = nn.Linear(width, 2 * inner, bias=False)
@@ -167,10 +168,30 @@ class SwiGLU(nn.Module):
         return self.down(F.silu(gate) * up)
 
 
+class MixtureOfExperts(nn.Module):
+    """The feed-forward layers of a token's experts, weighed, and one that all tokens share."""
+
+    def __init__(self, config: NetworkConfig, experts: ExpertsConfig) -> None:
+        super().__init__()
+        self.config = experts
+        self.router = Router(experts, config.hidden_size)
+        self.experts = Experts(experts, config.hidden_size)
+        self.shared = None if experts.shared_size is None else SwiGLU(config, experts.shared_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(0, -2)
+        weights, chosen = self.router(tokens)
+        outputs = self.experts(tokens, chosen)
+        mixed = added_up(outputs, weights, self.config.sum_in_float32).view_as(x)
+        return mixed if self.shared is None else mixed + self.shared(x)
+
+
 def feed_forward(config: NetworkConfig, layer: int) -> nn.Module:
-    """Returns the feed-forward part of a layer; mixture-of-experts families plug in here."""
-    del layer  # MoE families keep their first layers dense
-    return SwiGLU(config)
+    """Returns the feed-forward part of a layer."""
+    experts = config.experts_of(layer)
+    if experts is None:
+        return SwiGLU(config)
+    return MixtureOfExperts(config, experts)
 
 
 class Block(nn.Module):

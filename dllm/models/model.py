@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from dllm.models.config import Cost, ModelSpec, network_cost
+from dllm.models.config import ModelSpec
+from dllm.models.cost import Cost, network_cost
 from dllm.models.layer_policies import FeatureReuse, partly_computed
 from dllm.models.transformer import Transformer
 from dllm.state.plan import StepPlan

@@ -1,4 +1,4 @@
-"""One pre-norm transformer, configured into LLaDA, Dream, iLLaDA, SDAR, Fast-dLLM v2."""
+"""One pre-norm transformer, configured into every hosted family, dense or of experts."""
 
 from __future__ import annotations
 

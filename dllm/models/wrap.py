@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from dllm.models.config import NO_LIMIT, Cost, ModelSpec, cost_of
+from dllm.models.config import NO_LIMIT, ModelSpec
+from dllm.models.cost import Cost, cost_of
 from dllm.models.model import DenoisingModel
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore

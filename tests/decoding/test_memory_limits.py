@@ -21,7 +21,7 @@ from dllm.decoding.memory_limits import available, ran_out, readable
 from dllm.eval.run.results import Result, read_results
 from dllm.eval.run.run import Run
 from dllm.eval.tasks import TASKS
-from dllm.models.config import Cost
+from dllm.models.cost import Cost
 from dllm.settings import resolve
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore

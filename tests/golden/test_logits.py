@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dllm.models import HostedModel, load
+from dllm.models.layers import Rotation
+from dllm.models.transformer import Transformer
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore
 from tests.support import GOLDEN
@@ -80,3 +82,56 @@ def test_cached_logits_equal_the_reference(
     # The cache is an approximation, so this test can tell a store from a full pass.
     full = feed(model, changed, torch.arange(len(tokens)), None)
     assert (full[fed] - given).abs().max() > 1e-2
+
+
+MIXTURES = ["llada_moe", "llada2_moe"]
+
+
+def rounded_frequencies(network: Transformer, columns: Tensor) -> Rotation:
+    """Returns RoPE tables of frequencies rounded to bfloat16.
+
+    The bfloat16 recordings are of models that were cast as a whole, which rounds this table too;
+    a model that is loaded in bfloat16 keeps it.
+    """
+    width = network.config.rotary_dim or network.config.head_dim
+    steps = torch.arange(0, width, 2, dtype=torch.float32) / width
+    frequencies = (1.0 / network.config.rope_theta**steps).bfloat16().float()
+    angles = columns[..., None].float() * frequencies
+    cos, sin = angles.cos()[:, :, None], angles.sin()[:, :, None]
+    return Rotation(torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1))
+
+
+def in_blocks(count: int, block: int) -> Tensor:
+    """Returns which keys the columns of a block-causal model see, (1, Q, K) bool."""
+    blocks = torch.arange(count) // block
+    return (blocks[:, None] >= blocks)[None]
+
+
+@pytest.mark.parametrize("case", range(3))
+@pytest.mark.parametrize("narrow", ["f64", "f32", "bf16"])
+@pytest.mark.parametrize("name", MIXTURES)
+def test_logits_of_mixtures_equal_the_reference_bit_by_bit(
+    name: str, narrow: str, case: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(MODELS / name, dtype={"f64": "float64", "f32": "float32"}.get(narrow, "bfloat16"))
+    if narrow == "bf16":
+        monkeypatch.setattr(Transformer, "rotation", rounded_frequencies)
+    want = recorded(model, case)
+    tokens, (_, block) = want["input_ids"], want["meta"].tolist()
+    masks = {f"logits_{narrow}": in_blocks(len(tokens), block) if name == "llada2_moe" else None}
+    if name == "llada2_moe" and narrow == "f64":
+        masks["full_attention_logits_f64"] = None
+    for key, mask in masks.items():
+        columns = torch.arange(len(tokens))[None]
+        plan = StepPlan("step", columns, columns, len(tokens), mask)
+        given = model.forward(tokens[None], plan, None)[0]
+        assert given.dtype == want[key].dtype
+        assert torch.equal(given, want[key])
+        assert given.std() > 1
+
+
+def test_recorded_frequencies_were_rounded() -> None:
+    model = load(MODELS / "llada_moe", dtype="bfloat16")
+    want = recorded(model, 0)
+    given = model.network(want["input_ids"][None])[0]
+    assert 0 < (given - want["logits_bf16"]).abs().mean() < 0.05 * want["logits_bf16"].std()

@@ -112,7 +112,7 @@ def test_a_failed_compilation_is_told_once(
     def broken(*_: Any) -> Any:
         raise RuntimeError("No working C++ compiler\nand a long story")
 
-    monkeypatch.setattr(runner, "_layer", broken)
+    monkeypatch.setattr(runner, "_layers", dict.fromkeys(runner._layers, broken))
     settings = {"cache": "dual", "scheduler": "fixed_quota"}
     with caplog.at_level(logging.WARNING, "dllm"):
         for _ in range(2):
@@ -127,7 +127,7 @@ def test_memory_that_runs_out_is_no_failed_compilation(monkeypatch: pytest.Monke
     def full(*_: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(runner, "_layer", full)
+    monkeypatch.setattr(runner, "_layers", dict.fromkeys(runner._layers, full))
     with pytest.raises(torch.OutOfMemoryError):
         model.forward(torch.full((2, 6), 5), part(2, 6, 6), None)
     assert runner.failed is None

@@ -16,11 +16,12 @@ import dllm
 from dllm.eval.run.results import Result, append, read_results
 from dllm.eval.run.summary import summarise
 from dllm.models import HostedModel, NetworkConfig
-from dllm.models.config import cost_of, network_cost
+from dllm.models.cost import cost_of, network_cost
 from dllm.models.transformer import Transformer
 from tests.golden import replay
 from tests.golden.methods import METHODS
 from tests.support import GOLDEN
+from tests.support.counters import GroupedFlops
 from tests.support.marks import crossed
 from tests.support.models import MODELS, golden_model, random_prompts
 from tests.support.oracles import ORACLES, hosted
@@ -59,7 +60,7 @@ def test_flops_of_every_family(architecture: str, tmp_path: Path) -> None:
     model = hosted(architecture, tmp_path)
     prompts = [[3, 4, 5], [6] * 9]
     length: dict[str, Any] = {"max_new_tokens": 16, "block_length": 8}
-    counter = FlopCounterMode(display=False)
+    counter = GroupedFlops()
     with counter, sdpa_kernel(SDPBackend.MATH):
         metrics = dllm.generate(model, prompts, **length).metrics
     assert metrics.flops == counter.get_total_flops() > 0

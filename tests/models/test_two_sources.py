@@ -99,6 +99,19 @@ NUMBERS: dict[str, list[str]] = {
         *("d_model", "mlp_hidden_size", "n_layers", "n_heads", "n_kv_heads"),
         *("max_sequence_length", "embedding_size", "rms_norm_eps", "rope_theta", *IDS),
     ],
+    "llada_moe": [
+        *("hidden_size", "dense_intermediate_size", "expert_intermediate_size", "num_experts"),
+        *("num_experts_per_tok", "num_hidden_layers", "num_attention_heads", *IDS),
+        *("num_key_value_heads", "max_position_embeddings", "vocab_size", "rms_norm_eps"),
+        *("rope_theta", "moe_layer_freq"),
+    ],
+    "llada2_moe": [
+        *("hidden_size", "intermediate_size", "moe_intermediate_size", "num_experts", "head_dim"),
+        *("num_experts_per_tok", "num_shared_experts", "n_group", "topk_group", *IDS),
+        *("first_k_dense_replace", "routed_scaling_factor", "partial_rotary_factor", "rotary_dim"),
+        *("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "block_length"),
+        *("max_position_embeddings", "vocab_size", "rms_norm_eps", "rope_theta"),
+    ],
 }
 OTHER_FAMILIES = {"head_dim": "SDARForCausalLM", "bd_size": "Fast_dLLM_QwenForCausalLM"}
 WRONG: list[Any] = [math.nan, math.inf, True, "4", -1, 10**13, 10**400, {}, [[]]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
+    Glm4MoeConfig,
+    Glm4MoeForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -17,6 +20,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 from dllm.models import HostedModel, load
@@ -38,6 +43,17 @@ SIZES: dict[str, Any] = {
 }
 
 
+# Experts, in groups where the family has them, behind a dense layer where it may have one.
+MIXTURE: dict[str, Any] = {
+    **{key: value for key, value in SIZES.items() if key != "rope_parameters"},
+    "head_dim": 16,
+    "moe_intermediate_size": 24,
+    "num_experts_per_tok": 3,
+    "tie_word_embeddings": False,
+}
+PARTIAL = {**SIZES["rope_parameters"], "partial_rotary_factor": 0.5}
+
+
 SPECIAL = {"mask_token_id": 48, "eos_token_id": 49, "pad_token_id": 49}
 
 
@@ -55,6 +71,44 @@ ORACLES: dict[str, tuple[type[PreTrainedModel], Any, dict[str, Any]]] = {
         {"bd_size": 8},
     ),
     "LLaDAModelLM": (LlamaForCausalLM, LlamaConfig(**SIZES, tie_word_embeddings=False), {}),
+    "LLaDAMoEModelLM": (
+        Qwen3MoeForCausalLM,
+        Qwen3MoeConfig(
+            **MIXTURE,
+            num_experts=8,
+            norm_topk_prob=False,
+            rope_parameters=SIZES["rope_parameters"],
+        ),
+        {"num_experts": 8, "expert_intermediate_size": 24},
+    ),
+    "LLaDA2MoeModelLM": (
+        Glm4MoeForCausalLM,
+        Glm4MoeConfig(
+            **MIXTURE,
+            n_routed_experts=16,
+            n_group=4,
+            topk_group=2,
+            routed_scaling_factor=2.5,
+            use_qk_norm=True,
+            rope_parameters=PARTIAL,
+        ),
+        {
+            "num_experts": 16,
+            "num_shared_experts": 1,
+            "partial_rotary_factor": 0.5,
+            "block_length": 8,
+        },
+    ),
+    "SDARMoeForCausalLM": (
+        Qwen3MoeForCausalLM,
+        Qwen3MoeConfig(
+            **MIXTURE,
+            num_experts=8,
+            norm_topk_prob=True,
+            rope_parameters=SIZES["rope_parameters"],
+        ),
+        {"num_experts": 8, "block_size": 4, "norm_multiply_first": False},
+    ),
 }
 
 
@@ -62,10 +116,15 @@ def oracle(architecture: str) -> PreTrainedModel:
     """Returns transformers' model with weights large enough for uneven attention."""
     kind, config, _ = ORACLES[architecture]
     torch.manual_seed(0)
-    model: PreTrainedModel = kind._from_config(config, attn_implementation="sdpa").eval()
+    # Experts one after the other, as in the code of the families themselves.
+    ways = {"attn_implementation": "sdpa", "experts_implementation": "eager"}
+    model: PreTrainedModel = kind._from_config(config, **ways).eval()
     for name, weight in model.named_parameters():
         spread = 0.2 if "norm" in name or "bias" in name else 2.5 * weight.shape[-1] ** -0.5
         weight.data = torch.randn(weight.shape) * spread + ("norm" in name)
+    for name, buffer in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            buffer.copy_(torch.randn(buffer.shape) * 0.3)
     return model
 
 
@@ -93,14 +152,42 @@ def own_tensors(architecture: str, model: PreTrainedModel) -> dict[str, Tensor]:
     weights = {k: v.detach().clone() for k, v in model.state_dict().items() if v is not None}
     if model.config.tie_word_embeddings:
         del weights["lm_head.weight"]
-    if architecture != "LLaDAModelLM":
-        return weights
+    if architecture == "LLaDA2MoeModelLM":
+        weights = dict(joined(weights))
     renamed = {}
-    for name, weight in weights.items():
-        for theirs, ours in LLADA_NAMES.items():
+    for name, weight in one_by_one(weights):
+        for theirs, ours in RENAMED.get(architecture, {}).items():
             name = name.replace(theirs, ours)
-        renamed[name] = weight
+        renamed[name] = weight.contiguous()
     return renamed
+
+
+def one_by_one(weights: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Yields weights as checkpoints have them: those of each expert by themselves."""
+    for name, weight in weights.items():
+        before, _, part = name.rpartition("experts.")
+        if not before or weight.dim() < 3:
+            yield name, weight
+            continue
+        for number, expert in enumerate(weight):
+            one = f"{before}experts.{number}"
+            if part == "down_proj":
+                yield f"{one}.down_proj.weight", expert
+            else:
+                gate, up = expert.chunk(2)
+                yield from ((f"{one}.gate_proj.weight", gate), (f"{one}.up_proj.weight", up))
+
+
+def joined(weights: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Yields weights with the projections to queries, keys and values in one."""
+    for name, weight in weights.items():
+        if "q_proj" in name:
+            rows = [
+                weights[name.replace("q_proj", part)] for part in ("q_proj", "k_proj", "v_proj")
+            ]
+            yield name.replace("self_attn.q_proj", "attention.query_key_value"), torch.cat(rows)
+        elif "k_proj" not in name and "v_proj" not in name:
+            yield name, weight
 
 
 LLADA_NAMES = {
@@ -115,6 +202,18 @@ LLADA_NAMES = {
     "mlp.gate_proj": "ff_proj",
     "mlp.up_proj": "up_proj",
     "mlp.down_proj": "ff_out",
+}
+
+
+RENAMED = {
+    "LLaDAModelLM": LLADA_NAMES,
+    "LLaDA2MoeModelLM": {
+        "embed_tokens": "word_embeddings",
+        "self_attn.o_proj": "attention.dense",
+        "self_attn.q_norm": "attention.query_layernorm",
+        "self_attn.k_norm": "attention.key_layernorm",
+        "e_score_correction_bias": "expert_bias",
+    },
 }
 
 

@@ -11,20 +11,28 @@ from collections.abc import Mapping
 from typing import Any
 
 from dllm.models.config import CheckpointError
-from dllm.models.families import dream, fast_dllm_v2, illada, llada, sdar
+from dllm.models.families import dream, fast_dllm_v2, illada, llada, llada2, llada_moe, sdar
 from dllm.models.families.family import Family
 from dllm.registry import declared, nearest, own_object
 
 FAMILIES: dict[str, Family] = {
-    module.FAMILY.architecture: module.FAMILY
-    for module in (llada, dream, illada, sdar, fast_dllm_v2)
+    family.architecture: family
+    for family in (
+        llada.FAMILY,
+        dream.FAMILY,
+        illada.FAMILY,
+        sdar.FAMILY,
+        fast_dllm_v2.FAMILY,
+        llada_moe.FAMILY,
+        llada2.FAMILY,
+        sdar.MOE_FAMILY,
+    )
 }
 
 _GROUP = "dllm.families"  # of entry points
 _HOSTED = frozenset(FAMILIES)
 
 _HEAD = re.compile(r"(ForCausalLM|ForMaskedLM|Model(LM)?|LM(HeadModel)?)$")
-MIXTURE_OF_EXPERTS = ("LLaDAMoEModelLM", "LLaDA2MoeModelLM", "SDARMoeForCausalLM")
 
 
 def find_family(config: Mapping[str, Any]) -> Family:
@@ -44,8 +52,6 @@ def find_family(config: Mapping[str, Any]) -> Family:
             f"config.json has architectures={architectures!r}; expected the name of a class, one "
             f"of: {', '.join(FAMILIES)}"
         )
-    if name in MIXTURE_OF_EXPERTS:
-        raise CheckpointError(f"{name}: mixture-of-experts checkpoints are not supported yet")
     if name not in FAMILIES and name in declared(_GROUP):
         add_family(name)
     if name not in FAMILIES:

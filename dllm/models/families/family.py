@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dllm.models.config import (
@@ -47,6 +47,11 @@ class Fields:
             raise self.error(key, value, f"a positive number up to {LARGEST:g}")
         return float(value)
 
+    def count(self, key: str) -> int:
+        """Returns a positive integer or zero, which a missing key is."""
+        value = self.config.get(key)
+        return 0 if value is None or (type(value) is int and value == 0) else self.integer(key)
+
     def flag(self, key: str, default: bool | None = None) -> bool:
         """Returns true or false; a missing key is an error unless there is a default."""
         if default is not None and not self.has(key):
@@ -56,11 +61,35 @@ class Fields:
             raise self.error(key, value, "true or false")
         return value
 
-    def rope_theta(self) -> float:
+    def rotary_dim(self, head_dim: int) -> int:
+        """Returns how many elements of a head are rotated, which one of two keys must say."""
+        places: dict[str, float] = {}
+        if self.has("rotary_dim"):
+            places["rotary_dim"] = self.integer("rotary_dim")
+        if self.has("partial_rotary_factor"):
+            places["head_dim * partial_rotary_factor"] = head_dim * self.partial_rotary_factor()
+        if not places:
+            self.require("partial_rotary_factor")
+        self._check_agreement(places)
+        width = next(iter(places.values()))
+        if width % 2 or width > head_dim:
+            allowed = f"an even number of the {head_dim} elements of a head"
+            raise self.error(*next(iter(places.items())), allowed)
+        return int(width)
+
+    def partial_rotary_factor(self) -> float:
+        """Returns the part of a head that is rotated."""
+        part = self.number("partial_rotary_factor")
+        if part > 1:
+            raise self.error("partial_rotary_factor", part, "a number up to 1")
+        return part
+
+    def rope_theta(self, part: float = 1) -> float:
         """Returns the base of the rotary frequencies, refusing every scaled variant.
 
-        transformers 5 writes it into `rope_parameters`, earlier versions at the top level; where
-        several name it, they must agree.
+        `part` is what `partial_rotary_factor` may be, if it is there. transformers 5 writes the
+        base into `rope_parameters`, earlier versions at the top level; where several name it, they
+        must agree.
         """
         places: list[tuple[str, Fields]] = [("", self)] if self.has("rope_theta") else []
         for key in ("rope_scaling", "rope_parameters"):
@@ -69,30 +98,35 @@ class Fields:
                 continue
             if not isinstance(rope, Mapping):
                 raise self.error(key, rope, "an object or null")
-            self._check_rope(key, rope)
+            self._check_rope(key, rope, part)
             if rope.get("rope_theta") is not None:
                 places.append((f"{key}.", Fields(rope, f"{self.reader} in {key}")))
-        self._check_rope("", {"partial_rotary_factor": self.config.get("partial_rotary_factor")})
+        own = {"partial_rotary_factor": self.config.get("partial_rotary_factor")}
+        self._check_rope("", own, part)
         if not places:
             self.require("rope_theta")
         found = {f"{place}rope_theta": fields.number("rope_theta") for place, fields in places}
+        self._check_agreement(found)
+        return next(iter(found.values()))
+
+    def _check_agreement(self, found: Mapping[str, Any]) -> None:
+        """Refuses one fact that several keys state differently."""
         if len(set(found.values())) > 1:
             listed = " and ".join(f"{name}={value!r}" for name, value in found.items())
             raise CheckpointError(
                 f"config.json of {self.reader} has {listed}, which state one fact: correct one of "
                 "them, or leave it out"
             )
-        return next(iter(found.values()))
 
-    def _check_rope(self, key: str, rope: Mapping[str, Any]) -> None:
+    def _check_rope(self, key: str, rope: Mapping[str, Any], allowed: float) -> None:
         """Refuses rotary embeddings that are not the plain ones, such as scaled or partial."""
         kinds = [rope[name] for name in ("rope_type", "type") if rope.get(name) is not None]
         for kind in kinds:
             if kind != "default":
                 raise self.error(f"{key}.rope_type", kind, '"default"')
         part = rope.get("partial_rotary_factor")
-        if part is not None and (isinstance(part, bool) or part != 1):
-            raise self.error("partial_rotary_factor", part, "1 or the key left out")
+        if part is not None and (isinstance(part, bool) or part != allowed):
+            raise self.error("partial_rotary_factor", part, f"{allowed:g} or the key left out")
         for name, inner in rope.items():
             if isinstance(inner, Mapping):  # other bases for other layers
                 raise self.error(f"{key}.{name}", inner, "one rotary base for all layers")
@@ -127,6 +161,17 @@ class Fields:
         )
 
 
+Where = tuple[int | slice, ...]  # index of a part of a parameter; (): all of it
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A tensor of a checkpoint, and where in a parameter it lies."""
+
+    name: str
+    where: Where = ()
+
+
 @dataclass(frozen=True)
 class TensorNames:
     """The names that a family's checkpoints give to the modules of `Transformer`."""
@@ -135,7 +180,25 @@ class TensorNames:
     norm: str
     head: str
     layer: str  # with {layer} in the place of the layer's number
-    parts: Mapping[str, str]  # module of a `Block` -> module of a checkpoint layer
+    # Module of a `Block` -> module of a checkpoint layer; of the experts' gate, up and down
+    # projections, with {expert} in the place of the expert's number.
+    parts: Mapping[str, str]
+    # Parameter of a `Block` -> tensor of a checkpoint layer, where the two end differently.
+    others: Mapping[str, str] = field(default_factory=dict)
+
+    def pieces(self, parameter: str, shape: Sequence[int]) -> Iterator[Piece]:
+        """Yields the checkpoint's tensors of a parameter: one, or those of each expert."""
+        module, _, part = parameter.rpartition(".")
+        if not module.endswith(".experts"):
+            yield Piece(self.of(parameter))
+            return
+        inner = shape[1] // 2
+        halves = {"gate": slice(0, inner), "up": slice(inner, None)}
+        rows = halves if part == "gate_up" else {part: slice(None)}
+        for expert in range(shape[0]):
+            for name, where in rows.items():
+                named = self.of(f"{module}.{name}.weight").format(expert=expert)
+                yield Piece(named, (expert, where))
 
     def of(self, parameter: str) -> str:
         """Returns the checkpoint's tensor name of a parameter of `Transformer`."""
@@ -143,7 +206,8 @@ class TensorNames:
         if not module.startswith("blocks."):
             return f"{getattr(self, module)}.{kind}"
         _, layer, part = module.split(".", 2)
-        return f"{self.layer.format(layer=layer)}.{self.parts[part]}.{kind}"
+        own = self.others.get(f"{part}.{kind}") or f"{self.parts[part]}.{kind}"
+        return f"{self.layer.format(layer=layer)}.{own}"
 
 
 @dataclass(frozen=True)
@@ -158,6 +222,7 @@ class Family:
     logit_shift: Literal[0, 1] = 0
     attention: AttentionKind = "full"
     block_length_key: str | None = None  # of block-causal families
+    block_length: int | None = None  # trained, where a config.json does not have that key
     turn_ends: tuple[str, ...] = ()  # tokens that end an answer besides eos_token_id
 
     def read_network(self, config: Mapping[str, Any]) -> NetworkConfig:
@@ -175,5 +240,7 @@ class Family:
 
     def read_block_length(self, config: Mapping[str, Any]) -> int | None:
         """Returns the trained block of a block-causal family."""
-        key = self.block_length_key
-        return None if key is None else Fields(config, self.architecture).integer(key)
+        key, fields = self.block_length_key, Fields(config, self.architecture)
+        if key is None or (self.block_length is not None and not fields.has(key)):
+            return self.block_length
+        return fields.integer(key)

@@ -26,10 +26,22 @@ NAMES = TensorNames(
 )
 
 
-def read_dense(fields: Fields) -> NetworkConfig:
+# Of a layer with experts.
+MIXTURE = {
+    "feed_forward.router": "mlp.gate",
+    "feed_forward.experts.gate": "mlp.experts.{expert}.gate_proj",
+    "feed_forward.experts.up": "mlp.experts.{expert}.up_proj",
+    "feed_forward.experts.down": "mlp.experts.{expert}.down_proj",
+}
+
+
+def read_dense(
+    fields: Fields, *, inner: str = "intermediate_size", rotated: float = 1
+) -> NetworkConfig:
     """Returns the network of a dense configuration without biases or head norms.
 
-    The family replaces the switches in which it differs.
+    The family replaces the switches in which it differs. `inner` is the key of the feed-forward
+    layer's width, `rotated` the part of a head that is rotated.
     """
     fields.only({"hidden_act": "silu", "use_sliding_window": False, "use_mrope": False})
     hidden_size, num_heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
@@ -45,12 +57,12 @@ def read_dense(fields: Fields) -> NetworkConfig:
     return NetworkConfig(
         vocab_size=fields.integer("vocab_size"),
         hidden_size=hidden_size,
-        intermediate_size=fields.integer("intermediate_size"),
+        intermediate_size=fields.integer(inner),
         num_layers=fields.integer("num_hidden_layers"),
         num_heads=num_heads,
         num_kv_heads=fields.integer("num_key_value_heads") if has_groups else num_heads,
         head_dim=head_dim,
-        rope_theta=fields.rope_theta(),
+        rope_theta=fields.rope_theta(rotated),
         rms_norm_eps=fields.number("rms_norm_eps"),
         tie_embeddings=fields.flag("tie_word_embeddings", default=False),
     )

@@ -112,8 +112,12 @@ def save(model: HostedModel, folder: str | Path, *, max_shard_size: str = "5GB")
     if is_narrow(model.network):
         raise ValueError(f"{model.name!r} has weights rounded to 8 bits; load it again to save it")
     names = find_family(model.config).names
-    parts = parts_of(model.network, model.network.named_parameters())
-    weights = {names.of(name): _own(weight.detach()) for name, weight in parts}
+    parts = parts_of(model.network, model.network.named_parameters(), names.parts)
+    weights = {
+        piece.name: _own(weight.detach()[piece.where])
+        for name, weight in parts
+        for piece in names.pieces(name, weight.shape)
+    }
     if any(weight.is_meta for weight in weights.values()):
         raise ValueError(f"{model.name!r} is offloaded; load it on one device to save it")
     folder = Path(folder)

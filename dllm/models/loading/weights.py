@@ -12,7 +12,7 @@ from accelerate.utils import get_balanced_memory  # type: ignore[import-untyped]
 from torch import nn
 
 from dllm.models.config import CheckpointError, NetworkConfig
-from dllm.models.families.family import TensorNames
+from dllm.models.families.family import TensorNames, Where
 from dllm.models.layers import Block
 from dllm.models.loading.files import PLAIN, StoredTensor, first_few, stream_tensors
 from dllm.models.transformer import Transformer
@@ -28,6 +28,10 @@ DTYPES: dict[str, torch.dtype] = {
 
 # Rotary frequencies and positions, which `Transformer` computes; some checkpoints store them.
 COMPUTED = ("rotary_emb.inv_freq", "position_ids")
+
+
+# What decides between experts whose scores are close, whatever the dtype of the rest.
+KEPT_IN_FLOAT32 = ("router.bias",)
 
 
 def empty_network(config: NetworkConfig) -> Transformer:
@@ -48,7 +52,11 @@ class Weights:
 
     def check(self, network: Transformer) -> None:
         """Raises CheckpointError unless the stored tensors are exactly those of the network."""
-        wanted = {self.names.of(name): w.shape for name, w in network.named_parameters()}
+        weights = dict(network.named_parameters())
+        wanted = {
+            stored: weights[name][where].shape
+            for stored, (name, where) in self._places(network).items()
+        }
         shapes = {name: tensor.shape for name, tensor in self.stored.items()}
         tied = {self._head} if network.config.tie_embeddings else set()
         missing = sorted(wanted.keys() - shapes.keys())
@@ -89,15 +97,31 @@ class Weights:
 
     def fill(self, network: Transformer, dtype: torch.dtype, devices: Devices) -> None:
         """Puts every tensor into its place in the network."""
-        parameters = {self.names.of(name): name for name, _ in network.named_parameters()}
-        for name, tensor in stream_tensors(self.stored, parameters):
-            module, _, kind = parameters[name].rpartition(".")
-            device = device_of(parameters[name], devices)
-            # A copy even where nothing changes: what was read is a view of the file's pages.
-            weight = nn.Parameter(tensor.to(device, dtype, copy=True), requires_grad=False)
-            setattr(network.get_submodule(module), kind, weight)
+        places = self._places(network)
+        for stored, tensor in stream_tensors(self.stored, places):
+            name, where = places[stored]
+            module, _, kind = name.rpartition(".")
+            owner, device = network.get_submodule(module), device_of(name, devices)
+            kept = torch.float32 if name.endswith(KEPT_IN_FLOAT32) else dtype
+            if where:
+                if getattr(owner, kind).is_meta:
+                    whole = torch.empty(getattr(owner, kind).shape, dtype=kept, device=device)
+                    setattr(owner, kind, nn.Parameter(whole, requires_grad=False))
+                getattr(owner, kind)[where].copy_(tensor)
+            else:
+                # A copy even where nothing changes: what was read is a view of the file's pages.
+                weight = nn.Parameter(tensor.to(device, kept, copy=True), requires_grad=False)
+                setattr(owner, kind, weight)
         if network.config.tie_embeddings:
             network.head.weight = network.embedding.weight
+
+    def _places(self, network: Transformer) -> dict[str, tuple[str, Where]]:
+        """Returns for each tensor of a checkpoint the parameter that it is, or a part of."""
+        return {
+            piece.name: (name, piece.where)
+            for name, weight in network.named_parameters()
+            for piece in self.names.pieces(name, weight.shape)
+        }
 
     @property
     def _head(self) -> str:

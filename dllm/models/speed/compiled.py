@@ -10,7 +10,7 @@ from types import FunctionType
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dllm.models.layers import Block, Fed, rows_of
 from dllm.models.model import is_plain
@@ -65,7 +65,10 @@ class Compiled:
         self.network, self.most = network, most
         self.failed: str | None = None  # why nothing is compiled any more
         self._variants: set[tuple[object, ...]] = set()
-        self._layer, self._last = _compiled(), _compiled()
+        # By the kind of their feed-forward part, each with one of its own for the last layer.
+        kinds = {_kind(block) for block in network.blocks}
+        self._layers = {kind: _compiled() for kind in kinds}
+        self._last = _compiled()
 
     @property
     def num_variants(self) -> int:
@@ -106,11 +109,12 @@ class Compiled:
         )
         *memories, memory = self._memories(plan, store)
         for block, own in zip(network.blocks, memories, strict=False):
-            x = self._layer(block, x, fed, own)
+            x = self._layers[_kind(block)](block, x, fed, own)
+        last = network.blocks[-1]
         if plan.shape.narrows:
-            x = self._last(network.blocks[-1], x, replace(fed, wanted=plan.logit_rows), memory)
+            x = self._last(last, x, replace(fed, wanted=plan.logit_rows), memory)
         else:
-            x = rows_of(self._layer(network.blocks[-1], x, fed, memory), plan.logit_rows)
+            x = rows_of(self._layers[_kind(last)](last, x, fed, memory), plan.logit_rows)
         return network.logits(network.norm(x))
 
     def _memories(self, plan: StepPlan, store: KVStore | None) -> Iterator[_LayerMemory | None]:
@@ -130,6 +134,12 @@ class Compiled:
     def _give_up(self, error: Exception) -> None:
         self.failed = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
         _LOG.warning("layers are not compiled, and run as they are from now on: %s", self.failed)
+
+
+def _kind(block: nn.Module) -> type[nn.Module]:
+    """Returns what makes layers differ in more than sizes: one feed-forward layer, or experts."""
+    assert isinstance(block, Block)
+    return type(block.feed_forward)
 
 
 def _compiled() -> Callable[..., Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import cast
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dllm.models.layers import Attention, Block, SwiGLU
+from dllm.models.cost import idle_parameters
+from dllm.models.layers import Attention, Block, MixtureOfExperts, SwiGLU
 from dllm.models.model import HostedModel
 from dllm.models.transformer import Transformer
 
@@ -31,7 +32,9 @@ def fuse(network: Transformer) -> None:
     config = replace(network.config, fused_qkv=True, fused_gate_up=True)
     for block in network.blocks:
         assert isinstance(block, Block)
-        attention, gated = block.attention, block.feed_forward
+        attention, behind = block.attention, block.feed_forward
+        # The experts of a mixture are joined from the start.
+        gated = behind.shared if isinstance(behind, MixtureOfExperts) else behind
         if not attention.config.fused_qkv:
             _replace(attention, _QKV, "qkv")
         attention.config = config
@@ -42,14 +45,17 @@ def fuse(network: Transformer) -> None:
 
 
 def parts_of(
-    network: Transformer, named: Iterable[tuple[str, Tensor]]
+    network: Transformer, named: Iterable[tuple[str, Tensor]], joined: Collection[str] = ()
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yields named weights as a network that is not fused has them; views where it is."""
+    """Yields named weights as a network that is not fused has them; views where it is.
+
+    `joined` are modules of a layer that its family has in one, which stay so.
+    """
     for name, weight in named:
         path, _, kind = name.rpartition(".")
         parent, _, module = path.rpartition(".")
         owner = network.get_submodule(parent)
-        if module == "qkv" and isinstance(owner, Attention):
+        if module == "qkv" and isinstance(owner, Attention) and "attention.qkv" not in joined:
             widths = [owner.q_width, owner.kv_width, owner.kv_width]
             parts = zip(_QKV, weight.split(widths), strict=True)
         elif module == "gate_up":
@@ -95,6 +101,14 @@ def is_narrow(network: Transformer) -> bool:
 
 def check_narrow(model: HostedModel) -> None:
     """Raises ValueError where weights cannot be rounded."""
+    config = model.network.config
+    if config.experts is not None:
+        share = idle_parameters(config) / sum(w.numel() for w in model.network.parameters())
+        raise ValueError(
+            f"'int8' rounds linear layers, and {model.name!r} is a mixture of experts, whose "
+            f"{config.experts.num_experts} experts are slices of one tensor: they would stay as "
+            f"they are, {share:.0%} of the weights and more. Leave 'int8' out"
+        )
     if find_spec("torchao") is None:
         raise ValueError("'int8' needs torchao: pip install 'dllm[quantise]'")
     if is_narrow(model.network):

@@ -46,6 +46,7 @@ def llada(case: Case) -> dict[str, Any]:
 
 
 METHODS = {
+    "llada_vanilla": llada,  # on LLaDA-MoE
     "llada_low_confidence": llada,
     "llada_cfg": llada,
     "llada_eos_option": llada,

@@ -1,4 +1,4 @@
-"""Settings that replay diffusers' LLaDA2Pipeline."""
+"""Settings that replay the generation of LLaDA2.0 and 2.1, and diffusers' LLaDA2Pipeline."""
 
 from __future__ import annotations
 
@@ -24,4 +24,50 @@ def llada2(case: Case) -> dict[str, Any]:
     }
 
 
-METHODS = {"llada2_pipeline": llada2}
+def of_diffusers(case: Case) -> dict[str, Any]:
+    end = case["args"]["eos_token_id"]
+    return {
+        **llada2(case),
+        "eos_token_id": [] if end is None else [end],
+        **({} if case["attention"] == "full" else {"blocks_from": "prompt"}),
+    }
+
+
+def recomputed(case: Case) -> dict[str, Any]:
+    """Returns what both versions share: everything up to the block's end is recomputed."""
+    return {
+        "cache": {"name": "none", "beyond_block": False},
+        "eos_token_id": [case["args"]["eos_id"]],
+    }
+
+
+def version_0(case: Case) -> dict[str, Any]:
+    args = case["args"]
+    scheduler = {
+        "name": "token_editing",
+        "threshold": args["threshold"],
+        "editing_threshold": None,
+        "steps": min(args["steps"], args["gen_length"] // args["minimal_topk"]),
+    }
+    # It looks for end tokens after each block, whatever `eos_early_stop` says.
+    return {**recomputed(case), "scheduler": scheduler, "at_eos": "block"}
+
+
+def version_1(case: Case) -> dict[str, Any]:
+    args = case["args"]
+    scheduler = {
+        "name": "token_editing",
+        "threshold": args["threshold"],
+        "editing_threshold": args["editing_threshold"],
+        "post_steps": args["max_post_steps"],
+    }
+    at_eos = "block" if args["eos_early_stop"] else "ignore"
+    return {**recomputed(case), "scheduler": scheduler, "at_eos": at_eos}
+
+
+METHODS = {
+    "llada2_pipeline": llada2,
+    "diffusers_llada2_pipeline": of_diffusers,
+    "llada2.0_generate": version_0,
+    "llada2.1_generate": version_1,
+}
