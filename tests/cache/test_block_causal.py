@@ -237,6 +237,19 @@ def test_a_forced_token_is_the_likeliest_after_what_stands_before_the_block() ->
         assert checked >= len(RAGGED)
 
 
+def test_a_block_that_begins_inside_one_of_the_model_forces_one_token() -> None:
+    """Its pass is fed the whole trained block, so that it predicts more than is taken."""
+    model, options = family_model("fast_dllm_v2"), {"scheduler": "threshold:0", "block_length": 4}
+    for cached in ("block_causal:first_token=force", "sub_block:2,first_token=force"):
+        _, events, recorded = decode(
+            model, [[5] * 8], cache=cached, at_eos="ignore", max_new_tokens=12, **options
+        )
+        counts = [int(event.committed.sum()) for event in events]
+        assert counts == ([1, 3] * 3 if "block_causal" in cached else [1, 1, 2] * 3)
+        assert passes(recorded)[0] == ("step", list(range(8)))
+        assert passes(recorded)[len(counts) // 3] == ("step", list(range(8, 16)))
+
+
 @pytest.mark.parametrize("reuse", [True, False])
 def test_a_sub_block_of_the_whole_block_forces_exactly(reuse: bool) -> None:
     model = family_model("fast_dllm_v2")
