@@ -13,6 +13,8 @@ from torch import Tensor
 
 import dllm
 from dllm.models.layers import RMSNorm
+from dllm.state.candidates import Sampling
+from dllm.state.noise import CounterNoise
 from dllm.state.plan import StepPlan
 from tests.golden.blockwise import (
     STALE,
@@ -23,6 +25,7 @@ from tests.golden.blockwise import (
     started,
     stores,
 )
+from tests.golden.methods.sdar import Likeliest
 from tests.support import GOLDEN
 
 FILES = ("sdar_generate", "fast_dllm_v2_generate")
@@ -100,6 +103,18 @@ def test_a_prompt_that_ends_in_a_block_costs_the_authors_a_pass_more(name: str) 
         if int(event.columns[0, 0]) >= len(case["final"]) // block * block:
             break  # the authors end with the token that opens this block
     assert case["nfe"] - total == (prompt > block and prompt % block > 0)
+
+
+def test_top_k_comes_before_top_p() -> None:
+    """Probabilities .4, .3, .2, .1: of the first three, .4 and .3 are .78 of what is left."""
+    logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
+    left = Likeliest(3)(torch.zeros(1, 1), logits)
+    assert left.isfinite().tolist() == [[True, True, True, False]]
+    sampling = Sampling(3, 1.0, top_p=0.75, confidence="tempered")
+    columns, step = torch.zeros(1, 1).long(), torch.zeros(1).long()
+    for given, kept in ((left, 2), (logits, 3)):
+        found = sampling.propose(given[None], CounterNoise(torch.zeros(1).long()), columns, step)
+        assert int(found.logits.isfinite().sum()) == kept
 
 
 def logits_of(model: dllm.HostedModel, tokens: Tensor, block: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,6 +27,20 @@ class SDARNoise:
 
     def columns(self, columns: Tensor, step: Tensor, masked: Tensor) -> Tensor:
         raise AssertionError("no order of SDAR is random")
+
+
+@dataclass(frozen=True)
+class Likeliest:
+    """Keeps so many tokens before anything else is done: SDAR cuts to top-k, then to top-p.
+
+    Here, as in Dream, the nucleus is that of all tokens. Temperature does not change the order.
+    """
+
+    count: int
+
+    def __call__(self, tokens: Tensor, scores: Tensor) -> Tensor:
+        least = scores.topk(self.count, dim=-1).values[:, -1:]
+        return scores.masked_fill(scores < least, -torch.inf)
 
 
 def common(case: Case) -> dict[str, Any]:
@@ -74,7 +89,7 @@ def sampling(case: Case) -> dict[str, Any]:
     return {
         **greedy(case),
         "temperature": args["temperature"],
-        "top_k": args["top_k"] or None,
+        "logits_processors": (Likeliest(args["top_k"]),) if args["top_k"] else (),
         "top_p": args["top_p"],
         "confidence": "tempered",
         "noise": SDARNoise(case["torch_seed"], args["block_length"]),
