@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dllm.cache.base import Cache, Canvas, ModelSpec, Progress, StepPlan
-from dllm.cache.passes import chosen_columns, columns_from
+from dllm.cache.base import Cache, Canvas, FirstToken, ModelSpec, Progress, StepPlan
+from dllm.cache.passes import check_first_token, chosen_columns, columns_from
 from dllm.options import Count
 
 
@@ -19,7 +19,8 @@ class BlockStoreCache(Cache):
     lockstep = False
     names_columns = True
     final_blocks = True
-    prefill_chunk: Count | None  # each cache's own field: its place among them differs
+    prefill_chunk: Count | None  # each cache's own fields: their place among them differs
+    first_token: FirstToken
 
     def check(self, spec: ModelSpec) -> None:
         name = self.summary()["name"]
@@ -33,11 +34,35 @@ class BlockStoreCache(Cache):
                 f"prefill_chunk={self.prefill_chunk} is not a multiple of the model's block of "
                 f"{unit(spec)}"
             )
+        check_first_token(self.first_token, spec)
 
     def feeds(self, canvas: Canvas, spec: ModelSpec) -> Tensor:
         start, end = span(canvas, spec)
+        if self.first_token == "force":
+            ahead = self._forced(canvas)
+            stored = canvas.clean.div(unit(spec), rounding_mode="floor") * unit(spec)
+            start = torch.where(ahead, start, stored)
+            end = torch.where(ahead, whole_blocks(canvas.block_start, spec), end)
         end = torch.where(canvas.finished, 0, torch.minimum(end, canvas.length))
         return (canvas.numbers >= start[:, None]) & (canvas.numbers < end[:, None])
+
+    def planned(self, canvas: Canvas, progress: Progress, spec: ModelSpec) -> StepPlan:
+        """Returns the pass over the columns that `feeds` names."""
+        plan = chosen_columns(self.feeds(canvas, spec), canvas, progress, spec)
+        if self.first_token == "feed":
+            return plan
+        forced = self._forced(canvas)
+        first = canvas.columns() == canvas.block_start[:, None]
+        return replace(plan, eligible=first | ~forced[:, None], forced=forced)
+
+    def _forced(self, canvas: Canvas) -> Tensor:
+        """Returns the rows whose pass commits the block's first token alone, (B,) bool.
+
+        It is fed what stands before the block, whose last column predicts that token.
+        """
+        start = canvas.block_start
+        enters = (canvas.step == canvas.entry_step) & (start > 0) & ~canvas.finished
+        return enters & canvas.masked.gather(1, start[:, None])[:, 0]
 
     def prefill(self, canvas: Canvas, spec: ModelSpec) -> Iterator[StepPlan]:
         if self.prefill_chunk is None:
@@ -64,9 +89,14 @@ class BlockCausalCache(BlockStoreCache):
     those of `none`. Methods that look at a whole row find logits in the block only.
 
     `prefill_chunk` reads a longer prompt in passes of so many columns, to bound their memory.
+
+    `first_token` is for shifted models, whose block is predicted from one column further left:
+    `feed` adds that column to each pass; `force` stores what stands before the block in a pass of
+    its own, and commits from it the block's first token, whatever its confidence (Fast-dLLM v2).
     """
 
     prefill_chunk: Count | None = None  # columns of a pass; None: the whole prompt at once
+    first_token: FirstToken = "feed"
 
     replayable = True
     source = (
@@ -74,7 +104,7 @@ class BlockCausalCache(BlockStoreCache):
     )
 
     def plan(self, canvas: Canvas, progress: Progress, spec: ModelSpec) -> StepPlan:
-        return chosen_columns(self.feeds(canvas, spec), canvas, progress, spec)
+        return self.planned(canvas, progress, spec)
 
 
 def unit(spec: ModelSpec) -> int:

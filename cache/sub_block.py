@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dllm.cache.base import Canvas, ModelSpec, Progress, StepPlan
+from dllm.cache.base import Canvas, FirstToken, ModelSpec, Progress, StepPlan
 from dllm.cache.block_causal import BlockStoreCache, unit, whole_blocks
-from dllm.cache.passes import chosen_columns
 from dllm.options import Count
 
 
@@ -21,12 +20,15 @@ class SubBlockCache(BlockStoreCache):
     long as the part's first token is masked: where logits are shifted, the column that predicts it
     stands outside. In between, the other parts of the block are seen as they were last fed. A full
     block that a scheduler goes on with is one part. Each row follows the rule by itself; in the
-    authors' code one such row has all rows feed their block. `prefill_chunk` is explained in
-    `block_causal.py`.
+    authors' code one such row has all rows feed their block. `reuse=false` feeds the whole block
+    always: the parts are then the order of its tokens alone. `prefill_chunk` and `first_token` are
+    explained in `block_causal.py`.
     """
 
     sub_block: Count = 8  # columns
     prefill_chunk: Count | None = None  # columns of a pass; None: the whole prompt at once
+    first_token: FirstToken = "feed"
+    reuse: bool = True  # of what the other parts of the block left in the store
 
     source = (
         "arXiv 2509.26328; NVlabs/Fast-dLLM v2/generation_functions.py (small_block_size, "
@@ -44,16 +46,27 @@ class SubBlockCache(BlockStoreCache):
         columns = canvas.numbers
         reach = whole_blocks(canvas.block_end, spec)
         whole = super().feeds(canvas, spec) & (columns < reach[:, None])
+        if not self.reuse:
+            return whole
         start, end = self._part(canvas)
         # A method that revises reads the logits of the part's first token after it is there.
         lead = spec.logit_shift if canvas.layout.whole_block else 0
         part = (columns >= start - lead) & (columns < end)
         open_first = canvas.masked.gather(1, start)
-        begins = (canvas.step == canvas.entry_step)[:, None]
+        begins = self._begins(canvas)[:, None]
         return torch.where(begins | open_first, whole, whole & part)
 
+    def _begins(self, canvas: Canvas) -> Tensor:
+        """Returns the rows whose block was not fed yet, (B,) bool."""
+        entered, start = canvas.entry_step, canvas.block_start
+        if self.first_token == "feed":
+            return canvas.step == entered
+        # A pass that forced the block's first token was fed what stands before the block.
+        first = canvas.commit_step.gather(1, start[:, None])[:, 0]
+        return canvas.step - entered == ((first == entered) & (start > 0)).long()
+
     def plan(self, canvas: Canvas, progress: Progress, spec: ModelSpec) -> StepPlan:
-        plan = chosen_columns(self.feeds(canvas, spec), canvas, progress, spec)
+        plan = self.planned(canvas, progress, spec)
         columns = canvas.columns()
         start, end = self._part(canvas)
         assert plan.known is not None

@@ -19,15 +19,24 @@ class FixedQuota(Scheduler):
     Or commits `tokens_per_step` each step, and what is left in a block's last one.
 
     `order` says which columns go first: those with the highest confidence or margin, the lowest
-    entropy, or random ones. `planned` is a random order too, but one that is drawn when the block
-    begins, so that the cache `dkv_greedy` knows it.
+    entropy, or random ones; `sequential` is from left to right. `planned` is a random order too,
+    but one that is drawn when the block begins, so that the cache `dkv_greedy` knows it.
+
+    `schedule` says what the steps of a block divide. A first block that the prompt fills in part
+    has fewer masks than a full one, and ends early where the schedule is made for a full one.
     """
 
     steps: Count | None = None  # in total over all blocks; None: one token a step
-    order: Literal["confidence", "margin", "entropy", "random", "planned"] = "confidence"
+    order: Literal["confidence", "margin", "entropy", "random", "planned", "sequential"] = (
+        "confidence"
+    )
     tokens_per_step: Count | None = None  # the same number each step; None: what `steps` says
+    schedule: Literal["masks", "block"] = "masks"  # block: a full one, whatever it holds (SDAR)
 
-    source = "arXiv 2502.09992; ML-GSAI/LLaDA generate.py (low_confidence, random)"
+    source = (
+        "arXiv 2502.09992; ML-GSAI/LLaDA generate.py (low_confidence, random); sequential, "
+        "schedule: JetAstra/SDAR generate.py"
+    )
 
     @property
     def plans_ahead(self) -> bool:
@@ -52,13 +61,15 @@ class FixedQuota(Scheduler):
             )
 
     def score(self, candidates: Candidates) -> Tensor:
-        random = self.order in ("random", "planned")
-        return candidates.confidence if random else candidates.certainty(self.order)
+        other = self.order in ("random", "planned", "sequential")
+        return candidates.confidence if other else candidates.certainty(self.order)
 
     def select(self, candidates: Candidates, view: View) -> Decision:
         if self.order == "planned":
             return self._follow_plan(view)
         score = view.uniform() if self.order == "random" else self.score(candidates)
+        if self.order == "sequential":
+            score = -view.columns.to(score.dtype)
         if self.steps is None and self.tokens_per_step is None:
             return Decision(best(score, view.masked))
         quota = self._quota(view.left.sum(-1), view.block_step, view)
@@ -68,6 +79,9 @@ class FixedQuota(Scheduler):
         """Returns how many of the block's masks (B,) a row commits at a step, (B,) int64."""
         if self.steps is None:
             return masks.clamp(max=self.tokens_per_step or 1)
+        if self.schedule == "block":
+            steps = self.steps // view.num_blocks
+            return masks.minimum(share_of_block(steps, block_step, view.layout.block_length))
         left = (self.steps // view.num_blocks - block_step).clamp(min=1)
         return (masks + left - 1) // left
 
@@ -95,3 +109,13 @@ class FixedQuota(Scheduler):
             return min(self.tokens_per_step or 1, block)
         num_blocks = view.layout.num_slots // block + 2  # a first and a last one may be partial
         return min(block, -(-block // max(self.steps // num_blocks, 1)))
+
+
+def share_of_block(steps: Tensor, block_step: Tensor, block_length: int) -> Tensor:
+    """Returns the columns that a step commits of a full block in so many steps, (B,) int64.
+
+    All three of rows (B,), but the length. Larger shares come first; none is less than one.
+    """
+    steps = steps.clamp(min=1)
+    share = block_length // steps
+    return (share + (block_step < block_length - share * steps)).clamp(min=1)

@@ -203,7 +203,8 @@ def test_records_and_traces_are_read_by_it(tmp_path: Path) -> None:
 # What was written by the same process, or is only looked at to tell what it is.
 OWN = {
     "dllm/reading.py": 1,
-    "dllm/cli/prompt_file.py": 2,
+    "dllm/cli/asked.py": 1,
+    "dllm/cli/prompt_file.py": 1,
     "eval/lm_eval/adapter.py": 1,
     "eval/run/run.py": 1,
     "eval/sandbox/child.py": 1,

@@ -94,7 +94,8 @@ Stop = Annotated[
     Option(help="Text that ends an answer and is no part of it; repeatable.", show_default="none"),
 ]
 Answers = Annotated[
-    int | None, Option("--samples", help="Answers to each prompt.", show_default="1")
+    int | None,
+    Option("--samples", min=1, max=2**10, help="Answers to each prompt.", show_default="1"),
 ]
 Temperature = Annotated[
     float | None,

@@ -43,6 +43,11 @@ SCHEDULERS: list[Any] = [
     "hierarchical:0.5,low_threshold=0.2,remask_threshold=0.4",
     {"name": "adablock", "delimiters": (6, 47, 113), "inner": "threshold:0.4"},
 ]
+AUTHORS = (  # as Fast-dLLM v2 decodes, with its block cache and without it
+    "sub_block:4,first_token=force",
+    "sub_block:4,first_token=force,reuse=false",
+    "block_causal:first_token=force",
+)
 
 
 class Recorded:
@@ -196,6 +201,103 @@ def test_the_passes_of_a_row_by_hand() -> None:
         assert out.metrics.tokens_fed == sum(end - start for start, end in spans)
 
 
+def test_the_passes_that_force_a_first_token_by_hand() -> None:
+    """The same row: a pass of their own stores [8, 16) and [16, 24), for one token each."""
+    options = {"scheduler": "fixed_quota:steps=6", "max_new_tokens": 21, "at_eos": "ignore"}
+    spans = [(0, 16), (8, 16), (8, 16), (16, 24), (16, 24), (24, 32)]
+    for cached in ("block_causal:first_token=force", "sub_block:8,first_token=force"):
+        out, events, recorded = decode(
+            family_model("fast_dllm_v2"), [[5] * 11], cache=cached, **options
+        )
+        assert passes(recorded) == [("step", list(range(*span))) for span in spans]
+        # Columns that each pass commits: of two steps a block, the forced token takes the first.
+        assert [int(event.committed.sum()) for event in events] == [3, 2, 1, 7, 1, 7]
+        assert out.trace.commit_step[0, [16, 24]].tolist() == [2, 4]
+
+
+@torch.inference_mode()
+def test_a_forced_token_is_the_likeliest_after_what_stands_before_the_block() -> None:
+    model = family_model("fast_dllm_v2")
+    for cached in AUTHORS:
+        out, checked = decode(model, RAGGED, cache=cached, at_eos="ignore")[0], 0
+        for row in range(len(RAGGED)):
+            tokens, forced = torch.tensor(out.sequences[row]), out.trace.block_entry[row]
+            for start in range(BLOCK, len(tokens), BLOCK):
+                if forced[start] < 0 or start <= len(RAGGED[row]) - 1:
+                    continue
+                seen = tokens[:start]
+                columns = torch.arange(start)
+                mask = columns // BLOCK <= columns[:, None] // BLOCK
+                plan = StepPlan("step", columns[None], columns[None, -1:], start, mask[None])
+                logits = model.forward(seen[None], plan, None)[0, 0]
+                logits[MASK] = -torch.inf
+                assert int(tokens[start]) == int(logits.argmax())
+                assert out.trace.commit_step[row, start] == forced[start]
+                checked += 1
+        assert checked >= len(RAGGED)
+
+
+def test_a_block_that_begins_inside_one_of_the_model_forces_one_token() -> None:
+    """Its pass is fed the whole trained block, so that it predicts more than is taken."""
+    model, options = family_model("fast_dllm_v2"), {"scheduler": "threshold:0", "block_length": 4}
+    for cached in ("block_causal:first_token=force", "sub_block:2,first_token=force"):
+        _, events, recorded = decode(
+            model, [[5] * 8], cache=cached, at_eos="ignore", max_new_tokens=12, **options
+        )
+        counts = [int(event.committed.sum()) for event in events]
+        assert counts == ([1, 3] * 3 if "block_causal" in cached else [1, 1, 2] * 3)
+        assert passes(recorded)[0] == ("step", list(range(8)))
+        assert passes(recorded)[len(counts) // 3] == ("step", list(range(8, 16)))
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+def test_a_sub_block_of_the_whole_block_forces_exactly(reuse: bool) -> None:
+    model = family_model("fast_dllm_v2")
+    exact = decode(model, RAGGED, cache="block_causal:first_token=force")[0]
+    part = {"name": "sub_block", "sub_block": BLOCK, "first_token": "force", "reuse": reuse}
+    assert decode(model, RAGGED, cache=part)[0].sequences == exact.sequences
+    assert exact.sequences != decode(model, RAGGED, cache="block_causal")[0].sequences
+
+
+@torch.inference_mode()
+def test_without_reuse_a_part_sees_its_block_as_it_is() -> None:
+    """The order of sub-blocks with the logits of the exact cache, and all of the block fed."""
+    model, seen = family_model("fast_dllm_v2"), {}
+    for cached in ("sub_block:4,reuse=false", "sub_block:4"):
+        _, events, recorded = decode(model, RAGGED[1:2], cache=cached, at_eos="ignore")
+        tokens = torch.tensor([RAGGED[1] + [MASK] * 19])
+        errors = []
+        for event, logits, plan in zip(events, recorded.logits, recorded.plans, strict=True):
+            columns = torch.arange(tokens.shape[1])
+            mask = columns // BLOCK <= columns[:, None] // BLOCK
+            rows = event.columns - 1
+            whole = StepPlan("step", columns[None], rows, len(columns), mask[None])
+            full = model.forward(tokens, whole, None)
+            assert plan.known is not None
+            open_ = (tokens.gather(1, event.columns) == MASK) & plan.known
+            errors.append(float((logits - full)[open_].abs().max()))
+            tokens.scatter_(1, event.columns, event.tokens)
+        seen[cached] = max(errors)
+    assert seen["sub_block:4,reuse=false"] < 1e-9 < 1e-3 < seen["sub_block:4"]
+
+
+@pytest.mark.parametrize("verifier", ["ssd:3", "freedave:4,execution=tree"])
+def test_a_verifier_changes_nothing_where_first_tokens_are_forced(verifier: str) -> None:
+    model = family_model("fast_dllm_v2")
+    for scheduler in ("fixed_quota", "threshold:0.4"):
+        options = {"cache": "block_causal:first_token=force", "scheduler": scheduler}
+        plain = decode(model, RAGGED, **options)[0]
+        verified = decode(model, RAGGED, verifier=verifier, **options)[0]
+        assert verified.sequences == plain.sequences
+        assert torch.equal(verified.trace.commit_step, plain.trace.commit_step)
+
+
+def test_only_shifted_models_force_a_first_token() -> None:
+    for cached in ("block_causal:first_token=force", "sub_block:4,first_token=force"):
+        with pytest.raises(ValueError, match="first_token='force' is for models with shifted"):
+            decode(family_model("sdar"), RAGGED, cache=cached)
+
+
 @pytest.mark.parametrize("name", ["sdar", "fast_dllm_v2"])
 def test_fed_tokens_match_the_closed_form(name: str) -> None:
     """A block of n passes is fed n times, and once more with the first pass of the next."""
@@ -239,11 +341,15 @@ def test_a_full_block_is_stored_with_its_final_tokens() -> None:
 
 @pytest.mark.few(4)
 @pytest.mark.parametrize(
-    ("cached", "scheduler"), crossed(("block_causal:8", "sub_block:4"), SCHEDULERS)
+    ("cached", "scheduler"), crossed(("block_causal:8", "sub_block:4", *AUTHORS), SCHEDULERS)
 )
 def test_a_row_does_not_depend_on_its_batch(cached: str, scheduler: Any) -> None:
     model = family_model("fast_dllm_v2")
     options = {"cache": cached, "scheduler": scheduler}
+    if "force" in cached and str(scheduler).startswith("lopa"):
+        with pytest.raises(ValueError, match="needs first_token='feed'"):
+            decode(model, RAGGED, **options)
+        return
     together = decode(model, RAGGED, **options)[0]
     for row, prompt in enumerate(RAGGED):
         alone = decode(model, [prompt], **{**options, "seed": row})[0]
@@ -395,10 +501,11 @@ def turns(model: dllm.HostedModel, memory: Any, count: int, **options: Any) -> A
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize("cached", ["block_causal", "block_causal:8", "sub_block:4"])
+@pytest.mark.parametrize("cached", ["block_causal", "block_causal:8", "sub_block:4", *AUTHORS])
 def test_a_conversation_is_not_read_again(cached: str) -> None:
     model, memory = family_model("fast_dllm_v2"), dllm.PromptMemory()
-    for scheduler in ("lopa:0.5,branches=3", "token_editing:0.3"):
+    several = "threshold:0.5" if "force" in cached else "lopa:0.5,branches=3"
+    for scheduler in (several, "token_editing:0.3"):
         memory.clear()
         plain = turns(model, None, 3, cache=cached, scheduler=scheduler)
         quick = turns(model, memory, 3, cache=cached, scheduler=scheduler)

@@ -21,6 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script, it finds its own package
 
 import dllm
+from tests.golden.blockwise import BLOCKWISE, STALE, WRITES_OVER, replay_blocks
 from tests.golden.methods import METHODS, Case
 
 MASK, END = 126, 127
@@ -45,6 +46,10 @@ KNOWN_DIFFERENCES = {
     "freedave_llada_mha_g64_b16_prefix_thNone_12_d4_tree_attention_eager": (
         "eager acceptance commits in the next block before its refresh, which changes the tokens"
     ),
+    **dict.fromkeys(
+        WRITES_OVER, "a quota beyond the block's masks has topk write over a filled column"
+    ),
+    **dict.fromkeys(STALE, "a block begins over the block cache that the one before left"),
 }
 
 for reason, names in {
@@ -108,6 +113,9 @@ def model_of(case: Case, models: Path) -> dllm.HostedModel:
 
 def replay(case: Case, models: Path) -> Difference | None:
     """Runs a case; returns how tokens, commits or forwards differ, None if they do not."""
+    if case["method"] in BLOCKWISE:
+        what = replay_blocks(case, load_model(models / case["model"], case["dtype"]))
+        return None if what is None else Difference(case["id"], what)
     args = case["args"]
     new_tokens = num_new_tokens(case)
     settings = {

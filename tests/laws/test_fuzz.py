@@ -175,7 +175,7 @@ def is_exact(running: Stream) -> bool:
     needs = needs_of(running)
     narrow = not needs.whole_row and needs.window <= running.canvas.layout.block_length
     if cache["name"] == "block_causal":
-        return narrow
+        return cache["first_token"] == "feed" and narrow
     if cache["name"] in ("prefix", "dual"):
         return cache["refresh_every"] == 1 and cache["first_token"] == "feed" and narrow
     if cache["name"] == "dkv":

@@ -460,9 +460,15 @@ FAULTS = [
         "schedulers/quota_threshold.py",
         (
             "quota-threshold-tie",
-            "candidates.confidence >= self.threshold)",
-            "candidates.confidence > self.threshold)",
+            "passes = candidates.confidence >= self.threshold",
+            "passes = candidates.confidence > self.threshold",
             BOUNDARIES,
+        ),
+        (
+            "quota-of-masks",
+            "share_of_block(steps, view.block_step, view.layout.block_length)",
+            "share_of_block(steps, view.block_step, 1)",
+            "tests/schedulers/test_quotas.py",
         ),
     ),
     *in_file(
@@ -541,6 +547,21 @@ FAULTS = [
             "for read in range(0, longest - self.prefill_chunk, self.prefill_chunk)",
             "for read in range(0, longest + self.prefill_chunk, self.prefill_chunk)",
             BLOCK_CAUSAL,
+        ),
+        (
+            "forces-beyond-first",
+            "eligible=first | ~forced[:, None], forced=forced",
+            "eligible=None, forced=forced",
+            BLOCK_CAUSAL,
+        ),
+    ),
+    *in_file(
+        "cache/sub_block.py",
+        (
+            "block-over-stale-keys",
+            "((first == entered) & (start > 0)).long()",
+            "0",
+            f"{BLOCK_CAUSAL} tests/golden/test_blockwise.py",
         ),
     ),
     *in_file(
