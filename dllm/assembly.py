@@ -50,8 +50,8 @@ def loop_of(
     Raises ValueError where settings, model and rows do not go together.
     """
     scheduler, cache = check(model, settings)
-    if observer is not None and settings.verifier is not None:
-        raise ValueError("passes that verify drafts are not observed: leave the verifier out")
+    if observer is not None:
+        _check_observed(settings)
     if memory is not None:
         memory.check(model, cache, settings.guidance_scale)
     block = block_length_of(model, settings, max(len(row.slots) for row in rows))
@@ -66,13 +66,8 @@ def loop_of(
         canvas, noise = batch.canvas, batch.noise
     if settings.guidance_scale > 0:
         model = GuidedModel(model, settings.guidance_scale, given=canvas.given)
-    processing = _processing(canvas.layout, settings)
-    if observer is not None and processing is not None:
-        raise ValueError(
-            "passes are observed with the model's own logits: leave min_new_tokens, "
-            "repetition_penalty and logits_processors out"
-        )
-    step = Step(scheduler, cache, _sampling(scheduler, canvas.layout, settings), noise, processing)
+    sampling = _sampling(scheduler, canvas.layout, settings)
+    step = Step(scheduler, cache, sampling, noise, _processing(canvas.layout, settings))
     needs = needs_of(scheduler, canvas.layout.num_slots, block)
     at_eos = at_eos_of(rows, settings, model.spec.mask_token_id)
     passes, store_variants = _passes(step, needs, observer), needs.num_variants
@@ -94,6 +89,17 @@ def loop_of(
         keep_stamps=observer is not None,
     )
     return loop, canvas
+
+
+def _check_observed(settings: Settings) -> None:
+    """Raises ValueError for what an observer of passes would not see."""
+    if settings.verifier is not None:
+        raise ValueError("passes that verify drafts are not observed: leave the verifier out")
+    if settings.min_new_tokens or settings.repetition_penalty != 1 or settings.logits_processors:
+        raise ValueError(
+            "passes are observed with the model's own logits: leave min_new_tokens, "
+            "repetition_penalty and logits_processors out"
+        )
 
 
 def _passes(step: Step, needs: Needs, observer: Observer | None) -> Passes:

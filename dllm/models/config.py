@@ -191,6 +191,8 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, NETWORK_FIELDS)
+        if self.experts is not None and not isinstance(self.experts, ExpertsConfig):
+            raise ValueError(f"experts={self.experts!r} must be an ExpertsConfig or None")
         if self.experts is not None and self.experts.num_dense_layers >= self.num_layers:
             raise ValueError(
                 f"num_dense_layers={self.experts.num_dense_layers} leaves no layer of "

@@ -273,7 +273,8 @@ def test_nothing_is_committed_behind_an_end_token_that_is_skipped_to() -> None:
         golden_model("llada_gqa"), random_prompts(6), at_eos="skip", eos_token_id=ends, seed=1,
         **options,
     )  # fmt: skip
-    before, late = {}, 0
+    before: dict[int, list[int]] = {}
+    late = 0
     for event in running:
         for row, columns in enumerate(event.columns.tolist()):
             found = before.get(row, [10**6])

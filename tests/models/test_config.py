@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 
 from dllm.models import CheckpointError, ModelSpec, NetworkConfig
-from dllm.models.config import NETWORK_FIELDS, SPEC_FIELDS, Numbers, printable
+from dllm.models.config import (
+    EXPERTS_FIELDS,
+    NETWORK_FIELDS,
+    SPEC_FIELDS,
+    ExpertsConfig,
+    Numbers,
+    printable,
+)
 
 NETWORK = NetworkConfig(
     vocab_size=50,
@@ -26,8 +33,11 @@ NETWORK = NetworkConfig(
     rotary_dim=8,
 )
 SPEC = ModelSpec(50, 64, 48, (49,), 49, block_length=4)
+EXPERTS = ExpertsConfig(num_experts=4, num_active=2, intermediate_size=8)
 TABLES: list[tuple[Any, Any]] = [(NETWORK, NETWORK_FIELDS), (SPEC, SPEC_FIELDS)]
+TABLES += [(EXPERTS, EXPERTS_FIELDS)]
 IDS = ("mask_token_id", "eos_token_ids", "pad_token_id")
+BY_TYPE = ("experts",)  # which checks its own fields
 
 NOWHERE: list[Any] = [math.nan, math.inf, -math.inf, -1, 10**30, "8", [8], {}, 1 + 2j]
 
@@ -41,7 +51,7 @@ def every_field() -> list[Any]:
 def test_every_field_has_what_it_may_be(part: Any, table: Any) -> None:
     assert [field.name for field in fields(part)] == list(table)
     unchecked = [name for name, allowed in table.items() if allowed is None]
-    assert tuple(unchecked) in ((), IDS), "ids are checked against the vocabulary instead"
+    assert tuple(unchecked) in ((), IDS, BY_TYPE), "ids are checked against the vocabulary instead"
 
 
 @pytest.mark.parametrize(("part", "name"), every_field())
@@ -49,7 +59,9 @@ def test_no_field_takes_what_it_cannot_be(part: Any, name: str) -> None:
     table: Any = next(table for one, table in TABLES if one is part)
     wrong = [value for value in NOWHERE if name != "eos_token_ids" or not isinstance(value, list)]
     if isinstance(table[name], Numbers):
-        wrong += [0, True, False] + ([2.5] if table[name].whole else [])
+        wrong += (
+            ([] if 0 in table[name] else [0]) + [True, False] + ([2.5] if table[name].whole else [])
+        )
         wrong += [] if table[name].optional else [None]
         wrong += [table[name].most + 1]
     for value in wrong:
