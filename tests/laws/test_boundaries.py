@@ -15,11 +15,12 @@ from dllm.decoding.passes import PassRecord
 from dllm.eval.run.summary import summarise
 from dllm.generate import Stream
 from dllm.metrics import Meter
+from dllm.models.wrap import GuidedModel
 from dllm.schedulers import Decision
 from dllm.settings import Settings
 from dllm.state.candidates import Candidates, Sampling, best, rank
 from dllm.state.noise import CounterNoise
-from dllm.state.plan import PassShape
+from dllm.state.plan import PassShape, StepPlan
 from dllm.state.progress import Progress
 from dllm.state.variants import Variants
 from tests.support.models import golden_model, random_prompts
@@ -329,3 +330,27 @@ def test_what_is_cut_off_was_not_committed() -> None:
     assert cut
     for row, sequence in zip(out.metrics.rows, out.sequences, strict=True):
         assert row.raw_tokens == len(sequence) - row.prompt_tokens
+
+
+def test_a_block_opens_when_the_one_before_it_is_decoded_enough() -> None:
+    model, prompts = golden_model("llada_gqa"), random_prompts(3)
+    ahead = {"name": "multi_block", "threshold": 0.3, "blocks": 3}
+    plain = dllm.generate(model, prompts, scheduler="threshold:0.3", **SLOTS)
+    full = dllm.generate(model, prompts, scheduler={**ahead, "add_threshold": 1.0}, **SLOTS)
+    assert full.sequences == plain.sequences
+    assert full.metrics.rows == plain.metrics.rows
+    early = dllm.generate(model, prompts, scheduler={**ahead, "add_threshold": 0.0}, **SLOTS)
+    assert early.metrics.num_forwards < plain.metrics.num_forwards
+
+
+@torch.inference_mode()
+def test_guidance_leads_away_from_what_is_said_without_the_prompt() -> None:
+    model = golden_model("llada_gqa")
+    mask, columns = model.spec.mask_token_id, torch.arange(4)[None]
+    tokens, given = torch.tensor([[5, 7, mask, mask]]), torch.tensor([[True, True, False, False]])
+    plan = StepPlan("refresh", columns, columns, 4)
+    told = model.forward(tokens, plan, None)
+    blind = model.forward(tokens.masked_fill(given, mask), plan, None)
+    found = GuidedModel(model, 0.5, given).forward(tokens, plan, None)
+    assert torch.allclose(found, blind + 1.5 * (told - blind), atol=1e-9)
+    assert not torch.allclose(told, blind)

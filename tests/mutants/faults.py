@@ -54,7 +54,7 @@ FAULTS = [
             "block-one-long",
             "after & (self.numbers < self.block_end[:, None])",
             "after & (self.numbers <= self.block_end[:, None])",
-            BOUNDARIES,
+            f"{VERIFIED} {BLOCK_CAUSAL} tests/laws/test_digest.py",
         ),
         (
             "window-begins-late",
@@ -348,7 +348,7 @@ FAULTS = [
             "guidance-halves",
             "without = logits.chunk(2)",
             "without = logits.chunk(2)[::-1]",
-            CALLS,
+            BOUNDARIES,
         ),
     ),
     *in_file(
@@ -495,7 +495,7 @@ FAULTS = [
             "blocks-opened-too-far",
             "opened = (before >= add_threshold)",
             "opened = (before < add_threshold)",
-            f"{FUZZ} {ALONE} {BASE} tests/golden/test_replay.py",
+            BOUNDARIES,
         ),
     ),
     *in_file(
