@@ -71,6 +71,32 @@ class Poisoned:
         return store
 
 
+class Misleading:
+    """A model that gives random logits where a pass has none: nobody may read them."""
+
+    def __init__(self, model: dllm.HostedModel, seed: int) -> None:
+        self.model, self.seed = model, seed
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def forward(self, tokens: Tensor, plan: StepPlan, store: KVStore | None) -> Tensor:
+        logits = self.model.forward(tokens, plan, store)
+        if plan.known is None:
+            return logits
+        known = (
+            plan.known if plan.logit_columns is None else plan.known.gather(1, plan.logit_columns)
+        )
+        window = known.shape[1]  # shadows follow
+        drawn = torch.randn(logits[:, :window].shape, generator=self.random(), dtype=logits.dtype)
+        logits[:, :window] = torch.where(known[..., None], logits[:, :window], 9 * drawn)
+        return logits
+
+    def random(self) -> torch.Generator:
+        self.seed += 1
+        return torch.Generator().manual_seed(self.seed)
+
+
 BLOCK = 8
 MASK = 127
 FAMILY = {"sdar": "SDARForCausalLM", "fast_dllm_v2": "Fast_dLLM_QwenForCausalLM"}
