@@ -1,4 +1,4 @@
-"""One pre-norm transformer, configured into LLaDA, Dream, iLLaDA, SDAR, Fast-dLLM v2."""
+"""One pre-norm transformer, configured into LLaDA, Dream, iLLaDA, SDAR, Fast-dLLM v2, WeDLM."""
 
 from __future__ import annotations
 

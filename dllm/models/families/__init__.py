@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from dllm.models.config import CheckpointError
-from dllm.models.families import dream, fast_dllm_v2, illada, llada, sdar
+from dllm.models.families import dream, fast_dllm_v2, illada, llada, sdar, wedlm
 from dllm.models.families.family import Family
 from dllm.registry import declared, nearest, own_object
 
 FAMILIES: dict[str, Family] = {
     module.FAMILY.architecture: module.FAMILY
-    for module in (llada, dream, illada, sdar, fast_dllm_v2)
+    for module in (llada, dream, illada, sdar, fast_dllm_v2, wedlm)
 }
 
 _GROUP = "dllm.families"  # of entry points

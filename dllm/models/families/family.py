@@ -158,6 +158,7 @@ class Family:
     logit_shift: Literal[0, 1] = 0
     attention: AttentionKind = "full"
     block_length_key: str | None = None  # of block-causal families
+    window: int | None = None  # block length of others, where a call does not say
     turn_ends: tuple[str, ...] = ()  # tokens that end an answer besides eos_token_id
 
     def read_network(self, config: Mapping[str, Any]) -> NetworkConfig:
@@ -174,6 +175,6 @@ class Family:
         return Fields(config, self.architecture).integer(self.max_length_key)
 
     def read_block_length(self, config: Mapping[str, Any]) -> int | None:
-        """Returns the trained block of a block-causal family."""
+        """Returns the trained block of a block-causal family, else the authors' window, if any."""
         key = self.block_length_key
-        return None if key is None else Fields(config, self.architecture).integer(key)
+        return self.window if key is None else Fields(config, self.architecture).integer(key)
