@@ -174,7 +174,7 @@ def is_exact(running: Stream) -> bool:
     cache = running.cache.summary()
     needs = needs_of(running)
     narrow = not needs.whole_row and needs.window <= running.canvas.layout.block_length
-    if cache["name"] == "block_causal":
+    if cache["name"] in ("block_causal", "streaming"):
         return narrow
     if cache["name"] in ("prefix", "dual"):
         return cache["refresh_every"] == 1 and cache["first_token"] == "feed" and narrow
