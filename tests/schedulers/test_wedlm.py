@@ -56,6 +56,8 @@ def test_the_threshold_is_not_included_and_one_column_goes_in_any_case() -> None
     exact = float(of_entropy(nats).entropy[0, 1]) + 0.02
     assert decide(nats, masked, threshold=exact + TINY)[0] == [1]
     assert decide(nats, masked, threshold=exact)[0] == [1], "none passes: the smallest sum"
+    assert decide([0.1, *nats[1:]], masked, threshold=exact)[0] == [0], "an equal sum is no pass"
+    assert decide([0.1, *nats[1:]], masked, threshold=exact + TINY)[0] == [0, 1]
     assert decide(nats, masked, threshold=None)[0] == [1]
     assert decide(nats, masked, threshold=None, penalty=0.5)[0] == [0]
     assert decide([0.5] * 3, masked, threshold=None, penalty=0)[0] == [0], "ties: the first"
