@@ -37,6 +37,7 @@ class Cache(Part, ABC):
     final_blocks: ClassVar[bool] = False  # what it stored of finished blocks serves later runs too
     # A pass within a block is a function of the canvas and of the block's refresh.
     replayable: ClassVar[bool] = False
+    masks_last: ClassVar[bool] = False  # serves models in which masks stand behind all tokens
     even: ClassVar[bool] = False  # a row that enters feeds no more columns than the others do
 
     @abstractmethod

@@ -29,12 +29,16 @@ class BlockStoreCache(Cache):
                 f"cache {name!r} needs a block-causal model: with full attention all keys change "
                 "with every token that is committed; use cache='prefix' or 'dual'"
             )
+        self.check_chunk(spec)
+        check_first_token(self.first_token, spec)
+
+    def check_chunk(self, spec: ModelSpec) -> None:
+        """Raises ValueError if prompts would be read in parts of blocks."""
         if self.prefill_chunk is not None and self.prefill_chunk % unit(spec):
             raise ValueError(
                 f"prefill_chunk={self.prefill_chunk} is not a multiple of the model's block of "
                 f"{unit(spec)}"
             )
-        check_first_token(self.first_token, spec)
 
     def feeds(self, canvas: Canvas, spec: ModelSpec) -> Tensor:
         start, end = span(canvas, spec)

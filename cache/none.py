@@ -25,6 +25,7 @@ class NoCache(Cache):
     uses_store = False
     lockstep = False
     even = True
+    masks_last = True
 
     def plan(self, canvas: Canvas, progress: Progress, spec: ModelSpec) -> StepPlan:
         if self.beyond_block:

@@ -139,6 +139,20 @@ def _visible(
     real = keys < (canvas.length if length is None else length)[:, None, None]
     if spec.attention == "full":
         return real
+    if spec.attention == "masks_last":
+        return real & masks_last(canvas.masked, columns, num_keys)
     block = spec.block_length if spec.attention == "block_causal" else 1
     assert block is not None
     return real & (keys // block <= columns[..., None] // block)
+
+
+def masks_last(masked: Tensor, columns: Tensor, num_keys: int) -> Tensor:
+    """Returns which keys fed columns (B, Q) see where masks stand behind all tokens, (B, Q, K).
+
+    `masked` (B, C) bool are the columns that hold masks. A token sees the tokens up to itself; a
+    mask sees all tokens, also those to its right, and the masks up to itself.
+    """
+    keys = torch.arange(num_keys, device=columns.device)
+    before, token = keys <= columns[..., None], ~masked[:, None, :num_keys]
+    asks = masked.gather(1, columns)[..., None]
+    return torch.where(asks, token | before, token & before)

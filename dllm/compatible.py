@@ -46,6 +46,8 @@ def check(model: DenoisingModel, settings: Settings) -> tuple[Scheduler, Cache]:
         )
     if needs.num_variants > 1 and getattr(cache, "first_token", "feed") == "force":
         raise ValueError(f"scheduler {name!r} needs first_token='feed' of its cache")
+    if model.spec.attention == "masks_last":
+        _check_masks_last(model.name, cache, scheduler, settings)
     if settings.verifier is not None:
         verifier = check_verifier(settings, scheduler, cache)
         if verifier.execution == "tree" and not model.supports_cache:
@@ -54,6 +56,27 @@ def check(model: DenoisingModel, settings: Settings) -> tuple[Scheduler, Cache]:
                 f"{model.name!r} cannot: load the checkpoint with dllm.load, or take 'batch'"
             )
     return scheduler, cache
+
+
+def _check_masks_last(model: str, cache: Cache, scheduler: Scheduler, settings: Settings) -> None:
+    """Raises ValueError for what takes a column's attention to stay while its token changes."""
+    where = f"in {model!r} masks stand behind all tokens, so that a commit changes what is seen"
+    if not cache.masks_last:
+        raise ValueError(
+            f"{where}, which cache {cache.summary()['name']!r} does not follow: use "
+            "cache='streaming', which is exact, or 'none'"
+        )
+    needs = scheduler.needs(settings.max_new_tokens, settings.block_length or DEFAULT_BLOCK_LENGTH)
+    reasons = {
+        f"verifier {settings.verifier!r} runs drafts": settings.verifier is not None,
+        f"scheduler {scheduler.summary()['name']!r} runs variants": needs.num_variants > 1,
+        f"guidance_scale={settings.guidance_scale} runs the prompt as masks": (
+            settings.guidance_scale > 0
+        ),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise ValueError(f"{where}, and {reason} under one mask of attention: leave it out")
 
 
 def check_verifier(settings: Settings, scheduler: Scheduler, cache: Cache) -> Verifier:

@@ -26,6 +26,7 @@ FULL = ("llada_gqa", "dream_gqa")
 CAUSAL = ("sdar", "fast_dllm_v2")
 EXACT = ("none", "dual", "block_causal", "sub_block:4")
 TYPICAL = ("fixed_quota", "threshold:0.4", "multi_block:0.4,blocks=3", "rcr")
+LAST = ("wedlm:2,penalty=0.1", "wedlm:null", "threshold:0.4")
 STATELESS = ("fixed_quota", "threshold:0.4", "factor:1.0", "localleap:0.7,relaxed_threshold=0.4")
 VERIFIERS = ("ssd:3", "freedave:3,execution=tree", "ssd:2,execution=sequential,adaptive=true")
 MORE: dict[str, dict[str, Any]] = {
@@ -57,7 +58,9 @@ def settings() -> dict[str, tuple[str, dict[str, Any]]]:
     for model, scheduler in itertools.product(FULL, TYPICAL):
         for cache in caches_on(model):
             add(model, scheduler=scheduler, cache=cache)
-    for model, scheduler, cache in itertools.product(CAUSAL, TYPICAL, EXACT):
+    last = itertools.product(["wedlm"], LAST, ("none", "streaming"))
+    causal = itertools.product(CAUSAL, TYPICAL, EXACT)
+    for model, scheduler, cache in itertools.chain(causal, last):
         add(model, scheduler=scheduler, cache=cache)
     for model, scheduler, verifier in itertools.product(FULL, STATELESS, VERIFIERS):
         add(model, scheduler=scheduler, cache="dual", verifier=verifier)

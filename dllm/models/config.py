@@ -8,7 +8,9 @@ from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
-AttentionKind = Literal["full", "block_causal", "causal"]
+# masks_last: causal over an order in which masks stand behind all tokens; a token sees those up to
+# itself, a mask all tokens and the masks up to itself.
+AttentionKind = Literal["full", "block_causal", "causal", "masks_last"]
 
 
 class CheckpointError(ValueError):
@@ -225,7 +227,8 @@ class ModelSpec:
     pad_token_id: int
     logit_shift: Literal[0, 1] = 0  # 1: the logits of column p predict column p + 1
     attention: AttentionKind = "full"
-    block_length: int | None = None  # trained block of block-causal models, counted from column 0
+    # Trained block of block-causal models, counted from column 0; of others what the authors take.
+    block_length: int | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, SPEC_FIELDS)

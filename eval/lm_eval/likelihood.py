@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from dllm.cache.block_causal import unit
 from dllm.decoding.loop import BrokenLogitsError
 from dllm.decoding.memory_limits import NotEnoughMemoryError, ran_out
 from dllm.models.config import ModelSpec
@@ -97,7 +98,7 @@ class Scorer(Options):
             )
         if given.start == end or spec.attention == "full":
             return [given] if given.start < end else []
-        block = spec.block_length or 1  # 1: causal attention
+        block = unit(spec)
         first = (given.start // block + 1) * block
         borders = [given.start, *range(first, end, block), end]
         return [

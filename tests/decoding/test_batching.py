@@ -240,6 +240,7 @@ class Poisoned:
             if dllm.cache.registry.create(cache).uses_store
         ),
         *crossed(("sdar", "fast_dllm_v2"), BLOCK_CAUSAL),
+        ("wedlm", "streaming"),
     ],
 )
 def test_what_was_stored_for_the_row_before_is_never_read(name: str, cache: str) -> None:

@@ -103,7 +103,7 @@ def load_model(path: Path, dtype: str) -> dllm.HostedModel:
 def model_of(case: Case, models: Path) -> dllm.HostedModel:
     """Returns the model of a case, with the attention that was recorded."""
     model = load_model(models / case["model"], case["dtype"])
-    if model.spec.attention == "full":
+    if model.spec.attention != "block_causal":
         return model
     if case.get("attention") == "full":
         return replace(model, spec=replace(model.spec, attention="full", block_length=None))
@@ -128,6 +128,8 @@ def replay(case: Case, models: Path) -> Difference | None:
     model = model_of(case, models)
     if "verifier" in settings:
         return replay_verified(case, model, settings)
+    if case["method"] == "wedlm_engine":
+        return replay_streaming(case, model, settings)
     out = dllm.generate(model, [case["prompt"]], **settings)
     # Forwards that the official loop runs on a canvas or block that is already full.
     recorded = [step for step in case["trace"] if not idle(step, case)]
@@ -182,6 +184,47 @@ def replay_verified(
         if fed != step["input_len"]:
             return Difference(case["id"], f"pass {number} feeds {fed}, not {step['input_len']}")
         written = upto
+    return None
+
+
+def replay_streaming(
+    case: Case, model: dllm.HostedModel, settings: dict[str, Any]
+) -> Difference | None:
+    """Runs a case of WeDLM's engine pass by pass; returns how it differs, None if not.
+
+    Its window has no end at `max_tokens`: so the canvas is longer, and what follows the recorded
+    tokens is left out. Its last pass only stores, and a row that an end token ended has none.
+    """
+    args, trace, start = case["args"], case["trace"], len(case["prompt"])
+    longer = {**settings, "max_new_tokens": args["max_tokens"] + 2 * args["window"]}
+    fed: list[list[int]] = []
+
+    class Feeding:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(model, name)
+
+        def forward(self, tokens: Any, plan: Any, store: Any) -> Any:
+            kept = plan.positions[0][plan.stored[0] >= 0]
+            fed.append(kept.tolist())
+            return model.forward(tokens, plan, store)
+
+    running = dllm.stream(Feeding(), [case["prompt"]], **longer)
+    events = list(zip(running, trace, strict=False))
+    tokens = list(running.output.sequences[0])[: len(case["final"])]
+    if len(events) < len(trace) - 1:
+        return Difference(case["id"], f"{len(events)} passes, {len(trace)} recorded")
+    for number, (event, step) in enumerate(events):
+        written = event.committed[0]
+        pairs = zip(event.columns[0][written], event.tokens[0][written], strict=True)
+        ours = [[int(place), int(token)] for place, token in pairs]
+        if number < len(trace) - 1 and ours != sorted(step["commits"]):
+            return Difference(case["id"], f"pass {number} writes {ours}, not {step['commits']}")
+        first = step["prefix_len"] if number else 0  # our first pass reads the prompt too
+        wanted = [*range(first, start), *sorted(step["position_ids"])]
+        if fed[number] != wanted:
+            return Difference(case["id"], f"pass {number} feeds {fed[number]}, not {wanted}")
+    if tokens != case["final"]:
+        return Difference(case["id"], f"tokens {tokens} != {case['final']}")
     return None
 
 
@@ -241,7 +284,7 @@ def num_new_tokens(case: Case) -> int:
     args = case["args"]
     if case["method"] in WHOLE_BLOCKS:
         return len(case["final"]) - len(case["prompt"])
-    names = ("gen_length", "max_gen_length", "max_new_tokens")
+    names = ("gen_length", "max_gen_length", "max_new_tokens", "max_tokens")
     return int(next(args[name] for name in names if name in args))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dllm.cache.passes import masks_last
 from dllm.models import HostedModel, load
 from dllm.models.layers import Rotation
 from dllm.models.transformer import Transformer
@@ -135,3 +137,24 @@ def test_recorded_frequencies_were_rounded() -> None:
     want = recorded(model, 0)
     given = model.network(want["input_ids"][None])[0]
     assert 0 < (given - want["logits_bf16"]).abs().mean() < 0.05 * want["logits_bf16"].std()
+
+
+@pytest.mark.parametrize("case", range(3))
+def test_masks_stand_behind_all_tokens_without_being_moved(dtype: str, case: int) -> None:
+    """WeDLM was recorded with tokens first and masks last; here each column is at its place."""
+    model = load(MODELS / "wedlm", dtype=dtype)
+    want = recorded(model, case)
+    positions = want["position_ids"]
+    tokens = torch.empty_like(want["input_ids"]).index_copy(0, positions, want["input_ids"])
+    masked = (tokens == model.spec.mask_token_id)[None]
+    order = torch.where(masked[0], 1000, 0) + torch.arange(len(tokens))
+    assert torch.equal(order.argsort(), positions), "the recording has another order"
+    assert not torch.equal(positions, positions.sort().values), "it must move something"
+    columns = torch.arange(len(tokens))[None]
+    seen = masks_last(masked, columns, len(tokens))
+    plan = StepPlan("step", columns, columns, len(tokens), attention_mask=seen)
+    given = model.forward(tokens[None], plan, None)[0]
+    assert_near(given[positions], want["logits_f64"], dtype)
+    causal = replace(plan, attention_mask=seen.tril())
+    plain = model.forward(tokens[None], causal, None)[0]
+    assert (plain[positions] - given[positions]).abs().max() > 1e-2, "masks see to their right"

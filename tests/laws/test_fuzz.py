@@ -176,6 +176,8 @@ def is_exact(running: Stream) -> bool:
     narrow = not needs.whole_row and needs.window <= running.canvas.layout.block_length
     if cache["name"] == "block_causal":
         return cache["first_token"] == "feed" and narrow
+    if cache["name"] == "streaming":
+        return narrow
     if cache["name"] in ("prefix", "dual"):
         return cache["refresh_every"] == 1 and cache["first_token"] == "feed" and narrow
     if cache["name"] == "dkv":

@@ -9,7 +9,6 @@ import torch
 
 import dllm
 from dllm.state.plan import StepPlan
-from dllm.state.store import KVStore
 from tests.support.laws import (
     CORE,
     OF_SCHEDULERS,
@@ -25,7 +24,7 @@ from tests.support.laws import (
     text_of,
 )
 from tests.support.marks import crossed
-from tests.support.models import MODELS, Poisoned, golden_model, random_prompts
+from tests.support.models import MODELS, Misleading, Poisoned, golden_model, random_prompts
 
 SHORT: dict[str, Any] = {**SLOTS, "max_new_tokens": 16}  # two blocks show what a pass reads
 
@@ -95,32 +94,6 @@ def test_stale_slots_are_never_read(name: str, cache: Any) -> None:
     clean = dllm.generate(model, prompts, cache=cache, **SHORT)
     poisoned: Any = Poisoned(model)
     assert dllm.generate(poisoned, prompts, cache=cache, **SHORT).sequences == clean.sequences
-
-
-class Misleading:
-    """A model that gives random logits where a pass has none: nobody may read them."""
-
-    def __init__(self, model: dllm.HostedModel, seed: int) -> None:
-        self.model, self.seed = model, seed
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.model, name)
-
-    def forward(self, tokens: torch.Tensor, plan: StepPlan, store: KVStore | None) -> torch.Tensor:
-        logits = self.model.forward(tokens, plan, store)
-        if plan.known is None:
-            return logits
-        known = (
-            plan.known if plan.logit_columns is None else plan.known.gather(1, plan.logit_columns)
-        )
-        window = known.shape[1]  # shadows follow
-        drawn = torch.randn(logits[:, :window].shape, generator=self.random(), dtype=logits.dtype)
-        logits[:, :window] = torch.where(known[..., None], logits[:, :window], 9 * drawn)
-        return logits
-
-    def random(self) -> torch.Generator:
-        self.seed += 1
-        return torch.Generator().manual_seed(self.seed)
 
 
 @pytest.mark.parametrize(("scheduler", "cache"), pairs())

@@ -240,11 +240,27 @@ def test_refused_llada_configurations(folder: Path, changes: Any, message: str) 
             {"architectures": ["Fast_dLLM_QwenForCausalLM"], "layer_types": ["sliding_attention"]},
             "layer_types='sliding_attention'",
         ),
+        ({"architectures": ["WeDLMForCausalLM"], "qk_norm": 1}, "qk_norm=1; supported: true or"),
+        ({"architectures": ["WeDLMForCausalLM"], "attention_bias": "no"}, "attention_bias='no'"),
+        ({"architectures": ["WeDLMForCausalLM"], "hidden_act": "gelu"}, "hidden_act='gelu'"),
+        ({"architectures": ["WeDLMForCausalLM"], "rope_theta": 0}, "rope_theta=0; supported"),
     ],
 )
 def test_refused_qwen_configurations(dream: Path, changes: Any, message: str) -> None:
     edit_config(dream, **changes)
     with pytest.raises(CheckpointError, match=message):
+        load(dream)
+
+
+def test_what_a_wedlm_configuration_leaves_out(dream: Path) -> None:
+    """It is as in its authors' class: a Qwen2 block such as Dream's, with a rotary base of 1e4."""
+    edit_config(dream, architectures=["WeDLMForCausalLM"], rope_theta=...)
+    model = load(dream)
+    network = model.network.config
+    assert (network.qkv_bias, network.qk_norm, network.rope_theta) == (True, False, 1e4)
+    assert (model.spec.attention, model.spec.block_length) == ("masks_last", 16)
+    edit_config(dream, attention_bias=False)
+    with pytest.raises(CheckpointError, match="are not of this"):
         load(dream)
 
 

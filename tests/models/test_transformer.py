@@ -77,7 +77,7 @@ def test_logits_equal_transformers(
         assert (given - expected).abs().mean() < noise * expected.std()
         return
     assert torch.equal(given, expected)
-    if mask == "own" and model.spec.block_length is None:
+    if mask == "own" and model.spec.attention == "full":
         assert torch.equal(model.network(sample()), expected)
 
 
@@ -96,6 +96,8 @@ def test_specs_of_the_families(tmp_path: Path) -> None:
     assert specs["DreamModel"] == replace(plain, logit_shift=1)
     blocks = replace(plain, attention="block_causal", block_length=4)
     assert specs["SDARForCausalLM"] == blocks
+    last = replace(plain, attention="masks_last", block_length=16)
+    assert specs["WeDLMForCausalLM"] == last
     assert specs["Fast_dLLM_QwenForCausalLM"] == replace(blocks, logit_shift=1, block_length=8)
     assert specs["LLaDAMoEModelLM"] == plain
     assert specs["SDARMoeForCausalLM"] == blocks

@@ -17,6 +17,8 @@ VERIFIED = "tests/decoding/speculation/test_verifiers.py"
 SUMMARY = "tests/eval/run/test_run.py"
 PAIRED = "tests/eval/test_paired.py"
 CACHES = "tests/cache/test_base.py"
+STREAMING = "tests/cache/test_streaming.py tests/golden/test_logits.py"
+WEDLM = "tests/schedulers/test_wedlm.py"
 BLOCK_CAUSAL = "tests/cache/test_block_causal.py"
 
 
@@ -563,6 +565,28 @@ FAULTS = [
             "0",
             f"{BLOCK_CAUSAL} tests/golden/test_blockwise.py",
         ),
+    ),
+    *in_file(
+        "cache/streaming.py",
+        ("stored-while-a-mask", "unsure = masked | late", "unsure = masked", STREAMING),
+        (
+            "given-text-unfed",
+            "(~masked | (columns < end[:, None]))",
+            "(columns < end[:, None])",
+            STREAMING,
+        ),
+        ("prompt-unread", "canvas.step == 0", "canvas.step < 0", STREAMING),
+    ),
+    *in_file(
+        "cache/passes.py",
+        ("masks-see-left", "token | before, token", "before, token", STREAMING),
+        ("tokens-see-masks", "token & before)", "before)", STREAMING),
+    ),
+    *in_file(
+        "schedulers/wedlm.py",
+        ("window-stays", "torch.where(first > start, first, end)", "end", WEDLM),
+        ("threshold-included", "(unsure < self.threshold)", "(unsure <= self.threshold)", WEDLM),
+        ("distance-from-block", "view.masked.int().argmax(", "view.block.int().argmax(", WEDLM),
     ),
     *in_file(
         "dllm/decoding/speculation/passes.py",

@@ -24,7 +24,7 @@ from dllm.state.plan import StepPlan
 from tests.support.laws import FILTER
 from tests.support.models import MODELS, model_of
 
-FAMILIES = ("sdar", "fast_dllm_v2", "causal")  # random ones, block-causal or causal
+FAMILIES = ("sdar", "fast_dllm_v2", "causal", "wedlm")  # random ones with exact caches
 NAMES = (*MODELS, *FAMILIES, "wrapped", "wrapped_shifted")
 COMMON = (6, 9, 13, 29, 47, 72, 113)  # tokens that are proposed often, for ends and delimiters
 TOKENS = 125  # ids below have no meaning in any of these models
@@ -186,6 +186,8 @@ class Draw:
         """Returns a cache, more often one that serves the model."""
         if model.startswith("wrapped") or self.chance(0.15):
             return {"name": "none", "beyond_block": self.chance(0.7)}
+        if model == "wedlm":
+            return self.part(dllm.cache.registry, self.one(("streaming", "streaming", "none")))
         if model in FAMILIES and self.chance(0.5):
             return self.part(dllm.cache.registry, self.one(("block_causal", "sub_block")))
         return self.part(dllm.cache.registry)

@@ -75,6 +75,7 @@ OF_SCHEDULERS: dict[str, tuple[Any, ...]] = {
     "slowfast": ("slowfast:0.5,low=0.2", "slowfast@code:0.5,most_slow=3"),
     "threshold": ("threshold:0.3", "threshold:0.9"),
     "token_editing": ("token_editing:0.4,editing_threshold=0.3,post_steps=3",),
+    "wedlm": ("wedlm:2,penalty=0.1", "wedlm:null"),
     "wino": ("wino:0.4,threshold_back=0.5",),
 }
 OF_CACHES: dict[str, tuple[Any, ...]] = {

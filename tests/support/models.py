@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ def golden_model(name: str, dtype: str = "float64") -> dllm.HostedModel:
 
 @cache
 def model_of(name: str, dtype: str = "float64") -> dllm.HostedModel:
-    """Returns the embedded model, a golden one or a random one of a block-causal family."""
+    """Returns the embedded model, a golden one or a random one of a family with an exact cache."""
     if name == "tiny":
         return dllm.load("tiny")
     return golden_model(name, dtype) if name in MODELS else family_model(name)
@@ -71,9 +71,39 @@ class Poisoned:
         return store
 
 
+class Misleading:
+    """A model that gives random logits where a pass has none: nobody may read them."""
+
+    def __init__(self, model: dllm.HostedModel, seed: int) -> None:
+        self.model, self.seed = model, seed
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def forward(self, tokens: Tensor, plan: StepPlan, store: KVStore | None) -> Tensor:
+        logits = self.model.forward(tokens, plan, store)
+        if plan.known is None:
+            return logits
+        known = (
+            plan.known if plan.logit_columns is None else plan.known.gather(1, plan.logit_columns)
+        )
+        window = known.shape[1]  # shadows follow
+        drawn = torch.randn(logits[:, :window].shape, generator=self.random(), dtype=logits.dtype)
+        logits[:, :window] = torch.where(known[..., None], logits[:, :window], 9 * drawn)
+        return logits
+
+    def random(self) -> torch.Generator:
+        self.seed += 1
+        return torch.Generator().manual_seed(self.seed)
+
+
 BLOCK = 8
 MASK = 127
-FAMILY = {"sdar": "SDARForCausalLM", "fast_dllm_v2": "Fast_dLLM_QwenForCausalLM"}
+FAMILY = {
+    "sdar": "SDARForCausalLM",
+    "fast_dllm_v2": "Fast_dLLM_QwenForCausalLM",
+    "wedlm": "WeDLMForCausalLM",
+}
 CONFIG: dict[str, Any] = {
     "vocab_size": 128,
     "hidden_size": 32,
@@ -94,7 +124,7 @@ CONFIG: dict[str, Any] = {
 
 @cache
 def family_model(name: str) -> dllm.HostedModel:
-    """Returns a random model of a block-causal family, or of none with causal attention."""
+    """Returns a random model of a family with a cache that is exact, or of none but causal."""
     with torch.inference_mode(False):  # whoever asks first: all tests share it
         return _family_model(name)
 
@@ -106,7 +136,6 @@ def _family_model(name: str) -> dllm.HostedModel:
     for weight in network.parameters():
         torch.nn.init.normal_(weight, 1.0, 0.2, source) if weight.dim() == 1 else None
         torch.nn.init.normal_(weight, 0.0, 0.4, source) if weight.dim() == 2 else None
-    attention: Literal["causal", "block_causal"] = "causal" if name == "causal" else "block_causal"
     spec = dllm.ModelSpec(
         vocab_size=128,
         max_length=512,
@@ -114,7 +143,7 @@ def _family_model(name: str) -> dllm.HostedModel:
         eos_token_ids=(126,),
         pad_token_id=126,
         logit_shift=family.logit_shift,
-        attention=attention,
+        attention="causal" if name == "causal" else family.attention,
         block_length=None if name == "causal" else family.read_block_length(CONFIG),
     )
     return dllm.HostedModel(name, network.double().eval(), spec)

@@ -70,6 +70,11 @@ ORACLES: dict[str, tuple[type[PreTrainedModel], Any, dict[str, Any]]] = {
         Qwen2Config(**SIZES, tie_word_embeddings=True),
         {"bd_size": 8},
     ),
+    "WeDLMForCausalLM": (
+        Qwen3ForCausalLM,
+        Qwen3Config(**SIZES, head_dim=16, tie_word_embeddings=False),
+        {"qk_norm": True, "attention_bias": False},
+    ),
     "LLaDAModelLM": (LlamaForCausalLM, LlamaConfig(**SIZES, tie_word_embeddings=False), {}),
     "LLaDAMoEModelLM": (
         Qwen3MoeForCausalLM,

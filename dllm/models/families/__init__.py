@@ -11,7 +11,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from dllm.models.config import CheckpointError
-from dllm.models.families import dream, fast_dllm_v2, illada, llada, llada2, llada_moe, sdar
+from dllm.models.families import (
+    dream,
+    fast_dllm_v2,
+    illada,
+    llada,
+    llada2,
+    llada_moe,
+    sdar,
+    wedlm,
+)
 from dllm.models.families.family import Family
 from dllm.registry import declared, nearest, own_object
 
@@ -26,6 +35,7 @@ FAMILIES: dict[str, Family] = {
         llada_moe.FAMILY,
         llada2.FAMILY,
         sdar.MOE_FAMILY,
+        wedlm.FAMILY,
     )
 }
 

@@ -222,7 +222,8 @@ class Family:
     logit_shift: Literal[0, 1] = 0
     attention: AttentionKind = "full"
     block_length_key: str | None = None  # of block-causal families
-    block_length: int | None = None  # trained, where a config.json does not have that key
+    # Trained, or the authors' window, where a config.json does not have that key.
+    block_length: int | None = None
     turn_ends: tuple[str, ...] = ()  # tokens that end an answer besides eos_token_id
 
     def read_network(self, config: Mapping[str, Any]) -> NetworkConfig:
@@ -239,7 +240,7 @@ class Family:
         return Fields(config, self.architecture).integer(self.max_length_key)
 
     def read_block_length(self, config: Mapping[str, Any]) -> int | None:
-        """Returns the trained block of a block-causal family."""
+        """Returns the trained block of a block-causal family, else the authors' window, if any."""
         key, fields = self.block_length_key, Fields(config, self.architecture)
         if key is None or (self.block_length is not None and not fields.has(key)):
             return self.block_length
