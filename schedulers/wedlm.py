@@ -32,7 +32,8 @@ class WeDLM(Scheduler):
 
     def select(self, candidates: Candidates, view: View) -> Decision:
         first = view.columns.gather(1, view.masked.int().argmax(1, keepdim=True))
-        unsure = candidates.entropy + self.penalty * (view.columns - first)
+        distance = (view.columns - first).to(candidates.entropy.dtype)
+        unsure = candidates.entropy + self.penalty * distance
         commit = best(-unsure, view.masked)
         if self.threshold is not None:
             passed = (unsure < self.threshold) & view.masked

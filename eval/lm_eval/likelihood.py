@@ -72,6 +72,13 @@ class Scorer(Options):
     batch_size: Count = 1
     guidance_scale: Guidance = 0.0
 
+    def __post_init__(self) -> None:
+        if self.guidance_scale > 0 and self.model.spec.attention == "masks_last":
+            raise ValueError(
+                f"guidance_scale={self.guidance_scale} runs the prompt as masks, which "
+                f"{self.model.name!r} would see behind all tokens: leave it out"
+            )
+
     def scores(
         self, given: Sequence[Continuation], greedy: bool = True
     ) -> Iterator[tuple[int, Score]]:

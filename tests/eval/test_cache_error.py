@@ -369,14 +369,25 @@ def test_what_batches_come_to_worked_by_hand(tiny: dllm.HostedModel) -> None:
     assert found.flops_saved == 0
 
 
-def test_old_keys_are_right_where_no_block_sees_a_later_one(tmp_path: Path) -> None:
-    model = hosted("SDARForCausalLM", tmp_path, dtype="float64")
+@pytest.mark.parametrize(
+    ("family", "cache", "scheduler"),
+    [
+        ("SDARForCausalLM", "block_causal", "fixed_quota"),
+        ("WeDLMForCausalLM", "streaming", "fixed_quota"),
+        ("WeDLMForCausalLM", "streaming", "wedlm"),
+    ],
+)
+def test_old_keys_are_right_where_no_block_sees_a_later_one(
+    tmp_path: Path, family: str, cache: str, scheduler: str
+) -> None:
+    model = hosted(family, tmp_path, dtype="float64")
     prompts = [[3, 4, 5, 6, 7], [8, 9, 10]]
-    options: dict[str, Any] = {"max_new_tokens": 16, "scheduler": "fixed_quota"}
-    out, entries = observe(model, prompts, cache="block_causal", **options)
+    options: dict[str, Any] = {"max_new_tokens": 16, "scheduler": scheduler}
+    options["block_length"] = 4
+    out, entries = observe(model, prompts, cache=cache, **options)
     assert float(entries.max_error.max()) < 1e-9
     assert bool((entries.same_tokens == entries.num_masks).all())
-    assert float(entries.max_age.max()) >= model.spec.block_length  # type: ignore[operator]
+    assert float(entries.max_age.max()) >= 4
     assert out.sequences == dllm.generate(model, prompts, **options).sequences
 
 

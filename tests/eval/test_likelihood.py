@@ -198,6 +198,28 @@ def test_blocks_are_scored_after_clean_ones(name: str) -> None:
     assert found.log_likelihood == pytest.approx(float(logits[text[start]]))
 
 
+def test_guidance_has_no_meaning_where_masks_stand_behind_all_tokens() -> None:
+    with pytest.raises(ValueError, match=r"guidance_scale=0.5 runs the prompt as masks"):
+        Scorer(family_model("wedlm"), guidance_scale=0.5)
+
+
+@torch.no_grad()
+def test_tokens_of_a_causal_order_are_scored_one_by_one() -> None:
+    """Each by a mask after the tokens before it, so that the parts are exact and add up."""
+    model, text = family_model("wedlm"), tuple(random_prompts(1, seed=4, low=12, high=13)[0])
+    found = score(model, Continuation(text, 8))
+    total = 0.0
+    for place in range(8, len(text)):
+        seen = torch.tensor([[*text[:place], MASK]])
+        columns = torch.arange(place + 1)
+        causal = (columns[None] <= columns[:, None])[None]
+        hidden = model.network.hidden(seen, columns[None], causal)
+        total += float(model.network.logits(hidden)[0, place].log_softmax(-1)[text[place]])
+    assert found.exact
+    assert found.num_draws == len(text) - 8
+    assert found.log_likelihood == pytest.approx(total)
+
+
 def test_guidance_mixes_in_a_pass_without_the_context() -> None:
     model, text = golden_model("llada_gqa"), (7, 40, 11, 3)
     mask, scale = model.spec.mask_token_id, 1.5

@@ -35,7 +35,9 @@ def test_tokens_are_those_of_separate_projections(place: int) -> None:
     assert decode(dllm.speed_up(own(name), "fused"), settings) == usual(place)
 
 
-@pytest.mark.parametrize("name", ["llada_mha", "llada_gqa", "dream_gqa", "sdar", "fast_dllm_v2"])
+@pytest.mark.parametrize(
+    "name", ["llada_mha", "llada_gqa", "dream_gqa", "sdar", "fast_dllm_v2", "wedlm"]
+)
 def test_fused_logits_and_parts(name: str) -> None:
     model = own(name)
     network = model.network.double()

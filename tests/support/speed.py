@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from copy import deepcopy
 from dataclasses import replace
 from functools import cache
@@ -29,6 +30,8 @@ def decodings() -> list[Decoding]:
         plans += [(name, {"cache": c, "scheduler": s}) for c in caches for s in SCHEDULERS]
         ssd = {"cache": caches[-1], "scheduler": "fixed_quota", "verifier": "ssd"}
         plans += [(name, ssd)]
+    last = itertools.product(("streaming", "none"), ("wedlm:2", *SCHEDULERS))
+    plans += [("wedlm", {"cache": c, "scheduler": s}) for c, s in last]
     return plans
 
 
