@@ -474,6 +474,7 @@ def test_a_schedulers_settings_rule_out_the_tasks(tiny: dllm.HostedModel) -> Non
         "steps": 64,
         "order": "random",
         "tokens_per_step": None,
+        "schedule": "masks",
     }
 
 

@@ -388,6 +388,7 @@ def test_eight_bits_are_refused(architecture: str, tmp_path: Path) -> None:
 WAYS: tuple[Way, ...] = ("fused", "packed", "compiled")
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("architecture", MIXTURES)
 def test_ways_of_speeding_up_keep_the_tokens(
     architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
