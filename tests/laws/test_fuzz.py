@@ -22,8 +22,8 @@ from tests.support.fuzz import Combination, Draw, fuzzed_model
 from tests.support.models import MODELS
 
 CHUNKS, SIZE, FAST = 30, 52, 4
-# Chunks that were seen to hold. In the two others, and in 31, a scheduler around `wedlm` takes longer
-# than a test may: open.
+# Chunks that were seen to hold. In the two others, and in 31, a scheduler around `wedlm` takes
+# longer than a test may: open.
 TRIED = [seed for seed in range(CHUNKS) if seed not in (1, 6)]
 MOST_REFUSED = 40  # draws one after the other; most of those refused are so for `steps`
 
