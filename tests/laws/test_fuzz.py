@@ -22,9 +22,6 @@ from tests.support.fuzz import Combination, Draw, fuzzed_model
 from tests.support.models import MODELS
 
 CHUNKS, SIZE, FAST = 30, 52, 4
-# Chunks that were seen to hold. In the two others, and in 31, a scheduler around `wedlm` takes
-# longer than a test may: open.
-TRIED = [seed for seed in range(CHUNKS) if seed not in (1, 6)]
 MOST_REFUSED = 40  # draws one after the other; most of those refused are so for `steps`
 
 
@@ -50,6 +47,8 @@ def accepted(draw: Draw) -> tuple[Combination, Stream, Counted]:
     """Returns a combination that is not refused, about to run; a refusal has run no pass."""
     for _ in range(MOST_REFUSED):
         drawn = draw.combination()
+        if is_endless(drawn):
+            continue
         counted = Counted(fuzzed_model(drawn.model))
         model: Any = counted
         refusal = ""
@@ -64,6 +63,16 @@ def accepted(draw: Draw) -> tuple[Combination, Stream, Counted]:
         assert len(refusal) > 30, f"{refusal!r} gives no reason\n{drawn}"
         assert counted.passes == 0, f"refused after {counted.passes} passes\n{drawn}"
     raise AssertionError(f"{MOST_REFUSED} draws were refused one after the other")
+
+
+def is_endless(drawn: Combination) -> bool:
+    """Whether a call asks for a million passes: few of so many steps by chance commit anything."""
+    scheduler = drawn.options["scheduler"]
+    while isinstance(scheduler, dict):
+        if scheduler.get("algorithm") == "origin" and (scheduler.get("steps") or 0) > SIZE:
+            return True
+        scheduler = scheduler.get("inner")
+    return False
 
 
 def check_chunk(seed: int, count: int, folder: Path) -> None:
@@ -207,7 +216,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", TRIED)
+@pytest.mark.parametrize("seed", range(CHUNKS))
 def test_laws_hold_for_random_combinations(seed: int, folder: Path) -> None:
     check_chunk(seed, SIZE, folder)
 
