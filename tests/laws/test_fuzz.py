@@ -66,10 +66,11 @@ def accepted(draw: Draw) -> tuple[Combination, Stream, Counted]:
 
 
 def is_endless(drawn: Combination) -> bool:
-    """Whether a call asks for a million passes: few of so many steps by chance commit anything."""
+    """Whether a call asks for a million passes, most of which commit nothing."""
     scheduler = drawn.options["scheduler"]
     while isinstance(scheduler, dict):
-        if scheduler.get("algorithm") == "origin" and (scheduler.get("steps") or 0) > SIZE:
+        runs = scheduler.get("algorithm") == "origin" or scheduler.get("empty_steps")
+        if runs and (scheduler.get("steps") or 0) > SIZE:
             return True
         scheduler = scheduler.get("inner")
     return False
