@@ -22,7 +22,7 @@ from dllm.models.transformer import Transformer
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore
 from tests.support.exactness import NEW, RAGGED, SLOTS, Recorded, assert_exact, decode
-from tests.support.laws import COUNTED
+from tests.support.laws import transfers_of
 from tests.support.marks import crossed, some
 from tests.support.models import BLOCK, CONFIG, MASK, family_model, golden_model, random_prompts
 
@@ -544,19 +544,9 @@ def test_one_host_transfer_a_step(
     prompts = [*RAGGED, list(range(40))]
     events = iter(dllm.stream(family_model("fast_dllm_v2"), prompts, **options))
     next(events)  # the prompts are read in parts before it
-    transfers = [0]
-
-    def counted(original: Any) -> Any:
-        def call(self: Tensor, *args: Any, **kwargs: Any) -> Any:
-            transfers[0] += 1
-            return original(self, *args, **kwargs)
-
-        return call
-
-    for name in COUNTED:
-        monkeypatch.setattr(Tensor, name, counted(getattr(Tensor, name)))
-    steps = sum(1 for _ in events)
-    assert transfers[0] == steps > 3
+    waits = transfers_of(events, monkeypatch)
+    assert len(waits) > 3
+    assert set(waits) == {1}
 
 
 def test_chat_reads_each_turn_once(

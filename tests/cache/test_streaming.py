@@ -18,7 +18,7 @@ from tests.golden.methods.wedlm import engine
 from tests.golden.replay import replay
 from tests.support import GOLDEN
 from tests.support.exactness import RAGGED, Recorded, assert_exact, decode
-from tests.support.laws import COUNTED, SCHEDULERS, is_first, refusal, text_of
+from tests.support.laws import SCHEDULERS, is_first, refusal, text_of, transfers_of
 from tests.support.marks import crossed, some
 from tests.support.models import MASK, Misleading, Poisoned, family_model, golden_model
 
@@ -146,19 +146,9 @@ def test_one_host_transfer_a_step(scheduler: str, monkeypatch: pytest.MonkeyPatc
     options: dict[str, Any] = {**SLOTS, "seed": 0, "scheduler": scheduler, "cache": "streaming:8"}
     events = iter(dllm.stream(family_model("wedlm"), [*RAGGED, list(range(40))], **options))
     next(events)  # the prompts are read in parts before it
-    transfers = [0]
-
-    def counted(original: Any) -> Any:
-        def call(self: Tensor, *args: Any, **kwargs: Any) -> Any:
-            transfers[0] += 1
-            return original(self, *args, **kwargs)
-
-        return call
-
-    for name in COUNTED:
-        monkeypatch.setattr(Tensor, name, counted(getattr(Tensor, name)))
-    steps = sum(1 for _ in events)
-    assert transfers[0] == steps > 3
+    waits = transfers_of(events, monkeypatch)
+    assert len(waits) > 3
+    assert set(waits) == {1}
 
 
 class Stores(Recorded):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 from dataclasses import replace
 from typing import Any
@@ -27,7 +28,7 @@ from dllm.state.progress import end_rows
 from dllm.state.store import KVStore
 from dllm.state.variants import next_match, no_drafts
 from dllm.state.window import StepEvent, Window
-from tests.support.laws import COUNTED, FILTER
+from tests.support.laws import FILTER, transfers_of
 from tests.support.marks import crossed, some
 from tests.support.models import (
     MODELS,
@@ -415,23 +416,9 @@ def test_one_host_transfer_a_step(
     running = dllm.stream(
         golden_model("llada_gqa"), random_prompts(4), scheduler=scheduler, cache=cache, **options
     )
-    transfers = [0]
-
-    def counted(original: Any) -> Any:
-        def call(self: Tensor, *args: Any, **kwargs: Any) -> Any:
-            transfers[0] += 1
-            return original(self, *args, **kwargs)
-
-        return call
-
     events = iter(running)
     next(events)  # tables are built once
-    for name in COUNTED:
-        monkeypatch.setattr(Tensor, name, counted(getattr(Tensor, name)))
-    for _ in range(4):
-        before = transfers[0]
-        next(events)
-        assert transfers[0] - before == 1
+    assert transfers_of(itertools.islice(events, 4), monkeypatch) == [1] * 4
 
 
 @pytest.mark.parametrize(
