@@ -221,10 +221,10 @@ def _chosen(run: CacheErrorRun, names: Sequence[str] | None) -> list[str]:
 def _printed(table: Table) -> RichTable:
     """Returns one row a cache; fits 80 columns."""
     shown = empty_table(table.title, padding=(0, 0, 0, 0))
-    shown.add_column(table.heads[0], overflow="fold", min_width=8)
+    shown.add_column(table.heads[0])
     for head in table.heads[1:]:
         lines = head.replace("forwards", "for- wards").replace(" ", "\n")
-        shown.add_column(lines, justify="right", no_wrap=True)
+        shown.add_column(lines, justify="right")
     for row in table.rows:
         shown.add_row(*map(Text, row))
     return shown

@@ -100,10 +100,10 @@ def _report(labels: tuple[str, str], pairing: Pairing, show: bool) -> None:
 
 def _table(labels: tuple[str, str], pairing: Pairing) -> Table:
     table = empty_table(f"{pairing.counts.total} common problems")
-    table.add_column("", no_wrap=True)
+    table.add_column("")
     table.add_column("run", overflow="fold")
     for name in ("accuracy", "95 %", "tokens/\nforward", "tokens/\nsecond"):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right")
     summaries = (pairing.first, pairing.second)
     for name, label, summary in zip(("first", "second"), labels, summaries, strict=True):
         speeds = f"{summary.tokens_per_forward:.2f}", f"{summary.tokens_per_second:.0f}"

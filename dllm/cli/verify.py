@@ -82,9 +82,9 @@ def verify(
 def _report(result: Verification, verifier: str, model: DenoisingModel) -> None:
     console = Terminal()
     table = Table(box=SIMPLE_HEAD, title=f"{result.num_prompts} prompts", title_justify="left")
-    table.add_column("", no_wrap=True)
+    table.add_column("")
     for head in ("forwards", "row-forwards", "rows fed", "seconds"):
-        table.add_column(head, justify="right", no_wrap=True)
+        table.add_column(head, justify="right")
     base, verified = astuple(result.base), astuple(result.verified)
     for name, (*counts, seconds) in (("without", base), (verifier, verified)):
         table.add_row(name, *map(str, counts), f"{seconds:.2f}")

@@ -247,10 +247,10 @@ def _comparison(title: str, summaries: Sequence[Summary]) -> RichTable:
     """Returns one row a run, accuracy with its interval and what it cost; fits 80 columns."""
     table = empty_table(title)
     for name in ("scheduler", "cache"):
-        table.add_column(name, overflow="fold", min_width=6)
+        table.add_column(name, min_width=6)
     numbers = ("accuracy", "95 %", "forwards", "tokens/\nforward", "tokens\nfed", "tokens/\nsecond")
     for name in numbers:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right")
     for summary in summaries:
         accuracy = accuracy_cells(summary) if summary.scored else ("-", "not scored")
         passes = f"{summary.forwards:.1f}", f"{summary.tokens_per_forward:.2f}"
@@ -279,10 +279,10 @@ def printed(table: Table, width: int | None = None) -> RichTable:
     shown = empty_table(table.title, (0, 0, 0, 0) if narrow else (0, 1, 0, 0))
     for index, head in enumerate(table.heads):
         if index == 0 or head in WORDS or head.startswith("now "):
-            shown.add_column(head, overflow="fold", no_wrap=narrow and index == 0)
+            shown.add_column(head)
         else:
             head = head.replace("/", "/\n").replace(" (", "\n(").replace("row ", "row\n")
-            shown.add_column(head, justify="right", no_wrap=narrow)
+            shown.add_column(head, justify="right")
     for first, *others in table.rows:
         name = Text(first) if width is None else _fold(first, max(width - OTHER_COLUMNS, 12))
         shown.add_row(name, *map(Text, others))
