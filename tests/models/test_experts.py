@@ -218,16 +218,14 @@ def test_a_pass_waits_for_nothing(
 
 
 @pytest.mark.parametrize("architecture", MIXTURES)
-@pytest.mark.parametrize("cache", ["none", "own", "dllm_cache"])
+@pytest.mark.parametrize("cache", ["none", "own", "further"])
 def test_flops_are_those_of_the_experts_in_use(
     architecture: str, cache: str, tmp_path: Path
 ) -> None:
     model = hosted(architecture, tmp_path)
     causal = model.spec.attention == "block_causal"
-    if causal and cache == "dllm_cache":
-        pytest.skip("a cache of models with full attention")
-    if cache == "own":
-        cache = "block_causal" if causal else "dual"
+    serving = {"own": ("dual", "block_causal"), "further": ("dllm_cache", "sub_block:4")}
+    cache = serving[cache][causal] if cache in serving else cache
     settings: dict[str, Any] = {"max_new_tokens": 16, "block_length": 8, "cache": cache}
     with (
         GroupedFlops() as counter,
