@@ -13,6 +13,7 @@ from dllm.eval.run.run import Run
 from dllm.eval.tasks.task import Task
 from dllm.settings import Settings
 from dllm.state.processing import Processing, Rows
+from tests.support.laws import transfers_of
 from tests.support.models import MODELS, golden_model, random_prompts
 
 QUESTION = "tom has 53 pens. tom loses 3. how many pens does tom have?"
@@ -232,3 +233,17 @@ def test_an_evaluation_answers_a_problem_once(tiny: dllm.HostedModel) -> None:
     run = Run(tiny, Task("none", "", lambda *_: iter(()), lambda *_: False), Settings(n=2))
     with pytest.raises(ValueError, match="a problem is answered once"):
         next(run.results([], None))
+
+
+def test_rules_wait_for_the_device_no_oftener_and_stop_strings_once_more(
+    tiny: dllm.HostedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules: dict[str, Any] = {"repetition_penalty": 1.3, "min_new_tokens": 40, "seed": 0}
+    rules["logits_processors"] = transformers.RepetitionPenaltyLogitsProcessor(1.1)
+    for given, expected in ((rules, 1), ({"stop": "zzz", "scheduler": "fixed_quota"}, 2)):
+        events = iter(dllm.stream(tiny, [QUESTION, OTHER], **given))
+        next(events)  # tables are built once
+        with monkeypatch.context() as patched:
+            waits = transfers_of(events, patched)
+        assert len(waits) > 3
+        assert set(waits) == {expected}
