@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from dllm.trace.file import write_records
+from tests.support.processes import LISTENING
 from tests.support.traces import BY_HAND
 
 termios = pytest.importorskip("termios", reason="this system has no terminals of this kind")
@@ -37,7 +38,7 @@ class Terminal:
             environment.pop(name, None)
         # Who opens a terminal in a session of its own gets it, with Ctrl-C.
         opening = ["sh", "-c", 'exec "$@" <"$0" >"$0" 2>&1', os.ttyname(inside)]
-        command = [sys.executable, "-m", "dllm", "trace", str(path)]
+        command = [sys.executable, "-c", LISTENING, "trace", str(path)]
         self.process = subprocess.Popen(
             [*opening, *command], env=environment, start_new_session=True
         )
