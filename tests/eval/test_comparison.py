@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,11 @@ import pytest
 import typer
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from rich.console import Console
+from rich.console import ConsoleDimensions
 
 import dllm
 from dllm.cli.evaluate import evaluate
+from dllm.cli.shown import Terminal
 from dllm.cli.shown.measured import printed
 from dllm.eval.ablation.lines import Line
 from dllm.eval.ablation.lines import front as leaders
@@ -145,9 +145,11 @@ def test_the_front_holds_what_nothing_beats(made: Outcomes) -> None:
 
 
 def printed_table(lines: Sequence[Measured], width: int) -> str:
-    file = StringIO()
-    Console(width=width, file=file).print(printed(table("title", lines), width))
-    return file.getvalue()
+    terminal = Terminal()
+    terminal.size = ConsoleDimensions(width, 25)
+    with terminal.capture() as shown:
+        terminal.print_table(printed(table("title", lines), width))
+    return shown.get()
 
 
 def test_no_column_is_cut_off_at_80_columns(made: Outcomes) -> None:

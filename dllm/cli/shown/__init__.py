@@ -46,7 +46,8 @@ class Terminal(Console):
         for column in table.columns:
             cells = (column.header, *column.cells)
             widest = max(Measurement.get(self, room, cell).maximum for cell in cells)
-            if column.justify == "right" or all(map(_is_figure, column.cells)):
+            is_broken = column.no_wrap  # into lines already, where its options end
+            if is_broken or column.justify == "right" or all(map(_is_figure, column.cells)):
                 column.no_wrap, column.min_width = True, widest
             else:
                 column.no_wrap, column.overflow = False, "fold"

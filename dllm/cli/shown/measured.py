@@ -279,7 +279,7 @@ def printed(table: Table, width: int | None = None) -> RichTable:
     shown = empty_table(table.title, (0, 0, 0, 0) if narrow else (0, 1, 0, 0))
     for index, head in enumerate(table.heads):
         if index == 0 or head in WORDS or head.startswith("now "):
-            shown.add_column(head)
+            shown.add_column(head, no_wrap=narrow and index == 0)
         else:
             head = head.replace("/", "/\n").replace(" (", "\n(").replace("row ", "row\n")
             shown.add_column(head, justify="right")
