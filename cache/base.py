@@ -38,6 +38,7 @@ class Cache(Part, ABC):
     # A pass within a block is a function of the canvas and of the block's refresh.
     replayable: ClassVar[bool] = False
     masks_last: ClassVar[bool] = False  # serves models in which masks stand behind all tokens
+    encodes: ClassVar[bool] = False  # serves models of an encoder and a decoder
     even: ClassVar[bool] = False  # a row that enters feeds no more columns than the others do
 
     @abstractmethod

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from dllm.cache.base import Cache, Canvas, ModelSpec, Progress, StepPlan
-from dllm.cache.passes import every_column, seen_up_to
+from dllm.cache.passes import encoded_and_decoded, every_column, seen_up_to
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,12 @@ class NoCache(Cache):
     lockstep = False
     even = True
     masks_last = True
+    encodes = True
 
     def plan(self, canvas: Canvas, progress: Progress, spec: ModelSpec) -> StepPlan:
+        if spec.attention == "encoder_decoder":  # no block sees a later one
+            before = canvas.numbers[: progress.reach].expand(canvas.layout.num_rows, -1)
+            return encoded_and_decoded(before, before, canvas.columns(), canvas)
         if self.beyond_block:
             return every_column(canvas, spec, store=False, width=progress.length)
         end = torch.minimum(canvas.length, canvas.block_end)

@@ -83,9 +83,7 @@ def chosen_columns(
     which nothing attends to. Keys of the columns `seen` (B, C) bool are visible; None: all.
     """
     layout = canvas.layout
-    order = (~fed).to(torch.uint8).sort(dim=1, stable=True).indices[:, : progress.num_fed]
-    real = fed.gather(1, order)
-    columns = torch.where(real, order, layout.num_stored - 1)
+    columns, real = gathered(fed, progress.num_fed, canvas)
     number = canvas.numbers[: columns.shape[1]].expand_as(columns)
     fed_at = torch.zeros_like(canvas.tokens).scatter(1, columns, number)
     predictor = canvas.columns() - spec.logit_shift
@@ -103,6 +101,61 @@ def chosen_columns(
         stored=_stored(columns, canvas).where(real, -1),
         known=fed.gather(1, predictor) & predicted,
     )
+
+
+def gathered(fed: Tensor, count: int, canvas: Canvas) -> tuple[Tensor, Tensor]:
+    """Returns the columns `fed` (B, C) bool one behind the other, (B, count), and which are real.
+
+    `count` is the most that a row has; the others end with the canvas' last spare column.
+    """
+    order = (~fed).to(torch.uint8).sort(dim=1, stable=True).indices[:, :count]
+    real = fed.gather(1, order)
+    return torch.where(real, order, canvas.layout.num_stored - 1), real
+
+
+def encoded_and_decoded(
+    encoded: Tensor, stored: Tensor, decoded: Tensor, canvas: Canvas, num_keys: int | None = None
+) -> StepPlan:
+    """Returns the pass that encodes columns (B, q) and decodes columns (B, n) behind one another.
+
+    `num_keys` are read of the store, where keys of the encoded ones are stored at `stored`; None:
+    there is none, and the encoded columns are the first ones of each row. Tokens that became final
+    together, those of the prompt first, see one another and those before; what is decoded sees the
+    tokens before its block, and its block. Blocks that were not begun see nothing of each other.
+    """
+    num_keys = encoded.shape[1] if num_keys is None else num_keys
+    part, real = _parts(canvas), canvas.numbers < canvas.length[:, None]
+    keys, committed = (
+        part[:, None, :num_keys],
+        canvas.numbers[:num_keys] < canvas.block_start[:, None],
+    )
+    asks, shows = part.gather(1, encoded)[..., None], part.gather(1, decoded)
+    before = real[:, None, :num_keys] & (keys <= asks)
+    context = (real[:, :num_keys] & committed)[:, None] & (keys < shows[..., None])
+    same = (shows[:, None] == shows[..., None]) & real.gather(1, decoded)[:, None]
+    itself = decoded[:, None] == decoded[..., None]  # padding sees something, too
+    unseen = before.new_zeros(*before.shape[:2], decoded.shape[1])
+    rows = [torch.cat([before, unseen], 2), torch.cat([context, same | itself], 2)]
+    at, last = canvas.columns() - decoded[:, :1], decoded.shape[1] - 1
+    return StepPlan(
+        kind="step",
+        positions=torch.cat([encoded, decoded], 1),
+        logit_rows=at.clamp(0, last) + encoded.shape[1],
+        num_keys=num_keys,
+        attention_mask=torch.cat(rows, 1),
+        stored=stored,
+        known=(at >= 0) & (at <= last),
+    )
+
+
+def _parts(canvas: Canvas) -> Tensor:
+    """Returns with which others each column is encoded, (B, C) int64, in their order.
+
+    The prompt, each block that was begun, and what the next ones will be.
+    """
+    begun = (canvas.block_entry >= 0).cumsum(1)
+    beyond = (canvas.numbers - canvas.block_start[:, None]).clamp(min=0)
+    return begun + beyond.div(canvas.layout.window_length, rounding_mode="floor")
 
 
 def _plan(

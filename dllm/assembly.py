@@ -145,13 +145,16 @@ def _check_waiting(
 def _sampling(scheduler: Scheduler, layout: Layout, settings: Settings) -> Sampling:
     ends = layout.eos_token_ids
     needs = scheduler.needs(layout.num_slots, layout.block_length)
+    forbidden = settings.forbidden_token_ids + (ends if settings.forbid_eos else ())
+    if scheduler.without_mask:
+        forbidden += (layout.mask_token_id,)
     return Sampling(
         mask_token_id=layout.mask_token_id,
         temperature=settings.temperature,
         top_p=settings.top_p,
         top_k=settings.top_k,
         confidence=settings.confidence or scheduler.reads,
-        forbidden_token_ids=settings.forbidden_token_ids + (ends if settings.forbid_eos else ()),
+        forbidden_token_ids=forbidden,
         deferred_token_ids=settings.deferred_token_ids + (ends if settings.defer_eos else ()),
         dtype=settings.statistics_dtype,
         lean=settings.verifier is None and not needs.reads_logits,

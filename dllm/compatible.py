@@ -46,16 +46,33 @@ def check(model: DenoisingModel, settings: Settings) -> tuple[Scheduler, Cache]:
         )
     if needs.num_variants > 1 and getattr(cache, "first_token", "feed") == "force":
         raise ValueError(f"scheduler {name!r} needs first_token='feed' of its cache")
-    if model.spec.attention == "masks_last":
-        _check_masks_last(model.name, cache, scheduler, settings)
+    _check_attention(model, cache, scheduler, settings)
     if settings.verifier is not None:
         verifier = check_verifier(settings, scheduler, cache)
+        if verifier.execution == "tree" and model.spec.attention == "encoder_decoder":
+            raise ValueError(
+                f"execution='tree' feeds drafts behind one stack, and {model.name!r} is an encoder "
+                "and a decoder: take 'batch'"
+            )
         if verifier.execution == "tree" and not model.supports_cache:
             raise ValueError(
                 "execution='tree' hides keys from queries, which the wrapped module "
                 f"{model.name!r} cannot: load the checkpoint with dllm.load, or take 'batch'"
             )
     return scheduler, cache
+
+
+def _check_attention(
+    model: DenoisingModel, cache: Cache, scheduler: Scheduler, settings: Settings
+) -> None:
+    """Raises ValueError for what does not follow the attention of a model."""
+    if model.spec.attention == "masks_last":
+        _check_masks_last(model.name, cache, scheduler, settings)
+    if model.spec.attention == "encoder_decoder" and not cache.encodes:
+        raise ValueError(
+            f"{model.name!r} is an encoder and a decoder, whose keys cache "
+            f"{cache.summary()['name']!r} would mix: use cache='encoder', which is exact, or 'none'"
+        )
 
 
 def _check_masks_last(model: str, cache: Cache, scheduler: Scheduler, settings: Settings) -> None:

@@ -16,14 +16,20 @@ from dllm.state.canvas import Canvas
 from dllm.state.progress import AtEnd
 from dllm.state.window import Layout
 
+_WHOLE_BLOCKS = (
+    "block_causal",
+    "encoder_decoder",
+)  # attention of models that decode no part of one
+
 
 def canvas_of(
     model: DenoisingModel, rows: list[Row], settings: Settings, block: int, scheduler: Scheduler
 ) -> Canvas:
     """Returns the canvas of encoded prompts, cut into blocks of so many columns."""
     spec, kept = model.spec, tuple(len(row.prompt) + len(row.slots) for row in rows)
-    if spec.attention == "block_causal":
-        rows = [row if row.infilled else _to_block_end(row, block, spec) for row in rows]
+    from_zero = spec.attention == "block_causal" or settings.blocks_from == "zero"
+    if spec.attention in _WHOLE_BLOCKS:
+        rows = [row if row.infilled else _to_block_end(row, block, from_zero, spec) for row in rows]
     num_slots = max(len(row.slots) for row in rows)
     needs = needs_of(scheduler, num_slots, block)
     ends = _end_tokens(spec.eos_token_ids, settings.eos_token_id)
@@ -47,18 +53,19 @@ def canvas_of(
         skip_after_end=at_eos_of(rows, settings, spec.mask_token_id) == "skip",
     )
     canvas = new_canvas(layout, [r.prompt for r in rows], [r.slots for r in rows], model.device)
-    if spec.attention == "block_causal" or settings.blocks_from == "zero":
+    if from_zero:
         canvas.count_blocks_from_zero()
     return canvas
 
 
-def _to_block_end(row: Row, block: int, spec: ModelSpec) -> Row:
-    """Returns a row whose slots fill its last block, as block-causal models were trained.
+def _to_block_end(row: Row, block: int, from_zero: bool, spec: ModelSpec) -> Row:
+    """Returns a row whose slots fill its last block, as models of blocks were trained.
 
     Their authors decode whole blocks and cut what was not asked for.
     """
     length = len(row.prompt) + len(row.slots)
-    more = min(-length % block, spec.max_length - length)
+    begun = length if from_zero else len(row.slots)
+    more = min(-begun % block, spec.max_length - length)
     return replace(row, slots=[*row.slots, *[spec.mask_token_id] * more])
 
 
@@ -86,6 +93,8 @@ def block_length_of(model: DenoisingModel, settings: Settings, num_slots: int) -
     """
     trained = model.spec.block_length
     block = settings.block_length or trained or DEFAULT_BLOCK_LENGTH
+    if model.spec.attention == "encoder_decoder":
+        return block
     if model.spec.attention != "block_causal":
         return min(block, num_slots)
     assert trained is not None

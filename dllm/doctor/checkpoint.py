@@ -67,6 +67,9 @@ def architecture(checkpoint: LocalCheckpoint) -> Iterator[Finding]:
     """Yields whether the network can be hosted."""
     network, family = checkpoint.network, checkpoint.family
     shape = f"{network.num_layers} layers of {network.hidden_size}"
+    if network.decoder is not None:
+        whose = "the last of them" if network.decoder.shared else "its own"
+        shape += f" and a decoder of {network.decoder.num_layers} layers, {whose}"
     shape += f", {checkpoint.num_parameters:,} parameters"
     idle = idle_parameters(network)
     if network.experts is not None:
@@ -126,9 +129,7 @@ def defaults(checkpoint: LocalCheckpoint) -> Iterator[Finding]:
 def files(checkpoint: LocalCheckpoint) -> Iterator[Finding]:
     """Yields whether all weights are there, whole, and those of the architecture."""
     stored, names = checkpoint.stored, checkpoint.family.names
-    if checkpoint.network.tie_embeddings:  # to compare them would read both
-        stored = {name: part for name, part in stored.items() if name != names.of("head.weight")}
-    Weights(names, stored).check(checkpoint.empty)
+    Weights(names, stored).check(checkpoint.empty, compare=False)  # to compare twins reads both
     num_files = len({part.file for part in stored.values()})
     yield ok("weights", f"{len(stored)} tensors in {num_files} file(s), none missing or cut off")
 
@@ -171,8 +172,8 @@ def batch(checkpoint: LocalCheckpoint, where: torch.device) -> Iterator[Finding]
     if free is None or checkpoint.weight_bytes > free:
         return
     cost = network_cost(checkpoint.network, checkpoint.dtype.itemsize)
-    columns = min(CANVAS, checkpoint.family.read_max_length(checkpoint.config))
-    block = checkpoint.family.read_block_length(checkpoint.config) or DEFAULT_BLOCK_LENGTH
+    columns = min(CANVAS, checkpoint.family.read_max_length(checkpoint.described))
+    block = checkpoint.family.read_block_length(checkpoint.described) or DEFAULT_BLOCK_LENGTH
     left = free - checkpoint.weight_bytes
     plain, cached = (left // cost.row_bytes(n, columns, block) for n in (0, columns))
     if plain:

@@ -10,7 +10,9 @@ from typing import Any, Literal, get_args
 
 # masks_last: causal over an order in which masks stand behind all tokens; a token sees those up to
 # itself, a mask all tokens and the masks up to itself.
-AttentionKind = Literal["full", "block_causal", "causal", "masks_last"]
+# encoder_decoder: committed tokens see their block and those before; an open column its block and
+# what was made of the tokens before it.
+AttentionKind = Literal["full", "block_causal", "causal", "masks_last", "encoder_decoder"]
 
 
 class CheckpointError(ValueError):
@@ -81,7 +83,9 @@ NETWORK_FIELDS: Allowed = {
     "tie_embeddings": _FLAG,
     "logits_in_float32": _FLAG,
     "experts": None,
+    "decoder": None,
 }
+DECODER_FIELDS: Allowed = {"num_layers": Numbers(1, MOST_LAYERS), "shared": _FLAG}
 EXPERTS_FIELDS: Allowed = {
     "num_experts": Numbers(1, 2**14),
     "num_active": Numbers(1, 2**14),
@@ -164,6 +168,19 @@ class ExpertsConfig:
 
 
 @dataclass(frozen=True)
+class DecoderConfig:
+    """The decoder of a network of two stacks, whose encoder the network's layers are."""
+
+    num_layers: int
+    # Its layers are the encoder's last, each over the keys of that layer; else they are its own,
+    # each over keys that it makes of the encoder's output.
+    shared: bool
+
+    def __post_init__(self) -> None:
+        check_fields(self, DECODER_FIELDS)
+
+
+@dataclass(frozen=True)
 class NetworkConfig:
     """The shape and numerical switches of the one transformer that hosts every family.
 
@@ -190,6 +207,7 @@ class NetworkConfig:
     tie_embeddings: bool = False
     logits_in_float32: bool = False
     experts: ExpertsConfig | None = None  # None: every layer has one feed-forward layer
+    decoder: DecoderConfig | None = None  # None: one stack
 
     def __post_init__(self) -> None:
         check_fields(self, NETWORK_FIELDS)
@@ -200,6 +218,8 @@ class NetworkConfig:
                 f"num_dense_layers={self.experts.num_dense_layers} leaves no layer of "
                 f"num_layers={self.num_layers} with experts"
             )
+        if self.decoder is not None:
+            self._check_decoder(self.decoder)
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}"
@@ -208,6 +228,17 @@ class NetworkConfig:
         if rotated % 2 or rotated > self.head_dim:
             raise ValueError(
                 f"rotary_dim={rotated} must be even and at most head_dim={self.head_dim}"
+            )
+
+    def _check_decoder(self, decoder: Any) -> None:
+        if not isinstance(decoder, DecoderConfig):
+            raise ValueError(f"decoder={decoder!r} must be a DecoderConfig or None")
+        if self.experts is not None:
+            raise ValueError("a network of an encoder and a decoder has no experts")
+        if decoder.shared and decoder.num_layers > self.num_layers:
+            raise ValueError(
+                f"a decoder of {decoder.num_layers} layers cannot be the last of "
+                f"num_layers={self.num_layers}"
             )
 
     def experts_of(self, layer: int) -> ExpertsConfig | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from dllm.models.config import NetworkConfig
@@ -52,7 +52,21 @@ class Cost:
     def times(self, count: int) -> Cost:
         """Returns the price for a model that runs every row `count` times."""
         prices = {field.name: count * getattr(self, field.name) for field in fields(self)}
-        return Cost(**{**prices, "num_layers": self.num_layers})
+        return type(self)(**{**prices, "num_layers": self.num_layers})
+
+
+@dataclass(frozen=True)
+class TwoStackCost(Cost):
+    """The same of an encoder and a decoder; prices without another word are the decoder's."""
+
+    encoded_flops: int = 0  # an encoded column, with what it leaves for the decoder
+    encoded_pair_flops: int = 0  # an (encoded column, key) pair
+
+    def flops(self, a_pass: PassShape) -> int:
+        encoded = a_pass.num_stored
+        a_row = encoded * (self.encoded_flops + a_pass.num_keys * self.encoded_pair_flops)
+        decoded = replace(a_pass, num_fed=a_pass.num_fed - encoded, num_stored=0)
+        return a_pass.num_rows * a_row + super().flops(decoded)
 
 
 def network_cost(config: NetworkConfig, itemsize: int) -> Cost:
@@ -60,6 +74,30 @@ def network_cost(config: NetworkConfig, itemsize: int) -> Cost:
 
     Of a mixture of experts those count that a token goes through.
     """
+    if config.decoder is None:
+        return _stack_cost(config, itemsize)
+    count, shared = config.decoder.num_layers, config.decoder.shared
+    decoder = _stack_cost(replace(config, num_layers=count, decoder=None), itemsize)
+    encoder = _stack_cost(replace(config, decoder=None), itemsize)
+    prices = {field.name: getattr(decoder, field.name) for field in fields(decoder)}
+    remembered = 4 * config.hidden_size * config.num_kv_heads * config.head_dim
+    if shared:  # of the encoder's last layer only the keys and values are made
+        further = {
+            "slot_bytes": encoder.slot_bytes,
+            "encoded_flops": encoder.token_flops - encoder.first_flops + remembered,
+            "encoded_pair_flops": encoder.pair_flops // config.num_layers * (config.num_layers - 1),
+        }
+    else:
+        further = {
+            "slot_bytes": encoder.slot_bytes + decoder.slot_bytes,
+            "encoded_flops": encoder.token_flops + count * remembered,
+            "encoded_pair_flops": encoder.pair_flops,
+        }
+    return TwoStackCost(**{**prices, **further})
+
+
+def _stack_cost(config: NetworkConfig, itemsize: int) -> Cost:
+    """Returns the prices of one stack of layers, and of the head."""
     width = config.hidden_size
     q_width = config.num_heads * config.head_dim
     kv_width = config.num_kv_heads * config.head_dim

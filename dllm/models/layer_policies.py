@@ -147,6 +147,8 @@ def partly_computed(network: Transformer, tokens: Tensor, plan: StepPlan, store:
             "cache 'dllm_cache' needs all layers on one device: load the model on one, or use "
             "another cache"
         )
+    assert plan.stored is not None
+    store.begin(plan.stored)
     x = network.embedding(tokens)
     for layer, block in enumerate(network.blocks):
         assert isinstance(block, Block)

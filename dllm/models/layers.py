@@ -27,6 +27,10 @@ class Rotation:
         """Returns the tables moved as `Tensor.to` does."""
         return Rotation(self.cos.to(*args, **kwargs), self.sin.to(*args, **kwargs))
 
+    def of_columns(self, start: int, end: int) -> Rotation:
+        """Returns the tables of the fed columns from `start` to `end`."""
+        return Rotation(self.cos[:, start:end], self.sin[:, start:end])
+
 
 @dataclass(frozen=True)
 class Fed:
@@ -107,6 +111,16 @@ class Attention(nn.Module):
         if self.config.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         return q, k, v
+
+    def keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns keys, before RoPE, and values (B, Q, Hkv, D) without queries."""
+        if self.config.fused_qkv:
+            bias = None if self.qkv.bias is None else self.qkv.bias[self.q_width :]
+            flat = F.linear(x, self.qkv.weight[self.q_width :], bias).chunk(2, -1)
+        else:
+            flat = (self.k(x), self.v(x))
+        k, v = (rearrange(t, "b q (h d) -> b q h d", d=self.config.head_dim) for t in flat)
+        return (self.k_norm(k) if self.config.qk_norm else k), v
 
     def values(self, x: Tensor) -> Tensor:
         """Returns values (B, Q, Hkv, D) alone."""
@@ -209,6 +223,13 @@ class Block(nn.Module):
         mixed = self.attention(self.attention_norm(x), fed, memory)
         x = mixed + (x if fed.wanted is None else rows_of(x, fed.wanted))
         return x + self.feed_forward(self.feed_forward_norm(x))
+
+    def remember(self, x: Tensor, fed: Fed, memory: Memory) -> None:
+        """Stores the keys and values of states (B, Q, hidden_size), and computes nothing else."""
+        device = self.attention_norm.weight.device
+        x, fed = x.to(device), fed.to(device)
+        keys, values = self.attention.keys_and_values(self.attention_norm(x))
+        memory.write(self.attention.rotate(keys, fed.rotation), values)
 
 
 def explicit_attention(

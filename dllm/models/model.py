@@ -107,7 +107,7 @@ class HostedModel:
     def new_store(self, num_rows: int, num_columns: int) -> KVStore:
         config = self.network.config
         shape = StoreShape(num_rows, num_columns, config.num_kv_heads, config.head_dim)
-        devices = [execution_device(block) for block in self.network.blocks]
+        devices = [execution_device(layer) for layer in self.network.layers]
         new = KVStore if self.runner is None else self.runner.new_store
         return new(shape, self.dtype, devices)
 

@@ -26,6 +26,11 @@ class Transformer(nn.Module):
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
 
+    @property
+    def layers(self) -> list[nn.Module]:
+        """All layers that there are, in the order of their places in the K/V store."""
+        return [*self.blocks]
+
     def forward(
         self, tokens: Tensor, plan: StepPlan | None = None, store: KVStore | None = None
     ) -> Tensor:
@@ -53,8 +58,7 @@ class Transformer(nn.Module):
         """
         x, fed, slots = self.embedding(tokens), Fed(self.rotation(positions), mask), None
         if store is not None and plan is not None and plan.stored is not None:
-            slots = store.slots(plan.stored)
-            store.weights.clear()
+            slots = store.begin(plan.stored)
         last = len(self.blocks) - 1 if plan is not None and _narrows(plan) else None
         for layer, block in enumerate(self.blocks):
             memory = None

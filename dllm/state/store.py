@@ -84,6 +84,15 @@ class KVStore:
         first = self._first[:: self.shape.num_rows // columns.shape[0]].to(columns.device)
         return torch.where(columns < 0, self.scratch, first + columns)
 
+    def begin(self, columns: Tensor) -> Tensor:
+        """Begins a pass that stores columns (B, q); returns their slots (B, q) int64."""
+        slots = self.slots(columns)
+        self.weights.clear()
+        if self.stamp is not None:
+            self.stamp.index_fill_(0, slots.flatten().to(self.stamp.device), self.num_passes)
+            self.num_passes += 1
+        return slots
+
     def write(
         self, layer: int, slots: Tensor, keys: Tensor, values: Tensor, num_keys: int
     ) -> tuple[Tensor, Tensor]:
@@ -94,9 +103,6 @@ class KVStore:
         """
         rows, count = slots.shape
         flat = slots.flatten().to(self.keys[layer].device)
-        if self.stamp is not None and layer == 0:
-            self.stamp.index_fill_(0, flat, self.num_passes)
-            self.num_passes += 1
         views = []
         for stored, new in ((self.keys[layer], keys), (self.values[layer], values)):
             stored.index_copy_(0, flat, new[:, :count].flatten(0, 1))

@@ -73,6 +73,11 @@ class Scorer(Options):
     guidance_scale: Guidance = 0.0
 
     def __post_init__(self) -> None:
+        if self.model.spec.attention == "encoder_decoder":
+            raise ValueError(
+                f"{self.model.name!r} is an encoder and a decoder, whose likelihoods are not "
+                "offered: take tasks that generate"
+            )
         if self.guidance_scale > 0 and self.model.spec.attention == "masks_last":
             raise ValueError(
                 f"guidance_scale={self.guidance_scale} runs the prompt as masks, which "

@@ -201,12 +201,11 @@ def test_stamps_follow_writes_and_copies() -> None:
         store.age(4)
     store.keep_stamps()
 
-    def write(slots: list[list[int]]) -> None:
-        new = torch.zeros(len(slots), len(slots[0]), 1, 2)
-        store.write(0, torch.tensor(slots), new, new, 4)
+    def write(columns: list[list[int]]) -> None:
+        store.begin(torch.tensor(columns))
 
-    write([[0, 1, 2, 3], [4, 5, 6, 7]])
-    write([[1, 2], [4, 8]])  # 8 is the scratch slot
+    write([[0, 1, 2, 3], [0, 1, 2, 3]])
+    write([[1, 2], [0, -1]])
     assert store.age(4).tolist() == [[1, 0, 0, 1], [0, 1, 1, 1]]
     write([[3]])  # of every second row
     assert store.age(3).tolist() == [[2, 1, 1], [1, 2, 2]]

@@ -20,7 +20,7 @@ from dllm.state.store import KVStore
 from tests.support.laws import CACHES, is_first, partner
 from tests.support.models import MODELS, model_of, random_prompts
 
-ROOMS = ("llada_gqa", "dream_gqa", "sdar", "fast_dllm_v2", "wedlm")
+ROOMS = ("llada_gqa", "dream_gqa", "sdar", "fast_dllm_v2", "wedlm", "e2d2", "e2d2_shared")
 
 
 def cases() -> list[Any]:
@@ -77,7 +77,8 @@ def test_a_pass_writes_the_slots_that_it_names_and_no_others(name: str, cache: s
         slots = before.slots(plan.stored)
         named[slots.flatten()] = True
         named[before.scratch] = True
-        kept = slots[(slots != before.scratch) & (plan.positions < plan.num_keys)]
+        columns = plan.positions[:, : slots.shape[1]]
+        kept = slots[(slots != before.scratch) & (columns < plan.num_keys)]
         assert len(kept.unique()) == len(kept)  # only what nobody sees is written twice
         changed = torch.zeros_like(named)
         for held, now in zip(before.keys, after.keys, strict=True):
@@ -97,7 +98,7 @@ def test_hidden_keys_change_nothing_and_visible_ones_do(name: str, cache: str) -
         num_rows = tokens.shape[0]
         seen = torch.ones(num_rows, plan.num_keys, dtype=torch.bool)
         if plan.attention_mask is not None:
-            seen = plan.attention_mask.any(1)
+            seen = plan.attention_mask.any(1)[:, : plan.num_keys]
         slots = before.slots(torch.arange(plan.num_keys).expand(num_rows, -1))
         stale = ~torch.isin(slots, before.slots(plan.stored))
         for places, alike in ((slots[stale & ~seen], True), (slots[stale & seen], False)):
@@ -120,19 +121,23 @@ def test_hidden_keys_change_nothing_and_visible_ones_do(name: str, cache: str) -
 @torch.inference_mode()
 @pytest.mark.parametrize(("name", "cache"), cases())
 def test_the_order_in_which_columns_are_fed_means_nothing(name: str, cache: str) -> None:
-    model = model_of(name)
+    model, source = model_of(name), torch.Generator().manual_seed(2)
     for tokens, plan, before, _, logits in passes(name, cache).passes:
         assert plan.stored is not None
-        count = tokens.shape[1]
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(2))
-        place = order.argsort()
-        mask = plan.attention_mask
+        count = plan.stored.shape[1]  # what is stored comes first
+        stored = torch.randperm(count, generator=source)
+        others = torch.randperm(tokens.shape[1] - count, generator=source)
+        order = torch.cat([stored, count + others])
+        place, mask = order.argsort(), plan.attention_mask
+        if mask is not None and mask.shape[1] > 1:
+            keys = torch.cat([torch.arange(plan.num_keys), plan.num_keys + others])
+            mask = mask[:, order][..., keys]
         shuffled = replace(
             plan,
             positions=plan.positions[:, order],
-            stored=plan.stored[:, order],
+            stored=plan.stored[:, stored],
             logit_rows=place[plan.logit_rows],
-            attention_mask=mask[:, order] if mask is not None and mask.shape[1] > 1 else mask,
+            attention_mask=mask,
         )
         if not isinstance(plan.policy, KeyRetention | FeatureReuse):  # queries by their place
             again = model.forward(tokens[:, order], shuffled, copy.deepcopy(before))

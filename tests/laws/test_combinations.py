@@ -35,7 +35,7 @@ SCHEDULERS: dict[str, Any] = {  # others at their defaults
     "quota_threshold": "quota_threshold:steps=24",  # blocks of a row: 2, or 3 from column 0
     "token_editing": "token_editing:0.4,editing_threshold=0.4",
 }
-MODELS = ("tiny", "llada_gqa", "dream_gqa", "sdar", "fast_dllm_v2", "wedlm")
+MODELS = ("tiny", "llada_gqa", "dream_gqa", "sdar", "fast_dllm_v2", "wedlm", "e2d2")
 QUICK = (
     "llada_gqa",
     "fast_dllm_v2",
@@ -48,6 +48,7 @@ KINDS = {
     "sdar": "block-causal",
     "fast_dllm_v2": "block-causal, shifted",
     "wedlm": "masks last",
+    "e2d2": "encoder and decoder",
 }
 Cell = tuple[str, str, str]  # scheduler, cache, model
 
@@ -118,6 +119,8 @@ def exception(cell: Cell) -> str | None:
     scheduler, cached, name = cell
     if name == "wedlm" and (cached not in ("none", "streaming") or scheduler in ("ete", "lopa")):
         return "a commit changes what is seen"
+    if (name == "e2d2") != (cached == "encoder") and (name, cached) != ("e2d2", "none"):
+        return "one stack or two"
     if cached == "streaming" and name != "wedlm":
         return "tokens see to their right"
     exact = cached in ("block_causal", "sub_block")

@@ -31,7 +31,8 @@ def model_of(architecture: str) -> dllm.HostedModel:
 def settings(architecture: str, **given: Any) -> dict[str, Any]:
     """Returns settings with the cache that the attention allows; blocks are those of the model."""
     spec = model_of(architecture).spec
-    cache = {"full": "dual", "masks_last": "streaming"}.get(spec.attention, "block_causal")
+    exact = {"full": "dual", "masks_last": "streaming", "encoder_decoder": "encoder"}
+    cache = exact.get(spec.attention, "block_causal")
     return {**SLOTS, "block_length": spec.block_length or 8, "cache": cache, **given}
 
 

@@ -37,7 +37,7 @@ EXPERTS = ExpertsConfig(num_experts=4, num_active=2, intermediate_size=8)
 TABLES: list[tuple[Any, Any]] = [(NETWORK, NETWORK_FIELDS), (SPEC, SPEC_FIELDS)]
 TABLES += [(EXPERTS, EXPERTS_FIELDS)]
 IDS = ("mask_token_id", "eos_token_ids", "pad_token_id")
-BY_TYPE = ("experts",)  # which checks its own fields
+BY_TYPE = ("experts", "decoder")  # which check their own fields
 
 NOWHERE: list[Any] = [math.nan, math.inf, -math.inf, -1, 10**30, "8", [8], {}, 1 + 2j]
 

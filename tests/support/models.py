@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import dllm
+from dllm.models.encoder_decoder import EncoderDecoder
 from dllm.models.families import FAMILIES
 from dllm.models.transformer import Transformer
 from dllm.state.plan import StepPlan
@@ -103,6 +104,8 @@ FAMILY = {
     "sdar": "SDARForCausalLM",
     "fast_dllm_v2": "Fast_dLLM_QwenForCausalLM",
     "wedlm": "WeDLMForCausalLM",
+    "e2d2": "E2D2",
+    "e2d2_shared": "E2D2",
 }
 CONFIG: dict[str, Any] = {
     "vocab_size": 128,
@@ -120,6 +123,15 @@ CONFIG: dict[str, Any] = {
     "block_size": BLOCK,
     "bd_size": BLOCK,
 }
+STACKS: dict[str, dict[str, Any]] = {  # of an encoder and a decoder
+    "e2d2": {"_target_": "LLMasEncoderDecoder", "num_decoder_layers": 1},
+    "e2d2_shared": {
+        "_target_": "LLMasEncoderDecoderShareKV",
+        "tie_encoder_decoder_weights": True,
+        "keep_top_decoder_layers": True,
+        "num_decoder_layers": 1,
+    },
+}
 
 
 @cache
@@ -131,7 +143,8 @@ def family_model(name: str) -> dllm.HostedModel:
 
 def _family_model(name: str) -> dllm.HostedModel:
     family = FAMILIES[FAMILY.get(name, "SDARForCausalLM")]
-    network = Transformer(family.read_network(CONFIG))
+    shape = family.read_network({**CONFIG, "backbone_config": STACKS.get(name)})
+    network = (Transformer if shape.decoder is None else EncoderDecoder)(shape)
     source = torch.Generator().manual_seed(4)
     for weight in network.parameters():
         torch.nn.init.normal_(weight, 1.0, 0.2, source) if weight.dim() == 1 else None

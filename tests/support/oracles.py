@@ -222,7 +222,39 @@ RENAMED = {
 }
 
 
+def two_stacks(folder: Path) -> None:
+    """Writes a checkpoint of E2D2 with a decoder of its own, for which there is no oracle."""
+    model, config = oracle("SDARForCausalLM"), own_config("SDARForCausalLM")
+    weights, named = own_tensors("SDARForCausalLM", model), {}
+    for name, weight in weights.items():
+        if name.startswith("model.layers.0"):
+            continue  # the encoder's layers are 1 and 2, the decoder's 2 again, turned over
+        place = name.replace("layers.1.", "layers.0.").replace("layers.2.", "layers.1.")
+        if name != "lm_head.weight":
+            named[f"backbone.encoder.{place}"] = weight
+        if "layers.2." in name or ("layers" not in name and "embed" not in name):
+            own = place.replace("layers.1.", "layers.0.")
+            named[f"backbone.decoder.{own}"] = weight.flip(0).contiguous()
+    stacks = {
+        "_target_": "backbone.LLMasEncoderDecoder",
+        "tie_encoder_decoder_weights": False,
+        "num_encoder_layers": 2,
+        "num_decoder_layers": 1,
+    }
+    base = {k: v for k, v in config.items() if k not in SPECIAL and k != "norm_multiply_first"}
+    config = {**SPECIAL, "architectures": ["E2D2"], "torch_dtype": "float32", "block_size": 4}
+    save_file(named, folder / "model.safetensors")
+    whole = {**config, "qwen3_config": base, "backbone_config": stacks}
+    (folder / "config.json").write_text(json.dumps(whole))
+
+
+MADE = {"E2D2": two_stacks}  # families without a class in transformers
+
+
 def hosted(architecture: str, folder: Path, dtype: str = "float32") -> HostedModel:
+    if architecture in MADE:
+        MADE[architecture](folder)
+        return load(folder, dtype=dtype)
     save_file(own_tensors(architecture, oracle(architecture)), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(own_config(architecture)))
     return load(folder, dtype=dtype)

@@ -13,6 +13,7 @@ from typing import Any
 from dllm.models.config import CheckpointError
 from dllm.models.families import (
     dream,
+    e2d2,
     fast_dllm_v2,
     illada,
     llada,
@@ -36,6 +37,7 @@ FAMILIES: dict[str, Family] = {
         llada2.FAMILY,
         sdar.MOE_FAMILY,
         wedlm.FAMILY,
+        e2d2.FAMILY,
     )
 }
 

@@ -200,6 +200,11 @@ class TensorNames:
                 named = self.of(f"{module}.{name}.weight").format(expert=expert)
                 yield Piece(named, (expert, where))
 
+    def first_name(self, stored: str, config: NetworkConfig) -> str:
+        """Returns the name under which `of` knows a stored tensor; tied ones have several."""
+        head = self.of("head.weight")
+        return self.of("embedding.weight") if config.tie_embeddings and stored == head else stored
+
     def of(self, parameter: str) -> str:
         """Returns the checkpoint's tensor name of a parameter of `Transformer`."""
         module, _, kind = parameter.rpartition(".")  # kind: weight or bias
@@ -225,11 +230,15 @@ class Family:
     # Trained, or the authors' window, where a config.json does not have that key.
     block_length: int | None = None
     turn_ends: tuple[str, ...] = ()  # tokens that end an answer besides eos_token_id
+    # Of a nested config.json: its keys side by side; and the name of the checkpoint whose
+    # config.json it needs besides, None where it needs none.
+    flattened: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
+    base_of: Callable[[Mapping[str, Any]], str | None] | None = None
 
     def read_network(self, config: Mapping[str, Any]) -> NetworkConfig:
         """Returns the shape and switches of the network; CheckpointError for unsupported ones."""
         try:
-            return self.network_of(Fields(config, self.architecture))
+            return self.network_of(self._fields(config))
         except CheckpointError:
             raise
         except ValueError as error:
@@ -237,11 +246,14 @@ class Family:
 
     def read_max_length(self, config: Mapping[str, Any]) -> int:
         """Returns the most tokens that a canvas may have."""
-        return Fields(config, self.architecture).integer(self.max_length_key)
+        return self._fields(config).integer(self.max_length_key)
 
     def read_block_length(self, config: Mapping[str, Any]) -> int | None:
         """Returns the trained block of a block-causal family, else the authors' window, if any."""
-        key, fields = self.block_length_key, Fields(config, self.architecture)
+        key, fields = self.block_length_key, self._fields(config)
         if key is None or (self.block_length is not None and not fields.has(key)):
             return self.block_length
         return fields.integer(key)
+
+    def _fields(self, config: Mapping[str, Any]) -> Fields:
+        return Fields(self.flattened(config), self.architecture)

@@ -81,7 +81,7 @@ def load(  # noqa: PLR0913 one argument for each choice that loading leaves open
     devices = place(network, chosen, device_map or {"": where})
     weights.fill(network, chosen, devices)
     dispatch(network, devices)
-    parts = (network, spec, words, defaults, checkpoint.config)
+    parts = (network, spec, words, defaults, checkpoint.described)
     return speed_up(HostedModel(checkpoint.name, *parts, revision=checkpoint.commit), *ways)
 
 

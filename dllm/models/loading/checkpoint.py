@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dllm.models.config import CheckpointError, ModelSpec, NetworkConfig, printable
 from dllm.models.families import Family, find_family
+from dllm.models.families.e2d2 import BASE
 from dllm.models.loading.files import (
     PLAIN,
     StoredTensor,
@@ -92,15 +93,28 @@ class Checkpoint:
     @cached_property
     def config(self) -> dict[str, Any]:
         """Its config.json; a quantised checkpoint is refused."""
-        path = self.folder / "config.json"
         check_files(self.folder)
-        config = read_json(path)
+        config = read_json(self.folder / CONFIG)
         if config.get("quantization_config"):
             raise CheckpointError(
                 f"{self.folder} is quantised (config.json has quantization_config), which is not "
                 "supported; use the original float checkpoint"
             )
         return config
+
+    @cached_property
+    def described(self) -> dict[str, Any]:
+        """Its config.json, with that of the checkpoint it names for its shape, if it needs one."""
+        base = None if self.family.base_of is None else self.family.base_of(self.config)
+        if base is None:
+            return self.config
+        elsewhere = replace(self.source, revision=None, subfolder="")
+        try:
+            there = read_json(find_folder(base, elsewhere, (CONFIG,)) / CONFIG)
+        except CheckpointError as error:
+            way = f"{error}. Or put that object into this file, as {BASE!r}"
+            raise CheckpointError(f"config.json takes its shape from {base!r}: {way}") from error
+        return {**self.config, BASE: there}
 
     @cached_property
     def family(self) -> Family:
@@ -130,7 +144,7 @@ class Checkpoint:
     @cached_property
     def network(self) -> NetworkConfig:
         """The shape of its network."""
-        return self.family.read_network(self.config)
+        return self.family.read_network(self.described)
 
     @cached_property
     def stored(self) -> dict[str, StoredTensor]:
@@ -158,21 +172,19 @@ class Checkpoint:
         """Its special tokens, limits and attention."""
         family, eos, mask = self.family, self._eos(), self._mask()
         # Padding is hidden from attention, so any token will do where none is named.
-        named = (
-            *_ids("pad_token_id", self.generation, GENERATION),
-            *_ids("pad_token_id", self.config),
-        )
+        first = _ids("pad_token_id", self.generation, GENERATION)
+        named = (*first, *_ids("pad_token_id", self.config))
         pad = next(token for token in (*named, *eos, 0, 1) if token != mask)
         try:
             spec = ModelSpec(
                 vocab_size=self.network.vocab_size,
-                max_length=family.read_max_length(self.config),
+                max_length=family.read_max_length(self.described),
                 mask_token_id=mask,
                 eos_token_ids=eos,
                 pad_token_id=pad,
                 logit_shift=family.logit_shift,
                 attention=family.attention,
-                block_length=family.read_block_length(self.config),
+                block_length=family.read_block_length(self.described),
             )
             spec.check_token_ids("pad_token_id", named, mask=True)
         except CheckpointError:  # it names its key

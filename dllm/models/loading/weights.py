@@ -12,6 +12,7 @@ from accelerate.utils import get_balanced_memory  # type: ignore[import-untyped]
 from torch import nn
 
 from dllm.models.config import CheckpointError, NetworkConfig
+from dllm.models.encoder_decoder import EncoderDecoder
 from dllm.models.families.family import TensorNames, Where
 from dllm.models.layers import Block
 from dllm.models.loading.files import PLAIN, StoredTensor, first_few, stream_tensors
@@ -39,8 +40,9 @@ def empty_network(config: NetworkConfig) -> Transformer:
 
     Not accelerate's init_empty_weights, which unties a tied head.
     """
+    kind = Transformer if config.decoder is None else EncoderDecoder
     with torch.device("meta"):
-        return Transformer(config).eval().requires_grad_(False)
+        return kind(config).eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)
@@ -50,23 +52,26 @@ class Weights:
     names: TensorNames
     stored: Mapping[str, StoredTensor]
 
-    def check(self, network: Transformer) -> None:
-        """Raises CheckpointError unless the stored tensors are exactly those of the network."""
+    def check(self, network: Transformer, compare: bool = True) -> None:
+        """Raises CheckpointError unless the stored tensors are exactly those of the network.
+
+        One that is stored under several names must be the same under each, which `compare` reads.
+        """
         weights = dict(network.named_parameters())
         wanted = {
             stored: weights[name][where].shape
             for stored, (name, where) in self._places(network).items()
         }
-        shapes = {name: tensor.shape for name, tensor in self.stored.items()}
-        tied = {self._head} if network.config.tie_embeddings else set()
+        names, twins = self._stored_names(network.config)
+        shapes = {first: self.stored[name].shape for first, name in names.items()}
         missing = sorted(wanted.keys() - shapes.keys())
-        self._check_kinds(wanted, missing)
+        self._check_kinds({names[one] for one in wanted if one in names}, missing)
         if missing:
             raise CheckpointError(
                 f"{len(missing)} tensors are missing: {_list(missing, wanted)}"
                 f"{_other_prefix(missing, shapes)}"
             )
-        others = shapes.keys() - wanted.keys() - tied
+        others = shapes.keys() - wanted.keys()
         extra = sorted(name for name in others if not name.endswith(COMPUTED))
         if extra:
             raise CheckpointError(
@@ -78,8 +83,8 @@ class Weights:
                 f"{len(wrong)} tensors have other shapes than config.json says: "
                 f"{_list(wrong, shapes)}; expected {_list(wrong, wanted)}"
             )
-        if tied & shapes.keys():
-            self._check_tied_head()
+        for pair in twins.items() if compare else ():
+            self._check_twins(*pair)
 
     def _check_kinds(self, wanted: Collection[str], missing: list[str]) -> None:
         """Refuses weights that would need scales: a network's own, or others in their place."""
@@ -97,7 +102,8 @@ class Weights:
 
     def fill(self, network: Transformer, dtype: torch.dtype, devices: Devices) -> None:
         """Puts every tensor into its place in the network."""
-        places = self._places(network)
+        names, _ = self._stored_names(network.config)
+        places = {names[first]: place for first, place in self._places(network).items()}
         for stored, tensor in stream_tensors(self.stored, places):
             name, where = places[stored]
             module, _, kind = name.rpartition(".")
@@ -123,18 +129,27 @@ class Weights:
             for piece in self.names.pieces(name, weight.shape)
         }
 
-    @property
-    def _head(self) -> str:
-        return self.names.of("head.weight")
+    def _stored_names(self, config: NetworkConfig) -> tuple[dict[str, str], dict[str, str]]:
+        """Returns under which name each tensor is stored, and further names of what has several.
 
-    def _check_tied_head(self) -> None:
-        """Refuses a head that is stored beside a tied embedding and differs from it."""
-        pair = (self._head, self.names.of("embedding.weight"))
-        (_, first), (_, second) = stream_tensors(self.stored, pair)
+        A tied head is the embedding, and two stacks may share their layers.
+        """
+        names: dict[str, str] = {}
+        twins: dict[str, str] = {}
+        first = {name: self.names.first_name(name, config) for name in self.stored}
+        for name in sorted(self.stored, key=lambda name: name != first[name]):
+            if names.setdefault(first[name], name) != name:
+                twins[name] = names[first[name]]
+        return names, twins
+
+    def _check_twins(self, further: str, name: str) -> None:
+        """Refuses a tensor that is stored under two names and differs."""
+        tensors = dict(stream_tensors(self.stored, (further, name)))
+        first, second = tensors[further], tensors[name]
         if first.shape != second.shape or not torch.equal(first, second):
             raise CheckpointError(
-                f"config.json ties the head to the embedding, but {self._head} is stored and "
-                "differs from it; untie them in config.json to use the stored head"
+                f"config.json ties {further} to {name}, but both are stored and differ: untie "
+                "them in config.json, or leave one of them out"
             )
 
 

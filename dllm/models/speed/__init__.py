@@ -61,11 +61,18 @@ def parse_ways(ways: str | Sequence[str] | None) -> tuple[Way, ...]:
 
 def _check(model: HostedModel, ways: Sequence[Way]) -> None:
     """Raises ValueError before anything is changed."""
-    devices = {execution_device(block) for block in model.network.blocks} | {model.device}
+    devices = {execution_device(layer) for layer in model.network.layers} | {model.device}
     if ways and (len(devices) > 1 or any(w.is_meta for w in model.network.parameters())):
         raise ValueError(
             f"{model.name!r} is spread over devices or offloaded, and {', '.join(ways)} needs it "
             "on one: load it with device=, without device_map"
+        )
+    run_by_others = [way for way in ("compiled", "captured") if way in ways]
+    if run_by_others and model.network.config.decoder is not None:
+        raise ValueError(
+            f"{' and '.join(map(repr, run_by_others))} run one stack of layers, and "
+            f"{model.name!r} has an encoder and a decoder: leave out what is named, 'fused', "
+            "'packed' and 'int8' work"
         )
     if "captured" in ways and model.device.type != "cuda":
         raise ValueError(

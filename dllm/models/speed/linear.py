@@ -30,7 +30,7 @@ def fuse(network: Transformer) -> None:
     layer's projections are ever there twice.
     """
     config = replace(network.config, fused_qkv=True, fused_gate_up=True)
-    for block in network.blocks:
+    for block in network.layers:
         assert isinstance(block, Block)
         attention, behind = block.attention, block.feed_forward
         # The experts of a mixture are joined from the start.
@@ -90,7 +90,7 @@ def narrow(network: Transformer) -> None:
     # An optional dependency, which `check_narrow` looks for.
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
-    for block in network.blocks:
+    for block in network.layers:
         quantize_(block, Int8WeightOnlyConfig(), lambda part, _: isinstance(part, nn.Linear))
 
 
