@@ -121,17 +121,14 @@ def encoded_and_decoded(
     `num_keys` are read of the store, where keys of the encoded ones are stored at `stored`; None:
     there is none, and the encoded columns are the first ones of each row. Tokens that became final
     together, those of the prompt first, see one another and those before; what is decoded sees the
-    tokens before its block, and its block. Blocks that were not begun see nothing of each other.
+    tokens before the row's block, and its own; blocks that were not begun see nothing of others.
     """
     num_keys = encoded.shape[1] if num_keys is None else num_keys
     part, real = _parts(canvas), canvas.numbers < canvas.length[:, None]
-    keys, committed = (
-        part[:, None, :num_keys],
-        canvas.numbers[:num_keys] < canvas.block_start[:, None],
-    )
+    keys, committed = part[:, :num_keys], canvas.numbers[:num_keys] < canvas.block_start[:, None]
     asks, shows = part.gather(1, encoded)[..., None], part.gather(1, decoded)
-    before = real[:, None, :num_keys] & (keys <= asks)
-    context = (real[:, :num_keys] & committed)[:, None] & (keys < shows[..., None])
+    before = real[:, None, :num_keys] & (keys[:, None] <= asks)
+    context = (real[:, :num_keys] & committed)[:, None].expand(-1, decoded.shape[1], -1)
     same = (shows[:, None] == shows[..., None]) & real.gather(1, decoded)[:, None]
     itself = decoded[:, None] == decoded[..., None]  # padding sees something, too
     unseen = before.new_zeros(*before.shape[:2], decoded.shape[1])

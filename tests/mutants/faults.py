@@ -20,6 +20,7 @@ CACHES = "tests/cache/test_base.py"
 STREAMING = "tests/cache/test_streaming.py tests/golden/test_logits.py"
 WEDLM = "tests/schedulers/test_wedlm.py"
 BLOCK_CAUSAL = "tests/cache/test_block_causal.py"
+ENCODER = "tests/cache/test_encoder.py"
 
 
 @dataclass(frozen=True)
@@ -661,6 +662,66 @@ FAULTS = [
             "wins = [a.id for a, b in common if a.correct and not b.correct]",
             "wins = [a.id for a, b in common if b.correct]",
             PAIRED,
+        ),
+    ),
+    *in_file(
+        "cache/encoder.py",
+        (
+            "encodes-open-blocks",
+            "(canvas.numbers < canvas.block_start[:, None])\n        return new",
+            "(canvas.numbers <= canvas.block_start[:, None])\n        return new",
+            ENCODER,
+        ),
+        (
+            "encodes-everything-again",
+            "        start = canvas.clean\n        if",
+            "        start = torch.zeros_like(canvas.clean)\n        if",
+            ENCODER,
+        ),
+    ),
+    *in_file(
+        "cache/passes.py",
+        (
+            "encoder-sees-earlier-blocks-alone",
+            "(keys[:, None] <= asks)",
+            "(keys[:, None] < asks.clamp(min=1))",
+            "tests/golden/test_replay.py",
+        ),
+        (
+            "decoder-sees-its-own-block-encoded",
+            "canvas.numbers[:num_keys] < canvas.block_start[:, None]",
+            "canvas.numbers[:num_keys] < canvas.block_end[:, None]",
+            f"{ENCODER} tests/golden/test_replay.py",
+        ),
+        (
+            "blocks-begun-are-one",
+            "begun = (canvas.block_entry >= 0).cumsum(1)",
+            "begun = (canvas.block_entry >= 0).cumsum(1).clamp(max=1)",
+            f"{ENCODER} tests/golden/test_replay.py",
+        ),
+    ),
+    *in_file(
+        "dllm/models/encoder_decoder.py",
+        (
+            "decoder-reads-the-first-layers",
+            "range(len(layers) - self._decoder.num_layers, len(layers))",
+            "range(self._decoder.num_layers)",
+            ENCODER,
+        ),
+        (
+            "context-is-not-normed",
+            "x = self.norm(x)\n            if",
+            "pass\n            if",
+            ENCODER,
+        ),
+    ),
+    *in_file(
+        "schedulers/predict_and_noise.py",
+        (
+            "masks-as-many-again",
+            "torch.minimum(kept, left - 1)",
+            "torch.minimum(kept, left)",
+            f"{ENCODER} tests/golden/test_replay.py",
         ),
     ),
 ]
