@@ -10,6 +10,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from dllm.cli import options
+from dllm.cli.loading import devices
 from dllm.cli.shown import Terminal, say, say_there
 from dllm.cli.shown.measured import Bars, Measurement, interrupted, measure, printed, written
 from dllm.decoding.loop import BrokenLogitsError
@@ -55,6 +56,7 @@ def ablate(
         ),
     ] = None,
     revision: options.Revision = None,
+    adapter: options.Adapter = None,
     device: options.Device = None,
     device_map: options.DeviceMap = None,
     compare: Annotated[
@@ -78,7 +80,8 @@ def ablate(
         return
     checked("limit", limit, Count | None)
     checked("problems", problems, CountOrNone)
-    ablation = with_files(with_model(_read(config), model, revision), data or (), examples)
+    ablation = with_model(_read(config), model, revision, adapter)
+    ablation = with_files(ablation, data or (), examples)
     trials = trials_of(ablation, limit, run_code=run_code)
     folder = output or Path("runs") / f"ablate-{ablation.name}"
     if folder.is_file():
@@ -87,8 +90,7 @@ def ablate(
     if compare is not None:
         differences((), compare)  # a wrong folder is better known before the runs than after
     with locked(folder):
-        devices = options.devices(device_map)
-        bench = Bench(folder, device, devices, keep_trace=problems > 0, fresh=fresh)
+        bench = Bench(folder, device, devices(device_map), keep_trace=problems > 0, fresh=fresh)
         _begin(bench, trials)
         measured = _measure(bench, trials)
         _check(measured)

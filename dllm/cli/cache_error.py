@@ -14,9 +14,9 @@ from rich.table import Table as RichTable
 from rich.text import Text
 from typer import Option
 
-from dllm import load
 from dllm.cli import options
 from dllm.cli.asked import read_texts
+from dllm.cli.loading import load_model, placed
 from dllm.cli.shown import Terminal, say
 from dllm.cli.shown.measured import empty_table, progress
 from dllm.decoding.memory_limits import NotEnoughMemoryError
@@ -77,6 +77,7 @@ def cache_error(
     seed: options.Seed = None,
     settings: options.Set = None,
     dtype: options.Dtype = None,
+    adapter: options.Adapter = None,
     device: options.Device = None,
     device_map: options.DeviceMap = None,
     as_json: options.Json = False,
@@ -88,7 +89,7 @@ def cache_error(
     _check(output, "output", ".csv", ".md")
     _check(passes, "passes", ".csv")
     subject = _subject(task, prompts, limit)
-    loaded = load(model, dtype=dtype, **options.placed(device, device_map, revision))
+    loaded = load_model(model, dtype, placed(device, device_map, revision, adapter))
     chosen = options.collect(
         settings, max_new_tokens, block_length, temperature, seed, scheduler=scheduler
     )

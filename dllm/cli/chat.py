@@ -10,9 +10,10 @@ from typing import Annotated, Any
 from rich.prompt import Prompt
 from typer import Option
 
-from dllm import PromptMemory, load
+from dllm import PromptMemory
 from dllm.cli import options
 from dllm.cli.generate import drain, warn_unknown_words
+from dllm.cli.loading import load_model, placed
 from dllm.cli.shown import Terminal, say
 from dllm.compatible import check
 from dllm.decoding.loop import BrokenLogitsError
@@ -41,6 +42,7 @@ def chat(
     settings: options.Set = None,
     config: options.Config = None,
     dtype: options.Dtype = None,
+    adapter: options.Adapter = None,
     device: options.Device = None,
     device_map: options.DeviceMap = None,
     speed: options.Speed = None,
@@ -58,9 +60,7 @@ def chat(
     dllm chat --scheduler threshold:0.9 --cache dual
     """
     named = options.read_config(config)
-    loaded = load(
-        model, dtype=dtype, speed=speed, **options.placed(device, device_map, revision, family)
-    )
+    loaded = load_model(model, dtype, placed(device, device_map, revision, adapter, family), speed)
     parts = {"scheduler": scheduler, "cache": cache}
     chosen = options.collect(settings, max_new_tokens, block_length, temperature, None, **parts)
     # What is wrong is said before asking.

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 from typer import Option
 
-from dllm import load
 from dllm.cli import options
+from dllm.cli.loading import load_model, placed
 from dllm.cli.shown import Terminal
 from dllm.cli.shown.measured import (
     Bars,
@@ -129,6 +129,7 @@ def evaluate(
     settings: options.Set = None,
     config: options.Config = None,
     dtype: options.Dtype = None,
+    adapter: options.Adapter = None,
     device: options.Device = None,
     device_map: options.DeviceMap = None,
     speed: options.Speed = None,
@@ -161,9 +162,7 @@ def evaluate(
     entries = gather(lineup, scheduler or ()) if compared else []
     processes, num_rows = find_processes(), ROWS if batch_size is None else batch_size
     place = device if device_map else processes.device(device)  # a map is about all of them
-    loaded = load(
-        model, dtype=dtype, speed=speed, **options.placed(place, device_map, revision, family)
-    )
+    loaded = load_model(model, dtype, placed(place, device_map, revision, adapter, family), speed)
     shared = options.collect(
         settings, max_new_tokens, block_length, temperature, seed, verifier=verifier
     )

@@ -18,9 +18,10 @@ from rich.text import Text
 from typer import Argument, Option
 
 from dllm import cache as caches
-from dllm import load, schedulers
+from dllm import schedulers
 from dllm.cli import options
 from dllm.cli.asked import STANDARD, Asked, read_asked
+from dllm.cli.loading import load_model, placed
 from dllm.cli.prompt_file import Job, answer
 from dllm.cli.shown import Terminal, say
 from dllm.decoding.loop import BrokenLogitsError
@@ -75,6 +76,7 @@ def generate(
     settings: options.Set = None,
     config: options.Config = None,
     dtype: options.Dtype = None,
+    adapter: options.Adapter = None,
     device: options.Device = None,
     device_map: options.DeviceMap = None,
     speed: options.Speed = None,
@@ -104,9 +106,7 @@ def generate(
         check_free(trace)
     named = options.read_config(config)
     asked = [one.prompt for one in given] if given is not None else _read(texts or ())
-    loaded = load(
-        model, dtype=dtype, speed=speed, **options.placed(device, device_map, revision, family)
-    )
+    loaded = load_model(model, dtype, placed(device, device_map, revision, adapter, family), speed)
     parts: dict[str, Any] = {"scheduler": scheduler, "cache": cache, "verifier": verifier}
     parts |= {"batch_size": batch_size, "stop": tuple(stop or ()) or None, "n": samples}
     flags = options.collect(settings, max_new_tokens, block_length, temperature, seed, **parts)

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 from typer import Option
 
-from dllm.models.loading.weights import parse_device
 from dllm.options import shown
 from dllm.reading import parse_json, parse_yaml, read_yaml
 from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings, resolve
@@ -138,6 +137,13 @@ Family = Annotated[
         show_default="by its architecture",
     ),
 ]
+Adapter = Annotated[
+    str | None,
+    Option(
+        help="LoRA in PEFT's layout, merged into the model: a folder or a hub id.",
+        show_default="none",
+    ),
+]
 DeviceMap = Annotated[
     str | None,
     Option(
@@ -233,28 +239,6 @@ def yaml_value(text: str, where: str) -> Any:
             f"{where}: {shown(text)} is not a YAML value, such as 3, true or [1, 2]: put a text "
             f"with signs in it into quotes ({error})"
         ) from None
-
-
-def placed(
-    device: str | None, device_map: str | None, revision: str | None, family: str | None = None
-) -> dict[str, Any]:
-    """Returns the arguments of `load` that say which copy of a model goes where."""
-    where = {"device": device, "device_map": devices(device_map)}
-    return {**where, "revision": revision, "family": family}
-
-
-def devices(device_map: str | None) -> Any:
-    """Returns a device map as `load` takes it; raises ValueError if it is none."""
-    value = None if device_map is None else yaml_value(device_map, "--device-map")
-    if value is not None and value != "auto" and not isinstance(value, Mapping):
-        raise ValueError(
-            f'--device-map {device_map!r} must be "auto" or a mapping of modules to devices, such '
-            'as {"": cpu}'
-        )
-    for device in value.values() if isinstance(value, Mapping) else ():
-        if not isinstance(device, int) and device != "disk":
-            parse_device(device)
-    return value
 
 
 def inputs(texts: list[str], as_chats: bool) -> Any:

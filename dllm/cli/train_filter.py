@@ -12,9 +12,9 @@ from rich.progress import Progress
 from rich.table import Table
 from typer import Option
 
-from dllm import load
 from dllm.cli import options
 from dllm.cli.asked import read_texts
+from dllm.cli.loading import load_model, placed
 from dllm.cli.shown import Terminal
 from dllm.cli.shown.measured import interrupted, progress
 from dllm.eval.tasks import find_task
@@ -67,6 +67,7 @@ def train_filter(
     threshold: Annotated[float, Option(help="At which the filter is judged.")] = 0.96,
     seed: Annotated[int, Option(help="Of prompts, split and weights.")] = 0,
     dtype: options.Dtype = None,
+    adapter: options.Adapter = None,
     device: options.Device = None,
     device_map: options.DeviceMap = None,
     as_json: options.Json = False,
@@ -84,7 +85,7 @@ def train_filter(
         checked(name, value, hint)
     recipe = Recipe(layers, epochs, lr, seed, masked_only)
     texts = _prompts(prompts, task, count, seed)
-    loaded = load(model, dtype=dtype, **options.placed(device, device_map, revision))
+    loaded = load_model(model, dtype, placed(device, device_map, revision, adapter))
     slow = {"name": "fixed_quota", "steps": steps}
     chosen = options.collect(None, max_new_tokens, block_length, scheduler=slow, at_eos=at_eos)
     inputs = options.inputs(texts, chat_template)

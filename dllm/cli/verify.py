@@ -12,8 +12,8 @@ from rich.progress import track
 from rich.table import Table
 from typer import Option
 
-from dllm import load
 from dllm.cli import options
+from dllm.cli.loading import load_model, placed
 from dllm.cli.shown import Terminal
 from dllm.eval.compare.verification import Divergence, Trial, Verification, summed
 from dllm.eval.tasks import find_task
@@ -49,6 +49,7 @@ def verify(
     seed: options.Seed = None,
     settings: options.Set = None,
     dtype: options.Dtype = None,
+    adapter: options.Adapter = None,
     device: options.Device = None,
     device_map: options.DeviceMap = None,
     as_json: options.Json = False,
@@ -66,7 +67,7 @@ def verify(
     chosen = options.collect(settings, max_new_tokens, block_length, temperature, seed, **parts)
     chosen.setdefault("scheduler", STEADY)
     problems = find_task(task).take(limit)
-    loaded = load(model, dtype=dtype, **options.placed(device, device_map, revision))
+    loaded = load_model(model, dtype, placed(device, device_map, revision, adapter))
     resolved = resolve(loaded.defaults, None, chosen)
     trial = Trial(loaded, [problem.given for problem in problems], resolved, batch_size)
     errors, count = Terminal(stderr=True), -(-len(problems) // batch_size)

@@ -91,11 +91,17 @@ class Row(Options):
     published: Published | None = None
     missing: str = ""  # files that the settings need and that are not there, and how to get them
     revision: str | None = None  # of a hub id
+    adapter: str | None = None  # merged into the model
+
+    @property
+    def whole(self) -> str:
+        """The model with what is merged into it, as `load` names it."""
+        return self.model if self.adapter is None else f"{self.model}+{self.adapter}"
 
     @property
     def loaded(self) -> tuple[str | None, ...]:
         """What of the row decides which model is loaded."""
-        return self.model, self.dtype, self.revision
+        return self.model, self.dtype, self.revision, self.adapter
 
 
 @dataclass(frozen=True)
@@ -177,14 +183,22 @@ def text_of(key: str, value: Any) -> str:
     return " ".join(map(str, value.values())) if isinstance(value, Mapping) else str(value)
 
 
-def with_model(ablation: Ablation, model: str | None, revision: str | None = None) -> Ablation:
+def with_model(
+    ablation: Ablation,
+    model: str | None,
+    revision: str | None = None,
+    adapter: str | None = None,
+) -> Ablation:
     """Returns the ablation with another model in every row; published figures no longer apply."""
     if model is None:
-        if revision is not None:
-            raise ValueError(f"--revision {revision!r}: name the model that it is of with --model")
+        for option, value in (("--revision", revision), ("--adapter", adapter)):
+            if value is not None:
+                raise ValueError(f"{option} {value!r}: name the model that it is of with --model")
         return ablation
-    rows = tuple(replace(row, model=model, revision=revision) for row in ablation.rows)
+    own = {"model": model, "revision": revision, "adapter": adapter}
+    rows = tuple(replace(row, **own) for row in ablation.rows)  # type: ignore[arg-type]
     at = "" if revision is None else f" at {revision!r}"
+    at += "" if adapter is None else f" with {adapter!r}"
     return replace(ablation, rows=rows, changed=f"the model {model!r}{at}")
 
 

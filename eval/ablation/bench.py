@@ -102,6 +102,7 @@ def key_of(row: Row, task: Task) -> str:
         "dtype": row.dtype,
         "task": [task.name, dict(task.options)],
         **({} if row.revision is None else {"revision": row.revision}),
+        **({} if row.adapter is None else {"adapter": [row.adapter, _stamps(row.adapter)]}),
         "settings": ", ".join(f"{name}={value!r}" for name, value in vars(settings).items()),
         **parts_of(settings),
         "sources": {} if row.missing else sources_of(settings, task),
@@ -134,7 +135,7 @@ class Trial(Candidate):
     @classmethod
     def of(cls, number: int, row: Row, task: Task, problems: Sequence[Problem]) -> Trial:
         """Returns the trial of a row, whose curve is its method."""
-        subject = row.model, row.task.text
+        subject = row.whole, row.task.text
         return cls(number, row.name, row.method, str(number), subject, problems, row, task)
 
 
@@ -247,6 +248,7 @@ class Bench:
                     device=self.device,
                     device_map=self.device_map,
                     revision=row.revision,
+                    adapter=row.adapter,
                 )
                 self._loaded = row.loaded, model
             except (ValueError, OSError) as error:

@@ -29,11 +29,11 @@ ALL = CONFIGS / "schedulers.yaml"  # of `dllm eval --schedulers all`
 _TOP = ("about", "notes", "common", "grid", "exclude", "settings", "limit")
 # Keys of a row that are no settings of a generation.
 _OWN = (
-    *("name", "method", "model", "dtype", "revision", "task", "batch_size", "requires"),
-    *("published", "because"),
+    *("name", "method", "model", "dtype", "revision", "adapter", "task", "batch_size"),
+    *("requires", "published", "because"),
 )
 _SETTINGS = (*(field.name for field in fields(Settings)), *ALIASES, *SCHEDULER_OPTIONS)
-_TEXTS = ("name", "method", "model", "dtype", "revision", "because")
+_TEXTS = ("name", "method", "model", "dtype", "revision", "adapter", "because")
 
 
 def shipped() -> dict[str, Path]:
@@ -139,6 +139,7 @@ def _row(where: str, values: Mapping[str, Any]) -> Row:
             model=values.get("model") or "tiny",
             dtype=values.get("dtype"),
             revision=values.get("revision"),
+            adapter=values.get("adapter"),
             task=_task(values.get("task", "arithmetic")),
             batch_size=values.get("batch_size", 32),
             given=settings,

@@ -46,6 +46,7 @@ class Arguments:
     device: str | None = None
     device_map: str | None = None
     revision: str | None = None
+    adapter: str | None = None  # a LoRA that is merged into it: a folder or a hub id
     family: str | None = None  # of the user's own: module:NAME or path/file.py:NAME
     mc_num: Count = 128  # masks drawn for a target; short targets have fewer, which are all taken
     is_check_greedy: bool = True  # whether `is_greedy` is decoded or always False
@@ -130,6 +131,7 @@ def load_model(arguments: Arguments, device: str | None) -> HostedModel:
             device_map=arguments.device_map,
             revision=arguments.revision,
             family=arguments.family,
+            adapter=arguments.adapter,
         )
     except (ValueError, RuntimeError) as error:  # torch's, for a device that it does not know
         raise ArgumentError(f"--model_args: {error}") from error

@@ -83,7 +83,7 @@ class Report:
             "number": line.number,
             "run": row.name,
             "method": row.method,
-            "model": row.model,
+            "model": row.whole,
             "dtype": settings.get("dtype"),
             "task": row.task.text,
             "scheduler": numbers.get("scheduler"),

@@ -95,6 +95,7 @@ def test_control_characters_of_prompts_and_answers_are_shown(inside: Inside) -> 
         (["--device-map", "{'': gpu}"], "device='gpu' is not known"),
         (["--device-map", "auto", "--device", "cpu"], "not both"),
         (["--revision", "v1"], "revision='v1' is for hub ids"),
+        (["--adapter", "nowhere"], "adapter='nowhere': 'nowhere' is not an existing folder"),
     ],
 )
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from transformers import PreTrainedTokenizerBase
 
 from dllm.models.config import CheckpointError
 from dllm.models.families import Family, add_family, find_family
-from dllm.models.loading.checkpoint import Checkpoint, Source
+from dllm.models.loading.adapter import Adapter
+from dllm.models.loading.checkpoint import Checkpoint, Source, find_folder
+from dllm.models.loading.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from dllm.models.loading.weights import (
     DeviceMap,
     Weights,
@@ -44,6 +47,7 @@ def load(  # noqa: PLR0913 one argument for each choice that loading leaves open
     tokenizer: PreTrainedTokenizerBase | str | os.PathLike[str] | None = None,
     speed: str | Sequence[str] | None = None,
     family: Family | str | None = None,
+    adapter: str | os.PathLike[str] | None = None,
 ) -> HostedModel:
     """Returns a model from the embedded checkpoint ("tiny"), a folder or a hub id.
 
@@ -52,8 +56,10 @@ def load(  # noqa: PLR0913 one argument for each choice that loading leaves open
     accelerate instead. `revision`, `token`, `cache_dir`, `local_files_only` and `subfolder` go to
     the hub as in transformers; `tokenizer` (a folder, a hub id or a tokenizer) takes the place of
     the checkpoint's own. `speed` names ways of `dllm.speed_up`, such as "fused+captured". `family`
-    is one that dllm does not have, as an object or as `path/file.py:NAME`. Raises
-    CheckpointError, a ValueError, for anything that is missing, unknown, mis-shaped or damaged.
+    is one that dllm does not have, as an object or as `path/file.py:NAME`. `adapter` is a LoRA in
+    PEFT's layout (a folder or a hub id), merged into the weights and named in the model's name.
+    Raises CheckpointError, a ValueError, for anything that is missing, unknown, mis-shaped or
+    damaged.
     """
     if device is not None and device_map is not None:
         raise ValueError(f"give device={device!r} or device_map={device_map!r}, not both")
@@ -70,10 +76,11 @@ def load(  # noqa: PLR0913 one argument for each choice that loading leaves open
     checkpoint = Checkpoint(os.fspath(name_or_path), source, _named(tokenizer))
     # Read first, as these errors name their file themselves.
     hosts, defaults, words = checkpoint.family, checkpoint.generation, checkpoint.tokenizer
+    lora = None if adapter is None else read_adapter(adapter, source, checkpoint.name)
     try:
         network = empty_network(checkpoint.network)
         spec = checkpoint.spec
-        weights = Weights(hosts.names, checkpoint.stored)
+        weights = Weights(hosts.names, checkpoint.stored, lora)
         weights.check(network)
     except ValueError as error:
         raise CheckpointError(f"{checkpoint.folder}: {error}") from error
@@ -82,7 +89,25 @@ def load(  # noqa: PLR0913 one argument for each choice that loading leaves open
     weights.fill(network, chosen, devices)
     dispatch(network, devices)
     parts = (network, spec, words, defaults, checkpoint.described)
-    return speed_up(HostedModel(checkpoint.name, *parts, revision=checkpoint.commit), *ways)
+    name = checkpoint.name if adapter is None else f"{checkpoint.name}+{os.fspath(adapter)}"
+    return speed_up(HostedModel(name, *parts, revision=checkpoint.commit), *ways)
+
+
+def read_adapter(given: str | os.PathLike[str], source: Source, model: str) -> Adapter:
+    """Returns the adapter of a folder or a hub id, which is checked as far as it goes by itself.
+
+    Raises CheckpointError. Warns where it names another base than `model`.
+    """
+    if not isinstance(given, str | os.PathLike):
+        raise TypeError(f"adapter is a {type(given).__name__}: give a folder or a hub id")
+    where = replace(source, revision=None, subfolder="")
+    try:
+        folder = find_folder(os.fspath(given), where, (ADAPTER_CONFIG, ADAPTER_WEIGHTS))
+    except CheckpointError as error:
+        raise CheckpointError(f"adapter={os.fspath(given)!r}: {error}") from error
+    adapter = Adapter(folder)
+    adapter.warn_of_another_base(model)
+    return adapter
 
 
 def _named(

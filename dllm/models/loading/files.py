@@ -22,7 +22,8 @@ INDEX = "model.safetensors.index.json"
 # Stored element types that are plain weights; integers and 8-bit floats would need scales.
 PLAIN = {"F64", "F32", "F16", "BF16"}
 
-ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, "adapter_model.bin")
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,14 @@ def check_files(folder: Path) -> None:
     adapter = [name for name in ADAPTER if (folder / name).is_file()]
     whole = (folder / "config.json").is_file()
     if adapter:
-        alone = ", or move these files away to decode with the base model alone" if whole else ""
+        found = f"{folder} holds an adapter ({', '.join(adapter)})"
+        if whole:
+            raise CheckpointError(
+                f"{found} beside a model, and which is meant is not known: move these files away "
+                "to decode with the model alone, into a folder of their own to give as adapter="
+            )
         raise CheckpointError(
-            f"{folder} holds an adapter ({', '.join(adapter)}), which is not applied here: merge "
-            f"it into its base model (peft: merge_and_unload(), then save_pretrained){alone}"
+            f"{found} and no model: load its base model, with this folder as adapter="
         )
     if whole:
         return
@@ -81,7 +86,7 @@ def list_tensors(folder: Path) -> dict[str, StoredTensor]:
         )
     stored: dict[str, StoredTensor] = {}
     for file in files:
-        for name, tensor in _read_header(file).items():
+        for name, tensor in read_header(file).items():
             if weight_map.get(name, file.name) == file.name:
                 _add(stored, name, tensor)
             elif name in weight_map:
@@ -167,7 +172,8 @@ def _no_weights(folder: Path) -> CheckpointError:
     )
 
 
-def _read_header(file: Path) -> dict[str, StoredTensor]:
+def read_header(file: Path) -> dict[str, StoredTensor]:
+    """Returns every tensor of a file by name; raises CheckpointError for a damaged file."""
     with file.open("rb") as raw:
         if raw.read(15) == b"version https:/":
             raise CheckpointError(

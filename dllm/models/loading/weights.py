@@ -15,6 +15,7 @@ from dllm.models.config import CheckpointError, NetworkConfig
 from dllm.models.encoder_decoder import EncoderDecoder
 from dllm.models.families.family import TensorNames, Where
 from dllm.models.layers import Block
+from dllm.models.loading.adapter import Adapter
 from dllm.models.loading.files import PLAIN, StoredTensor, first_few, stream_tensors
 from dllm.models.transformer import Transformer
 
@@ -51,6 +52,7 @@ class Weights:
 
     names: TensorNames
     stored: Mapping[str, StoredTensor]
+    adapter: Adapter | None = None  # merged into them on their way
 
     def check(self, network: Transformer, compare: bool = True) -> None:
         """Raises CheckpointError unless the stored tensors are exactly those of the network.
@@ -85,6 +87,8 @@ class Weights:
             )
         for pair in twins.items() if compare else ():
             self._check_twins(*pair)
+        if self.adapter is not None:
+            self.adapter.check(wanted)
 
     def _check_kinds(self, wanted: Collection[str], missing: list[str]) -> None:
         """Refuses weights that would need scales: a network's own, or others in their place."""
@@ -103,9 +107,11 @@ class Weights:
     def fill(self, network: Transformer, dtype: torch.dtype, devices: Devices) -> None:
         """Puts every tensor into its place in the network."""
         names, _ = self._stored_names(network.config)
-        places = {names[first]: place for first, place in self._places(network).items()}
+        places = {names[first]: (first, place) for first, place in self._places(network).items()}
         for stored, tensor in stream_tensors(self.stored, places):
-            name, where = places[stored]
+            first, (name, where) = places[stored]
+            if self.adapter is not None:
+                tensor = self.adapter.merged(first, tensor)
             module, _, kind = name.rpartition(".")
             owner, device = network.get_submodule(module), device_of(name, devices)
             kept = torch.float32 if name.endswith(KEPT_IN_FLOAT32) else dtype
