@@ -244,10 +244,80 @@ def test_names_that_are_none(tmp_path: Path) -> None:
             load(name)
 
 
-def test_a_gguf_file_is_named(tmp_path: Path) -> None:
-    (tmp_path / "x-Q4_K_M.gguf").write_bytes(b"GGUF")
-    with pytest.raises(CheckpointError, match=r"holds GGUF files \(x-Q4_K_M.gguf\)"):
+WAY_OUT = "give the checkpoint that it was made from.*speed='int8'"
+
+
+def test_a_gguf_file_is_named(dream: Path, tmp_path: Path) -> None:
+    file = tmp_path / "x-Q4_K_M.gguf"
+    file.write_bytes(b"GGUF")
+    with pytest.raises(CheckpointError, match=rf"holds GGUF files \(x-Q4_K_M.gguf\).*{WAY_OUT}"):
         load(tmp_path)
+    with pytest.raises(CheckpointError, match=rf"is a GGUF file \(x-Q4_K_M.gguf\).*{WAY_OUT}"):
+        load(file)
+    shutil.copy(file, dream / "y.GGUF")
+    load(dream)  # the floats beside it are what is read
+    (dream / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=rf"holds GGUF files \(y.GGUF\).*{WAY_OUT}"):
+        load(dream)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quant_method='gptq', bits"),
+        (
+            {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+            "quantization_config: quant_method='bitsandbytes', load_in_4bit=True",
+        ),
+        ({"quantization_config": {"quant_method": "fp8", "fmt": "e4m3"}}, "'fp8', fmt='e4m3'"),
+        ({"quantization_config": "awq"}, r"has quantization_config\)"),
+        ({"compression_config": {"format": "pack"}}, "compression_config: format='pack'"),
+        ({"quantization": {"group_size": 64, "bits": 4}}, "quantization: bits=4"),
+    ],
+)
+def test_a_quantised_checkpoint_is_refused_by_its_configuration(
+    dream: Path, changes: Any, message: str
+) -> None:
+    edit(dream, **changes)
+    with pytest.raises(CheckpointError, match=f"is quantised .*{message}.*{WAY_OUT}"):
+        load(dream)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "others", "writer"),
+    [
+        (torch.uint8, ("weight.absmax", "weight.quant_map"), " of bitsandbytes"),
+        (torch.int8, ("SCB",), " of bitsandbytes"),
+        (torch.float8_e4m3fn, ("weight_scale_inv",), " of 8-bit floats"),
+        (torch.int8, (), ""),
+    ],
+)
+def test_quantised_weights_are_refused_by_their_tensors(
+    dream: Path, dtype: torch.dtype, others: tuple[str, ...], writer: str
+) -> None:
+    tensors, module = load_file(dream / "model.safetensors"), "model.layers.0.self_attn.q_proj"
+    tensors[f"{module}.weight"] = tensors[f"{module}.weight"].to(dtype)
+    more = {f"{module}.{other}": torch.ones(3) for other in others}
+    save_file({**tensors, **more}, dream / "model.safetensors")
+    said = f"quantised tensors{writer}: {module}.weight is .*BF16, F16, F32, F64: {WAY_OUT}"
+    with pytest.raises(CheckpointError, match=said):
+        load(dream)
+
+
+@pytest.mark.parametrize(
+    ("ends", "writer"),
+    [
+        (("qweight", "qzeros", "scales", "g_idx"), "GPTQ or AWQ"),
+        (("weight_packed", "weight_shape"), "compressed-tensors"),
+    ],
+)
+def test_packed_weights_have_other_names(dream: Path, ends: tuple[str, ...], writer: str) -> None:
+    tensors, module = load_file(dream / "model.safetensors"), "model.layers.0.self_attn.q_proj"
+    del tensors[f"{module}.weight"]
+    more = {f"{module}.{end}": torch.ones(3, dtype=torch.int32) for end in ends}
+    save_file({**tensors, **more}, dream / "model.safetensors")
+    with pytest.raises(CheckpointError, match=f"tensors of {writer}: {module}.*I32.*{WAY_OUT}"):
+        load(dream)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,8 @@ from dllm.models.loading.files import (
     PLAIN,
     StoredTensor,
     check_files,
+    check_gguf,
+    check_quantised,
     list_tensors,
     read_json,
     stream_tensors,
@@ -95,11 +97,7 @@ class Checkpoint:
         """Its config.json; a quantised checkpoint is refused."""
         check_files(self.folder)
         config = read_json(self.folder / CONFIG)
-        if config.get("quantization_config"):
-            raise CheckpointError(
-                f"{self.folder} is quantised (config.json has quantization_config), which is not "
-                "supported; use the original float checkpoint"
-            )
+        check_quantised(config, self.folder)
         return config
 
     @cached_property
@@ -246,6 +244,7 @@ def find_folder(name: str, source: Source, files: Sequence[str] = DOWNLOADED) ->
         raise CheckpointError(f"the embedded model is missing: there is no folder {folder}")
     try:
         if folder.is_file():
+            check_gguf(folder)
             raise CheckpointError(f"{folder} is a file; give the folder that holds it")
     except OSError as error:  # a name too long, a folder that this user may not enter
         raise CheckpointError(f"{name!r} cannot be looked at: {error.strerror}") from error

@@ -26,6 +26,25 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetens
 ADAPTER = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, "adapter_model.bin")
 
 
+FLOATS = (
+    "give the checkpoint that it was made from, with float weights in safetensors; speed='int8' "
+    "(--speed int8) then rounds them to 8 bits"
+)
+# Ends of names that quantised weights bring with them -> what writes them.
+_WRITERS = {
+    "qweight": "GPTQ or AWQ",
+    "qzeros": "GPTQ or AWQ",
+    "absmax": "bitsandbytes",
+    "quant_map": "bitsandbytes",
+    "SCB": "bitsandbytes",
+    "weight_packed": "compressed-tensors",
+    "weight_scale": "8-bit floats",
+    "weight_scale_inv": "8-bit floats",
+    "biases": "MLX",
+}
+_QUANTISED_KEYS = ("quantization_config", "compression_config", "quantization")  # of config.json
+
+
 @dataclass(frozen=True)
 class StoredTensor:
     """Where a tensor is and how large, known without reading it."""
@@ -62,13 +81,41 @@ def check_files(folder: Path) -> None:
         )
     if whole:
         return
-    quantised = sorted(path.name for path in folder.glob("*.gguf"))
-    if quantised:
-        raise CheckpointError(
-            f"{folder} holds GGUF files ({first_few(quantised)}), which are not read here: use the "
-            "original checkpoint with config.json and safetensors"
-        )
+    check_gguf(folder)
     raise CheckpointError(f"{folder} has no config.json, so it is not a checkpoint folder")
+
+
+def check_gguf(path: Path) -> None:
+    """Refuses a GGUF file, and a folder that has some in the place of what is read here."""
+    files = [path] if path.is_file() else sorted(path.glob("*"))
+    found = [file.name for file in files if file.suffix.lower() == ".gguf"]
+    if found:
+        what = "is a GGUF file" if path.is_file() else "holds GGUF files"
+        raise CheckpointError(
+            f"{path} {what} ({first_few(found)}), which is not read here, as its weights are "
+            f"quantised: {FLOATS}"
+        )
+
+
+def check_quantised(config: Mapping[str, Any], folder: Path) -> None:
+    """Refuses a config.json that says how weights were quantised."""
+    for key in _QUANTISED_KEYS:
+        how = config.get(key)
+        if how:
+            named = how if isinstance(how, dict) else {}
+            words = ("quant_method", "bits", "load_in_4bit", "load_in_8bit", "format", "fmt")
+            kinds = ", ".join(f"{word}={named[word]!r}" for word in words if named.get(word))
+            raise CheckpointError(
+                f"{folder} is quantised (config.json has {key}{': ' * bool(kinds)}{kinds}), and "
+                f"weights are read as floats only: {FLOATS}"
+            )
+
+
+def writer_of(names: Iterable[str]) -> str:
+    """Returns what quantised weights by the names of their tensors, "" where none tells."""
+    ends = {name.rpartition(".")[2] for name in names}
+    found = dict.fromkeys(writer for end, writer in _WRITERS.items() if end in ends)
+    return " and ".join(found)
 
 
 def list_tensors(folder: Path) -> dict[str, StoredTensor]:
@@ -163,6 +210,7 @@ def _no_weights(folder: Path) -> CheckpointError:
     patterns = ("*.bin", "*.pt", "*.pth")
     pickles = sorted(path.name for pattern in patterns for path in folder.glob(pattern))
     if not pickles:
+        check_gguf(folder)
         return CheckpointError(f"{folder} has neither {WEIGHTS} nor {INDEX}")
     return CheckpointError(
         f"{folder} has its weights as pickle ({first_few(pickles)}), which can run code when it is "

@@ -16,7 +16,14 @@ from dllm.models.encoder_decoder import EncoderDecoder
 from dllm.models.families.family import TensorNames, Where
 from dllm.models.layers import Block
 from dllm.models.loading.adapter import Adapter
-from dllm.models.loading.files import PLAIN, StoredTensor, first_few, stream_tensors
+from dllm.models.loading.files import (
+    FLOATS,
+    PLAIN,
+    StoredTensor,
+    first_few,
+    stream_tensors,
+    writer_of,
+)
 from dllm.models.transformer import Transformer
 
 Device = str | int | torch.device
@@ -99,9 +106,10 @@ class Weights:
             if missing or name in wanted
         ]
         if scaled:
+            writer = writer_of(self.stored)
             raise CheckpointError(
-                f"the files hold quantised tensors: {first_few(scaled)}; use the original float "
-                "checkpoint"
+                f"the files hold quantised tensors{writer and f' of {writer}'}: "
+                f"{first_few(scaled)}; weights are read as {', '.join(sorted(PLAIN))}: {FLOATS}"
             )
 
     def fill(self, network: Transformer, dtype: torch.dtype, devices: Devices) -> None:
