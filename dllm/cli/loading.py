@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from time import perf_counter
 from typing import Any
 
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
 from dllm.cli.options import yaml_value
+from dllm.cli.shown import Terminal
 from dllm.models.loading import load
 from dllm.models.loading.weights import parse_device
 from dllm.models.model import HostedModel
@@ -15,7 +19,37 @@ def load_model(
     model: str, dtype: str | None, place: Mapping[str, Any], speed: str | None = None
 ) -> HostedModel:
     """Returns the model of a command; `place` is what `placed` returns."""
-    return load(model, dtype=dtype, speed=speed, **place)
+    with Reading() as reading:
+        return load(model, dtype=dtype, speed=speed, progress=reading, **place)
+
+
+class Reading:
+    """Shows on a terminal's stderr how much of the weights was read, where that takes long."""
+
+    def __init__(self, patience: float = 2.0) -> None:
+        self.patience = patience  # seconds
+        columns = TextColumn("reading weights"), BarColumn(), DownloadColumn(binary_units=True)
+        terminal = Terminal(stderr=True)
+        self._bar = Progress(*columns, TimeRemainingColumn(), console=terminal, transient=True)
+        self._began: float | None = None
+
+    def __enter__(self) -> Reading:
+        return self
+
+    def __call__(self, read: int, total: int) -> None:
+        """Notes the bytes that were read, of so many."""
+        now = perf_counter()
+        self._began = now if self._began is None else self._began
+        if not self._bar.console.is_terminal or now - self._began < self.patience:
+            return
+        if not self._bar.tasks:
+            self._bar.add_task("")
+            self._bar.start()
+        self._bar.update(self._bar.tasks[0].id, completed=read, total=total)
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar.tasks:
+            self._bar.stop()
 
 
 def placed(

@@ -21,6 +21,7 @@ from dllm.models.loading.checkpoint import Checkpoint, Source, find_folder
 from dllm.models.loading.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from dllm.models.loading.weights import (
     DeviceMap,
+    Progress,
     Weights,
     dispatch,
     empty_network,
@@ -48,6 +49,7 @@ def load(  # noqa: PLR0913 one argument for each choice that loading leaves open
     speed: str | Sequence[str] | None = None,
     family: Family | str | None = None,
     adapter: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
 ) -> HostedModel:
     """Returns a model from the embedded checkpoint ("tiny"), a folder or a hub id.
 
@@ -58,6 +60,7 @@ def load(  # noqa: PLR0913 one argument for each choice that loading leaves open
     the checkpoint's own. `speed` names ways of `dllm.speed_up`, such as "fused+captured". `family`
     is one that dllm does not have, as an object or as `path/file.py:NAME`. `adapter` is a LoRA in
     PEFT's layout (a folder or a hub id), merged into the weights and named in the model's name.
+    `progress` is called with the bytes of weights that were read and with all, tensor by tensor.
     Raises CheckpointError, a ValueError, for anything that is missing, unknown, mis-shaped or
     damaged.
     """
@@ -86,7 +89,7 @@ def load(  # noqa: PLR0913 one argument for each choice that loading leaves open
         raise CheckpointError(f"{checkpoint.folder}: {error}") from error
     chosen = named or checkpoint.dtype
     devices = place(network, chosen, device_map or {"": where})
-    weights.fill(network, chosen, devices)
+    weights.fill(network, chosen, devices, progress)
     dispatch(network, devices)
     parts = (network, spec, words, defaults, checkpoint.described)
     name = checkpoint.name if adapter is None else f"{checkpoint.name}+{os.fspath(adapter)}"

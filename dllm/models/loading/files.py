@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,13 @@ logger = logging.getLogger(__name__)
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-# Stored element types that are plain weights; integers and 8-bit floats would need scales.
-PLAIN = {"F64", "F32", "F16", "BF16"}
+# Stored element types that are plain weights, with their bytes; integers and 8-bit floats would
+# need scales.
+PLAIN = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+
+# Bytes of a file whose pages are in memory at a time, or one tensor. To map it anew costs the
+# reading of its header, which has thousands of tensors where there are experts.
+MAPPED = 2**28
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ADAPTER = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, "adapter_model.bin")
@@ -52,6 +58,11 @@ class StoredTensor:
     file: Path
     shape: tuple[int, ...]
     kind: str  # of its elements, as safetensors names them
+
+    @property
+    def num_bytes(self) -> int:
+        """The memory of a plain one."""
+        return math.prod(self.shape) * PLAIN[self.kind]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -165,17 +176,32 @@ def _add(stored: dict[str, StoredTensor], name: str, tensor: StoredTensor) -> No
 def stream_tensors(
     stored: Mapping[str, StoredTensor], names: Collection[str]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yields the named tensors on the CPU, one at a time, each file opened once.
+    """Yields the named tensors on the CPU, one at a time, those of a file together.
 
-    They are views of the file's pages: copy them before the file can change.
+    They are views of the file's pages: copy them before the file can change, and drop them, or all
+    pages that were read since the file was last mapped stay in memory.
     """
     by_file: dict[Path, list[str]] = {}
     for name in names:
         by_file.setdefault(stored[name].file, []).append(name)
     for file, inside in by_file.items():
-        with safe_open(file, framework="pt") as handle:
-            for name in inside:
-                yield name, handle.get_tensor(name)
+        for part in _parts(stored, inside):
+            with safe_open(file, framework="pt") as handle:
+                for name in part:
+                    yield name, handle.get_tensor(name)
+
+
+def _parts(stored: Mapping[str, StoredTensor], names: Iterable[str]) -> Iterator[list[str]]:
+    """Yields names of tensors that together have up to `MAPPED` bytes, or one that has more."""
+    part: list[str] = []
+    size = 0
+    for name in names:
+        if part and size + stored[name].num_bytes > MAPPED:
+            yield part
+            part, size = [], 0
+        part.append(name)
+        size += stored[name].num_bytes
+    yield part
 
 
 def _read_index(folder: Path) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from dllm.models.transformer import Transformer
 Device = str | int | torch.device
 Devices = Mapping[str, Device]  # module name -> device; "" for all that no other name covers
 DeviceMap = str | Devices
+Progress = Callable[[int, int], None]  # is called with the bytes that were read, and all of them
 
 _SHORT = {"float64": "fp64", "float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 DTYPES: dict[str, torch.dtype] = {
@@ -112,11 +113,21 @@ class Weights:
                 f"{first_few(scaled)}; weights are read as {', '.join(sorted(PLAIN))}: {FLOATS}"
             )
 
-    def fill(self, network: Transformer, dtype: torch.dtype, devices: Devices) -> None:
+    def fill(
+        self,
+        network: Transformer,
+        dtype: torch.dtype,
+        devices: Devices,
+        progress: Progress | None = None,
+    ) -> None:
         """Puts every tensor into its place in the network."""
         names, _ = self._stored_names(network.config)
         places = {names[first]: (first, place) for first, place in self._places(network).items()}
+        read, total = 0, sum(self.stored[name].num_bytes for name in places)
         for stored, tensor in stream_tensors(self.stored, places):
+            if progress is not None:
+                progress(read, total)
+            read += self.stored[stored].num_bytes
             first, (name, where) = places[stored]
             if self.adapter is not None:
                 tensor = self.adapter.merged(first, tensor)
@@ -132,6 +143,8 @@ class Weights:
                 # A copy even where nothing changes: what was read is a view of the file's pages.
                 weight = nn.Parameter(tensor.to(device, kept, copy=True), requires_grad=False)
                 setattr(owner, kind, weight)
+        if progress is not None:
+            progress(read, total)
         if network.config.tie_embeddings:
             network.head.weight = network.embedding.weight
 
