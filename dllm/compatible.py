@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from dllm import cache as caches
 from dllm import schedulers
 from dllm.cache import Cache
@@ -17,17 +19,12 @@ def check(model: DenoisingModel, settings: Settings) -> tuple[Scheduler, Cache]:
     """Returns the scheduler and cache of settings; raises ValueError if they do not go together."""
     scheduler = schedulers.registry.create(settings.scheduler)
     cache = caches.registry.create(settings.cache)
-    cache.check(model.spec)
+    check_cache(model, cache)
     scheduler.check_model(model.spec)
     for option, ids in scheduler.token_ids().items():
         model.spec.check_token_ids(option, ids, mask=True)  # no method commits it anyway
     name = scheduler.summary()["name"]
     needs = scheduler.needs(settings.max_new_tokens, settings.block_length or DEFAULT_BLOCK_LENGTH)
-    if cache.uses_store and not model.supports_cache:
-        raise ValueError(
-            f"cache {cache.summary()['name']!r} needs a model with a K/V store, and {model.name!r} "
-            "has none: use cache='none'"
-        )
     if needs.shadow and not model.supports_cache:
         raise ValueError(
             f"scheduler {name!r} feeds columns twice, which the wrapped module {model.name!r} "
@@ -46,28 +43,28 @@ def check(model: DenoisingModel, settings: Settings) -> tuple[Scheduler, Cache]:
         )
     if needs.num_variants > 1 and getattr(cache, "first_token", "feed") == "force":
         raise ValueError(f"scheduler {name!r} needs first_token='feed' of its cache")
-    _check_attention(model, cache, scheduler, settings)
+    if model.spec.attention == "masks_last":
+        _check_masks_last(model.name, scheduler, settings)
     if settings.verifier is not None:
         verifier = check_verifier(settings, scheduler, cache)
-        if verifier.execution == "tree" and model.spec.attention == "encoder_decoder":
-            raise ValueError(
-                f"execution='tree' feeds drafts behind one stack, and {model.name!r} is an encoder "
-                "and a decoder: take 'batch'"
-            )
-        if verifier.execution == "tree" and not model.supports_cache:
-            raise ValueError(
-                "execution='tree' hides keys from queries, which the wrapped module "
-                f"{model.name!r} cannot: load the checkpoint with dllm.load, or take 'batch'"
-            )
+        if verifier.execution == "tree":
+            _check_tree(model)
     return scheduler, cache
 
 
-def _check_attention(
-    model: DenoisingModel, cache: Cache, scheduler: Scheduler, settings: Settings
-) -> None:
-    """Raises ValueError for what does not follow the attention of a model."""
-    if model.spec.attention == "masks_last":
-        _check_masks_last(model.name, cache, scheduler, settings)
+def check_cache(model: DenoisingModel, cache: Cache) -> None:
+    """Raises ValueError where a cache cannot serve a model, whatever the scheduler."""
+    cache.check(model.spec)
+    if cache.uses_store and not model.supports_cache:
+        raise ValueError(
+            f"cache {cache.summary()['name']!r} needs a model with a K/V store, and {model.name!r} "
+            "has none: use cache='none'"
+        )
+    if model.spec.attention == "masks_last" and not cache.masks_last:
+        raise ValueError(
+            f"{_masks_behind(model.name)}, which cache {cache.summary()['name']!r} does not "
+            "follow: use cache='streaming', which is exact, or 'none'"
+        )
     if model.spec.attention == "encoder_decoder" and not cache.encodes:
         raise ValueError(
             f"{model.name!r} is an encoder and a decoder, whose keys cache "
@@ -75,14 +72,37 @@ def _check_attention(
         )
 
 
-def _check_masks_last(model: str, cache: Cache, scheduler: Scheduler, settings: Settings) -> None:
+def caches_of(model: DenoisingModel) -> dict[str, str]:
+    """Returns each cache with the reason why it cannot serve a model, "" where it can."""
+    reasons = dict.fromkeys(caches.registry.names(), "")
+    for name in reasons:
+        try:
+            check_cache(model, caches.registry.create(name))
+        except ValueError as error:
+            reasons[name] = str(error)
+    return reasons
+
+
+def verifiers_of(model: DenoisingModel) -> dict[str, tuple[str, ...]]:
+    """Returns each verifier with the caches beside which it changes no token of a model."""
+    return {name: tuple(_beside(model, name)) for name in verifiers.registry.names()}
+
+
+def _beside(model: DenoisingModel, verifier: str) -> Iterator[str]:
+    for name in caches.registry.names():
+        try:
+            check(model, Settings(cache=name, verifier=verifier))
+        except ValueError:
+            continue
+        yield name
+
+
+def _masks_behind(model: str) -> str:
+    return f"in {model!r} masks stand behind all tokens, so that a commit changes what is seen"
+
+
+def _check_masks_last(model: str, scheduler: Scheduler, settings: Settings) -> None:
     """Raises ValueError for what takes a column's attention to stay while its token changes."""
-    where = f"in {model!r} masks stand behind all tokens, so that a commit changes what is seen"
-    if not cache.masks_last:
-        raise ValueError(
-            f"{where}, which cache {cache.summary()['name']!r} does not follow: use "
-            "cache='streaming', which is exact, or 'none'"
-        )
     needs = scheduler.needs(settings.max_new_tokens, settings.block_length or DEFAULT_BLOCK_LENGTH)
     reasons = {
         f"verifier {settings.verifier!r} runs drafts": settings.verifier is not None,
@@ -93,7 +113,23 @@ def _check_masks_last(model: str, cache: Cache, scheduler: Scheduler, settings: 
     }
     for reason, holds in reasons.items():
         if holds:
-            raise ValueError(f"{where}, and {reason} under one mask of attention: leave it out")
+            raise ValueError(
+                f"{_masks_behind(model)}, and {reason} under one mask of attention: leave it out"
+            )
+
+
+def _check_tree(model: DenoisingModel) -> None:
+    """Raises ValueError where the drafts of a row cannot stand behind one another."""
+    if model.spec.attention == "encoder_decoder":
+        raise ValueError(
+            f"execution='tree' feeds drafts behind one stack, and {model.name!r} is an encoder "
+            "and a decoder: take 'batch'"
+        )
+    if not model.supports_cache:
+        raise ValueError(
+            "execution='tree' hides keys from queries, which the wrapped module "
+            f"{model.name!r} cannot: load the checkpoint with dllm.load, or take 'batch'"
+        )
 
 
 def check_verifier(settings: Settings, scheduler: Scheduler, cache: Cache) -> Verifier:

@@ -24,6 +24,7 @@ def doctor(
         str | None, Argument(help='"tiny", a checkpoint folder or a downloaded hub id.')
     ] = None,
     revision: options.Revision = None,
+    adapter: options.Adapter = None,
     device: options.Device = None,
     as_json: options.Json = False,
 ) -> None:
@@ -32,7 +33,7 @@ def doctor(
     dllm doctor tiny
     """
     found, console = [], Terminal()
-    for finding in examine(model, device, revision):
+    for finding in examine(model, device, revision, adapter):
         found.append(finding)
         if not as_json:
             level = f"{finding.level:<8}", STYLES[finding.level]

@@ -15,16 +15,22 @@ from dllm.models.loading.weights import parse_device
 
 
 def examine(
-    model: str | None = None, device: str | None = None, revision: str | None = None
+    model: str | None = None,
+    device: str | None = None,
+    revision: str | None = None,
+    adapter: str | None = None,
 ) -> Iterator[Finding]:
     """Yields all findings: of the machine, then of the model if one is named.
 
-    Raises ValueError for a device that is not there; whatever else is wrong is a finding.
+    Raises ValueError for a device that is not there, and for an adapter without its model; whatever
+    else is wrong is a finding.
     """
+    if adapter is not None and model is None:
+        raise ValueError(f"adapter={adapter!r}: name the model that it is of")
     where = parse_device(device)
     yield from examine_machine(where)
     if model is not None:
-        yield from examine_model(model, where, revision)
+        yield from examine_model(model, where, revision, adapter)
 
 
 def examine_machine(where: torch.device) -> Iterator[Finding]:
@@ -46,7 +52,9 @@ def examine_machine(where: torch.device) -> Iterator[Finding]:
     yield from run(checks)
 
 
-def examine_model(name: str, where: torch.device, revision: str | None = None) -> Iterator[Finding]:
+def examine_model(
+    name: str, where: torch.device, revision: str | None = None, adapter: str | None = None
+) -> Iterator[Finding]:
     """Yields what is found of "tiny", a checkpoint folder or a hub id that was downloaded."""
     named = LocalCheckpoint(name, Source(revision))
     checks: list[tuple[str, Check]] = [
@@ -58,7 +66,13 @@ def examine_model(name: str, where: torch.device, revision: str | None = None) -
         ("defaults", partial(checkpoint.defaults, named)),
         ("weights", partial(checkpoint.files, named)),
         ("size", partial(checkpoint.size, named, where)),
+        ("memory of weights", partial(checkpoint.narrower, named, where)),
         ("dtype", partial(checkpoint.dtype, named, where)),
         ("batch", partial(checkpoint.batch, named, where)),
+        ("caches", partial(checkpoint.cache_policies, named)),
+        ("verifiers", partial(checkpoint.verifying, named)),
+        ("speed", partial(checkpoint.speed, named, where)),
     ]
+    if adapter is not None:
+        checks.append(("adapter", partial(checkpoint.adapter, named, adapter)))
     yield from run(checks)

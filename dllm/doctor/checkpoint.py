@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from huggingface_hub import try_to_load_from_cache
 
+from dllm.compatible import caches_of, verifiers_of
 from dllm.decoding.memory_limits import available, readable
 from dllm.doctor.finding import Finding, failure, ok, warning
 from dllm.doctor.machine import fast_bfloat16
 from dllm.models.config import CheckpointError
-from dllm.models.cost import idle_parameters, network_cost
-from dllm.models.loading.checkpoint import HUB_ID, Checkpoint, find_folder
+from dllm.models.cost import idle_parameters, narrow_bytes, network_cost
+from dllm.models.loading import read_adapter
+from dllm.models.loading.checkpoint import HUB_ID, Checkpoint, Source, find_folder
 from dllm.models.loading.tokenizer import render_chat
 from dllm.models.loading.weights import Weights, empty_network
+from dllm.models.model import HostedModel
+from dllm.models.speed import ways_of
 from dllm.models.transformer import Transformer
 from dllm.settings import DEFAULT_BLOCK_LENGTH, resolve
 
@@ -46,6 +50,10 @@ class LocalCheckpoint(Checkpoint):
     def empty(self) -> Transformer:
         """Its network without memory."""
         return empty_network(self.network)
+
+    def hosted(self) -> HostedModel:
+        """Returns the model of it without memory, for the parts to say whether they serve it."""
+        return HostedModel(self.name, self.empty.to(self.dtype), self.spec)
 
     @property
     def num_parameters(self) -> int:
@@ -134,6 +142,13 @@ def files(checkpoint: LocalCheckpoint) -> Iterator[Finding]:
     yield ok("weights", f"{len(stored)} tensors in {num_files} file(s), none missing or cut off")
 
 
+def adapter(checkpoint: LocalCheckpoint, given: str) -> Iterator[Finding]:
+    """Yields whether an adapter can be merged into the weights."""
+    lora = read_adapter(given, Source(local_files_only=True), checkpoint.name)
+    Weights(checkpoint.family.names, checkpoint.stored, lora).check(checkpoint.empty)
+    yield ok("adapter", f"fits, and changes {len(lora.stored) // 2} weights: {lora.folder}")
+
+
 def size(checkpoint: LocalCheckpoint, where: torch.device) -> Iterator[Finding]:
     """Yields whether the weights fit the device."""
     needed, free = checkpoint.weight_bytes, available(where)
@@ -149,6 +164,43 @@ def size(checkpoint: LocalCheckpoint, where: torch.device) -> Iterator[Finding]:
         yield warning("size", f"{text}: little is left to decode with", "take a narrower --dtype")
     else:
         yield ok("size", text)
+
+
+def narrower(checkpoint: LocalCheckpoint, where: torch.device) -> Iterator[Finding]:
+    """Yields the memory of the weights in bfloat16, and with layers in 8 and in 4 bits."""
+    text, ways = readable(2 * checkpoint.num_parameters), ways_of(checkpoint.hosted(), where)
+    parts = [f"{text} in bfloat16"]
+    for bits in (8, 4):
+        way = f"int{bits}"
+        note = "" if ways.get(way) == "" else f' (speed="{way}" is not there for it)'
+        parts.append(f"{readable(narrow_bytes(checkpoint.empty, bits))} in {way}{note}")
+    yield ok("memory of weights", ", ".join(parts))
+
+
+def cache_policies(checkpoint: LocalCheckpoint) -> Iterator[Finding]:
+    """Yields the caches that can serve the model, and the others."""
+    yield ok("caches", _listed(caches_of(checkpoint.hosted())))
+
+
+def verifying(checkpoint: LocalCheckpoint) -> Iterator[Finding]:
+    """Yields the verifiers, with the caches beside which they change no token."""
+    found = verifiers_of(checkpoint.hosted())
+    fit = [f"{name} with {', '.join(beside)}" for name, beside in found.items() if beside]
+    yield ok("verifiers", "; ".join(fit) or f"none; not {', '.join(found)}")
+
+
+def speed(checkpoint: LocalCheckpoint, where: torch.device) -> Iterator[Finding]:
+    """Yields the ways to faster passes on the device, and the reason of each that is refused."""
+    reasons = ways_of(checkpoint.hosted(), where)
+    yield ok("speed", _listed(reasons))
+    yield from (ok(f"speed {way}", f"refused: {why}") for way, why in reasons.items() if why)
+
+
+def _listed(reasons: Mapping[str, str]) -> str:
+    """Returns what is fit, and what is refused for some reason."""
+    fit = [name for name, reason in reasons.items() if not reason]
+    others = [name for name, reason in reasons.items() if reason]
+    return f"{', '.join(fit) or 'none'}{'; not ' * bool(others)}{', '.join(others)}"
 
 
 def dtype(checkpoint: LocalCheckpoint, where: torch.device) -> Iterator[Finding]:

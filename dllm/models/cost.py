@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from torch import nn
+
 from dllm.models.config import NetworkConfig
 from dllm.state.plan import PassShape
 
@@ -141,6 +143,20 @@ def idle_parameters(config: NetworkConfig) -> int:
     """Returns how many weights of a network a token does not meet: those of other experts."""
     layers = [_feed_forward(config, layer) for layer in range(config.num_layers)]
     return sum(layer.total - layer.active for layer in layers)
+
+
+def narrow_bytes(network: nn.Module, bits: int) -> int:
+    """Returns the memory of weights whose matrices in layers are rounded to so many bits.
+
+    With a scale of two bytes for each row; everything else, embedding and head too, in bfloat16.
+    """
+    total = 0
+    for name, weight in network.named_parameters():
+        if name.startswith("blocks.") and weight.dim() > 1:
+            total += weight.numel() * bits // 8 + 2 * (weight.numel() // weight.shape[-1])
+        else:
+            total += 2 * weight.numel()
+    return total
 
 
 def _widest(config: NetworkConfig) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -20,16 +20,22 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import dllm
+from dllm import cache as caches
 from dllm import doctor
 from dllm.cli import doctor as cli
 from dllm.cli.main import app
+from dllm.decoding.memory_limits import readable
+from dllm.decoding.speculation import verifiers
 from dllm.doctor import checkpoint as doctor_checkpoint
 from dllm.doctor import machine as doctor_machine
 from dllm.doctor.checkpoint import LocalCheckpoint
 from dllm.doctor.finding import Finding, failure, ok, run, warning
+from dllm.models.families import FAMILIES
 from dllm.models.loading.checkpoint import EMBEDDED
 from dllm.models.loading.weights import parse_device
+from dllm.models.speed import Way
 from tests.support import GOLDEN
+from tests.support.oracles import hosted
 
 CPU = torch.device("cpu")
 
@@ -285,6 +291,92 @@ def test_dtypes_against_devices(
     monkeypatch.setattr(doctor_checkpoint, "fast_bfloat16", lambda where: fast)
     (finding,) = doctor_checkpoint.dtype(LocalCheckpoint(str(folder)), torch.device(device))
     assert (finding.level, finding.way_out) == ("warning" if way_out else "ok", way_out)
+
+
+# What works with it: said before anything is loaded, and true.
+
+
+def named(text: str) -> tuple[set[str], set[str]]:
+    """Returns the names that a finding lists as fit, and those that are not."""
+    fit, _, others = text.partition("; not ")
+    return {*fit.split(", ")} - {""}, {*others.split(", ")} - {""}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small checkpoint of each family."""
+    folder = tmp_path_factory.mktemp(request.param)
+    with torch.inference_mode(False):
+        hosted(request.param, folder)
+    return folder
+
+
+def works(model: dllm.HostedModel, **settings: Any) -> bool:
+    """Whether a decoding is let through; `planned` goes with every cache."""
+    given = {"scheduler": "fixed_quota:order=planned", "max_new_tokens": 8, **settings}
+    try:
+        dllm.stream(model, [[3, 4]], **given)
+    except ValueError:
+        return False
+    return True
+
+
+def test_caches_and_verifiers_are_those_that_decode(family: Path) -> None:
+    seen, model = found(family), dllm.load(family)
+    fit, others = named(seen["caches"].text)
+    assert fit | others == {*caches.registry.names()}
+    assert fit >= {"none"}
+    assert fit == {name for name in fit | others if works(model, cache=name)}
+    text = seen["verifiers"].text
+    listed = dict(part.split(" with ") for part in text.split("; ") if " with " in part)
+    for verifier in verifiers.registry.names():
+        beside = {*listed[verifier].split(", ")} if verifier in listed else set()
+        assert beside == {
+            name
+            for name in fit | others
+            if works(model, cache=name, verifier=verifier, scheduler="threshold")
+        }
+
+
+def test_ways_to_speed_are_those_that_load(family: Path) -> None:
+    seen = found(family)
+    fit, others = named(seen["speed"].text)
+    assert fit | others == {*get_args(Way)}
+    for way in fit | others:
+        if way in fit:
+            dllm.load(family, speed=way)
+            assert f"speed {way}" not in seen
+        else:
+            with pytest.raises(ValueError) as refused:  # noqa: PT011 whatever the finding says
+                dllm.load(family, speed=way)
+            assert seen[f"speed {way}"].text == f"refused: {refused.value}"
+
+
+def test_memory_of_narrower_weights() -> None:
+    seen = found("tiny")["memory of weights"].text
+    matrices, rows = 6 * (4 * 128 * 128 + 3 * 128 * 384), 6 * (4 * 128 + 2 * 384 + 128)
+    config = json.loads((EMBEDDED / "config.json").read_text())
+    assert (config["d_model"], config["mlp_hidden_size"], config["n_layers"]) == (128, 384, 6)
+    rest = 1_309_312 - matrices
+    sizes = [2 * 1_309_312, matrices + 2 * rows + 2 * rest, matrices // 2 + 2 * rows + 2 * rest]
+    for size, name in zip(sizes, ("bfloat16", "int8", "int4"), strict=True):
+        assert f"{readable(size)} in {name}" in seen
+
+
+def test_an_adapter_is_looked_at_without_its_model(folder: Path, tmp_path: Path) -> None:
+    name, lora = "base_model.model.model.transformer.blocks.0.q_proj.lora_", tmp_path / "lora"
+    lora.mkdir()
+    pair = {f"{name}A.weight": torch.zeros(2, 128), f"{name}B.weight": torch.zeros(128, 2)}
+    save_file(pair, lora / "adapter_model.safetensors")
+    config = lora / "adapter_config.json"
+    for rank, level in ((2, "ok"), (3, "failure")):
+        config.write_text(json.dumps({"peft_type": "LORA", "r": rank, "lora_alpha": 1}))
+        examined = doctor.examine_model(str(folder), CPU, adapter=str(lora))
+        (seen,) = (one for one in examined if one.subject == "adapter")
+        assert seen.level == level
+        assert ("changes 1 weights" in seen.text) == (level == "ok")
+    done = CliRunner().invoke(app, ["doctor", "--adapter", str(lora)])
+    assert "name the model that it is of" in str(done.exception)
 
 
 # The machine.

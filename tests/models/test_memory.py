@@ -40,8 +40,10 @@ SDAR: dict[str, Any] = {
     "eos_token_id": 151643,
     "torch_dtype": "bfloat16",
 }
-NAMES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-NAMES += ("tie_word_embeddings",)
+NAMES = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    "tie_word_embeddings",
+)
 SIZES = {
     "0.6B": (1024, 3072, 28, 16, True),
     "1.7B": (2048, 6144, 28, 16, True),
@@ -160,8 +162,8 @@ def test_peak_while_loading(size: str, num_shards: int, tmp_path: Path) -> None:
 def test_files_are_mapped_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = GOLDEN / "models" / "dream_gqa"
     whole = dllm.load(folder).network.state_dict()
-    opened = []
-    real = files.safe_open
+    opened: list[Path] = []
+    real: Any = getattr(files, "safe_open")  # noqa: B009 which the module only imports
 
     def counting(file: Path, framework: str) -> Any:
         opened.append(file)

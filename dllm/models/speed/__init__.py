@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
+import torch
+
 from dllm.models.model import HostedModel, Runner, execution_device
 from dllm.models.speed.captured import Captured, CudaRecorder
 from dllm.models.speed.compiled import Compiled
@@ -67,6 +69,25 @@ def _check(model: HostedModel, ways: Sequence[Way]) -> None:
             f"{model.name!r} is spread over devices or offloaded, and {', '.join(ways)} needs it "
             "on one: load it with device=, without device_map"
         )
+    _check_on(model.device, model, ways)
+
+
+def ways_of(model: HostedModel, device: torch.device) -> dict[str, str]:
+    """Returns each way with the reason why a model cannot go it on a device, "" where it can.
+
+    The model may be one without memory.
+    """
+    reasons = dict.fromkeys(get_args(Way), "")
+    for way in reasons:
+        try:
+            _check_on(device, model, [way])
+        except ValueError as error:
+            reasons[way] = str(error)
+    return reasons
+
+
+def _check_on(device: torch.device, model: HostedModel, ways: Sequence[str]) -> None:
+    """Raises ValueError for ways that a model cannot go on a device."""
     run_by_others = [way for way in ("compiled", "captured") if way in ways]
     if run_by_others and model.network.config.decoder is not None:
         raise ValueError(
@@ -74,9 +95,9 @@ def _check(model: HostedModel, ways: Sequence[Way]) -> None:
             f"{model.name!r} has an encoder and a decoder: leave out what is named, 'fused', "
             "'packed' and 'int8' work"
         )
-    if "captured" in ways and model.device.type != "cuda":
+    if "captured" in ways and device.type != "cuda":
         raise ValueError(
-            f"'captured' replays CUDA graphs, and {model.name!r} is on {model.device}: load it "
+            f"'captured' replays CUDA graphs, and {model.name!r} is on {device}: load it "
             "with device='cuda', or leave 'captured' out"
         )
     if model.runner is not None and {"compiled", "captured"} & set(ways):
@@ -94,6 +115,6 @@ def _check(model: HostedModel, ways: Sequence[Way]) -> None:
                 "'packed' goes with 'fused' and 'compiled': 'int8' lays weights out in another "
                 "way, and 'captured' is for CUDA"
             )
-        check_pack(model.network)
+        check_pack(model.network, device)
     if "int8" in ways:
         check_narrow(model)

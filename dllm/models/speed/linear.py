@@ -174,28 +174,31 @@ def pack(network: nn.Module) -> None:
                 setattr(module, name, PackedLinear.of(part))
 
 
-def check_pack(network: nn.Module) -> None:
-    """Raises ValueError, with the reason, for a network that cannot be packed."""
+def check_pack(network: nn.Module, device: torch.device | None = None) -> None:
+    """Raises ValueError, with the reason, for a network that cannot be packed.
+
+    `device` is where it will be; None: where it is.
+    """
     for module in network.modules():
         if isinstance(module, nn.Linear):
-            _check(module.weight)
+            _check(module.weight.dtype, device or module.weight.device)
 
 
-def _check(weight: Tensor) -> None:
-    if weight.device.type != "cpu":
-        raise ValueError(f"weights on {weight.device} cannot be packed: that is for a CPU")
-    if weight.dtype == torch.float32:
+def _check(dtype: torch.dtype, device: torch.device) -> None:
+    if device.type != "cpu":
+        raise ValueError(f"weights on {device} cannot be packed: that is for a CPU")
+    if dtype == torch.float32:
         if not hasattr(torch.ops.mkl, "_mkl_linear") or not torch.backends.mkl.is_available():
             raise ValueError("float32 weights cannot be packed: this torch comes without MKL")
         return
-    if weight.dtype == torch.bfloat16:
+    if dtype == torch.bfloat16:
         if not _has_bfloat16():
             raise ValueError(
                 "bfloat16 weights cannot be packed: this CPU has no bfloat16 arithmetic "
                 "(AVX512-BF16 or AMX); take float32, which is also faster here"
             )
         return
-    raise ValueError(f"weights in {weight.dtype} cannot be packed: only float32 and bfloat16")
+    raise ValueError(f"weights in {dtype} cannot be packed: only float32 and bfloat16")
 
 
 def _has_bfloat16() -> bool:
