@@ -101,7 +101,7 @@ format: $(DEV)  ## Format the code and mend what ruff can mend.
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
-docs: $(RUN)  ## Write the pages of docs/reference anew that come from the code.
+docs: $(RUN)  ## Write the pages anew that come from the code.
 	$(BIN)/python docs/generate.py
 
 site: $(DOCS)  ## Build the site into site/; a link that leads nowhere is an error.

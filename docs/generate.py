@@ -1,4 +1,4 @@
-"""The pages of docs/reference that come from the code.
+"""The pages that come from the code: those of docs/reference, and docs/models.md.
 
 python docs/generate.py            # writes them; `make docs` does that
 python docs/generate.py --check    # names those that are not what the code says
@@ -14,12 +14,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
+# Its other half, and this tree with its tests, from wherever it is run.
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import hosted_families
+
 from dllm.cli.methods import MARKER, escape, markdown_table, render, section
 from dllm.cli.shown.catalogue import Method, find_methods
 from dllm.eval.ablation.ablation import Ablation, Row
 from dllm.eval.ablation.read import read_ablation, shipped
 
-REFERENCE = Path(__file__).resolve().parent / "reference"
+DOCS = Path(__file__).resolve().parent
+REFERENCE = DOCS / "reference"
 PUBLIC = {  # module -> modules whose exported names its page shows besides its own
     "dllm": ("dllm.models",),
     "dllm.schedulers": (),
@@ -38,7 +45,9 @@ def pages() -> dict[Path, str]:
         "configurations.md": configurations(read_ablation(path) for path in shipped().values()),
     }
     parts.update({f"api/{name}.md": api(name, more) for name, more in PUBLIC.items()})
-    return {REFERENCE / name: _below_marker(REFERENCE / name, part) for name, part in parts.items()}
+    paths = {REFERENCE / name: part for name, part in parts.items()}
+    paths[DOCS / "models.md"] = hosted_families.page()
+    return {path: _below_marker(path, part) for path, part in paths.items()}
 
 
 def cache_list(methods: Sequence[Method]) -> str:

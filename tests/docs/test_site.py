@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import shutil
@@ -15,8 +16,10 @@ import yaml
 
 import dllm
 from benchmarks import front, picture
+from dllm.models.families import FAMILIES
 from dllm.trace import record_of
-from tests.support import ROOT
+from tests.golden.replay import KNOWN_DIFFERENCES, NOT_END_TO_END
+from tests.support import GOLDEN, ROOT
 from tests.support.pages import DOCS, PAGES
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -26,6 +29,30 @@ LONGEST = 120  # lines of the README
 def test_the_reference_is_up_to_date() -> None:
     stale = runpy.run_path(str(DOCS / "generate.py"))["stale"]()
     assert stale == [], "not what the code says: run `make docs` and look at the difference"
+
+
+def test_the_page_of_families_has_every_family_and_every_recorded_run() -> None:
+    text = (DOCS / "models.md").read_text(encoding="utf-8")
+    own = [f for f in FAMILIES.values() if f.network_of.__module__.startswith("dllm.models.")]
+    assert re.findall(r"^## (\w+)$", text, re.MULTILINE) == [one.architecture for one in own]
+    sections = {part.partition("\n")[0]: part for part in text.split("\n## ")[1:]}
+    for family in own:
+        part = sections[family.architecture]
+        assert all(f"`{token}`" in part for token in family.mask_tokens)
+        assert ("logits: of the next column" in part) == bool(family.logit_shift)
+        fit = {"full": "dual", "masks_last": "streaming", "block_causal": "block_causal"}
+        if family.attention in fit:
+            assert f"`{fit[family.attention]}`" in re.findall("caches: (.*)", part)[0]
+    cases = [
+        case
+        for path in (GOLDEN / "cases").glob("*.json")
+        for case in json.loads(path.read_text(encoding="utf-8"))["cases"]
+        if case["method"] not in NOT_END_TO_END
+    ]
+    counts = re.findall(r"code: (\d+) of (\d+) decode", text)
+    assert sum(int(recorded) for _, recorded in counts) == len(cases)
+    hold = [case for case in cases if case["id"] not in KNOWN_DIFFERENCES]
+    assert sum(int(same) for same, _ in counts) == len(hold)
 
 
 def test_every_page_is_in_the_navigation() -> None:

@@ -29,7 +29,8 @@ from dllm.models.transformer import Transformer
 from tests.support import GOLDEN
 from tests.support.counters import GroupedFlops
 from tests.support.laws import COUNTED
-from tests.support.oracles import ORACLES, hosted, oracle, own_config
+from tests.support.oracles import ORACLES, hosted, oracle
+from tests.support.sizes import SIZES
 
 EXPERTS = ExpertsConfig(num_experts=8, num_active=3, intermediate_size=24)
 GROUPED = replace(EXPERTS, num_groups=4, num_active_groups=2, score="sigmoid", bias="choice")
@@ -249,41 +250,10 @@ def test_prices_worked_by_hand() -> None:
     assert idle_parameters(replace(config, experts=None)) == 0
 
 
-def published(name: str, **keys: Any) -> NetworkConfig:
-    config = {**own_config(name), "rope_parameters": None, **keys}
-    return dllm.models.families.FAMILIES[name].read_network(config)
-
-
-# Sizes of the cards of inclusionAI's and JetLM's checkpoints.
-SIZES = {
-    "LLaDA-MoE-7B-A1B": published(
-        "LLaDAMoEModelLM",
-        vocab_size=157184, hidden_size=2048, num_hidden_layers=16, num_attention_heads=16,
-        num_key_value_heads=16, head_dim=128, num_experts=64, num_experts_per_tok=8,
-        expert_intermediate_size=1024, dense_intermediate_size=8192, rope_theta=50000,
-    ),
-    "LLaDA2.0-mini": published(
-        "LLaDA2MoeModelLM",
-        vocab_size=157184, hidden_size=2048, num_hidden_layers=20, num_attention_heads=16,
-        num_key_value_heads=4, head_dim=128, num_experts=256, num_experts_per_tok=8,
-        moe_intermediate_size=512, intermediate_size=5120, n_group=8, topk_group=4,
-        rope_theta=600000,
-    ),
-    "LLaDA2.0-flash": published(
-        "LLaDA2MoeModelLM",
-        vocab_size=157184, hidden_size=4096, num_hidden_layers=32, num_attention_heads=32,
-        num_key_value_heads=4, head_dim=128, num_experts=256, num_experts_per_tok=8,
-        moe_intermediate_size=1024, intermediate_size=9216, n_group=8, topk_group=4,
-        rope_theta=600000,
-    ),
-    "SDAR-30B-A3B": published(
-        "SDARMoeForCausalLM",
-        vocab_size=151936, hidden_size=2048, num_hidden_layers=48, num_attention_heads=32,
-        num_key_value_heads=4, head_dim=128, num_experts=128, num_experts_per_tok=8,
-        moe_intermediate_size=768, intermediate_size=6144, rope_theta=1000000,
-    ),
-}  # fmt: skip
+# Of the cards of the checkpoints, but for the two dense ones, which are sums of their shapes.
 PARAMETERS = {
+    "LLaDA-8B": (8_015_581_184, 8_015_581_184),
+    "Dream-7B": (7_615_616_512, 7_615_616_512),
     "LLaDA-MoE-7B-A1B": (7_356_880_896, 1.72e9),  # with the embedding, 1.40e9 without
     "LLaDA2.0-mini": (16_255_643_392, 1.4e9),
     "LLaDA2.0-flash": (102_889_705_216, 6.1e9),
@@ -294,11 +264,11 @@ PARAMETERS = {
 @pytest.mark.parametrize("name", SIZES)
 def test_parameters_of_published_models(name: str) -> None:
     with torch.device("meta"):
-        network = Transformer(SIZES[name])
+        network = Transformer(SIZES[name].network)
     total, active = PARAMETERS[name]
     count = sum(weight.numel() for weight in network.parameters())
     assert count == total
-    assert count - idle_parameters(SIZES[name]) == pytest.approx(active, rel=0.1)
+    assert count - idle_parameters(SIZES[name].network) == pytest.approx(active, rel=0.1)
 
 
 def test_doctor_says_how_many_parameters_a_token_meets() -> None:
