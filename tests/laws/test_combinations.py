@@ -31,6 +31,7 @@ SCHEDULERS: dict[str, Any] = {  # others at their defaults
     "fixed_quota:order=planned": "fixed_quota:order=planned",
     "adablock": {"name": "adablock", "delimiters": (6, 47, 113), "inner": "threshold:0.5"},
     "end_of_text": "end_of_text:threshold:0.5",
+    "insert_delete": "insert_delete:0.4,delete_token_id=25,split_token_id=114",
     "learn2pd": {"name": "learn2pd", "foreign": True},
     "quota_threshold": "quota_threshold:steps=24",  # blocks of a row: 2, or 3 from column 0
     "token_editing": "token_editing:0.4,editing_threshold=0.4",

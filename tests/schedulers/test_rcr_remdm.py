@@ -32,6 +32,7 @@ SETTINGS: list[str] = [
     "hierarchical:0.5,low_threshold=0.2,remask_threshold=0.4",
     "token_editing:0.4,editing_threshold=0.3,post_steps=3",
     "token_editing:0.4,editing_threshold=0.0,steps=4",
+    "insert_delete:0.4,editing_threshold=0.3,post_steps=3,delete_token_id=9,split_token_id=6",
     "rcr",
     "rcr:steps=18,schedule=cosine",
     "remdm:remask=2,begin=0.5,loops=4",

@@ -57,6 +57,9 @@ OF_SCHEDULERS: dict[str, tuple[Any, ...]] = {
         "hierarchical:0.5,low_threshold=0.2,remask_threshold=0.4",
         "hierarchical:0.6,low_threshold=0.2",
     ),
+    "insert_delete": (
+        "insert_delete:0.4,editing_threshold=0.3,post_steps=3,delete_token_id=25,split_token_id=114",
+    ),
     "klass": ("klass:0.4,kl_threshold=0.5",),
     "learn2pd": (
         f"learn2pd:{FILTER},threshold=0.6",

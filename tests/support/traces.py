@@ -23,6 +23,7 @@ METHODS = [
     *("fixed_quota", "threshold", "ete", "lopa", "adablock", "end_of_text", "klass", "multi_block"),
     *("wino:0.2,threshold_back=0.999", "remdm:remask=2,begin=0.5,loops=4", "rcr", "token_editing"),
     "token_editing:0.4,editing_threshold=0.3,post_steps=3",
+    "insert_delete:0.4,editing_threshold=0.3,post_steps=3,delete_token_id=25,split_token_id=114",
 ]
 
 

@@ -86,6 +86,7 @@ def test_what_changed_is_named(scheduler: str, tiny: dllm.HostedModel) -> None:
             assert (step == NEVER) == (record.confidence[column - record.prompt_length] is None)
     assert "fill" in kinds
     revises = {"wino": {"remask"}, "remdm": {"remask"}, "token_editing": {"edit"}}
+    revises["insert_delete"] = {"edit"}
     assert revises.get(scheduler.partition(":")[0], set()) <= kinds
 
 
