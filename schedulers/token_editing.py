@@ -22,16 +22,18 @@ class TokenEditing(Scheduler):
 
     `steps` is the schedule of a block: at least its share of the block is committed in a forward,
     and a block that took all of them gets no forwards for edits alone (diffusers). Without it one
-    mask goes at least, and a full block is always looked over (sglang).
+    mask goes at least (`num_to_transfer`), and a full block is always looked over (sglang).
 
-    With `at_eos="stop"` a row is over once all before its end token is there, edited or not.
+    With `at_eos="stop"` a row is over once all before its end token is there, edited or not; with
+    "block" its last block is edited like any other.
     """
 
     # A probability, compared with >; above 1, as in recordings of the authors' code: none passes.
     threshold: Annotated[float, Range(0, 2)] = 0.7
     editing_threshold: Probability | None = 0.5  # the same; None: nothing is edited
     post_steps: CountOrNone = 16  # forwards of a full block
-    steps: Count | None = None  # forwards of a block; None: one token a forward at least
+    steps: Count | None = None  # forwards of a block; None: `num_to_transfer` tokens in each
+    num_to_transfer: Count = 1  # masks that go at least in a forward, where `steps` is None
 
     source = (
         "arXiv 2602.08676; huggingface/diffusers scheduling_block_refinement.py, "
@@ -47,6 +49,13 @@ class TokenEditing(Scheduler):
         "speed": {"threshold": 0.5, "editing_threshold": 0.0},  # sglang
         "quality": {"threshold": 0.7, "editing_threshold": 0.5},  # diffusers
     }
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.num_to_transfer > 1:
+            raise ValueError(
+                f"steps={self.steps} and num_to_transfer={self.num_to_transfer} both say how many "
+                "tokens a forward commits: leave one of them out"
+            )
 
     @property
     def can_revise(self) -> bool:
@@ -80,7 +89,7 @@ class TokenEditing(Scheduler):
     def _quota(self, view: View) -> Tensor:
         """Returns how many masks go at least in this forward, (B,) int64."""
         if self.steps is None:
-            return torch.ones_like(view.block_step)
+            return torch.full_like(view.block_step, self.num_to_transfer)
         share, rest = divmod(view.layout.block_length, self.steps)
         return (share + (view.block_step < rest).long()).clamp(min=1)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from dllm.state.canvas import NEVER, Canvas, record
 
 # What an end token does: nothing; end its row once all before it is there; the same, and nothing
-# after it is committed; end its row once its block is full; cut the row at once.
+# after it is committed; end its row once its block is full and not held; cut the row at once.
 AtEnd = Literal["ignore", "stop", "skip", "block", "truncate"]
 Feeds = Callable[[Canvas], Tensor]  # which columns (B, C) bool a pass feeds
 
@@ -111,12 +111,13 @@ def _overwrite(canvas: Canvas, after: Tensor) -> None:
 def _fill_complete(canvas: Canvas, masked: Tensor, ended: Tensor, whole_block: bool) -> Tensor:
     """Fills every row that is complete up to its first end token; (B, 1) bool, such rows.
 
-    With `whole_block`, a row is complete when its block is full and it has an end token.
+    With `whole_block`, a row is complete when its block is full, no longer held, and it has an end
+    token.
     """
     if whole_block:
         passed = canvas.numbers < canvas.block_end[:, None]
         full = ~(masked & passed).any(1, keepdim=True)
-        complete = (ended & passed).any(1, keepdim=True) & full
+        complete = (ended & passed).any(1, keepdim=True) & full & ~canvas.held[:, None]
     else:
         pending = masked.int().cumsum(1) > 0
         complete = (ended & ~pending).any(1, keepdim=True)

@@ -53,14 +53,6 @@ KNOWN_DIFFERENCES = {
 }
 
 for reason, names in {
-    "`num_to_transfer` above 1, which no published setting has, is not offered": (
-        "llada21_15_p21_b16_g43_th0.95_ed0.9",
-        "llada21_16_p21_b16_g43_th0.95_ed0.9",
-    ),
-    "a full block with an end token is edited until nothing changes; here the row ends": (
-        "llada21_24_p21_b16_g59_th0.9_ed0.95_eos",
-        "llada21_25_p11_b8_g45_th0.7_ed0.9_eos",
-    ),
     "only a step that commits an end token can end a block that is not full": (
         "llada20_27_p40_b32_g90_th0.9_s32_eos",
     ),

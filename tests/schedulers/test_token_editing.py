@@ -108,6 +108,33 @@ def test_a_mask_goes_though_none_is_sure() -> None:
     assert decide(slow, unsure, block_step=50).commit.tolist() == [[False, True, False, False]]
 
 
+def test_as_many_masks_go_as_it_says() -> None:
+    unsure = [(1, 0.4, None), (1, 0.5, None), (1, 0.35, None), (1, 0.45, None)]
+    for count, going in ((1, [1]), (2, [1, 3]), (3, [0, 1, 3]), (9, [0, 1, 2, 3])):
+        scheduler = TokenEditing(threshold=0.47, num_to_transfer=count)
+        assert decide(scheduler, unsure).commit[0].nonzero().flatten().tolist() == going
+    with pytest.raises(ValueError, match="steps=4 and num_to_transfer=2 both say"):
+        TokenEditing(steps=4, num_to_transfer=2)
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("cache", CACHES)
+def test_the_last_block_is_edited_to_its_end(cache: str) -> None:
+    """With at_eos="block" the block of the end token is as it is where nothing ends a row."""
+    scheduler = "token_editing:0.4,editing_threshold=0.3,post_steps=3"
+    ends = [9, 13, 29, 72, 113, 120]
+    ended = run(scheduler, cache=cache, at_eos="block", eos_token_id=ends)
+    further = run(scheduler, cache=cache)
+    early = False
+    for row, (sequence, other) in enumerate(zip(ended.sequences, further.sequences, strict=True)):
+        start = len(random_prompts(4)[row])
+        blocks = [other[at : at + 8] for at in range(start, start + 24, 8)]
+        last = next((n for n, block in enumerate(blocks) if set(block) & set(ends)), 2)
+        assert sequence[: start + 8 * last + 8] == other[: start + 8 * last + 8]
+        early = early or last < 2
+    assert early, "no row ended early"
+
+
 def test_how_long_a_full_block_is_held() -> None:
     scheduler = TokenEditing(post_steps=3)
     last = [(1, 0.9, None), (1, 0.9, 1)]

@@ -60,6 +60,7 @@ def version_1(case: Case) -> dict[str, Any]:
         "threshold": args["threshold"],
         "editing_threshold": args["editing_threshold"],
         "post_steps": args["max_post_steps"],
+        "num_to_transfer": args["num_to_transfer"],
     }
     at_eos = "block" if args["eos_early_stop"] else "ignore"
     return {**recomputed(case), "scheduler": scheduler, "at_eos": at_eos}
