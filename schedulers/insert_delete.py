@@ -52,7 +52,6 @@ class InsertDelete(Scheduler):
     constant_needs = Needs(distributions=True)
     source = "sgl-project/sglang 0.5.23 joint_threshold_indel.py:JointThresholdInDel"
     statistic = "confidence, of masks and of tokens that are there"
-    presets = {"llada2.2": {"delete_token_id": 156930, "split_token_id": 156931}}
 
     def token_ids(self) -> dict[str, tuple[int, ...]]:
         ids = {"delete_token_id": self.delete_token_id, "split_token_id": self.split_token_id}

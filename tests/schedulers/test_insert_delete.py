@@ -147,4 +147,4 @@ def test_columns_come_and_go_in_a_run(cache: str) -> None:
 
 def test_a_model_without_such_a_token_is_refused() -> None:
     with pytest.raises(ValueError, match="delete_token_id"):
-        dllm.generate(golden_model("llada_gqa"), [[1]], scheduler="insert_delete@llada2.2")
+        dllm.generate(golden_model("llada_gqa"), [[1]], scheduler="insert_delete:delete_token_id=128")
