@@ -146,5 +146,6 @@ def test_columns_come_and_go_in_a_run(cache: str) -> None:
 
 
 def test_a_model_without_such_a_token_is_refused() -> None:
+    unknown = "insert_delete:delete_token_id=128"
     with pytest.raises(ValueError, match="delete_token_id"):
-        dllm.generate(golden_model("llada_gqa"), [[1]], scheduler="insert_delete:delete_token_id=128")
+        dllm.generate(golden_model("llada_gqa"), [[1]], scheduler=unknown)
