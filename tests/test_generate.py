@@ -171,6 +171,7 @@ def test_ctrl_c_keeps_what_was_committed(model: dllm.HostedModel) -> None:
     assert {row.finish_reason for row in rows} == {"interrupted"}
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("batch_size", [None, 2])
 @pytest.mark.parametrize("scheduler", ["threshold:0.3", "wino:0.3", "prophet", "multi_block:0.4"])
 def test_a_bar_ends_full_and_changes_nothing(

@@ -106,6 +106,7 @@ def test_numbers_can_be_kept_as_they_are_written() -> None:
 WORDS = "[" + "word, " * 20_000 + "]"
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "text",
     [

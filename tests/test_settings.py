@@ -33,6 +33,7 @@ def model() -> dllm.HostedModel:
     return golden_model("llada_gqa")
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("block", [1, 2, 8])
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
 def test_variants_may_be_more_than_columns(block: int, cache: str) -> None:
@@ -56,6 +57,7 @@ def test_deferred_tokens_alone_may_pass_the_filters() -> None:
     assert all("#### " in str(text) for text in out.texts or ())
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("at_eos", ["truncate", "stop", "skip", "block", "ignore"])
 @pytest.mark.parametrize("guidance_scale", [0.0, 1.5])
 def test_a_planned_order_goes_on_where_a_row_was_cut(at_eos: str, guidance_scale: float) -> None:
@@ -197,6 +199,7 @@ def test_words_that_contradict_each_other(given: dict[str, Any], message: str) -
         dllm.stream(*asked(), **given)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(("slots", "block"), [(10, 4), (7, 16), (1, 8), (13, 5), (33, None)])
 @pytest.mark.parametrize(
     "scheduler", ["threshold:0.6", "fixed_quota", "lopa:0.6", "quota_threshold"]

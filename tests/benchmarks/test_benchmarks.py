@@ -66,6 +66,7 @@ def test_steps_beside_floor_and_textbook_loop(tmp_path: Path) -> None:
     assert record["generation"]["same_tokens_none"]
 
 
+@pytest.mark.slow
 def test_generations(tmp_path: Path) -> None:
     file = tmp_path / "generations.json"
     lengths = ("--batches", "1,2", "--prompts", "16", "--answers", "32,64")

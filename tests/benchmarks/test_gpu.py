@@ -24,6 +24,7 @@ def run(*options: str) -> Any:
     return CliRunner().invoke(app, list(options))
 
 
+@pytest.mark.slow
 def test_it_runs_and_writes_what_it_says(tmp_path: Path) -> None:
     file = tmp_path / "new" / "gpu.json"
     ways = ("--way", "eager", "--way", "fused")

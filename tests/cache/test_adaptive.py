@@ -323,7 +323,7 @@ def test_a_block_costs_two_full_passes() -> None:
 # d2Cache
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("name", "given"),
     [
@@ -417,7 +417,7 @@ CHOICES = [
 ]
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("name", "cache", "given"), CHOICES)
 def test_what_is_fed_is_the_rule(name: str, cache: D2Cache, given: Any) -> None:
     spec, checked = golden_model(name).spec, 0

@@ -78,6 +78,7 @@ def test_the_system_text_goes_first(inside: Inside, monkeypatch: pytest.MonkeyPa
     assert seen == [turn, [*turn, "assistant", "user"], turn]
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_answer_and_not_the_program() -> None:
     slow = ["-s", "fixed_quota", "-n", "240", "--set", "forbid_eos=true"]
     process = start_dllm("chat", "--json", *slow, pipe=True)
@@ -97,6 +98,7 @@ def test_ctrl_c_ends_the_answer_and_not_the_program() -> None:
     assert "#### 50" in out
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_it_waits_ends_it() -> None:
     process = start_dllm("chat", "--json", pipe=True)
     assert process.stdin is not None

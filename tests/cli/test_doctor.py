@@ -387,6 +387,7 @@ def machine() -> list[Finding]:
     return list(doctor.examine_machine(CPU))
 
 
+@pytest.mark.slow
 def test_this_machine_is_examined(machine: list[Finding]) -> None:
     subjects = [finding.subject for finding in machine]
     wanted = "python torch transformers accelerate device processor threads memory attention triton"

@@ -54,6 +54,7 @@ def test_the_version_is_that_of_the_package(inside: Inside) -> None:
     assert "--show-completion" in said
 
 
+@pytest.mark.slow
 def test_completion_names_commands_and_options() -> None:
     script = "import os, sys; sys.argv = ['dllm']; from dllm.cli import main; main()"
     environment = {"_DLLM_COMPLETE": "complete_bash", "COMP_WORDS": "dllm gen", "COMP_CWORD": "1"}
@@ -104,6 +105,7 @@ def test_ctrl_c_while_torch_is_imported(seconds: float) -> None:
     assert (process.returncode, out, error) == (130, "", "interrupted\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -166,7 +166,7 @@ TRAIN = ["train-filter", "--task", "arithmetic", "--count", "12", "--epochs", "2
 IN_A_FILE = "notes.txt is a file, where a folder is needed"
 
 
-@pytest.mark.few(20)
+@pytest.mark.few(4)
 @pytest.mark.usefixtures("foreign")
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -221,6 +221,7 @@ def test_wrong_files_are_named_and_kept(inside: Inside, arguments: list[str], me
     assert "[Errno" not in done.stderr
 
 
+@pytest.mark.slow
 def test_what_a_command_wrote_it_writes_again(
     inside: Inside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,6 +262,7 @@ def test_a_folder_that_this_user_may_not_write_to(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_verify_shows_by_default_that_forwards_are_saved(inside: Inside) -> None:
     found = inside("verify", "--limit", "2", "--json").json
     saved = found["base"]["forwards"] - found["verified"]["forwards"]
@@ -287,6 +289,7 @@ def test_unknown_words_are_warned_about(inside: Inside) -> None:
 EVERYTHING = ["eval", "-s", "fixed_quota", "--limit", "12", "--batch-size", "2"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_eval_keeps_the_rows_and_goes_on(
     inside: Inside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

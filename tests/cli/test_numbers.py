@@ -165,6 +165,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+@pytest.mark.few(7)
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("value", ["-1", str(10**30), "nan"])
 @pytest.mark.parametrize(("command", "option"), numeric())

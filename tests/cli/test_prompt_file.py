@@ -188,6 +188,7 @@ def test_what_cannot_be_done_is_one_line(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_is_done(inside: Inside, tmp_path: Path) -> None:
     file, output = tmp_path / "prompts.txt", tmp_path / "answers.jsonl"
     file.write_text("\n".join(f"tom has {n} pens. tom loses 3." for n in range(10, 60)))

@@ -59,6 +59,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("reader", READERS, ids=" ".join)
 def test_a_wrong_file_is_a_short_line(inside: Inside, files: Path, reader: list[str]) -> None:
     for name, content in WRONG.items():
@@ -156,11 +157,13 @@ def shell(line: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", ["dllm methods | head -1", "dllm methods --json | head -c 9"])
 def test_a_reader_that_leaves_ends_it_quietly(line: str) -> None:
     assert shell(line).stderr == ""
 
 
+@pytest.mark.slow
 def test_standard_output_on_a_full_disk() -> None:
     done = shell("dllm methods > /dev/full")
     assert done.returncode == 2
@@ -169,6 +172,7 @@ def test_standard_output_on_a_full_disk() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_terminal_without_unicode() -> None:
     done = shell("LC_ALL=C PYTHONIOENCODING=ascii dllm generate 'z\u00e9bra\u2028?' -n 16")
     assert done.returncode == 0, done.stderr

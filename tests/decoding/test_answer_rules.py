@@ -144,7 +144,7 @@ def test_several_answers_are_those_of_the_prompt_given_so_often(
     assert same.sequences == out.sequences
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("method", METHODS, ids=str)
 def test_no_end_token_among_the_first_ones(tiny: dllm.HostedModel, method: dict[str, Any]) -> None:
     for least in (13, 40, 64):
@@ -178,7 +178,7 @@ def test_a_penalty_is_that_of_transformers() -> None:
             assert torch.equal(own[row, place], penalty(ids, logits[row, place][None].clone())[0])
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(
     "rules",

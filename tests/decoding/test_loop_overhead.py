@@ -59,7 +59,7 @@ class Silent:
         return self.model.forward(tokens, plan, store)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("scheduler", "cache"), MOST)
 def test_a_step_starts_few_operations(scheduler: str, cache: str) -> None:
     model = Silent(random_model("tiny", torch.float32))

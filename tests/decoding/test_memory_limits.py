@@ -216,6 +216,7 @@ def test_an_evaluation_loses_no_batch(tiny: dllm.HostedModel, tmp_path: Path) ->
     assert len(output.read_text().splitlines()) == 8
 
 
+@pytest.mark.slow
 def test_finished_rows_of_the_failed_batch_are_kept(tiny: dllm.HostedModel, tmp_path: Path) -> None:
     problems = TASKS["arithmetic"].take(12)
     whole = {r.id: r for r in runner(tiny, 12).results(problems, None)}

@@ -156,6 +156,7 @@ def test_the_tables_for_a_task_are_complete() -> None:
     assert names_in(TASK, "Task") == [field.name for field in fields(Task)]
 
 
+@pytest.mark.slow
 def test_the_guides_task_is_evaluated_by_name(folder: Path, tmp_path: Path) -> None:
     TASKS["sorting"] = module_of(TASK, folder).TASK  # as if its file were in eval/tasks
     output = tmp_path / "rows.jsonl"
@@ -182,6 +183,7 @@ def runs_of(path: Path) -> set[str]:
     return {json.loads(line)["run"] for line in path.read_text(encoding="utf-8").splitlines()}
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["sorting.py:TASK", "sorting:TASK"])
 def test_a_task_is_named_by_its_place(name: str, here: Path, inside: Inside) -> None:
     assert "sorting" not in TASKS

@@ -197,6 +197,7 @@ def test_every_published_row_has_a_figure_with_its_source_or_a_reason(name: str)
         assert row.batch_size == 1
 
 
+@pytest.mark.slow
 def test_what_is_required_and_missing_is_a_refusal(tmp_path: Path) -> None:
     needs = {"requires": {"nowhere.bin": "train it"}, "scheduler": "learn2pd:filter=nowhere.bin"}
     path = written(tmp_path / "x.yaml", settings=[{"name": "a"}, {"name": "b", **needs}])
@@ -264,6 +265,7 @@ def test_another_model_is_never_compared_with_what_was_published() -> None:
 # What is run.
 
 
+@pytest.mark.slow
 def test_a_refused_row_does_not_stop_the_others(tmp_path: Path) -> None:
     rows = [{"name": "odd", "scheduler": "fixed_quota:steps=7"}, {"name": "fine"}]
     out = tmp_path / "out"
@@ -352,6 +354,7 @@ def test_command_lines_that_cannot_be(words: list[str], said: str) -> None:
     assert said in str(done.exception)
 
 
+@pytest.mark.slow
 def test_published_rows_run_on_another_model_and_are_not_compared(tmp_path: Path) -> None:
     data = tmp_path / "gsm8k.jsonl"
     problem = {"question": "tom has 3 pens and buys 4. how many?", "answer": "3+4=7\n#### 7"}

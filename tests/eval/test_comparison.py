@@ -360,6 +360,7 @@ def test_labels_of_a_cluster_stay_apart() -> None:
         assert frame.x0 <= box.left < box.right <= frame.x1
 
 
+@pytest.mark.slow
 def test_the_command_line_starts_without_matplotlib() -> None:
     code = "import sys, dllm.cli; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -261,7 +261,7 @@ def test_the_output_folder_is_found(arguments: list[str], expected: Path | None)
 # Requests.
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_answers_come_in_order_and_do_not_depend_on_the_batch(temperature: float) -> None:
     arguments = {"until": "\n\n", "do_sample": temperature > 0, "temperature": temperature}
@@ -275,6 +275,7 @@ def test_answers_come_in_order_and_do_not_depend_on_the_batch(temperature: float
     assert len(set(texts[0])) == NUM
 
 
+@pytest.mark.slow
 def test_repeats_draw_anew_and_runs_do_not(model: DiffusionLM) -> None:
     sampled = {"do_sample": True, "temperature": 9.0, "until": []}
     four = asks([PROMPTS[0]] * 4, **sampled)
@@ -308,6 +309,7 @@ def test_the_earliest_stop_cuts() -> None:
     assert stops(None) == stops([]) == ()
 
 
+@pytest.mark.slow
 def test_scores_are_the_scorers_in_order(model: DiffusionLM) -> None:
     pairs = [(PROMPTS[0] + "\n86+12=", "98"), ("", "the"), (PROMPTS[1], " 7 and 8 are 15")]
     requests = [request("loglikelihood", *pair) for pair in pairs]
@@ -330,6 +332,7 @@ def test_perplexity_is_refused(model: DiffusionLM) -> None:
         model.loglikelihood_rolling([])
 
 
+@pytest.mark.slow
 def test_what_was_answered_before_a_failure_is_kept(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -165,7 +165,7 @@ def test_observed_passes_run_as_they_are() -> None:
     assert runner.num_captured == 0
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("cache", "scheduler"), crossed(("none", "dual"), ("wino", "ete:0.9", "lopa", "klass"))
 )

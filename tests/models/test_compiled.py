@@ -60,6 +60,7 @@ def test_tokens_of_traced_layers(place: int, monkeypatch: pytest.MonkeyPatch) ->
     assert 0 < runner.num_variants <= traced.count <= min(2 * runner.num_variants + 2, 8)
 
 
+@pytest.mark.slow
 def test_sizes_make_no_variants(monkeypatch: pytest.MonkeyPatch) -> None:
     model, runner, traced = compiled("llada_gqa", monkeypatch)
     for rows, width, num_keys in ((2, 5, 20), (3, 5, 20), (2, 9, 20), (4, 12, 31), (2, 20, 20)):
@@ -144,6 +145,7 @@ def test_caches_that_do_more_than_keys_and_values(
     assert runner.failed is None
 
 
+@pytest.mark.slow
 def test_layers_that_differ_do_not_share_a_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
     traced = Traced()
     monkeypatch.setattr(torch, "compile", partial(COMPILE, backend=traced))

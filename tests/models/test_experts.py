@@ -218,6 +218,7 @@ def test_a_pass_waits_for_nothing(
         model.network.to(dtype)(ids)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("architecture", MIXTURES)
 @pytest.mark.parametrize("cache", ["none", "own", "further"])
 def test_flops_are_those_of_the_experts_in_use(
@@ -356,7 +357,7 @@ def test_eight_bits_are_refused(architecture: str, tmp_path: Path) -> None:
 WAYS: tuple[Way, ...] = ("fused", "packed", "compiled")
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", MIXTURES)
 def test_ways_of_speeding_up_keep_the_tokens(
     architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

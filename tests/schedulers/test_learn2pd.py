@@ -577,6 +577,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return all(torch.equal(weight, other[name]) for name, weight in one.items())
 
 
+@pytest.mark.slow
 def test_train_filter_writes_a_filter_and_repeats_nothing(
     train: Command, count: dict[str, int], tmp_path: Path, tiny: dllm.HostedModel
 ) -> None:

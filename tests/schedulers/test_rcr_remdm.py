@@ -282,7 +282,7 @@ def test_a_second_chance_by_hand() -> None:
 
 
 # dkv feeds a revising method's whole block, and so fresher keys.
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("cache", [cache for cache in CACHES if cache != "dkv"], ids=str)
 def test_without_remasking_it_is_its_base(cache: Any) -> None:
     for per_step, steps in ((1, 24), (3, 8), (12, 2)):

@@ -35,7 +35,7 @@ def story(out: Any) -> Any:
     return out.sequences, out.trace.commit_step.tolist()
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize("name", MODELS)
 @settings(deadline=None, max_examples=2)
@@ -157,7 +157,7 @@ def test_what_cannot_win() -> None:
     assert implausible.sequences[0][3] != KeyModel.good
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("scheduler", ["ete:0.9", "lopa:0.9"])
 @pytest.mark.parametrize("cache", CACHES)
 def test_variants_cost_rows_and_save_rounds(scheduler: str, cache: str) -> None:

@@ -32,7 +32,7 @@ def again(record: TraceRecord) -> TraceRecord:
     return TraceRecord.from_json(json.loads(json.dumps(record.to_json())))
 
 
-@pytest.mark.few(9)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("prompts", [QUESTIONS, GAPS], ids=["mixed lengths", "gaps"])
 @pytest.mark.parametrize("scheduler", METHODS)
 def test_frames_are_the_canvas_of_each_step(

@@ -116,6 +116,7 @@ def seen(name: str, folder: Path) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_an_edit_of_a_file_or_of_what_it_imports_counts(tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()

@@ -23,6 +23,7 @@ def run_of(model: dllm.HostedModel, batch_size: int = 4, **given: Any) -> Run:
     return Run(model, TASKS["arithmetic"], resolve(model.defaults, None, given), batch_size)
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_the_batch_size(tiny: dllm.HostedModel) -> None:
     problems = TASKS["arithmetic"].take(7)
     for given in ({}, {"temperature": 0.7, "seed": 3}):

@@ -229,6 +229,7 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_answers_are_read_in_time(text: str) -> None:
     begun = time.process_time()

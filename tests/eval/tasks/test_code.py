@@ -278,6 +278,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_answers_are_read_in_time(name: str) -> None:
     begun = time.process_time()
