@@ -10,7 +10,7 @@ import torch
 from dllm.doctor import checkpoint, machine
 from dllm.doctor.checkpoint import LocalCheckpoint
 from dllm.doctor.finding import Check, Finding, run
-from dllm.models.loading.checkpoint import Source
+from dllm.models.loading.folder import Source
 from dllm.models.loading.weights import parse_device
 
 

@@ -17,7 +17,8 @@ from dllm.doctor.machine import fast_bfloat16
 from dllm.models.config import CheckpointError
 from dllm.models.cost import idle_parameters, narrow_bytes, network_cost
 from dllm.models.loading import read_adapter
-from dllm.models.loading.checkpoint import HUB_ID, Checkpoint, Source, find_folder
+from dllm.models.loading.checkpoint import Checkpoint
+from dllm.models.loading.folder import HUB_ID, Source, find_folder
 from dllm.models.loading.tokenizer import render_chat
 from dllm.models.loading.weights import Weights, empty_network
 from dllm.models.model import HostedModel

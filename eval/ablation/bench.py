@@ -30,7 +30,7 @@ from dllm.eval.run.run import Run
 from dllm.eval.tasks import Task, find_task
 from dllm.eval.tasks.task import Problem, TaskOptions
 from dllm.models import HostedModel, load
-from dllm.models.loading.checkpoint import EMBEDDED, HUB_ID
+from dllm.models.loading.folder import EMBEDDED, HUB_ID
 from dllm.models.loading.weights import DeviceMap
 from dllm.reading import parse_json
 from dllm.settings import resolve

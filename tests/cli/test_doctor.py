@@ -31,7 +31,7 @@ from dllm.doctor import machine as doctor_machine
 from dllm.doctor.checkpoint import LocalCheckpoint
 from dllm.doctor.finding import Finding, failure, ok, run, warning
 from dllm.models.families import FAMILIES
-from dllm.models.loading.checkpoint import EMBEDDED
+from dllm.models.loading.folder import EMBEDDED
 from dllm.models.loading.weights import parse_device
 from dllm.models.speed import Way
 from tests.support import GOLDEN

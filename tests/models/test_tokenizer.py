@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 import dllm
 from dllm.models.loading import tokenizer as module
-from dllm.models.loading.checkpoint import EMBEDDED
+from dllm.models.loading.folder import EMBEDDED
 from dllm.models.loading.tokenizer import read_tokenizer, render_chat
 
 CHAT = [{"role": "user", "content": "hello"}]

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 import dllm
 from dllm.models import CheckpointError, load
-from dllm.models.loading import checkpoint as module
-from dllm.models.loading.checkpoint import EMBEDDED
+from dllm.models.loading import folder as module
+from dllm.models.loading.folder import EMBEDDED
 from tests.support import GOLDEN
 
 

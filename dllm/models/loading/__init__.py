@@ -17,8 +17,9 @@ from transformers import PreTrainedTokenizerBase
 from dllm.models.config import CheckpointError
 from dllm.models.families import Family, add_family, find_family
 from dllm.models.loading.adapter import Adapter
-from dllm.models.loading.checkpoint import Checkpoint, Source, find_folder
+from dllm.models.loading.checkpoint import Checkpoint
 from dllm.models.loading.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from dllm.models.loading.folder import Source, find_folder
 from dllm.models.loading.weights import (
     DeviceMap,
     Progress,

@@ -3,70 +3,26 @@
 from __future__ import annotations
 
 import logging
-import os
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download, snapshot_download
 from transformers import PreTrainedTokenizerBase
 
 from dllm.models.config import CheckpointError, ModelSpec, NetworkConfig, printable
 from dllm.models.families import Family, find_family
 from dllm.models.families.e2d2 import BASE
-from dllm.models.loading.files import (
-    PLAIN,
-    StoredTensor,
-    check_files,
-    check_gguf,
-    check_quantised,
-    list_tensors,
-    read_json,
-    stream_tensors,
-)
+from dllm.models.loading.files import PLAIN, StoredTensor, list_tensors, read_json, stream_tensors
+from dllm.models.loading.folder import CONFIG, TOKENIZER, Source, find_folder, read_config
 from dllm.models.loading.tokenizer import find_token, read_tokenizer
 from dllm.models.loading.weights import parse_dtype
 
 logger = logging.getLogger(__name__)
 
-EMBEDDED = Path(__file__).parents[2] / "tiny" / "checkpoint"
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-
-# Never pickles, never code.
-DOWNLOADED = ("*.safetensors", "*.json", "merges.txt", "*.jinja")
-TOKENIZER = ("*.json", "merges.txt", "*.jinja")
-
-CONFIG, GENERATION = "config.json", "generation_config.json"
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where in the hub a checkpoint is looked up, in the words of transformers."""
-
-    revision: str | None = None
-    token: str | bool | None = None
-    cache_dir: str | os.PathLike[str] | None = None
-    local_files_only: bool = False
-    subfolder: str = ""  # of a hub's repository or of a folder
-
-    def __post_init__(self) -> None:
-        path = PurePosixPath(self.subfolder)
-        if path.is_absolute() or ".." in path.parts:
-            raise ValueError(f"subfolder={self.subfolder!r} must lie inside the checkpoint")
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """What the functions of the hub take."""
-        return {
-            "revision": self.revision,
-            "token": self.token,
-            "cache_dir": self.cache_dir,
-            "local_files_only": self.local_files_only,
-        }
+GENERATION = "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -74,7 +30,7 @@ class Checkpoint:
     """A checkpoint, read field by field; each raises what is wrong with it."""
 
     name: str  # "tiny", a folder or a hub id
-    source: Source = Source()
+    source: Source = field(default_factory=Source)
     other_tokenizer: PreTrainedTokenizerBase | str | None = None  # in the place of its own
 
     @cached_property
@@ -95,10 +51,7 @@ class Checkpoint:
     @cached_property
     def config(self) -> dict[str, Any]:
         """Its config.json; a quantised checkpoint is refused."""
-        check_files(self.folder)
-        config = read_json(self.folder / CONFIG)
-        check_quantised(config, self.folder)
-        return config
+        return read_config(self.folder)
 
     @cached_property
     def described(self) -> dict[str, Any]:
@@ -235,48 +188,6 @@ class Checkpoint:
                 "to config.json"
             )
         return tuple(dict.fromkeys(eos))
-
-
-def find_folder(name: str, source: Source, files: Sequence[str] = DOWNLOADED) -> Path:
-    """Returns the folder of "tiny", of a path, or of a hub id, of which `files` are downloaded."""
-    folder = EMBEDDED if name == "tiny" else Path(name).expanduser()
-    if name == "tiny" and not folder.is_dir():
-        raise CheckpointError(f"the embedded model is missing: there is no folder {folder}")
-    try:
-        if folder.is_file():
-            check_gguf(folder)
-            raise CheckpointError(f"{folder} is a file; give the folder that holds it")
-    except OSError as error:  # a name too long, a folder that this user may not enter
-        raise CheckpointError(f"{name!r} cannot be looked at: {error.strerror}") from error
-    if folder.is_dir():
-        if source.revision is not None:
-            raise ValueError(
-                f"revision={source.revision!r} is for hub ids, and {name!r} is a folder"
-            )
-        return folder
-    if not HUB_ID.fullmatch(name):
-        raise CheckpointError(
-            f"{name!r} is not an existing folder, nor a hub id (owner/name), nor 'tiny'"
-        )
-    return _download(name, source, files)
-
-
-def _download(name: str, source: Source, files: Sequence[str]) -> Path:
-    """Returns the local copy of a hub repository, checking its family before its weights come."""
-    inside, options = source.subfolder, source.options
-    try:
-        if files is DOWNLOADED:
-            config = hf_hub_download(name, "config.json", subfolder=inside or None, **options)
-            find_family(Checkpoint(str(Path(config).parent)).config)
-        patterns = [f"{inside}/{file}" if inside else file for file in files]
-        return Path(snapshot_download(name, allow_patterns=patterns, **options))
-    except CheckpointError:
-        raise
-    except (OSError, ValueError) as error:  # the hub's errors: no network, no such id, not allowed
-        raise CheckpointError(
-            f"there is no folder {name!r}, and downloading it from the hub failed: {error}. "
-            "Without a network, download the folder elsewhere and give its path"
-        ) from error
 
 
 def _ids(key: str, source: Mapping[str, Any], file: str = CONFIG) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ from dllm.eval.run import digest_of, stable
 from dllm.eval.run.results import BusyError, Writer, read_results
 from dllm.eval.run.run import Run
 from dllm.eval.tasks.task import Problem, Task
-from dllm.models.loading.checkpoint import EMBEDDED
+from dllm.models.loading.folder import EMBEDDED
 from dllm.state.noise import CounterNoise
 from tests.support.runs import ARITHMETIC, run_of
 
