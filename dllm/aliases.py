@@ -49,6 +49,12 @@ _METHOD = (
 )
 _CACHE = ("use_cache", "dual_cache", "prefix_look", "after_look")
 ALIASES |= dict.fromkeys(_METHOD, "scheduler") | dict.fromkeys(_CACHE, "cache")
+# SDAR's own values of a word that LLaDA's scripts have as well.
+_SDAR: dict[str, dict[str, Any]] = {
+    "low_confidence_static": {"name": "fixed_quota", "schedule": "block"},
+    "sequential": {"name": "fixed_quota", "schedule": "block", "order": "sequential"},
+    "low_confidence_dynamic": {"name": "quota_threshold", "quota": "least"},
+}
 # Options of schedulers that users give beside them; `steps` is always the total.
 SCHEDULER_OPTIONS = {
     "steps": "steps",
@@ -58,47 +64,6 @@ SCHEDULER_OPTIONS = {
 }
 # Words of scripts that ask for what is always there, or for what has no place here.
 WITHOUT_EFFECT = ("output_history", "return_dict_in_generate", "show_speed")
-
-# What transformers' `generate` takes and a model that fills a canvas has no such thing for: the
-# sentence that says what there is.
-_NO_BEAMS = "there are no beams: schedulers such as 'lopa' and 'ete' compare variants of a row"
-_FILTERS = (
-    "temperature, top_p and top_k filter, and logits_processors=MinPLogitsWarper(0.1) or alike"
-)
-_SHOWN = "the events of dllm.stream(...) have tokens and confidence, and the output has a trace"
-_DRAFTS = "verifier='ssd' drafts with the model itself"
-HINTS = {
-    "assistant_model": _DRAFTS,
-    "bad_words_ids": "forbidden_token_ids=[...] are tokens that are never proposed",
-    "cache_implementation": "cache='dual' and others say what is computed anew",
-    "do_sample": "temperature=0 takes the most probable token, temperature=0.7 samples",
-    "early_stopping": f"{_NO_BEAMS}; at_eos says where an answer ends",
-    "epsilon_cutoff": _FILTERS,
-    "eta_cutoff": _FILTERS,
-    "generation_config": "dllm.load reads the checkpoint's; give settings by name, or as Settings",
-    "inputs": "prompts are the second argument, generate(model, prompts)",
-    "length_penalty": _NO_BEAMS,
-    "max_length": "max_new_tokens=... counts without the prompt",
-    "max_time": "leave the loop of dllm.stream(...) when the time is over; its output stays",
-    "min_p": _FILTERS,
-    "negative_prompt_ids": "guidance_scale=... guides against the masked prompt",
-    "num_beam_groups": _NO_BEAMS,
-    "num_beams": _NO_BEAMS,
-    "output_attentions": _SHOWN,
-    "output_hidden_states": _SHOWN,
-    "output_logits": _SHOWN,
-    "output_scores": _SHOWN,
-    "pad_token_id": "leave it out: prompts of a list may differ in length, none is padded",
-    "past_key_values": "memory=dllm.PromptMemory() keeps what a call stored for the next one",
-    "penalty_alpha": _FILTERS,
-    "prompt_lookup_num_tokens": _DRAFTS,
-    "stopping_criteria": "stop=... is a text that ends an answer, eos_token_id a token; for other "
-    "reasons leave the loop of dllm.stream(...)",
-    "streamer": "dllm.stream(...) yields each step, and callback=... is called with it",
-    "suppress_tokens": "forbidden_token_ids=[...] are tokens that are never proposed",
-    "tokenizer": "dllm.load(..., tokenizer=...) takes another one than the checkpoint's",
-    "typical_p": _FILTERS,
-}
 
 
 def combined(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,8 +92,12 @@ def combined(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _scheduler(said: Mapping[str, Any], rest: dict[str, Any]) -> dict[str, Any] | None:
     """Returns the scheduler that the words of a script mean; `rest` loses what it leaves unread."""
+    strategy = said.get("remasking_strategy")
+    if strategy in _SDAR:
+        return _of_sdar(said, _SDAR[strategy])
     order = _known(said, "remasking", {"low_confidence": "confidence", "random": "random"})
-    order = order or _known(said, "remasking_strategy", {"low_confidence": "confidence"})
+    strategies = {"low_confidence": "confidence", **dict.fromkeys(_SDAR, "")}
+    order = order or _known(said, "remasking_strategy", strategies)
     parallel = _known(said, "parallel_decoding", {"threshold": "threshold", "hierarchy": "low"})
     threshold, count = (
         _one(said, "threshold", "confidence_threshold"),
@@ -155,6 +124,23 @@ def _scheduler(said: Mapping[str, Any], rest: dict[str, Any]) -> dict[str, Any] 
     for word in unread.get(found["name"], ("steps", "diffusion_steps")):
         if word in rest:  # their code has the word too, and does not read it then
             logger.info("%s=%s has no effect: %s decides", word, rest.pop(word), found["name"])
+    return found
+
+
+def _of_sdar(said: Mapping[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """Returns the scheduler of SDAR's words; one that goes by no confidence leaves it unread."""
+    threshold = _one(said, "threshold", "confidence_threshold")
+    others = {*said} - {"remasking_strategy", "threshold", "confidence_threshold"}
+    if others:
+        raise TypeError(
+            f"{sorted(others)[0]} sets scheduler a second time, beside remasking_strategy="
+            f"{said['remasking_strategy']!r}: leave one of them out"
+        )
+    if threshold is None:
+        return found
+    if found["name"] == "quota_threshold":
+        return {**found, "threshold": threshold}
+    logger.info("threshold=%s has no effect: %s decides", threshold, found["name"])
     return found
 
 
@@ -256,7 +242,9 @@ class Given(TypedDict, total=False):
     logits_eos_inf: bool
     confidence_eos_eot_inf: bool
     remasking: Literal["low_confidence", "random"]
-    remasking_strategy: Literal["low_confidence", "random"]
+    remasking_strategy: Literal[
+        "low_confidence", "low_confidence_static", "low_confidence_dynamic", "sequential"
+    ]
     alg: str
     threshold: float | None
     confidence_threshold: float | None

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 
-from dllm.aliases import ALIASES, HINTS, SCHEDULER_OPTIONS, combined
+from dllm.aliases import ALIASES, SCHEDULER_OPTIONS, combined
 from dllm.cache import Cache
 from dllm.cache import registry as caches
 from dllm.decoding.speculation.verifiers import Verifier
@@ -50,6 +50,51 @@ _NOT_OF_CHECKPOINTS = frozenset(
     {"eos_token_id", "min_new_tokens", "repetition_penalty", "stop", "n"}
 )
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+# What transformers' `generate` takes and a model that fills a canvas has no such thing for: the
+# sentence that says what there is.
+_NO_BEAMS = "there are no beams: schedulers such as 'lopa' and 'ete' compare variants of a row"
+_FILTERS = (
+    "temperature, top_p and top_k filter, and logits_processors=MinPLogitsWarper(0.1) or alike"
+)
+_SHOWN = "the events of dllm.stream(...) have tokens and confidence, and the output has a trace"
+_DRAFTS = "verifier='ssd' drafts with the model itself"
+HINTS = {
+    "assistant_model": _DRAFTS,
+    "bad_words_ids": "forbidden_token_ids=[...] are tokens that are never proposed",
+    "cache_implementation": "cache='dual' and others say what is computed anew",
+    "denoising_steps": (
+        "steps is the total of all blocks, the one that a prompt ends in included: steps=blocks * "
+        "denoising_steps"
+    ),
+    "do_sample": "temperature=0 takes the most probable token, temperature=0.7 samples",
+    "early_stopping": f"{_NO_BEAMS}; at_eos says where an answer ends",
+    "epsilon_cutoff": _FILTERS,
+    "eta_cutoff": _FILTERS,
+    "generation_config": "dllm.load reads the checkpoint's; give settings by name, or as Settings",
+    "inputs": "prompts are the second argument, generate(model, prompts)",
+    "length_penalty": _NO_BEAMS,
+    "max_length": "max_new_tokens=... counts without the prompt",
+    "max_time": "leave the loop of dllm.stream(...) when the time is over; its output stays",
+    "min_p": _FILTERS,
+    "negative_prompt_ids": "guidance_scale=... guides against the masked prompt",
+    "num_beam_groups": _NO_BEAMS,
+    "num_beams": _NO_BEAMS,
+    "output_attentions": _SHOWN,
+    "output_hidden_states": _SHOWN,
+    "output_logits": _SHOWN,
+    "output_scores": _SHOWN,
+    "pad_token_id": "leave it out: prompts of a list may differ in length, none is padded",
+    "past_key_values": "memory=dllm.PromptMemory() keeps what a call stored for the next one",
+    "penalty_alpha": _FILTERS,
+    "prompt_lookup_num_tokens": _DRAFTS,
+    "stopping_criteria": "stop=... is a text that ends an answer, eos_token_id a token; for other "
+    "reasons leave the loop of dllm.stream(...)",
+    "streamer": "dllm.stream(...) yields each step, and callback=... is called with it",
+    "suppress_tokens": "forbidden_token_ids=[...] are tokens that are never proposed",
+    "tokenizer": "dllm.load(..., tokenizer=...) takes another one than the checkpoint's",
+    "typical_p": _FILTERS,
+}
 
 
 @dataclass(frozen=True)

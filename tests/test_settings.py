@@ -18,10 +18,10 @@ import torch
 from transformers import GenerationConfig, GenerationMixin
 
 import dllm
-from dllm.aliases import ALIASES, HINTS, SCHEDULER_OPTIONS, WITHOUT_EFFECT, Given
+from dllm.aliases import ALIASES, SCHEDULER_OPTIONS, WITHOUT_EFFECT, Given
 from dllm.options import Range
 from dllm.schedulers import Scheduler
-from dllm.settings import PARTS, Settings
+from dllm.settings import HINTS, PARTS, Settings
 from dllm.state.noise import CounterNoise
 from tests.support.models import golden_model, random_prompts
 
@@ -168,6 +168,26 @@ LINES: list[tuple[str, dict[str, Any], str, str]] = [  # as published, with smal
         "fixed_quota:tokens_per_step=2",
         "d2cache",
     ),
+    (
+        "SDAR generate.py, dynamic",
+        {"gen_length": 64, "block_length": 32, "temperature": 0.0, "top_k": 0x1000, "top_p": 1.0}
+        | {"remasking_strategy": "low_confidence_dynamic", "confidence_threshold": 0.85},
+        "quota_threshold:0.85,quota=least",
+        "none",
+    ),
+    (
+        "SDAR generate.py, static",
+        {"gen_length": 64, "block_length": 32, "steps": 64, "temperature": 0.0}
+        | {"remasking_strategy": "low_confidence_static", "confidence_threshold": 0.85},
+        "fixed_quota:64,schedule=block",
+        "none",
+    ),
+    (
+        "SDAR generate.py, sequential",
+        {"gen_length": 64, "block_length": 32, "remasking_strategy": "sequential"},
+        "fixed_quota:schedule=block,order=sequential",
+        "none",
+    ),
 ]
 
 
@@ -242,6 +262,7 @@ def test_a_hint_is_about_what_transformers_takes_and_we_do_not() -> None:
         *inspect.signature(GenerationMixin.generate).parameters,
     }
     theirs |= {"tokenizer", "past_key_values"}  # go through the keywords of their generate
+    theirs |= {"denoising_steps"}  # of SDAR, of each block
     assert set(HINTS) <= theirs
     assert not set(HINTS) & set(Given.__annotations__)
     ours = {*Given.__annotations__, "progress", "callback", "memory", "tokenizer"}

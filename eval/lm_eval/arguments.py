@@ -11,14 +11,14 @@ from typing import Any, Literal
 
 import torch
 
-from dllm.aliases import ALIASES, HINTS, SCHEDULER_OPTIONS
+from dllm.aliases import ALIASES, SCHEDULER_OPTIONS
 from dllm.compatible import check
 from dllm.models.loading import load
 from dllm.models.model import DenoisingModel, HostedModel
 from dllm.options import Count
 from dllm.options import check as check_options
 from dllm.registry import nearest
-from dllm.settings import Settings, resolve
+from dllm.settings import HINTS, Settings, resolve
 
 logger = logging.getLogger(__name__)
 
