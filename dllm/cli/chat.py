@@ -45,6 +45,7 @@ def chat(
     device_map: options.DeviceMap = None,
     speed: options.Speed = None,
     family: options.Family = None,
+    attention: options.Attention = None,
     system: Annotated[
         str | None, Option(help="What the model is told beforehand.", show_default="nothing")
     ] = None,
@@ -58,9 +59,8 @@ def chat(
     dllm chat --scheduler threshold:0.9 --cache dual
     """
     named = options.read_config(config)
-    loaded = load(
-        model, dtype=dtype, speed=speed, **options.placed(device, device_map, revision, family)
-    )
+    source = options.placed(device, device_map, revision, family)
+    loaded = load(model, dtype=dtype, speed=speed, attention=attention, **source)
     parts = {"scheduler": scheduler, "cache": cache}
     chosen = options.collect(settings, max_new_tokens, block_length, temperature, None, **parts)
     # What is wrong is said before asking.

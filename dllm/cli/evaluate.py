@@ -133,6 +133,7 @@ def evaluate(
     device_map: options.DeviceMap = None,
     speed: options.Speed = None,
     family: options.Family = None,
+    attention: options.Attention = None,
     with_record: Annotated[
         bool, Option("--record", help="Print below the table all that belongs to its figures.")
     ] = False,
@@ -162,7 +163,11 @@ def evaluate(
     processes, num_rows = find_processes(), ROWS if batch_size is None else batch_size
     place = device if device_map else processes.device(device)  # a map is about all of them
     loaded = load(
-        model, dtype=dtype, speed=speed, **options.placed(place, device_map, revision, family)
+        model,
+        dtype=dtype,
+        speed=speed,
+        attention=attention,
+        **options.placed(place, device_map, revision, family),
     )
     shared = options.collect(
         settings, max_new_tokens, block_length, temperature, seed, verifier=verifier

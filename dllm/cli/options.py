@@ -138,6 +138,10 @@ Family = Annotated[
         show_default="by its architecture",
     ),
 ]
+Attention = Annotated[
+    str | None,
+    Option(help='"full" or "block_causal:32", if a checkpoint cannot say.', show_default="its own"),
+]
 DeviceMap = Annotated[
     str | None,
     Option(

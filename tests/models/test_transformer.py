@@ -93,6 +93,8 @@ def test_specs_of_the_families(tmp_path: Path) -> None:
         specs[architecture] = hosted(architecture, folder).spec
     plain = ModelSpec(VOCABULARY, 64, 48, (49,), 49)
     assert specs["LLaDAModelLM"] == specs["ILLaDAForCausalLM"] == plain
+    a2d = ("A2DQwen3LMHeadModel", "A2DQwen2LMHeadModel", "A2DLlamaLMHeadModel")
+    assert [specs[name] for name in a2d] == [plain] * 3
     assert specs["DreamModel"] == replace(plain, logit_shift=1)
     blocks = replace(plain, attention="block_causal", block_length=4)
     assert specs["SDARForCausalLM"] == blocks

@@ -114,6 +114,21 @@ ORACLES: dict[str, tuple[type[PreTrainedModel], Any, dict[str, Any]]] = {
         ),
         {"num_experts": 8, "block_size": 4, "norm_multiply_first": False},
     ),
+    "A2DQwen3LMHeadModel": (
+        Qwen3ForCausalLM,
+        Qwen3Config(**SIZES, head_dim=16, tie_word_embeddings=True),
+        {},
+    ),
+    "A2DQwen2LMHeadModel": (
+        Qwen2ForCausalLM,
+        Qwen2Config(**SIZES, tie_word_embeddings=True),
+        {},
+    ),
+    "A2DLlamaLMHeadModel": (
+        LlamaForCausalLM,
+        LlamaConfig(**SIZES, tie_word_embeddings=False),
+        {},
+    ),
 }
 
 
@@ -222,7 +237,8 @@ RENAMED = {
 }
 
 
-def hosted(architecture: str, folder: Path, dtype: str = "float32") -> HostedModel:
+def hosted(architecture: str, folder: Path, dtype: str = "float32", **options: Any) -> HostedModel:
+    """Returns the oracle as a checkpoint of the family, loaded with further options."""
     save_file(own_tensors(architecture, oracle(architecture)), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(own_config(architecture)))
-    return load(folder, dtype=dtype)
+    return load(folder, dtype=dtype, **options)

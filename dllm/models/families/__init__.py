@@ -12,6 +12,7 @@ from typing import Any
 
 from dllm.models.config import CheckpointError
 from dllm.models.families import (
+    a2d,
     dream,
     fast_dllm_v2,
     illada,
@@ -36,6 +37,9 @@ FAMILIES: dict[str, Family] = {
         llada2.FAMILY,
         sdar.MOE_FAMILY,
         wedlm.FAMILY,
+        a2d.QWEN3,
+        a2d.QWEN2,
+        a2d.LLAMA,
     )
 }
 

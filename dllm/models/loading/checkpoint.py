@@ -73,6 +73,7 @@ class Checkpoint:
     name: str  # "tiny", a folder or a hub id
     source: Source = Source()
     other_tokenizer: PreTrainedTokenizerBase | str | None = None  # in the place of its own
+    attention: tuple[str, int | None] | None = None  # asked for, with its block; None: its own
 
     @cached_property
     def root(self) -> Path:
@@ -100,7 +101,9 @@ class Checkpoint:
                 f"{self.folder} is quantised (config.json has quantization_config), which is not "
                 "supported; use the original float checkpoint"
             )
-        return config
+        if self.attention is None:
+            return config
+        return find_family(config).with_attention(config, *self.attention)
 
     @cached_property
     def family(self) -> Family:
@@ -157,6 +160,14 @@ class Checkpoint:
     def spec(self) -> ModelSpec:
         """Its special tokens, limits and attention."""
         family, eos, mask = self.family, self._eos(), self._mask()
+        attention = family.read_attention(self.config)
+        trained = [word for word in family.block_words if word in self.name.lower()]
+        if trained and self.attention is None and attention != "block_causal":
+            _warn(
+                f"{self.name} is loaded with {attention} attention, as its config.json says of no "
+                f"block, but {trained[0]!r} in its name is for models trained on blocks: give "
+                "attention='block_causal' and block_length (--attention block_causal:32)"
+            )
         # Padding is hidden from attention, so any token will do where none is named.
         named = (
             *_ids("pad_token_id", self.generation, GENERATION),
@@ -171,7 +182,7 @@ class Checkpoint:
                 eos_token_ids=eos,
                 pad_token_id=pad,
                 logit_shift=family.logit_shift,
-                attention=family.attention,
+                attention=attention,
                 block_length=family.read_block_length(self.config),
             )
             spec.check_token_ids("pad_token_id", named, mask=True)
