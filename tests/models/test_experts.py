@@ -158,7 +158,8 @@ def test_logits_equal_transformers_in_float64(architecture: str, tmp_path: Path)
 
 
 def test_every_mixture_is_among_these() -> None:
-    assert set(MIXTURES) == {"LLaDAMoEModelLM", "LLaDA2MoeModelLM", "SDARMoeForCausalLM"}
+    rnd1 = {"RND1LM", "RND1Model"}
+    assert set(MIXTURES) == {"LLaDAMoEModelLM", "LLaDA2MoeModelLM", "SDARMoeForCausalLM", *rnd1}
 
 
 @pytest.mark.parametrize("architecture", MIXTURES)
@@ -254,7 +255,7 @@ def published(name: str, **keys: Any) -> NetworkConfig:
     return dllm.models.families.FAMILIES[name].read_network(config)
 
 
-# Sizes of the cards of inclusionAI's and JetLM's checkpoints.
+# Sizes of the cards of inclusionAI's, JetLM's and Radical Numerics' checkpoints.
 SIZES = {
     "LLaDA-MoE-7B-A1B": published(
         "LLaDAMoEModelLM",
@@ -282,12 +283,19 @@ SIZES = {
         num_key_value_heads=4, head_dim=128, num_experts=128, num_experts_per_tok=8,
         moe_intermediate_size=768, intermediate_size=6144, rope_theta=1000000,
     ),
+    "RND1-Base-0910": published(
+        "RND1LM",
+        vocab_size=151936, hidden_size=2048, num_hidden_layers=48, num_attention_heads=32,
+        num_key_value_heads=4, head_dim=128, num_experts=128, num_experts_per_tok=8,
+        moe_intermediate_size=768, intermediate_size=6144, rope_theta=1000000,
+    ),
 }  # fmt: skip
 PARAMETERS = {
     "LLaDA-MoE-7B-A1B": (7_356_880_896, 1.72e9),  # with the embedding, 1.40e9 without
     "LLaDA2.0-mini": (16_255_643_392, 1.4e9),
     "LLaDA2.0-flash": (102_889_705_216, 6.1e9),
     "SDAR-30B-A3B": (30_532_122_624, 3.3e9),
+    "RND1-Base-0910": (30_532_122_624, 3.3e9),
 }
 
 

@@ -101,6 +101,10 @@ def test_specs_of_the_families(tmp_path: Path) -> None:
     last = replace(plain, attention="masks_last", block_length=16)
     assert specs["WeDLMForCausalLM"] == last
     assert specs["Fast_dLLM_QwenForCausalLM"] == replace(blocks, logit_shift=1, block_length=8)
+    for name in ("StableDiffcoderForCausalLM", "SeedDiffcoderForCausalLM"):
+        assert specs[name] == blocks
+    for name in ("RND1LM", "RND1Model"):
+        assert specs[name] == replace(plain, logit_shift=1)
     assert specs["LLaDAMoEModelLM"] == plain
     assert specs["SDARMoeForCausalLM"] == blocks
     assert specs["LLaDA2MoeModelLM"] == replace(blocks, block_length=8)

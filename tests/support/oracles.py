@@ -129,7 +129,25 @@ ORACLES: dict[str, tuple[type[PreTrainedModel], Any, dict[str, Any]]] = {
         LlamaConfig(**SIZES, tie_word_embeddings=False),
         {},
     ),
+    "StableDiffcoderForCausalLM": (
+        LlamaForCausalLM,
+        LlamaConfig(**SIZES, tie_word_embeddings=False),
+        {},
+    ),
+    "RND1LM": (
+        Qwen3MoeForCausalLM,
+        Qwen3MoeConfig(
+            **MIXTURE,
+            num_experts=8,
+            norm_topk_prob=True,
+            rope_parameters=SIZES["rope_parameters"],
+        ),
+        {"num_experts": 8, "is_causal": False, "sliding_window": False},
+    ),
 }
+# Classes that two revisions of the same files name.
+ORACLES["SeedDiffcoderForCausalLM"] = ORACLES["StableDiffcoderForCausalLM"]
+ORACLES["RND1Model"] = ORACLES["RND1LM"]
 
 
 def oracle(architecture: str) -> PreTrainedModel:

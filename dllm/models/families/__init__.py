@@ -19,7 +19,9 @@ from dllm.models.families import (
     llada,
     llada2,
     llada_moe,
+    rnd1,
     sdar,
+    stable_diffcoder,
     wedlm,
 )
 from dllm.models.families.family import Family
@@ -40,6 +42,10 @@ FAMILIES: dict[str, Family] = {
         a2d.QWEN3,
         a2d.QWEN2,
         a2d.LLAMA,
+        stable_diffcoder.FAMILY,
+        stable_diffcoder.SEED_FAMILY,
+        rnd1.FAMILY,
+        rnd1.BASE_FAMILY,
     )
 }
 
