@@ -16,14 +16,17 @@ from dllm.state.canvas import Canvas
 from dllm.state.progress import AtEnd
 from dllm.state.window import Layout
 
+WHOLE_BLOCKS = ("block_causal", "causal_context")  # attention of models that decode whole blocks
+
 
 def canvas_of(
     model: DenoisingModel, rows: list[Row], settings: Settings, block: int, scheduler: Scheduler
 ) -> Canvas:
     """Returns the canvas of encoded prompts, cut into blocks of so many columns."""
     spec, kept = model.spec, tuple(len(row.prompt) + len(row.slots) for row in rows)
-    if spec.attention == "block_causal":
-        rows = [row if row.infilled else _to_block_end(row, block, spec) for row in rows]
+    from_zero = spec.attention == "block_causal" or settings.blocks_from == "zero"
+    if spec.attention in WHOLE_BLOCKS:
+        rows = [row if row.infilled else _to_block_end(row, block, spec, from_zero) for row in rows]
     num_slots = max(len(row.slots) for row in rows)
     needs = needs_of(scheduler, num_slots, block)
     ends = _end_tokens(spec.eos_token_ids, settings.eos_token_id)
@@ -47,18 +50,19 @@ def canvas_of(
         skip_after_end=at_eos_of(rows, settings, spec.mask_token_id) == "skip",
     )
     canvas = new_canvas(layout, [r.prompt for r in rows], [r.slots for r in rows], model.device)
-    if spec.attention == "block_causal" or settings.blocks_from == "zero":
+    if from_zero:
         canvas.count_blocks_from_zero()
     return canvas
 
 
-def _to_block_end(row: Row, block: int, spec: ModelSpec) -> Row:
-    """Returns a row whose slots fill its last block, as block-causal models were trained.
+def _to_block_end(row: Row, block: int, spec: ModelSpec, from_zero: bool) -> Row:
+    """Returns a row whose slots fill its last block, as models of blocks were trained.
 
     Their authors decode whole blocks and cut what was not asked for.
     """
     length = len(row.prompt) + len(row.slots)
-    more = min(-length % block, spec.max_length - length)
+    counted = length if from_zero else len(row.slots)
+    more = min(-counted % block, spec.max_length - length)
     return replace(row, slots=[*row.slots, *[spec.mask_token_id] * more])
 
 
@@ -87,7 +91,7 @@ def block_length_of(model: DenoisingModel, settings: Settings, num_slots: int) -
     trained = model.spec.block_length
     block = settings.block_length or trained or DEFAULT_BLOCK_LENGTH
     if model.spec.attention != "block_causal":
-        return min(block, num_slots)
+        return block if model.spec.attention in WHOLE_BLOCKS else min(block, num_slots)
     assert trained is not None
     if block % trained and trained % block:
         fits = [n for n in range(1, trained + 1) if trained % n == 0]

@@ -10,7 +10,8 @@ from typing import Any, Literal, get_args
 
 # masks_last: causal over an order in which masks stand behind all tokens; a token sees those up to
 # itself, a mask all tokens and the masks up to itself.
-AttentionKind = Literal["full", "block_causal", "causal", "masks_last"]
+# causal_context: causal up to the block at hand, whose columns see all before it and each other.
+AttentionKind = Literal["full", "block_causal", "causal", "masks_last", "causal_context"]
 
 
 class CheckpointError(ValueError):
@@ -81,6 +82,16 @@ NETWORK_FIELDS: Allowed = {
     "tie_embeddings": _FLAG,
     "logits_in_float32": _FLAG,
     "experts": None,
+    "yarn": None,
+}
+YARN_FIELDS: Allowed = {
+    "factor": Numbers(TINIEST, LARGEST, whole=False),
+    "original_length": Numbers(1, NO_LIMIT),
+    "beta_fast": Numbers(TINIEST, LARGEST, whole=False),
+    "beta_slow": Numbers(TINIEST, LARGEST, whole=False),
+    "magnitude": Numbers(TINIEST, LARGEST, whole=False),
+    "query_beta": Numbers(0, LARGEST, whole=False),
+    "rounded": _FLAG,
 }
 EXPERTS_FIELDS: Allowed = {
     "num_experts": Numbers(1, 2**14),
@@ -164,6 +175,29 @@ class ExpertsConfig:
 
 
 @dataclass(frozen=True)
+class YarnConfig:
+    """Rotary embeddings stretched by a factor, slow frequencies more than fast ones (YaRN).
+
+    Source: arXiv 2309.00071, equations 17 to 23; `_compute_yarn_parameters` of transformers.
+    """
+
+    factor: float  # below 1 too: it is taken as it is, not made of two lengths
+    original_length: int  # tokens before stretching
+    # Turns over the original length: from `beta_fast` on nothing is stretched, to `beta_slow` all.
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    magnitude: float = 1.0  # of the rotated queries and keys
+    # Rotated queries at position p are multiplied by 1 + query_beta ln(1 + floor(p / original)).
+    query_beta: float = 0.0
+    rounded: bool = True  # the range between both betas ends at whole frequencies
+
+    def __post_init__(self) -> None:
+        check_fields(self, YARN_FIELDS)
+        if self.beta_slow > self.beta_fast:
+            raise ValueError(f"beta_slow={self.beta_slow} is over beta_fast={self.beta_fast}")
+
+
+@dataclass(frozen=True)
 class NetworkConfig:
     """The shape and numerical switches of the one transformer that hosts every family.
 
@@ -190,11 +224,14 @@ class NetworkConfig:
     tie_embeddings: bool = False
     logits_in_float32: bool = False
     experts: ExpertsConfig | None = None  # None: every layer has one feed-forward layer
+    yarn: YarnConfig | None = None  # None: frequencies are those of rope_theta
 
     def __post_init__(self) -> None:
         check_fields(self, NETWORK_FIELDS)
-        if self.experts is not None and not isinstance(self.experts, ExpertsConfig):
-            raise ValueError(f"experts={self.experts!r} must be an ExpertsConfig or None")
+        for name, kind in (("experts", ExpertsConfig), ("yarn", YarnConfig)):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kind):
+                raise ValueError(f"{name}={value!r} must be a {kind.__name__} or None")
         if self.experts is not None and self.experts.num_dense_layers >= self.num_layers:
             raise ValueError(
                 f"num_dense_layers={self.experts.num_dense_layers} leaves no layer of "
@@ -227,13 +264,13 @@ class ModelSpec:
     pad_token_id: int
     logit_shift: Literal[0, 1] = 0  # 1: the logits of column p predict column p + 1
     attention: AttentionKind = "full"
-    # Trained block of block-causal models, counted from column 0; of others what the authors take.
+    # Trained block, of block-causal models counted from column 0; of others what the authors take.
     block_length: int | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, SPEC_FIELDS)
-        if self.attention == "block_causal" and not self.block_length:
-            raise ValueError("block-causal attention needs a block_length in the configuration")
+        if self.attention in ("block_causal", "causal_context") and not self.block_length:
+            raise ValueError(f"{self.attention} attention needs a block_length in config.json")
         ends = self.eos_token_ids
         if isinstance(ends, str) or not isinstance(ends, Sequence):
             raise ValueError(f"eos_token_ids={ends!r} must be a tuple of token ids, such as (2,)")

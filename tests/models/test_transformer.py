@@ -105,6 +105,9 @@ def test_specs_of_the_families(tmp_path: Path) -> None:
         assert specs[name] == blocks
     for name in ("RND1LM", "RND1Model"):
         assert specs[name] == replace(plain, logit_shift=1)
+    context = replace(plain, attention="causal_context", block_length=8)
+    for name in ("NemotronLabsDiffusionModel", "MinistralDiffEncoderModel", "DiffEncoderModel"):
+        assert specs[name] == context
     assert specs["LLaDAMoEModelLM"] == plain
     assert specs["SDARMoeForCausalLM"] == blocks
     assert specs["LLaDA2MoeModelLM"] == replace(blocks, block_length=8)

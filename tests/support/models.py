@@ -103,6 +103,7 @@ FAMILY = {
     "sdar": "SDARForCausalLM",
     "fast_dllm_v2": "Fast_dLLM_QwenForCausalLM",
     "wedlm": "WeDLMForCausalLM",
+    "nemotron": "DiffEncoderModel",
 }
 CONFIG: dict[str, Any] = {
     "vocab_size": 128,

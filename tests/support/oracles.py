@@ -15,6 +15,8 @@ from transformers import (
     Glm4MoeForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    Ministral3Config,
+    Ministral3ForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -52,6 +54,20 @@ MIXTURE: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 PARTIAL = {**SIZES["rope_parameters"], "partial_rotary_factor": 0.5}
+
+
+# Short enough that frequencies are stretched and queries scaled within a few columns.
+STRETCHED: dict[str, Any] = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 16.0,
+    "original_max_position_embeddings": 8,
+    "beta_fast": 4.0,
+    "beta_slow": 0.25,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
 
 
 SPECIAL = {"mask_token_id": 48, "eos_token_id": 49, "pad_token_id": 49}
@@ -144,10 +160,23 @@ ORACLES: dict[str, tuple[type[PreTrainedModel], Any, dict[str, Any]]] = {
         ),
         {"num_experts": 8, "is_causal": False, "sliding_window": False},
     ),
+    "NemotronLabsDiffusionModel": (
+        Ministral3ForCausalLM,
+        Ministral3Config(
+            **{**SIZES, "rope_parameters": STRETCHED}, head_dim=16, tie_word_embeddings=False
+        ),
+        {"block_size": 8},
+    ),
+    "DiffEncoderModel": (
+        Qwen3ForCausalLM,
+        Qwen3Config(**SIZES, head_dim=16, tie_word_embeddings=False),
+        {"block_size": 8},
+    ),
 }
 # Classes that two revisions of the same files name.
 ORACLES["SeedDiffcoderForCausalLM"] = ORACLES["StableDiffcoderForCausalLM"]
 ORACLES["RND1Model"] = ORACLES["RND1LM"]
+ORACLES["MinistralDiffEncoderModel"] = ORACLES["NemotronLabsDiffusionModel"]
 
 
 def oracle(architecture: str) -> PreTrainedModel:
@@ -243,7 +272,13 @@ LLADA_NAMES = {
 }
 
 
+NEMOTRON_NAMES = {"model.": "encoder.", "lm_head": "diffusion_head"}
+
+
 RENAMED = {
+    "NemotronLabsDiffusionModel": NEMOTRON_NAMES,
+    "MinistralDiffEncoderModel": NEMOTRON_NAMES,
+    "DiffEncoderModel": NEMOTRON_NAMES,
     "LLaDAModelLM": LLADA_NAMES,
     "LLaDA2MoeModelLM": {
         "embed_tokens": "word_embeddings",

@@ -19,6 +19,7 @@ from dllm.models.families import (
     llada,
     llada2,
     llada_moe,
+    nemotron,
     rnd1,
     sdar,
     stable_diffcoder,
@@ -46,6 +47,9 @@ FAMILIES: dict[str, Family] = {
         stable_diffcoder.SEED_FAMILY,
         rnd1.FAMILY,
         rnd1.BASE_FAMILY,
+        nemotron.FAMILY,
+        nemotron.EARLIER_FAMILY,
+        nemotron.QWEN_FAMILY,
     )
 }
 

@@ -185,6 +185,7 @@ class TensorNames:
     parts: Mapping[str, str]
     # Parameter of a `Block` -> tensor of a checkpoint layer, where the two end differently.
     others: Mapping[str, str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()  # beginnings and ends of tensors of parts that are not hosted
 
     def pieces(self, parameter: str, shape: Sequence[int]) -> Iterator[Piece]:
         """Yields the checkpoint's tensors of a parameter: one, or those of each expert."""

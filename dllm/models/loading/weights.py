@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +12,13 @@ from accelerate import dispatch_model, infer_auto_device_map  # type: ignore[imp
 from accelerate.utils import get_balanced_memory  # type: ignore[import-untyped]
 from torch import nn
 
-from dllm.models.config import CheckpointError, NetworkConfig
+from dllm.models.config import CheckpointError, NetworkConfig, printable
 from dllm.models.families.family import TensorNames, Where
 from dllm.models.layers import Block
 from dllm.models.loading.files import PLAIN, StoredTensor, first_few, stream_tensors
 from dllm.models.transformer import Transformer
+
+logger = logging.getLogger(__name__)
 
 Device = str | int | torch.device
 Devices = Mapping[str, Device]  # module name -> device; "" for all that no other name covers
@@ -67,7 +70,8 @@ class Weights:
                 f"{_other_prefix(missing, shapes)}"
             )
         others = shapes.keys() - wanted.keys() - tied
-        extra = sorted(name for name in others if not name.endswith(COMPUTED))
+        unused = sorted(name for name in others if not name.endswith(COMPUTED))
+        extra = [name for name in unused if not self._left_out(name)]
         if extra:
             raise CheckpointError(
                 f"{len(extra)} tensors are not of this architecture: {_list(extra, shapes)}"
@@ -80,6 +84,16 @@ class Weights:
             )
         if tied & shapes.keys():
             self._check_tied_head()
+        if unused:
+            logger.warning(
+                "%d tensors of parts that are not hosted are left out: %s",
+                len(unused),
+                printable(_list(unused, shapes)),
+            )
+
+    def _left_out(self, name: str) -> bool:
+        left = self.names.left_out
+        return name.startswith(left) or name.endswith(left)
 
     def _check_kinds(self, wanted: Collection[str], missing: list[str]) -> None:
         """Refuses weights that would need scales: a network's own, or others in their place."""
