@@ -95,7 +95,7 @@ def test_specs_of_the_families(tmp_path: Path) -> None:
     assert specs["LLaDAModelLM"] == specs["ILLaDAForCausalLM"] == plain
     a2d = ("A2DQwen3LMHeadModel", "A2DQwen2LMHeadModel", "A2DLlamaLMHeadModel")
     assert [specs[name] for name in a2d] == [plain] * 3
-    assert specs["DreamModel"] == replace(plain, logit_shift=1)
+    assert specs["DreamModel"] == specs["DimpleModel"] == replace(plain, logit_shift=1)
     blocks = replace(plain, attention="block_causal", block_length=4)
     assert specs["SDARForCausalLM"] == blocks
     last = replace(plain, attention="masks_last", block_length=16)

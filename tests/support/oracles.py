@@ -75,6 +75,11 @@ SPECIAL = {"mask_token_id": 48, "eos_token_id": 49, "pad_token_id": 49}
 
 ORACLES: dict[str, tuple[type[PreTrainedModel], Any, dict[str, Any]]] = {
     "DreamModel": (Qwen2ForCausalLM, Qwen2Config(**SIZES, tie_word_embeddings=False), {}),
+    "DimpleModel": (
+        Qwen2ForCausalLM,
+        Qwen2Config(**SIZES, tie_word_embeddings=False),
+        {"full_attn_mask": True, "mrope_section": [1, 1, 2], "vision_config": {"depth": 2}},
+    ),
     "ILLaDAForCausalLM": (LlamaForCausalLM, LlamaConfig(**SIZES, tie_word_embeddings=True), {}),
     "SDARForCausalLM": (
         Qwen3ForCausalLM,

@@ -33,6 +33,7 @@ FAMILIES: dict[str, Family] = {
     for family in (
         llada.FAMILY,
         dream.FAMILY,
+        dream.DIMPLE,
         illada.FAMILY,
         sdar.FAMILY,
         fast_dllm_v2.FAMILY,
