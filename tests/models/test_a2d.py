@@ -180,3 +180,10 @@ def test_refused_configurations(
     edit(tmp_path, **changes)
     with pytest.raises(CheckpointError, match=message):
         load(tmp_path)
+
+
+def test_the_doctor_says_the_attention_that_is_loaded(tmp_path: Path, inside: Inside) -> None:
+    hosted(A2D[0], tmp_path)
+    assert "full attention" in inside("doctor", str(tmp_path), columns=400).stdout
+    edit(tmp_path, block_size=BLOCK)
+    assert "block-causal attention" in inside("doctor", str(tmp_path), columns=400).stdout
