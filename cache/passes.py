@@ -191,9 +191,23 @@ def _visible(
         return real
     if spec.attention == "masks_last":
         return real & masks_last(canvas.masked, columns, num_keys)
+    if spec.attention == "causal_context":
+        # Not of the window: a method may look further, by as much as the longest row asks for.
+        reach = canvas.block_start + canvas.layout.block_length
+        return real & causal_context(columns, num_keys, canvas.block_start, reach)
     block = spec.block_length if spec.attention == "block_causal" else 1
     assert block is not None
     return real & (keys // block <= columns[..., None] // block)
+
+
+def causal_context(columns: Tensor, num_keys: int, start: Tensor, end: Tensor) -> Tensor:
+    """Returns which keys fed columns (B, Q) see where a block follows a causal context, (B, Q, K).
+
+    A column sees those up to itself; one from `start` (B,) on also all of the block up to `end`.
+    """
+    keys, columns = torch.arange(num_keys, device=columns.device), columns[..., None]
+    in_block = (columns >= start[:, None, None]) & (keys < end[:, None, None])
+    return (keys <= columns) | in_block
 
 
 def masks_last(masked: Tensor, columns: Tensor, num_keys: int) -> Tensor:

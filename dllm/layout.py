@@ -16,10 +16,8 @@ from dllm.state.canvas import Canvas
 from dllm.state.progress import AtEnd
 from dllm.state.window import Layout
 
-_WHOLE_BLOCKS = (
-    "block_causal",
-    "encoder_decoder",
-)  # attention of models that decode no part of one
+# Attention of models that decode whole blocks.
+WHOLE_BLOCKS = ("block_causal", "causal_context", "encoder_decoder")
 
 
 def canvas_of(
@@ -28,8 +26,8 @@ def canvas_of(
     """Returns the canvas of encoded prompts, cut into blocks of so many columns."""
     spec, kept = model.spec, tuple(len(row.prompt) + len(row.slots) for row in rows)
     from_zero = spec.attention == "block_causal" or settings.blocks_from == "zero"
-    if spec.attention in _WHOLE_BLOCKS:
-        rows = [row if row.infilled else _to_block_end(row, block, from_zero, spec) for row in rows]
+    if spec.attention in WHOLE_BLOCKS:
+        rows = [row if row.infilled else _to_block_end(row, block, spec, from_zero) for row in rows]
     num_slots = max(len(row.slots) for row in rows)
     needs = needs_of(scheduler, num_slots, block)
     ends = _end_tokens(spec.eos_token_ids, settings.eos_token_id)
@@ -58,14 +56,14 @@ def canvas_of(
     return canvas
 
 
-def _to_block_end(row: Row, block: int, from_zero: bool, spec: ModelSpec) -> Row:
+def _to_block_end(row: Row, block: int, spec: ModelSpec, from_zero: bool) -> Row:
     """Returns a row whose slots fill its last block, as models of blocks were trained.
 
     Their authors decode whole blocks and cut what was not asked for.
     """
     length = len(row.prompt) + len(row.slots)
-    begun = length if from_zero else len(row.slots)
-    more = min(-begun % block, spec.max_length - length)
+    counted = length if from_zero else len(row.slots)
+    more = min(-counted % block, spec.max_length - length)
     return replace(row, slots=[*row.slots, *[spec.mask_token_id] * more])
 
 
@@ -93,10 +91,8 @@ def block_length_of(model: DenoisingModel, settings: Settings, num_slots: int) -
     """
     trained = model.spec.block_length
     block = settings.block_length or trained or DEFAULT_BLOCK_LENGTH
-    if model.spec.attention == "encoder_decoder":
-        return block
     if model.spec.attention != "block_causal":
-        return min(block, num_slots)
+        return block if model.spec.attention in WHOLE_BLOCKS else min(block, num_slots)
     assert trained is not None
     if block % trained and trained % block:
         fits = [n for n in range(1, trained + 1) if trained % n == 0]

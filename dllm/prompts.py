@@ -151,6 +151,8 @@ def _plain(value: Any) -> Any:
 
 def _unpadded(encoding: Mapping[str, Any]) -> list[list[int]]:
     """Returns the prompts of what a tokenizer returned, without what its mask says is padding."""
+    if pictures := [key for key in encoding if str(key).startswith("pixel_values")]:
+        raise TypeError(f"{pictures[0]}: images and videos are not read; give text alone")
     ids, masks = _plain(encoding["input_ids"]), _plain(encoding.get("attention_mask"))
     if not isinstance(ids, Sequence) or isinstance(ids, str):
         raise TypeError(f"input_ids must be token ids, not {reprlib.repr(ids)}")
@@ -244,7 +246,10 @@ def _encode_chat(
         wrong = [key for key in ("role", "content") if not isinstance(message[key], str)]
         if wrong:
             value = reprlib.repr(message[wrong[0]])
-            raise ValueError(f"{where} has a chat message with {wrong[0]}={value}: give a text")
+            raise ValueError(
+                f"{where} has a chat message with {wrong[0]}={value}: give a text; images and "
+                "videos are not read"
+            )
     return encode_text(tokenizer, render_chat(tokenizer, chat), special=False, where=where)
 
 

@@ -63,7 +63,7 @@ HINTS = {
     "assistant_model": _DRAFTS,
     "bad_words_ids": "forbidden_token_ids=[...] are tokens that are never proposed",
     "cache_implementation": "cache='dual' and others say what is computed anew",
-    "denoising_steps": "steps=... is the total of all blocks, also of one that begins in the prompt",
+    "denoising_steps": "steps=... is the total of all blocks, of a part of one as well",
     "do_sample": "temperature=0 takes the most probable token, temperature=0.7 samples",
     "early_stopping": f"{_NO_BEAMS}; at_eos says where an answer ends",
     "epsilon_cutoff": _FILTERS,

@@ -47,6 +47,7 @@ def chat(
     device_map: options.DeviceMap = None,
     speed: options.Speed = None,
     family: options.Family = None,
+    attention: options.Attention = None,
     system: Annotated[
         str | None, Option(help="What the model is told beforehand.", show_default="nothing")
     ] = None,
@@ -60,7 +61,8 @@ def chat(
     dllm chat --scheduler threshold:0.9 --cache dual
     """
     named = options.read_config(config)
-    loaded = load_model(model, dtype, placed(device, device_map, revision, adapter, family), speed)
+    place = placed(device, device_map, revision, adapter, family, attention)
+    loaded = load_model(model, dtype, place, speed)
     parts = {"scheduler": scheduler, "cache": cache}
     chosen = options.collect(settings, max_new_tokens, block_length, temperature, None, **parts)
     # What is wrong is said before asking.

@@ -134,6 +134,7 @@ def evaluate(
     device_map: options.DeviceMap = None,
     speed: options.Speed = None,
     family: options.Family = None,
+    attention: options.Attention = None,
     with_record: Annotated[
         bool, Option("--record", help="Print below the table all that belongs to its figures.")
     ] = False,
@@ -162,7 +163,9 @@ def evaluate(
     entries = gather(lineup, scheduler or ()) if compared else []
     processes, num_rows = find_processes(), ROWS if batch_size is None else batch_size
     place = device if device_map else processes.device(device)  # a map is about all of them
-    loaded = load_model(model, dtype, placed(place, device_map, revision, adapter, family), speed)
+    loaded = load_model(
+        model, dtype, placed(place, device_map, revision, adapter, family, attention), speed
+    )
     shared = options.collect(
         settings, max_new_tokens, block_length, temperature, seed, verifier=verifier
     )

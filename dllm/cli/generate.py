@@ -81,6 +81,7 @@ def generate(
     device_map: options.DeviceMap = None,
     speed: options.Speed = None,
     family: options.Family = None,
+    attention: options.Attention = None,
     trace: Annotated[
         Path | None,
         Option(help="Write each row's steps here, for `dllm trace`.", show_default="none"),
@@ -106,7 +107,8 @@ def generate(
         check_free(trace)
     named = options.read_config(config)
     asked = [one.prompt for one in given] if given is not None else _read(texts or ())
-    loaded = load_model(model, dtype, placed(device, device_map, revision, adapter, family), speed)
+    place = placed(device, device_map, revision, adapter, family, attention)
+    loaded = load_model(model, dtype, place, speed)
     parts: dict[str, Any] = {"scheduler": scheduler, "cache": cache, "verifier": verifier}
     parts |= {"batch_size": batch_size, "stop": tuple(stop or ()) or None, "n": samples}
     flags = options.collect(settings, max_new_tokens, block_length, temperature, seed, **parts)

@@ -58,10 +58,12 @@ def placed(
     revision: str | None,
     adapter: str | None,
     family: str | None = None,
+    attention: str | None = None,
 ) -> dict[str, Any]:
     """Returns the arguments of `load` that say which model goes where."""
     where = {"device": device, "device_map": devices(device_map)}
-    return {**where, "revision": revision, "adapter": adapter, "family": family}
+    source = {"revision": revision, "adapter": adapter, "family": family, "attention": attention}
+    return {**where, **source}
 
 
 def devices(device_map: str | None) -> Any:

@@ -144,6 +144,10 @@ Adapter = Annotated[
         show_default="none",
     ),
 ]
+Attention = Annotated[
+    str | None,
+    Option(help='"full" or "block_causal:32", if a checkpoint cannot say.', show_default="its own"),
+]
 DeviceMap = Annotated[
     str | None,
     Option(

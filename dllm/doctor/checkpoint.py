@@ -88,7 +88,8 @@ def architecture(checkpoint: LocalCheckpoint) -> Iterator[Finding]:
             f"({experts.num_active} of {experts.num_experts} experts)"
         )
     shifted = ", logits shifted by one" if family.logit_shift else ""
-    attends = f"{family.attention.replace('_', '-')} attention{shifted}"
+    attention = family.read_attention(checkpoint.config)
+    attends = f"{attention.replace('_', '-')} attention{shifted}"
     yield ok("architecture", f"{family.architecture}: {shape}, {attends}")
 
 

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from numbers import Integral, Real
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal, get_args
+
+from dllm.models.fields import (
+    LARGEST,
+    MOST_LAYERS,
+    NO_LIMIT,
+    TINIEST,
+    Allowed,
+    Numbers,
+    check_fields,
+)
 
 # masks_last: causal over an order in which masks stand behind all tokens; a token sees those up to
 # itself, a mask all tokens and the masks up to itself.
 # encoder_decoder: committed tokens see their block and those before; an open column its block and
 # what was made of the tokens before it.
-AttentionKind = Literal["full", "block_causal", "causal", "masks_last", "encoder_decoder"]
+# causal_context: causal up to the block at hand, whose columns see all before it and each other.
+AttentionKind = Literal[
+    "full", "block_causal", "causal", "masks_last", "causal_context", "encoder_decoder"
+]
 
 
 class CheckpointError(ValueError):
@@ -32,35 +44,6 @@ def printable(text: str) -> str:
     )
 
 
-@dataclass(frozen=True)
-class Numbers:
-    """The numbers that a field may be; NaN, infinity, booleans and texts are none of them."""
-
-    least: float
-    most: float
-    whole: bool = True
-    optional: bool = False
-
-    def __contains__(self, value: object) -> bool:
-        if value is None:
-            return self.optional
-        kind = Integral if self.whole else Real
-        if isinstance(value, bool) or not isinstance(value, kind):
-            return False
-        return self.least <= value <= self.most  # type: ignore[operator] # false for NaN
-
-    def __str__(self) -> str:
-        kind = "whole number" if self.whole else "number"
-        or_none = ", or None" if self.optional else ""
-        return f"a {kind} from {self.least} to {self.most}{or_none}"
-
-
-NO_LIMIT = 2**31 - 1  # tokens of a model that has no limit
-MOST_LAYERS = 1000  # more are a mistake that takes minutes to build
-TINIEST, LARGEST = math.ulp(0.0), 1e12
-
-# What each field may be: numbers, one of some values, or (None) what is checked by itself.
-Allowed = Mapping[str, Numbers | tuple[Any, ...] | None]
 _FLAG = (False, True)
 _SIZE = Numbers(1, 2**24)
 NETWORK_FIELDS: Allowed = {
@@ -84,6 +67,16 @@ NETWORK_FIELDS: Allowed = {
     "logits_in_float32": _FLAG,
     "experts": None,
     "decoder": None,
+    "yarn": None,
+}
+YARN_FIELDS: Allowed = {
+    "factor": Numbers(TINIEST, LARGEST, whole=False),
+    "original_length": Numbers(1, NO_LIMIT),
+    "beta_fast": Numbers(TINIEST, LARGEST, whole=False),
+    "beta_slow": Numbers(TINIEST, LARGEST, whole=False),
+    "magnitude": Numbers(TINIEST, LARGEST, whole=False),
+    "query_beta": Numbers(0, LARGEST, whole=False),
+    "rounded": _FLAG,
 }
 DECODER_FIELDS: Allowed = {"num_layers": Numbers(1, MOST_LAYERS), "shared": _FLAG}
 EXPERTS_FIELDS: Allowed = {
@@ -111,21 +104,6 @@ SPEC_FIELDS: Allowed = {
     "attention": get_args(AttentionKind),
     "block_length": Numbers(1, NO_LIMIT, optional=True),
 }
-
-
-def check_fields(part: Any, allowed: Allowed) -> None:
-    """Raises ValueError unless every field of a dataclass is what it may be."""
-    for field in fields(part):
-        value, choices = getattr(part, field.name), allowed[field.name]
-        if isinstance(choices, Numbers):
-            holds, what = value in choices, str(choices)
-        elif choices is None:
-            continue
-        else:  # by type as well: 1 is not True
-            holds = any(type(value) is type(one) and value == one for one in choices)
-            what = f"one of {', '.join(map(repr, choices))}"
-        if not holds:
-            raise ValueError(f"{field.name}={value!r} must be {what}")
 
 
 @dataclass(frozen=True)
@@ -181,6 +159,29 @@ class DecoderConfig:
 
 
 @dataclass(frozen=True)
+class YarnConfig:
+    """Rotary embeddings stretched by a factor, slow frequencies more than fast ones (YaRN).
+
+    Source: arXiv 2309.00071, equations 17 to 23; `_compute_yarn_parameters` of transformers.
+    """
+
+    factor: float  # below 1 too: it is taken as it is, not made of two lengths
+    original_length: int  # tokens before stretching
+    # Turns over the original length: from `beta_fast` on nothing is stretched, to `beta_slow` all.
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    magnitude: float = 1.0  # of the rotated queries and keys
+    # Rotated queries at position p are multiplied by 1 + query_beta ln(1 + floor(p / original)).
+    query_beta: float = 0.0
+    rounded: bool = True  # the range between both betas ends at whole frequencies
+
+    def __post_init__(self) -> None:
+        check_fields(self, YARN_FIELDS)
+        if self.beta_slow > self.beta_fast:
+            raise ValueError(f"beta_slow={self.beta_slow} is over beta_fast={self.beta_fast}")
+
+
+@dataclass(frozen=True)
 class NetworkConfig:
     """The shape and numerical switches of the one transformer that hosts every family.
 
@@ -208,11 +209,14 @@ class NetworkConfig:
     logits_in_float32: bool = False
     experts: ExpertsConfig | None = None  # None: every layer has one feed-forward layer
     decoder: DecoderConfig | None = None  # None: one stack
+    yarn: YarnConfig | None = None  # None: frequencies are those of rope_theta
 
     def __post_init__(self) -> None:
         check_fields(self, NETWORK_FIELDS)
-        if self.experts is not None and not isinstance(self.experts, ExpertsConfig):
-            raise ValueError(f"experts={self.experts!r} must be an ExpertsConfig or None")
+        for name, kind in (("experts", ExpertsConfig), ("yarn", YarnConfig)):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kind):
+                raise ValueError(f"{name}={value!r} must be a {kind.__name__} or None")
         if self.experts is not None and self.experts.num_dense_layers >= self.num_layers:
             raise ValueError(
                 f"num_dense_layers={self.experts.num_dense_layers} leaves no layer of "
@@ -258,13 +262,13 @@ class ModelSpec:
     pad_token_id: int
     logit_shift: Literal[0, 1] = 0  # 1: the logits of column p predict column p + 1
     attention: AttentionKind = "full"
-    # Trained block of block-causal models, counted from column 0; of others what the authors take.
+    # Trained block, of block-causal models counted from column 0; of others what the authors take.
     block_length: int | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, SPEC_FIELDS)
-        if self.attention == "block_causal" and not self.block_length:
-            raise ValueError("block-causal attention needs a block_length in the configuration")
+        if self.attention in ("block_causal", "causal_context") and not self.block_length:
+            raise ValueError(f"{self.attention} attention needs a block_length in config.json")
         ends = self.eos_token_ids
         if isinstance(ends, str) or not isinstance(ends, Sequence):
             raise ValueError(f"eos_token_ids={ends!r} must be a tuple of token ids, such as (2,)")

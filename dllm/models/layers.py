@@ -22,10 +22,12 @@ class Rotation:
 
     cos: Tensor  # (B, Q, 1, R) float32, R = rotary_dim
     sin: Tensor  # (B, Q, 1, R) float32, the first half of R negated
+    query: Tensor | None = None  # (B, Q, 1, 1) float32 that rotated queries are multiplied by
 
     def to(self, *args: Any, **kwargs: Any) -> Rotation:
         """Returns the tables moved as `Tensor.to` does."""
-        return Rotation(self.cos.to(*args, **kwargs), self.sin.to(*args, **kwargs))
+        query = None if self.query is None else self.query.to(*args, **kwargs)
+        return Rotation(self.cos.to(*args, **kwargs), self.sin.to(*args, **kwargs), query)
 
     def of_columns(self, start: int, end: int) -> Rotation:
         """Returns the tables of the fed columns from `start` to `end`."""
@@ -134,6 +136,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, fed: Fed, memory: Memory | None = None) -> Tensor:
         q, k, v = self.project(x)
         q, k, mask = self.rotate(q, fed.rotation), self.rotate(k, fed.rotation), fed.mask
+        if fed.rotation.query is not None:
+            q = q * fed.rotation.query.to(q.dtype)
         policy = None if memory is None else memory.policy
         if memory is not None:
             k, v = memory.write(k, v)

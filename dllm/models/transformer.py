@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from dllm.models.config import NetworkConfig
+from dllm.models.config import NetworkConfig, YarnConfig
 from dllm.models.layers import Block, Fed, Memory, RMSNorm, Rotation, rows_of
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore
@@ -82,11 +83,37 @@ class Transformer(nn.Module):
         Computed from the configuration at each pass: a stored table would have to survive
         initialisation without memory, where frequencies silently become garbage.
         """
-        width = self.config.rotary_dim or self.config.head_dim
+        width, yarn = self.config.rotary_dim or self.config.head_dim, self.config.yarn
         exponents = torch.arange(0, width, 2, device=columns.device, dtype=torch.float32) / width
-        angles = columns[..., None].float() * (1.0 / self.config.rope_theta**exponents)
+        periods = self.config.rope_theta**exponents
+        frequencies = 1.0 / periods
+        if yarn is not None:
+            kept = _kept(len(periods), self.config.rope_theta, yarn).to(columns.device)
+            frequencies = 1.0 / (yarn.factor * periods) * (1 - kept) + frequencies * kept
+        angles = columns[..., None].float() * frequencies
         cos, sin = angles.cos()[:, :, None], angles.sin()[:, :, None]
-        return Rotation(torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1))
+        if yarn is not None and yarn.magnitude != 1:
+            cos, sin = cos * yarn.magnitude, sin * yarn.magnitude
+        query = None
+        if yarn is not None and yarn.query_beta:
+            times = torch.floor(columns / yarn.original_length)
+            query = (1 + yarn.query_beta * torch.log(1 + times))[..., None, None]
+        return Rotation(torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1), query)
+
+
+def _kept(count: int, theta: float, yarn: YarnConfig) -> Tensor:
+    """Returns how much of each rotary frequency (n,) is not stretched: 1 all of it, 0 nothing."""
+
+    def place(turns: float) -> float:
+        """Returns the frequency, counted from the fastest, with so many turns in the original."""
+        return count * math.log(yarn.original_length / (turns * 2 * math.pi)) / math.log(theta)
+
+    first, last = place(yarn.beta_fast), place(yarn.beta_slow)
+    if yarn.rounded:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, 2 * count - 1)
+    width = last - first or 0.001  # as in the references
+    return 1 - ((torch.arange(count, dtype=torch.float32) - first) / width).clamp(0, 1)
 
 
 def _narrows(plan: StepPlan) -> bool:

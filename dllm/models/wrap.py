@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from dllm.models.config import NO_LIMIT, ModelSpec
+from dllm.models.config import ModelSpec
 from dllm.models.cost import Cost, cost_of
+from dllm.models.fields import NO_LIMIT
 from dllm.models.model import DenoisingModel
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore
@@ -110,10 +111,10 @@ def wrap(  # noqa: PLR0913 one argument for each thing that a configuration may 
 ) -> WrappedModel:
     """Returns a model around a callable that maps token ids (B, L) to logits (B, L, V).
 
-    The result may be the logits or have them as `.logits`. transformers models get a 4-D mask that
-    makes them bidirectional; other callables get the padding mask (B, L) bool if they name an
-    `attention_mask`. What is not given is read from `module.config`, then from the tokenizer;
-    without a `max_length` there is no limit.
+    The result may be the logits or have them as `.logits`. Causal transformers models get a 4-D
+    mask that makes them bidirectional; encoders such as ModernBERT, and other callables that name
+    an `attention_mask`, get the padding mask (B, L) bool. What is not given is read from
+    `module.config`, then from the tokenizer; without a `max_length` there is no limit.
     """
     known = _Known(getattr(module, "config", None), tokenizer)
     ends = known.get(eos_token_id, "eos_token_id")
@@ -160,6 +161,11 @@ def _mask_style(module: Callable[..., Any], name: str) -> MaskStyle:
     # Looked up, not imported: the class takes two seconds, and none of its models is without it.
     modeling = sys.modules.get("transformers.modeling_utils")
     if modeling is not None and isinstance(module, modeling.PreTrainedModel):
+        # An encoder is bidirectional by itself, and a 4-D mask would replace the windows of its
+        # local layers (ModernBERT).
+        causal = {part.is_causal for part in module.modules() if hasattr(part, "is_causal")}
+        if causal == {False}:
+            return "padding"
         kernel = cast("Any", module).config._attn_implementation
         if kernel not in ("sdpa", "eager"):
             raise ValueError(

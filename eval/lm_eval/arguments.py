@@ -48,6 +48,7 @@ class Arguments:
     revision: str | None = None
     adapter: str | None = None  # a LoRA that is merged into it: a folder or a hub id
     family: str | None = None  # of the user's own: module:NAME or path/file.py:NAME
+    attention: str | None = None  # where checkpoints do not say it: full, block_causal:32
     mc_num: Count = 128  # masks drawn for a target; short targets have fewer, which are all taken
     is_check_greedy: bool = True  # whether `is_greedy` is decoded or always False
     too_long: TooLong = "error"  # what is done with a prompt that does not fit
@@ -132,6 +133,7 @@ def load_model(arguments: Arguments, device: str | None) -> HostedModel:
             revision=arguments.revision,
             family=arguments.family,
             adapter=arguments.adapter,
+            attention=arguments.attention,
         )
     except (ValueError, RuntimeError) as error:  # torch's, for a device that it does not know
         raise ArgumentError(f"--model_args: {error}") from error

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from dllm.cache.block_causal import unit
+from dllm.cache.passes import causal_context
 from dllm.decoding.loop import BrokenLogitsError
 from dllm.decoding.memory_limits import NotEnoughMemoryError, ran_out
 from dllm.models.config import ModelSpec
@@ -110,8 +111,12 @@ class Scorer(Options):
             )
         if given.start == end or spec.attention == "full":
             return [given] if given.start < end else []
-        block = unit(spec)
-        first = (given.start // block + 1) * block
+        if spec.attention == "causal_context":
+            assert spec.block_length is not None
+            block, first = spec.block_length, given.start + spec.block_length
+        else:
+            block = unit(spec)
+            first = (given.start // block + 1) * block
         borders = [given.start, *range(first, end, block), end]
         return [
             Continuation(given.tokens[:stop], start, given.seed + start)
@@ -237,7 +242,7 @@ def predict(
         positions=columns,
         logit_rows=(wanted - spec.logit_shift).clamp(min=0),
         num_keys=tokens.shape[1],
-        attention_mask=_visible(columns, length, spec),
+        attention_mask=_visible(columns, start[:, 0], length, spec),
     )
     try:
         with torch.inference_mode():
@@ -253,7 +258,7 @@ def predict(
         ) from error
 
 
-def _visible(columns: Tensor, length: Tensor, spec: ModelSpec) -> Tensor | None:
+def _visible(columns: Tensor, start: Tensor, length: Tensor, spec: ModelSpec) -> Tensor | None:
     """Returns which keys each column sees, (B, 1 or Q, K) bool; None if all."""
     width = columns.shape[1]
     if spec.attention == "full" and bool((length == width).all()):
@@ -262,6 +267,8 @@ def _visible(columns: Tensor, length: Tensor, spec: ModelSpec) -> Tensor | None:
     real = keys < length[:, None, None]
     if spec.attention == "full":
         return real
+    if spec.attention == "causal_context":
+        return real & causal_context(columns, width, start, length)
     block = spec.block_length if spec.attention == "block_causal" else 1
     assert block is not None
     return real & (keys // block <= columns[..., None] // block)

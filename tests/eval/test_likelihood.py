@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import dllm
-from dllm.eval.lm_eval.likelihood import Continuation, Score, Scorer, draw
+from dllm.eval.lm_eval.likelihood import Continuation, Score, Scorer, draw, predict
 from tests.support.models import BLOCK, MASK, family_model, golden_model, random_prompts
 
 VOCABULARY = 11
@@ -162,7 +162,7 @@ def test_one_masked_token_is_predicted_from_its_place(name: str) -> None:
 
 @pytest.mark.few(2)
 @pytest.mark.parametrize(
-    "name", ["llada_gqa", "dream_gqa", "sdar", "fast_dllm_v2", "causal", "wedlm"]
+    "name", ["llada_gqa", "dream_gqa", "sdar", "fast_dllm_v2", "causal", "wedlm", "nemotron"]
 )
 def test_scores_do_not_depend_on_the_batch(name: str) -> None:
     model = golden_model(name) if "gqa" in name else family_model(name)
@@ -196,6 +196,33 @@ def test_blocks_are_scored_after_clean_ones(name: str) -> None:
     logits = model.network.logits(hidden.detach())[0, start - shift].detach().log_softmax(-1)
     found = score(model, Continuation(text[: start + 1], start))
     assert found.log_likelihood == pytest.approx(float(logits[text[start]]))
+
+
+@torch.no_grad()
+def test_a_block_behind_a_causal_context_is_scored_as_a_whole() -> None:
+    """The context sees no block; a block, counted from the context's end, sees itself."""
+    model, start = family_model("nemotron"), 9
+    text = tuple(random_prompts(1, seed=2, low=start + BLOCK + 1, high=start + BLOCK + 2)[0])
+    total = score(model, Continuation(text[:-1], start), num_draws=2**BLOCK - 1).log_likelihood
+    seen = torch.tensor([[*text[:-1], MASK]])
+    columns = torch.arange(len(text))
+    causal = (columns[None] <= columns[:, None])[None]
+    last = model.network.logits(model.network.hidden(seen, columns[None], causal))[0, -1]
+    expected = total + float(last.log_softmax(-1)[text[-1]])
+    found = score(model, Continuation(text, start), num_draws=2**BLOCK - 1)
+    assert found.exact
+    assert found.log_likelihood == pytest.approx(expected)
+    # Its last token alone, the mask written out: the others of its block see it, the context not.
+    seen = torch.tensor([[*text[:-2], MASK]])
+    columns = torch.arange(seen.shape[1])
+    block = start + BLOCK - 1 - 2
+    attend = (columns[None] <= columns[:, None]) | (columns >= block)[:, None]
+    hidden = model.network.hidden(seen, columns[None], attend[None])
+    logits = model.network.logits(hidden)[0, -3:].log_softmax(-1)
+    given = Continuation(text[:-1], block)
+    mask = torch.tensor([False, False, True])
+    prediction = predict(model, [given], [mask])
+    torch.testing.assert_close(prediction.logits[0].log_softmax(-1), logits)
 
 
 def test_guidance_has_no_meaning_where_masks_stand_behind_all_tokens() -> None:

@@ -15,10 +15,12 @@ from dllm.models.config import (
     EXPERTS_FIELDS,
     NETWORK_FIELDS,
     SPEC_FIELDS,
+    YARN_FIELDS,
     ExpertsConfig,
-    Numbers,
+    YarnConfig,
     printable,
 )
+from dllm.models.fields import Numbers
 
 NETWORK = NetworkConfig(
     vocab_size=50,
@@ -35,9 +37,10 @@ NETWORK = NetworkConfig(
 SPEC = ModelSpec(50, 64, 48, (49,), 49, block_length=4)
 EXPERTS = ExpertsConfig(num_experts=4, num_active=2, intermediate_size=8)
 TABLES: list[tuple[Any, Any]] = [(NETWORK, NETWORK_FIELDS), (SPEC, SPEC_FIELDS)]
-TABLES += [(EXPERTS, EXPERTS_FIELDS)]
+YARN = YarnConfig(factor=16.0, original_length=64)
+TABLES += [(EXPERTS, EXPERTS_FIELDS), (YARN, YARN_FIELDS)]
 IDS = ("mask_token_id", "eos_token_ids", "pad_token_id")
-BY_TYPE = ("experts", "decoder")  # which check their own fields
+BY_TYPE = ("experts", "decoder", "yarn")  # which check their own fields
 
 NOWHERE: list[Any] = [math.nan, math.inf, -math.inf, -1, 10**30, "8", [8], {}, 1 + 2j]
 

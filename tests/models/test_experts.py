@@ -159,7 +159,8 @@ def test_logits_equal_transformers_in_float64(architecture: str, tmp_path: Path)
 
 
 def test_every_mixture_is_among_these() -> None:
-    assert set(MIXTURES) == {"LLaDAMoEModelLM", "LLaDA2MoeModelLM", "SDARMoeForCausalLM"}
+    rnd1 = {"RND1LM", "RND1Model"}
+    assert set(MIXTURES) == {"LLaDAMoEModelLM", "LLaDA2MoeModelLM", "SDARMoeForCausalLM", *rnd1}
 
 
 @pytest.mark.parametrize("architecture", MIXTURES)
@@ -259,6 +260,7 @@ PARAMETERS = {
     "LLaDA2.0-mini": (16_255_643_392, 1.4e9),
     "LLaDA2.0-flash": (102_889_705_216, 6.1e9),
     "SDAR-30B-A3B": (30_532_122_624, 3.3e9),
+    "RND1-Base-0910": (30_532_122_624, 3.3e9),
 }
 
 

@@ -244,6 +244,21 @@ def test_refused_llada_configurations(folder: Path, changes: Any, message: str) 
         ({"architectures": ["WeDLMForCausalLM"], "attention_bias": "no"}, "attention_bias='no'"),
         ({"architectures": ["WeDLMForCausalLM"], "hidden_act": "gelu"}, "hidden_act='gelu'"),
         ({"architectures": ["WeDLMForCausalLM"], "rope_theta": 0}, "rope_theta=0; supported"),
+        ({"architectures": ["StableDiffcoderForCausalLM"], "mlp_bias": True}, "mlp_bias=True"),
+        ({"architectures": ["SeedDiffcoderForCausalLM"], "block_length": 0}, "block_length=0"),
+        ({"architectures": ["RND1LM"], "is_causal": True}, "is_causal=True; supported: False"),
+        (
+            {
+                "architectures": ["RND1LM"],
+                "attention_bias": True,
+                "num_experts": 4,
+                "num_experts_per_tok": 2,
+                "moe_intermediate_size": 8,
+            },
+            "attention_bias=True",
+        ),
+        ({"architectures": ["RND1Model"], "mlp_only_layers": [1]}, r"mlp_only_layers=\[1\]"),
+        ({"architectures": ["RND1Model"]}, "has no 'num_experts'"),
     ],
 )
 def test_refused_qwen_configurations(dream: Path, changes: Any, message: str) -> None:

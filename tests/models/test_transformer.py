@@ -94,12 +94,21 @@ def test_specs_of_the_families(tmp_path: Path) -> None:
         specs[architecture] = hosted(architecture, folder).spec
     plain = ModelSpec(VOCABULARY, 64, 48, (49,), 49)
     assert specs["LLaDAModelLM"] == specs["ILLaDAForCausalLM"] == plain
-    assert specs["DreamModel"] == replace(plain, logit_shift=1)
+    a2d = ("A2DQwen3LMHeadModel", "A2DQwen2LMHeadModel", "A2DLlamaLMHeadModel")
+    assert [specs[name] for name in a2d] == [plain] * 3
+    assert specs["DreamModel"] == specs["DimpleModel"] == replace(plain, logit_shift=1)
     blocks = replace(plain, attention="block_causal", block_length=4)
     assert specs["SDARForCausalLM"] == blocks
     last = replace(plain, attention="masks_last", block_length=16)
     assert specs["WeDLMForCausalLM"] == last
     assert specs["Fast_dLLM_QwenForCausalLM"] == replace(blocks, logit_shift=1, block_length=8)
+    for name in ("StableDiffcoderForCausalLM", "SeedDiffcoderForCausalLM"):
+        assert specs[name] == blocks
+    for name in ("RND1LM", "RND1Model"):
+        assert specs[name] == replace(plain, logit_shift=1)
+    context = replace(plain, attention="causal_context", block_length=8)
+    for name in ("NemotronLabsDiffusionModel", "MinistralDiffEncoderModel", "DiffEncoderModel"):
+        assert specs[name] == context
     assert specs["LLaDAMoEModelLM"] == plain
     assert specs["SDARMoeForCausalLM"] == blocks
     assert specs["LLaDA2MoeModelLM"] == replace(blocks, block_length=8)

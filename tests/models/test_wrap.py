@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    PreTrainedModel,
+)
 
 import dllm
 from dllm.models import WrappedModel, load, wrap
@@ -195,3 +203,75 @@ def test_attention_without_a_4d_mask_is_refused() -> None:
         ValueError, match="attn_implementation='flex_attention', which takes no 4-D"
     ):
         wrap(module, mask_token_id=28)
+
+
+ENCODERS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "ModernBERT": (ModernBertForMaskedLM, ModernBertConfig, {"local_attention": 8}),
+    "BERT": (BertForMaskedLM, BertConfig, {}),
+}
+
+
+def encoder(name: str, kernel: str = "sdpa", **options: Any) -> PreTrainedModel:
+    kind, config, further = ENCODERS[name]
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+        "pad_token_id": 26,
+        "eos_token_id": 29,
+        "bos_token_id": 25,
+        "cls_token_id": 25,
+        "sep_token_id": 29,
+        "initializer_range": 0.3,
+        "attn_implementation": kernel,
+    }
+    module: PreTrainedModel = kind(config(**shape, **further, **options))
+    for weight in module.eval().requires_grad_(False).parameters():
+        if weight.dim() == 2:
+            nn.init.normal_(weight, 0.0, 0.2)
+    return module
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_encoder_keeps_its_own_attention_and_sees_no_padding(name: str, kernel: str) -> None:
+    """Local layers of ModernBERT keep their windows, which a 4-D mask would replace."""
+    module = encoder(name, kernel)
+    model = wrap(module, mask_token_id=28)
+    expected = rows(module(input_ids=TOKENS).logits)
+    assert torch.equal(model.forward(TOKENS, plan(), None), expected)
+    given = model.forward(TOKENS, plan([12, 9]), None)
+    changed = TOKENS.clone()
+    changed[1, 9:] = 3
+    assert torch.equal(model.forward(changed, plan([12, 9]), None), given)
+    alone = module(input_ids=TOKENS[1:, :9]).logits[0, HEAD[1]]
+    torch.testing.assert_close(given[1], alone, rtol=0, atol=1e-4)
+
+
+def test_windows_of_local_layers_matter_here() -> None:
+    """So that the test above could fail."""
+    module = encoder("ModernBERT")
+    everything = torch.zeros(2, 1, LENGTH, LENGTH)
+    given = module(input_ids=TOKENS, attention_mask=everything).logits
+    assert (given - module(input_ids=TOKENS).logits).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_a_masked_language_model_generates(name: str) -> None:
+    """Rows of a batch are what they are alone, and its mask token is no answer."""
+    model = wrap(encoder(name).double(), mask_token_id=28)
+    assert (model.spec.eos_token_ids, model.spec.pad_token_id) == ((29,), 26)
+    assert model.spec.max_length == 64
+    prompts = [[25, 3, 4, 5], [25, *[6] * 9], [25, 7]]
+    options: dict[str, Any] = {"max_new_tokens": 16, "block_length": 8, "at_eos": "ignore"}
+    options |= {"scheduler": "threshold:0.3", "temperature": 1.5}
+    together = dllm.generate(model, prompts, seed=[0, 1, 2], **options).sequences
+    for seed, (prompt, row) in enumerate(zip(prompts, together, strict=True)):
+        assert dllm.generate(model, [prompt], seed=seed, **options).sequences[0] == row
+        assert row[: len(prompt)] == tuple(prompt)
+        assert 28 not in row
+    assert len(set(together[0][4:])) > 1

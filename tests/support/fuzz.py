@@ -24,7 +24,7 @@ from dllm.state.plan import StepPlan
 from tests.support.laws import FILTER
 from tests.support.models import MODELS, model_of
 
-FAMILIES = ("sdar", "fast_dllm_v2", "causal", "wedlm")  # random ones with exact caches
+FAMILIES = ("sdar", "fast_dllm_v2", "causal", "wedlm", "nemotron")  # random ones with exact caches
 NAMES = (*MODELS, *FAMILIES, "wrapped", "wrapped_shifted")
 COMMON = (6, 9, 13, 29, 47, 72, 113)  # tokens that are proposed often, for ends and delimiters
 TOKENS = 125  # ids below have no meaning in any of these models

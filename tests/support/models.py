@@ -106,6 +106,7 @@ FAMILY = {
     "wedlm": "WeDLMForCausalLM",
     "e2d2": "E2D2",
     "e2d2_shared": "E2D2",
+    "nemotron": "DiffEncoderModel",
 }
 CONFIG: dict[str, Any] = {
     "vocab_size": 128,

@@ -15,6 +15,8 @@ from transformers import (
     Glm4MoeForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    Ministral3Config,
+    Ministral3ForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -54,11 +56,30 @@ MIXTURE: dict[str, Any] = {
 PARTIAL = {**SIZES["rope_parameters"], "partial_rotary_factor": 0.5}
 
 
+# Short enough that frequencies are stretched and queries scaled within a few columns.
+STRETCHED: dict[str, Any] = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 16.0,
+    "original_max_position_embeddings": 8,
+    "beta_fast": 4.0,
+    "beta_slow": 0.25,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
+
+
 SPECIAL = {"mask_token_id": 48, "eos_token_id": 49, "pad_token_id": 49}
 
 
 ORACLES: dict[str, tuple[type[PreTrainedModel], Any, dict[str, Any]]] = {
     "DreamModel": (Qwen2ForCausalLM, Qwen2Config(**SIZES, tie_word_embeddings=False), {}),
+    "DimpleModel": (
+        Qwen2ForCausalLM,
+        Qwen2Config(**SIZES, tie_word_embeddings=False),
+        {"full_attn_mask": True, "mrope_section": [1, 1, 2], "vision_config": {"depth": 2}},
+    ),
     "ILLaDAForCausalLM": (LlamaForCausalLM, LlamaConfig(**SIZES, tie_word_embeddings=True), {}),
     "SDARForCausalLM": (
         Qwen3ForCausalLM,
@@ -114,7 +135,53 @@ ORACLES: dict[str, tuple[type[PreTrainedModel], Any, dict[str, Any]]] = {
         ),
         {"num_experts": 8, "block_size": 4, "norm_multiply_first": False},
     ),
+    "A2DQwen3LMHeadModel": (
+        Qwen3ForCausalLM,
+        Qwen3Config(**SIZES, head_dim=16, tie_word_embeddings=True),
+        {},
+    ),
+    "A2DQwen2LMHeadModel": (
+        Qwen2ForCausalLM,
+        Qwen2Config(**SIZES, tie_word_embeddings=True),
+        {},
+    ),
+    "A2DLlamaLMHeadModel": (
+        LlamaForCausalLM,
+        LlamaConfig(**SIZES, tie_word_embeddings=False),
+        {},
+    ),
+    "StableDiffcoderForCausalLM": (
+        LlamaForCausalLM,
+        LlamaConfig(**SIZES, tie_word_embeddings=False),
+        {},
+    ),
+    "RND1LM": (
+        Qwen3MoeForCausalLM,
+        Qwen3MoeConfig(
+            **MIXTURE,
+            num_experts=8,
+            norm_topk_prob=True,
+            rope_parameters=SIZES["rope_parameters"],
+        ),
+        {"num_experts": 8, "is_causal": False, "sliding_window": False},
+    ),
+    "NemotronLabsDiffusionModel": (
+        Ministral3ForCausalLM,
+        Ministral3Config(
+            **{**SIZES, "rope_parameters": STRETCHED}, head_dim=16, tie_word_embeddings=False
+        ),
+        {"block_size": 8},
+    ),
+    "DiffEncoderModel": (
+        Qwen3ForCausalLM,
+        Qwen3Config(**SIZES, head_dim=16, tie_word_embeddings=False),
+        {"block_size": 8},
+    ),
 }
+# Classes that two revisions of the same files name.
+ORACLES["SeedDiffcoderForCausalLM"] = ORACLES["StableDiffcoderForCausalLM"]
+ORACLES["RND1Model"] = ORACLES["RND1LM"]
+ORACLES["MinistralDiffEncoderModel"] = ORACLES["NemotronLabsDiffusionModel"]
 
 
 def oracle(architecture: str) -> PreTrainedModel:
@@ -210,7 +277,13 @@ LLADA_NAMES = {
 }
 
 
+NEMOTRON_NAMES = {"model.": "encoder.", "lm_head": "diffusion_head"}
+
+
 RENAMED = {
+    "NemotronLabsDiffusionModel": NEMOTRON_NAMES,
+    "MinistralDiffEncoderModel": NEMOTRON_NAMES,
+    "DiffEncoderModel": NEMOTRON_NAMES,
     "LLaDAModelLM": LLADA_NAMES,
     "LLaDA2MoeModelLM": {
         "embed_tokens": "word_embeddings",
@@ -251,10 +324,11 @@ def two_stacks(folder: Path) -> None:
 MADE = {"E2D2": two_stacks}  # families without a class in transformers
 
 
-def hosted(architecture: str, folder: Path, dtype: str = "float32") -> HostedModel:
+def hosted(architecture: str, folder: Path, dtype: str = "float32", **options: Any) -> HostedModel:
+    """Returns the oracle as a checkpoint of the family, loaded with further options."""
     if architecture in MADE:
         MADE[architecture](folder)
-        return load(folder, dtype=dtype)
+        return load(folder, dtype=dtype, **options)
     save_file(own_tensors(architecture, oracle(architecture)), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(own_config(architecture)))
-    return load(folder, dtype=dtype)
+    return load(folder, dtype=dtype, **options)

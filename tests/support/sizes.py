@@ -62,4 +62,10 @@ SIZES = {
         num_key_value_heads=4, head_dim=128, num_experts=128, num_experts_per_tok=8,
         moe_intermediate_size=768, intermediate_size=6144, rope_theta=1000000,
     ),
+    "RND1-Base-0910": published(
+        "RND1LM",
+        vocab_size=151936, hidden_size=2048, num_hidden_layers=48, num_attention_heads=32,
+        num_key_value_heads=4, head_dim=128, num_experts=128, num_experts_per_tok=8,
+        moe_intermediate_size=768, intermediate_size=6144, rope_theta=1000000,
+    ),
 }  # fmt: skip

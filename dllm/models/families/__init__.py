@@ -12,6 +12,7 @@ from typing import Any
 
 from dllm.models.config import CheckpointError
 from dllm.models.families import (
+    a2d,
     dream,
     e2d2,
     fast_dllm_v2,
@@ -19,7 +20,10 @@ from dllm.models.families import (
     llada,
     llada2,
     llada_moe,
+    nemotron,
+    rnd1,
     sdar,
+    stable_diffcoder,
     wedlm,
 )
 from dllm.models.families.family import Family
@@ -30,6 +34,7 @@ FAMILIES: dict[str, Family] = {
     for family in (
         llada.FAMILY,
         dream.FAMILY,
+        dream.DIMPLE,
         illada.FAMILY,
         sdar.FAMILY,
         fast_dllm_v2.FAMILY,
@@ -38,6 +43,16 @@ FAMILIES: dict[str, Family] = {
         sdar.MOE_FAMILY,
         wedlm.FAMILY,
         e2d2.FAMILY,
+        a2d.QWEN3,
+        a2d.QWEN2,
+        a2d.LLAMA,
+        stable_diffcoder.FAMILY,
+        stable_diffcoder.SEED_FAMILY,
+        rnd1.FAMILY,
+        rnd1.BASE_FAMILY,
+        nemotron.FAMILY,
+        nemotron.EARLIER_FAMILY,
+        nemotron.QWEN_FAMILY,
     )
 }
 

@@ -1,7 +1,10 @@
-"""Dream 7B, Dream-Coder and DiffuCoder: a Qwen2 block with full attention and shifted logits.
+"""Dream 7B and what is built on it: a Qwen2 block with full attention and shifted logits.
+
+Dream-Coder, DiffuCoder, DreamOn, the Dream checkpoints of d3LLM and dParallel, and Dimple, whose
+text alone is decoded: where all tokens are text, its three rotary positions are one.
 
 Source: DreamLM/Dream, modeling_dream.py and generation_utils.py (the sampler shifts, not the
-model). No tensor name differs from Qwen2's.
+model); yu-rp/Dimple, modeling_dimple.py. No tensor name of the text differs from Qwen2's.
 """
 
 from __future__ import annotations
@@ -25,4 +28,18 @@ FAMILY = Family(
     mask_tokens=("<|mask|>",),
     logit_shift=1,
     turn_ends=("<|im_end|>",),
+)
+
+
+def dimple_of(fields: Fields) -> NetworkConfig:
+    """Returns the network of the text in a Dimple config.json."""
+    fields.only({"full_attn_mask": True})
+    return network_of(fields)
+
+
+DIMPLE = replace(
+    FAMILY,
+    architecture="DimpleModel",
+    network_of=dimple_of,
+    names=replace(qwen.NAMES, left_out=("visual.", "img_projector.")),
 )

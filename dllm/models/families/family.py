@@ -7,16 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from dllm.models.config import (
-    LARGEST,
-    NO_LIMIT,
-    TINIEST,
-    AttentionKind,
-    CheckpointError,
-    NetworkConfig,
-    Numbers,
-    printable,
-)
+from dllm.models.config import AttentionKind, CheckpointError, NetworkConfig, printable
+from dllm.models.fields import LARGEST, NO_LIMIT, TINIEST, Numbers
 
 logger = logging.getLogger(__name__)
 
@@ -185,6 +177,7 @@ class TensorNames:
     parts: Mapping[str, str]
     # Parameter of a `Block` -> tensor of a checkpoint layer, where the two end differently.
     others: Mapping[str, str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()  # beginnings and ends of tensors of parts that are not hosted
 
     def pieces(self, parameter: str, shape: Sequence[int]) -> Iterator[Piece]:
         """Yields the checkpoint's tensors of a parameter: one, or those of each expert."""
@@ -234,6 +227,9 @@ class Family:
     # config.json it needs besides, None where it needs none.
     flattened: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
     base_of: Callable[[Mapping[str, Any]], str | None] | None = None
+    # Block-causal where config.json has the block's key or `dllm.load` is told it.
+    block_optional: bool = False
+    block_words: tuple[str, ...] = ()  # in a checkpoint's name: it was trained on blocks
 
     def read_network(self, config: Mapping[str, Any]) -> NetworkConfig:
         """Returns the shape and switches of the network; CheckpointError for unsupported ones."""
@@ -251,9 +247,45 @@ class Family:
     def read_block_length(self, config: Mapping[str, Any]) -> int | None:
         """Returns the trained block of a block-causal family, else the authors' window, if any."""
         key, fields = self.block_length_key, self._fields(config)
-        if key is None or (self.block_length is not None and not fields.has(key)):
+        may_lack = self.block_optional or self.block_length is not None
+        if key is None or (may_lack and not fields.has(key)):
             return self.block_length
         return fields.integer(key)
+
+    def read_attention(self, config: Mapping[str, Any]) -> AttentionKind:
+        """Returns which columns see which, as config.json or the family says."""
+        if self.block_optional and self.read_block_length(config) is not None:
+            return "block_causal"
+        return self.attention
+
+    def with_attention(
+        self, config: Mapping[str, Any], attention: str, block_length: int | None
+    ) -> dict[str, Any]:
+        """Returns a config.json that says the attention that was asked for.
+
+        Raises ValueError where the family does not leave it open, and for a block without its
+        length or a length without blocks.
+        """
+        asked, key = f"attention={attention!r}", self.block_length_key
+        if not self.block_optional or key is None:
+            raise ValueError(
+                f"{asked}: checkpoints of {self.architecture} are {self.attention!r} and leave no "
+                "choice; leave attention out"
+            )
+        if attention == self.attention and block_length is None:
+            return {name: value for name, value in config.items() if name != key}
+        if attention != "block_causal":
+            raise ValueError(
+                f"{asked} with block_length={block_length}: of {self.architecture} it can be "
+                f"{self.attention!r}, without a block_length, or 'block_causal'"
+            )
+        said = config.get(key) if block_length is None else block_length
+        if said is None:
+            raise ValueError(
+                f"{asked} needs the block that the checkpoint was trained on, which its "
+                "config.json does not say: give block_length, or attention='block_causal:32'"
+            )
+        return {**config, key: said}
 
     def _fields(self, config: Mapping[str, Any]) -> Fields:
         return Fields(self.flattened(config), self.architecture)

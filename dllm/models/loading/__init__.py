@@ -51,6 +51,8 @@ def load(  # noqa: PLR0913 one argument for each choice that loading leaves open
     family: Family | str | None = None,
     adapter: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
+    attention: str | None = None,
+    block_length: int | None = None,
 ) -> HostedModel:
     """Returns a model from the embedded checkpoint ("tiny"), a folder or a hub id.
 
@@ -62,8 +64,9 @@ def load(  # noqa: PLR0913 one argument for each choice that loading leaves open
     is one that dllm does not have, as an object or as `path/file.py:NAME`. `adapter` is a LoRA in
     PEFT's layout (a folder or a hub id), merged into the weights and named in the model's name.
     `progress` is called with the bytes of weights that were read and with all, tensor by tensor.
-    Raises CheckpointError, a ValueError, for anything that is missing, unknown, mis-shaped or
-    damaged.
+    `attention` is for families whose checkpoints do not say it (A2D): "full", or "block_causal"
+    with the block that they were trained on, as `block_length` or as in "block_causal:32". Raises
+    CheckpointError, a ValueError, for anything that is missing, unknown, mis-shaped or damaged.
     """
     if device is not None and device_map is not None:
         raise ValueError(f"give device={device!r} or device_map={device_map!r}, not both")
@@ -77,7 +80,8 @@ def load(  # noqa: PLR0913 one argument for each choice that loading leaves open
         raise TypeError(
             f"name_or_path is a {type(name_or_path).__name__}: give a folder, a hub id or 'tiny'"
         )
-    checkpoint = Checkpoint(os.fspath(name_or_path), source, _named(tokenizer))
+    asked = _asked(attention, block_length)
+    checkpoint = Checkpoint(os.fspath(name_or_path), source, _named(tokenizer), asked)
     # Read first, as these errors name their file themselves.
     hosts, defaults, words = checkpoint.family, checkpoint.generation, checkpoint.tokenizer
     lora = None if adapter is None else read_adapter(adapter, source, checkpoint.name)
@@ -126,6 +130,26 @@ def _named(
             "transformers"
         )
     return os.fspath(tokenizer)
+
+
+def _asked(attention: str | None, block_length: int | None) -> tuple[str, int | None] | None:
+    """Returns an attention and its block, which may stand behind it; None: the checkpoint's."""
+    if attention is None:
+        if block_length is not None:
+            raise ValueError(
+                f"block_length={block_length!r} is the block of attention='block_causal': give "
+                "both, or the block_length of decoding to generate"
+            )
+        return None
+    kind, colon, length = attention.partition(":")
+    if not colon:
+        return kind, block_length
+    if block_length is not None or not length.isdecimal():
+        raise ValueError(
+            f"attention={attention!r} with block_length={block_length!r}: give one block, as in "
+            "'block_causal:32'"
+        )
+    return kind, int(length)
 
 
 def save(model: HostedModel, folder: str | Path, *, max_shard_size: str = "5GB") -> None:

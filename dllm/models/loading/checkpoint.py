@@ -32,6 +32,7 @@ class Checkpoint:
     name: str  # "tiny", a folder or a hub id
     source: Source = field(default_factory=Source)
     other_tokenizer: PreTrainedTokenizerBase | str | None = None  # in the place of its own
+    attention: tuple[str, int | None] | None = None  # asked for, with its block; None: its own
 
     @cached_property
     def root(self) -> Path:
@@ -51,7 +52,10 @@ class Checkpoint:
     @cached_property
     def config(self) -> dict[str, Any]:
         """Its config.json; a quantised checkpoint is refused."""
-        return read_config(self.folder)
+        config = read_config(self.folder)
+        if self.attention is None:
+            return config
+        return find_family(config).with_attention(config, *self.attention)
 
     @cached_property
     def described(self) -> dict[str, Any]:
@@ -122,6 +126,14 @@ class Checkpoint:
     def spec(self) -> ModelSpec:
         """Its special tokens, limits and attention."""
         family, eos, mask = self.family, self._eos(), self._mask()
+        attention = family.read_attention(self.config)
+        trained = [word for word in family.block_words if word in self.name.lower()]
+        if trained and self.attention is None and attention != "block_causal":
+            _warn(
+                f"{self.name} is loaded with {attention} attention, as its config.json says of no "
+                f"block, but {trained[0]!r} in its name is for models trained on blocks: give "
+                "attention='block_causal' and block_length (--attention block_causal:32)"
+            )
         # Padding is hidden from attention, so any token will do where none is named.
         first = _ids("pad_token_id", self.generation, GENERATION)
         named = (*first, *_ids("pad_token_id", self.config))
@@ -134,7 +146,7 @@ class Checkpoint:
                 eos_token_ids=eos,
                 pad_token_id=pad,
                 logit_shift=family.logit_shift,
-                attention=family.attention,
+                attention=attention,
                 block_length=family.read_block_length(self.described),
             )
             spec.check_token_ids("pad_token_id", named, mask=True)

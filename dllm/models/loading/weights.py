@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from accelerate import dispatch_model, infer_auto_device_map  # type: ignore[imp
 from accelerate.utils import get_balanced_memory  # type: ignore[import-untyped]
 from torch import nn
 
-from dllm.models.config import CheckpointError, NetworkConfig
+from dllm.models.config import CheckpointError, NetworkConfig, printable
 from dllm.models.encoder_decoder import EncoderDecoder
 from dllm.models.families.family import TensorNames, Where
 from dllm.models.layers import Block
@@ -25,6 +26,8 @@ from dllm.models.loading.files import (
     writer_of,
 )
 from dllm.models.transformer import Transformer
+
+logger = logging.getLogger(__name__)
 
 Device = str | int | torch.device
 Devices = Mapping[str, Device]  # module name -> device; "" for all that no other name covers
@@ -82,7 +85,8 @@ class Weights:
                 f"{_other_prefix(missing, shapes)}"
             )
         others = shapes.keys() - wanted.keys()
-        extra = sorted(name for name in others if not name.endswith(COMPUTED))
+        unused = sorted(name for name in others if not name.endswith(COMPUTED))
+        extra = [name for name in unused if not self._left_out(name)]
         if extra:
             raise CheckpointError(
                 f"{len(extra)} tensors are not of this architecture: {_list(extra, shapes)}"
@@ -97,6 +101,16 @@ class Weights:
             self._check_twins(*pair)
         if self.adapter is not None:
             self.adapter.check(wanted)
+        if unused:
+            logger.warning(
+                "%d tensors of parts that are not hosted are left out: %s",
+                len(unused),
+                printable(_list(unused, shapes)),
+            )
+
+    def _left_out(self, name: str) -> bool:
+        left = self.names.left_out
+        return name.startswith(left) or name.endswith(left)
 
     def _check_kinds(self, wanted: Collection[str], missing: list[str]) -> None:
         """Refuses weights that would need scales: a network's own, or others in their place."""
