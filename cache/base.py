@@ -41,6 +41,11 @@ class Cache(Part, ABC):
     encodes: ClassVar[bool] = False  # serves models of an encoder and a decoder
     even: ClassVar[bool] = False  # a row that enters feeds no more columns than the others do
 
+    @property
+    def refreshes(self) -> bool:
+        """Whether the pass that begins a block writes every slot anew, for all rows at once."""
+        return self.uses_store and self.lockstep
+
     @abstractmethod
     def plan(self, canvas: Canvas, progress: Progress, spec: ModelSpec) -> StepPlan:
         """Returns the next pass for a canvas, given what the host knows of it."""

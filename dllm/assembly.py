@@ -15,7 +15,6 @@ from dllm.decoding.passes import (
     Passes,
     PlainPasses,
     Step,
-    at_eos_after,
     can_narrow,
 )
 from dllm.decoding.prompt_memory import PromptMemory
@@ -114,8 +113,7 @@ def _verified(step: Step, needs: Needs, verifier: Verifier, at_eos: AtEnd) -> tu
     """Returns what runs the passes of a verifier, and its rows of the store for each row."""
     variants = verifier.num_variants if verifier.execution == "batch" else 1
     plain = PlainPasses(step, can_narrow(needs) and variants == 1)
-    ends = partial(at_eos_after, at_eos=at_eos, uses_store=step.cache.uses_store)
-    return VerifiedPasses(plain, verifier, ends), variants
+    return VerifiedPasses(plain, verifier, at_eos), variants
 
 
 def _check_waiting(

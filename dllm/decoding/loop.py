@@ -18,7 +18,7 @@ from dllm.decoding.memory_limits import (
     in_use,
     ran_out,
 )
-from dllm.decoding.passes import Forward, Passes, at_eos_after
+from dllm.decoding.passes import Forward, Passes
 from dllm.decoding.prompt_memory import PromptMemory
 from dllm.metrics import Meter
 from dllm.models.cost import cost_of
@@ -84,8 +84,8 @@ class DenoisingLoop:
             before = progress.finished
             if self.stop is not None:
                 self.stop.end_rows(canvas)
-            ends = at_eos_after(plan, self.at_eos, self.cache.uses_store)
-            progress = settle(canvas, self.cache.lockstep, ends, feeds)
+            lockstep = self.cache.lockstep
+            progress = settle(canvas, lockstep, self.at_eos, feeds, self.cache.refreshes)
             if meter.first_pass is None:  # host and device have just met
                 meter.first_pass = perf_counter()
             left = max(progress.remaining - canvas.layout.window_length, 0) + progress.num_open

@@ -18,7 +18,7 @@ from dllm.state.canvas import Canvas
 from dllm.state.noise import Noise
 from dllm.state.plan import PassShape, StepPlan
 from dllm.state.processing import Processing, Rows
-from dllm.state.progress import AtEnd, Progress
+from dllm.state.progress import Progress
 from dllm.state.rows import adopt_variants
 from dllm.state.store import KVStore
 from dllm.state.window import StepEvent, Window
@@ -242,14 +242,6 @@ class ComparingPasses:
             store.copy_rows(best.repeat_interleave(count))
             store.weights[:] = [attention[best] for attention in store.weights]
         return logits[best]
-
-
-def at_eos_after(plan: StepPlan, at_eos: AtEnd, uses_store: bool) -> AtEnd:
-    """Returns what an end token does after a pass.
-
-    With a cache, rows are not cut after the refresh that begins a block (dInfer's rule).
-    """
-    return "stop" if at_eos == "truncate" and uses_store and plan.kind == "refresh" else at_eos
 
 
 def can_narrow(needs: Needs) -> bool:

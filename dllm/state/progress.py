@@ -43,13 +43,19 @@ class Progress:
         return Progress(**{**joined, "finished": self.finished})
 
 
-def settle(canvas: Canvas, lockstep: bool, at_eos: AtEnd, feeds: Feeds | None = None) -> Progress:
+def settle(
+    canvas: Canvas,
+    lockstep: bool,
+    at_eos: AtEnd,
+    feeds: Feeds | None = None,
+    spares: bool = False,
+) -> Progress:
     """Finishes complete rows, moves rows to their next block and reports, in one transfer.
 
     `lockstep` holds every row at its block until all rows have filled theirs. `feeds` says
-    which columns (B, C) the next pass feeds.
+    which columns (B, C) the next pass feeds, `spares` is explained at `end_rows`.
     """
-    masked = end_rows(canvas, at_eos)
+    masked = end_rows(canvas, at_eos, spares)
     first = masked.int().argmax(1)
     moving = (first >= canvas.block_end) & ~canvas.finished & ~canvas.held
     if lockstep:
@@ -58,10 +64,13 @@ def settle(canvas: Canvas, lockstep: bool, at_eos: AtEnd, feeds: Feeds | None = 
     return progress_of(canvas, feeds)
 
 
-def end_rows(canvas: Canvas, at_eos: AtEnd) -> Tensor:
-    """Finishes complete rows; returns which columns wait for a token, (B, C) bool."""
+def end_rows(canvas: Canvas, at_eos: AtEnd, spares: bool = False) -> Tensor:
+    """Finishes complete rows; returns which columns wait for a token, (B, C) bool.
+
+    `spares` has the first pass of a block cut no row off: there it is the refresh (dInfer's rule).
+    """
     if at_eos == "truncate":
-        _truncate(canvas)
+        _truncate(canvas, spares)
     masked = canvas.masked
     if at_eos != "ignore":
         ended, whole_block = canvas.ended, at_eos == "block"
@@ -95,10 +104,15 @@ def cut_after(canvas: Canvas, last: Tensor) -> None:
     canvas.held = canvas.held & (last >= canvas.tokens.shape[1])
 
 
-def _truncate(canvas: Canvas) -> None:
-    """Overwrites everything after the first end token of each row."""
-    ended = canvas.ended.int()
-    _overwrite(canvas, (ended.cumsum(1) > ended) & ~canvas.fixed)
+def _truncate(canvas: Canvas, spares: bool) -> None:
+    """Overwrites everything after the first end token of each row that still runs.
+
+    What a row is when it is finished, it stays, however long the rows beside it run.
+    """
+    ended, going = canvas.ended.int(), ~canvas.finished
+    if spares:
+        going = going & (canvas.step - canvas.entry_step != 1)
+    _overwrite(canvas, (ended.cumsum(1) > ended) & ~canvas.fixed & going[:, None])
 
 
 def _overwrite(canvas: Canvas, after: Tensor) -> None:

@@ -353,3 +353,19 @@ def test_guidance_leads_away_from_what_is_said_without_the_prompt() -> None:
     found = GuidedModel(model, 0.5, given).forward(tokens, plan, None)
     assert torch.allclose(found, blind + 1.5 * (told - blind), atol=1e-9)
     assert not torch.allclose(told, blind)
+
+
+@pytest.mark.few(3)
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("cache", ["dual", "prefix", "dkv:3", "sparse:0.5", "window_diffusion:4"])
+def test_what_is_cut_off_does_not_depend_on_rows_beside_it(cache: str, seed: int) -> None:
+    """A finished row stays as it is, and a refresh that only one row needs spares no other."""
+    model, ends = golden_model("llada_gqa"), [6, 9, 13, 29, 31, 47, 72, 113, 124]
+    prompts = [[token % 90 for token in row] for row in random_prompts(3, seed=seed, high=20)]
+    options: dict[str, Any] = {"max_new_tokens": 24, "block_length": 8, "cache": cache}
+    options |= {"scheduler": "threshold:0.2", "at_eos": "truncate", "eos_token_id": ends}
+    together = dllm.generate(model, prompts, **options)
+    for row, prompt in enumerate(prompts):
+        alone = dllm.generate(model, [prompt], **options)
+        assert alone.sequences[0] == together.sequences[row]
+        assert alone.metrics.rows[0] == together.metrics.rows[row]

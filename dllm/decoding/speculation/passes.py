@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,7 +34,7 @@ class VerifiedPasses:
 
     plain: PlainPasses
     verifier: Verifier
-    at_eos: Callable[[StepPlan], AtEnd]  # what an end token does after a pass
+    at_eos: AtEnd  # what an end token does
 
     @property
     def num_variants(self) -> int:
@@ -129,7 +128,7 @@ class VerifiedPasses:
 
         Those with masks in the block that they began with.
         """
-        end_rows(canvas, self.at_eos(plan))
+        end_rows(canvas, self.at_eos, self.plain.step.cache.refreshes)
         return canvas.active & ~canvas.broken & begun.same(canvas)
 
 

@@ -347,7 +347,7 @@ class Imitation(VerifiedPasses):
         return event
 
     def _ready_rows(self, canvas: Canvas, plan: StepPlan) -> Tensor:
-        end_rows(canvas, self.at_eos(plan))
+        end_rows(canvas, self.at_eos)
         return canvas.active
 
 
