@@ -54,6 +54,18 @@ def test_replay(case: dict[str, Any]) -> None:
         assert difference is None, difference
 
 
+def test_forwards_behind_the_end_of_an_answer_are_not_compared() -> None:
+    """The pipeline goes on where the answer is whole, until it commits an end token again."""
+    cases = json.loads((GOLDEN / "cases" / "llada2_diffusers_pipeline.json").read_text())["cases"]
+    name = "dl2_15_block_causal_p11_b8_g45_s8_th0.7_edNone_post16_eos"
+    case = next(case for case in cases if case["id"] == name)
+    end = case["final"].index(case["args"]["eos_token_id"], len(case["prompt"]))
+    for column, differs in ((end + 1, False), (end, True)):
+        step = {**case["trace"][-1], "step": len(case["trace"]), "commits": [[column, 65]]}
+        further = {**case, "trace": [*case["trace"], step]}
+        assert (replay(further, GOLDEN / "models") is not None) == differs
+
+
 def test_command_line_reports_and_fails_on_a_difference(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
