@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from dllm.models.config import ModelSpec
+from dllm.models.config import ModelSpec, UniformSpec
 from dllm.models.model import DenoisingModel
 from dllm.prompts import Row
 from dllm.schedulers import Needs, Scheduler
@@ -24,6 +24,8 @@ def canvas_of(
     spec, kept = model.spec, tuple(len(row.prompt) + len(row.slots) for row in rows)
     if spec.attention == "block_causal":
         rows = [row if row.infilled else _to_block_end(row, block, spec) for row in rows]
+    if isinstance(spec, UniformSpec):
+        rows = [_to_block_end(row, block, spec, start=len(row.prompt)) for row in rows]
     num_slots = max(len(row.slots) for row in rows)
     needs = needs_of(scheduler, num_slots, block)
     ends = _end_tokens(spec.eos_token_ids, settings.eos_token_id)
@@ -52,13 +54,14 @@ def canvas_of(
     return canvas
 
 
-def _to_block_end(row: Row, block: int, spec: ModelSpec) -> Row:
-    """Returns a row whose slots fill its last block, as block-causal models were trained.
+def _to_block_end(row: Row, block: int, spec: ModelSpec, start: int = 0) -> Row:
+    """Returns a row whose slots fill its last block of those counted from `start`.
 
-    Their authors decode whole blocks and cut what was not asked for.
+    Block-causal models and those of the uniform process were trained on whole blocks. Their
+    authors decode whole blocks and cut what was not asked for.
     """
     length = len(row.prompt) + len(row.slots)
-    more = min(-length % block, spec.max_length - length)
+    more = min((start - length) % block, spec.max_length - length)
     return replace(row, slots=[*row.slots, *[spec.mask_token_id] * more])
 
 
@@ -86,6 +89,8 @@ def block_length_of(model: DenoisingModel, settings: Settings, num_slots: int) -
     """
     trained = model.spec.block_length
     block = settings.block_length or trained or DEFAULT_BLOCK_LENGTH
+    if isinstance(model.spec, UniformSpec):
+        return block  # of any length, and never cut: the model fills a whole canvas
     if model.spec.attention != "block_causal":
         return min(block, num_slots)
     assert trained is not None

@@ -257,3 +257,22 @@ class ModelSpec:
                     f"{name}={token} is the mask token, which marks open slots and nothing else: "
                     "give another id, or correct mask_token_id"
                 )
+
+
+@dataclass(frozen=True)
+class UniformSpec(ModelSpec):
+    """The same of a model of the uniform process, in which noise is a random token and no mask.
+
+    `mask_token_id` is then a flag: it marks columns that wait, stands right behind the last token
+    of the vocabulary, and counts among `vocab_size`. The model is never fed it.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mask_token_id != self.vocab_size - 1:
+            raise ValueError(
+                f"mask_token_id={self.mask_token_id} must stand behind the last token of the "
+                f"uniform process: give {self.vocab_size - 1}, or another vocab_size"
+            )
+        if self.block_length is None:
+            raise ValueError("the uniform process needs a block_length: a canvas at a time is fed")

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dllm.models.config import CheckpointError
+from dllm.models.diffusion_gemma import DiffusionGemma, defaults_of, load_module, spec_of
 from dllm.models.families import Family, add_family, find_family
 from dllm.models.loading.checkpoint import Checkpoint, Source
 from dllm.models.loading.weights import (
@@ -68,6 +69,9 @@ def load(  # noqa: PLR0913 one argument for each choice that loading leaves open
             f"name_or_path is a {type(name_or_path).__name__}: give a folder, a hub id or 'tiny'"
         )
     checkpoint = Checkpoint(os.fspath(name_or_path), source, _named(tokenizer))
+    if checkpoint.is_diffusion_gemma:  # has all that callers read but the network
+        own: Any = _diffusion_gemma(checkpoint, named, where, device_map, ways)
+        return own
     # Read first, as these errors name their file themselves.
     hosts, defaults, words = checkpoint.family, checkpoint.generation, checkpoint.tokenizer
     try:
@@ -83,6 +87,27 @@ def load(  # noqa: PLR0913 one argument for each choice that loading leaves open
     dispatch(network, devices)
     parts = (network, spec, words, defaults, checkpoint.config)
     return speed_up(HostedModel(checkpoint.name, *parts, revision=checkpoint.commit), *ways)
+
+
+def _diffusion_gemma(
+    checkpoint: Checkpoint,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    device_map: DeviceMap | None,
+    ways: Sequence[str],
+) -> DiffusionGemma:
+    """Returns transformers' own model of a checkpoint."""
+    if ways:
+        raise ValueError(
+            f"speed={'+'.join(ways)!r} is for networks that dllm hosts, and {checkpoint.name!r} is "
+            "run by transformers: leave speed out"
+        )
+    spec = spec_of(checkpoint.config, checkpoint.eos)
+    defaults, words = defaults_of(checkpoint.generation), checkpoint.tokenizer
+    placed = {"device_map": {"": device} if device_map is None else device_map}
+    module = load_module(checkpoint.folder, dtype or checkpoint.dtype, placed)
+    parts = (spec, words, defaults, checkpoint.config, checkpoint.commit)
+    return DiffusionGemma(checkpoint.name, module, *parts)
 
 
 def _named(

@@ -16,6 +16,7 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from transformers import PreTrainedTokenizerBase
 
 from dllm.models.config import CheckpointError, ModelSpec, NetworkConfig, printable
+from dllm.models.diffusion_gemma import ARCHITECTURE, text_part
 from dllm.models.families import Family, find_family
 from dllm.models.loading.files import (
     PLAIN,
@@ -102,6 +103,11 @@ class Checkpoint:
             )
         return config
 
+    @property
+    def is_diffusion_gemma(self) -> bool:
+        """Whether transformers' own class runs it, and no family of the project."""
+        return bool(self.config.get("architectures") == [ARCHITECTURE])
+
     @cached_property
     def family(self) -> Family:
         """The family that can host it."""
@@ -156,7 +162,7 @@ class Checkpoint:
     @cached_property
     def spec(self) -> ModelSpec:
         """Its special tokens, limits and attention."""
-        family, eos, mask = self.family, self._eos(), self._mask()
+        family, eos, mask = self.family, self.eos, self._mask()
         # Padding is hidden from attention, so any token will do where none is named.
         named = (
             *_ids("pad_token_id", self.generation, GENERATION),
@@ -206,10 +212,12 @@ class Checkpoint:
             _warn(f"the mask token differs: {_listed(found)}. That of {first} is taken; mend it")
         return token
 
-    def _eos(self) -> tuple[int, ...]:
-        """Returns the ids that end an answer; the first of them fills a finished row."""
+    @cached_property
+    def eos(self) -> tuple[int, ...]:
+        """The ids that end an answer; the first of them fills a finished row."""
         for_text = _ids("eos_token_id", self.generation, GENERATION)
-        base = _ids("eos_token_id", self.config)
+        alone = self.is_diffusion_gemma  # without a family
+        base = _ids("eos_token_id", text_part(self.config) if alone else self.config)
         if for_text and base and not set(for_text) & set(base):
             _warn(
                 f"the end tokens differ: {GENERATION} has {list(for_text)} and config.json "
@@ -217,7 +225,7 @@ class Checkpoint:
             )
         eos = [*for_text, *base]
         if self.tokenizer is not None:
-            turn_end = find_token(self.tokenizer, self.family.turn_ends)
+            turn_end = find_token(self.tokenizer, () if alone else self.family.turn_ends)
             eos += [t for t in (self.tokenizer.eos_token_id, turn_end) if t is not None]
         if not eos:
             raise CheckpointError(
@@ -256,7 +264,9 @@ def _download(name: str, source: Source, files: Sequence[str]) -> Path:
     try:
         if files is DOWNLOADED:
             config = hf_hub_download(name, "config.json", subfolder=inside or None, **options)
-            find_family(Checkpoint(str(Path(config).parent)).config)
+            found = Checkpoint(str(Path(config).parent))
+            if not found.is_diffusion_gemma:
+                find_family(found.config)
         patterns = [f"{inside}/{file}" if inside else file for file in files]
         return Path(snapshot_download(name, allow_patterns=patterns, **options))
     except CheckpointError:
