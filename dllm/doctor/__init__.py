@@ -51,6 +51,13 @@ def examine_model(name: str, where: torch.device, revision: str | None = None) -
     named = LocalCheckpoint(name, Source(revision))
     checks: list[tuple[str, Check]] = [
         ("checkpoint", partial(checkpoint.folder, named)),
+        ("architecture", partial(checkpoint.foreign, named)),
+    ]
+    if named.is_foreign:
+        yield from run(checks)
+        return
+    checks = [
+        ("checkpoint", partial(checkpoint.folder, named)),
         ("architecture", partial(checkpoint.architecture, named)),
         ("tokenizer", partial(checkpoint.tokenizer, named)),
         ("chat template", partial(checkpoint.chat_template, named)),

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 
 import dllm
 from dllm.cli.main import app
+from dllm.doctor import checkpoint, examine_model
 from dllm.eval.run.describe import seed_of
 from dllm.eval.run.execute import results
 from dllm.models.config import CheckpointError
@@ -358,6 +360,17 @@ def test_the_command_and_its_files(folder: Path, tmp_path: Path) -> None:
     refused = CliRunner().invoke(app, [*common, "--cache", "dual"])
     assert refused.exit_code != 0
     assert "use cache='none'" in str(refused.exception)
+
+
+def test_doctor_looks_at_it_without_a_weight(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.nn.Module, "__init__", None)  # no network is made
+    place, found = examine_model(str(folder), torch.device("cpu"))
+    assert (place.subject, found.level) == ("checkpoint", "ok")
+    assert f"canvases of {CANVAS} columns, no mask, end 1, 106; at most 256" in found.text
+    monkeypatch.setattr(checkpoint, "transformers", SimpleNamespace(__version__="5.0"))
+    found = list(examine_model(str(folder), torch.device("cpu")))[1]
+    assert found.level == "failure"
+    assert found.way_out == "pip install 'transformers>=5.24'"
 
 
 def test_a_run_of_a_task_records_answers_and_forwards(model: Any) -> None:
