@@ -21,11 +21,14 @@ from dllm.decoding.prompt_memory import PromptMemory
 from dllm.decoding.shadow import ShadowPasses
 from dllm.decoding.speculation.passes import VerifiedPasses
 from dllm.decoding.speculation.verifiers import Verifier
+from dllm.decoding.uniform import UniformPasses
 from dllm.layout import at_eos_of, block_length_of, canvas_of, needs_of
+from dllm.models.diffusion_gemma import DiffusionGemma
 from dllm.models.model import DenoisingModel
 from dllm.models.wrap import GuidedModel, WrappedModel
 from dllm.prompts import Row
 from dllm.schedulers import Needs, Scheduler
+from dllm.schedulers.renoise import Renoise
 from dllm.settings import Settings
 from dllm.state.candidates import Sampling
 from dllm.state.canvas import Canvas
@@ -50,7 +53,8 @@ def loop_of(
     """
     scheduler, cache = check(model, settings)
     if observer is not None:
-        _check_observed(settings)
+        _check_observed(model, settings)
+    _check_rows(model, rows)
     if memory is not None:
         memory.check(model, cache, settings.guidance_scale)
     block = block_length_of(model, settings, max(len(row.slots) for row in rows))
@@ -69,7 +73,7 @@ def loop_of(
     step = Step(scheduler, cache, sampling, noise, _processing(canvas.layout, settings))
     needs = needs_of(scheduler, canvas.layout.num_slots, block)
     at_eos = at_eos_of(rows, settings, model.spec.mask_token_id)
-    passes, store_variants = _passes(step, needs, observer), needs.num_variants
+    passes, store_variants = _passes(model, step, needs, observer), needs.num_variants
     if settings.verifier is not None:
         verifier = check_verifier(settings, scheduler, cache)
         passes, store_variants = _verified(step, needs, verifier, at_eos)
@@ -82,6 +86,7 @@ def loop_of(
         passes=passes,
         store_variants=store_variants,
         at_eos=at_eos,
+        refreshes=cache.refreshes,
         memory=memory,
         batch=batch,
         stop=stop_of(model, settings),
@@ -90,8 +95,26 @@ def loop_of(
     return loop, canvas
 
 
-def _check_observed(settings: Settings) -> None:
+def _check_rows(model: DenoisingModel, rows: list[Row]) -> None:
+    """Raises ValueError for prompts that an encoder cannot read, or that have gaps to fill."""
+    if not isinstance(model, DiffusionGemma):
+        return
+    for index, row in enumerate(rows):
+        if row.infilled:
+            raise ValueError(
+                f"prompt {index} has gaps to fill, and {model.name!r} writes behind its prompt "
+                "alone: give the text before the gap"
+            )
+        model.check_prompt(row.prompt, f"prompt {index}")
+
+
+def _check_observed(model: DenoisingModel, settings: Settings) -> None:
     """Raises ValueError for what an observer of passes would not see."""
+    if isinstance(model, DiffusionGemma):
+        raise ValueError(
+            f"passes of {model.name!r} feed a block of one row, and are not observed: compare its "
+            "outputs instead"
+        )
     if settings.verifier is not None:
         raise ValueError("passes that verify drafts are not observed: leave the verifier out")
     if settings.min_new_tokens or settings.repetition_penalty != 1 or settings.logits_processors:
@@ -101,8 +124,10 @@ def _check_observed(settings: Settings) -> None:
         )
 
 
-def _passes(step: Step, needs: Needs, observer: Observer | None) -> Passes:
+def _passes(model: DenoisingModel, step: Step, needs: Needs, observer: Observer | None) -> Passes:
     """Returns what runs the passes of a scheduler without a verifier."""
+    if isinstance(model, DiffusionGemma) and isinstance(step.scheduler, Renoise):
+        return UniformPasses(step, model, step.scheduler)
     plain = PlainPasses(step, can_narrow(needs), observer)
     if needs.shadow:
         return ShadowPasses(plain)
@@ -113,7 +138,7 @@ def _verified(step: Step, needs: Needs, verifier: Verifier, at_eos: AtEnd) -> tu
     """Returns what runs the passes of a verifier, and its rows of the store for each row."""
     variants = verifier.num_variants if verifier.execution == "batch" else 1
     plain = PlainPasses(step, can_narrow(needs) and variants == 1)
-    return VerifiedPasses(plain, verifier, at_eos), variants
+    return VerifiedPasses(plain, verifier, at_eos, step.cache.refreshes), variants
 
 
 def _check_waiting(

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 
 from dllm import cache as caches
 from dllm import schedulers
 from dllm.cache import Cache
+from dllm.cache.none import NoCache
 from dllm.decoding.speculation import verifiers
 from dllm.decoding.speculation.verifiers import Verifier
+from dllm.models.config import UniformSpec
 from dllm.models.model import DenoisingModel
 from dllm.schedulers import Scheduler
+from dllm.schedulers.renoise import Renoise
 from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings
 from dllm.state.noise import CounterNoise
 
@@ -19,8 +23,7 @@ def check(model: DenoisingModel, settings: Settings) -> tuple[Scheduler, Cache]:
     """Returns the scheduler and cache of settings; raises ValueError if they do not go together."""
     scheduler = schedulers.registry.create(settings.scheduler)
     cache = caches.registry.create(settings.cache)
-    check_cache(model, cache)
-    scheduler.check_model(model.spec)
+    _check_model(model, scheduler, cache, settings)
     for option, ids in scheduler.token_ids().items():
         model.spec.check_token_ids(option, ids, mask=True)  # no method commits it anyway
     name = scheduler.summary()["name"]
@@ -50,6 +53,46 @@ def check(model: DenoisingModel, settings: Settings) -> tuple[Scheduler, Cache]:
         if verifier.execution == "tree":
             _check_tree(model)
     return scheduler, cache
+
+
+def _check_model(
+    model: DenoisingModel, scheduler: Scheduler, cache: Cache, settings: Settings
+) -> None:
+    """Raises ValueError for a scheduler or a cache that a kind of model does not go with."""
+    if isinstance(model.spec, UniformSpec):
+        _check_uniform(model.name, scheduler, cache, settings)
+    check_cache(model, cache)
+    scheduler.check_model(model.spec)
+
+
+def _check_uniform(name: str, scheduler: Scheduler, cache: Cache, settings: Settings) -> None:
+    """Raises ValueError, by name, for what the sampler of the uniform process has no place for."""
+    where = f"{name!r} is of the uniform process: columns that wait hold random tokens, no masks"
+    if not isinstance(scheduler, Renoise):
+        raise ValueError(
+            f"{where}. Scheduler {scheduler.summary()['name']!r} fills masks: use 'renoise', with "
+            "options such as 'renoise:24,entropy_bound=0.2', or leave scheduler out"
+        )
+    if cache != NoCache():
+        raise ValueError(
+            f"{where}, and its encoder keeps all finished text by itself. Cache "
+            f"{cache.summary()['name']!r} has no part in it: use cache='none'"
+        )
+    usual, options = Settings(), ", ".join(one.name for one in fields(scheduler))
+    for one in _UNIFORM_REFUSES:
+        if getattr(settings, one) != getattr(usual, one):
+            raise ValueError(
+                f"{where}. {one}={getattr(settings, one)!r} has no part in its sampler, whose "
+                f"options are those of scheduler 'renoise' ({options}): leave {one} out"
+            )
+
+
+# Settings that change how masks are filled.
+_UNIFORM_REFUSES = (
+    *("verifier", "guidance_scale", "temperature", "top_p", "top_k", "confidence"),
+    *("min_new_tokens", "repetition_penalty", "logits_processors", "forbid_eos", "defer_eos"),
+    *("forbidden_token_ids", "deferred_token_ids", "fixed", "infill", "blocks_from"),
+)
 
 
 def check_cache(model: DenoisingModel, cache: Cache) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from dllm.models.config import ModelSpec
+from dllm.models.config import ModelSpec, UniformSpec
 from dllm.models.model import DenoisingModel
 from dllm.prompts import Row
 from dllm.schedulers import Needs, Scheduler
@@ -26,7 +26,7 @@ def canvas_of(
     """Returns the canvas of encoded prompts, cut into blocks of so many columns."""
     spec, kept = model.spec, tuple(len(row.prompt) + len(row.slots) for row in rows)
     from_zero = spec.attention == "block_causal" or settings.blocks_from == "zero"
-    if spec.attention in WHOLE_BLOCKS:
+    if isinstance(spec, UniformSpec) or spec.attention in WHOLE_BLOCKS:
         rows = [row if row.infilled else _to_block_end(row, block, spec, from_zero) for row in rows]
     num_slots = max(len(row.slots) for row in rows)
     needs = needs_of(scheduler, num_slots, block)
@@ -57,9 +57,10 @@ def canvas_of(
 
 
 def _to_block_end(row: Row, block: int, spec: ModelSpec, from_zero: bool) -> Row:
-    """Returns a row whose slots fill its last block, as models of blocks were trained.
+    """Returns a row whose slots fill its last block.
 
-    Their authors decode whole blocks and cut what was not asked for.
+    Models of blocks and those of the uniform process were trained on whole ones. Their authors
+    decode whole blocks and cut what was not asked for.
     """
     length = len(row.prompt) + len(row.slots)
     counted = length if from_zero else len(row.slots)
@@ -91,6 +92,8 @@ def block_length_of(model: DenoisingModel, settings: Settings, num_slots: int) -
     """
     trained = model.spec.block_length
     block = settings.block_length or trained or DEFAULT_BLOCK_LENGTH
+    if isinstance(model.spec, UniformSpec):
+        return block  # of any length, and never cut: the model fills a whole canvas
     if model.spec.attention != "block_causal":
         return block if model.spec.attention in WHOLE_BLOCKS else min(block, num_slots)
     assert trained is not None

@@ -51,6 +51,7 @@ class DenoisingLoop:
     passes: Passes
     store_variants: int = 1  # rows of the store for each row of the batch
     at_eos: AtEnd = "stop"
+    refreshes: bool = False  # the first pass of a block cuts no row off, see `Cache.refreshes`
     memory: PromptMemory | None = None
     batch: ContinuousBatch | None = None  # lets further prompts in; None: all are in the canvas
     stop: StopStrings | None = None  # texts that end a row
@@ -85,7 +86,7 @@ class DenoisingLoop:
             if self.stop is not None:
                 self.stop.end_rows(canvas)
             lockstep = self.cache.lockstep
-            progress = settle(canvas, lockstep, self.at_eos, feeds, self.cache.refreshes)
+            progress = settle(canvas, lockstep, self.at_eos, feeds, self.refreshes)
             if meter.first_pass is None:  # host and device have just met
                 meter.first_pass = perf_counter()
             left = max(progress.remaining - canvas.layout.window_length, 0) + progress.num_open

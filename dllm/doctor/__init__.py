@@ -59,6 +59,13 @@ def examine_model(
     named = LocalCheckpoint(name, Source(revision))
     checks: list[tuple[str, Check]] = [
         ("checkpoint", partial(checkpoint.folder, named)),
+        ("architecture", partial(checkpoint.foreign, named)),
+    ]
+    if named.is_foreign:
+        yield from run(checks)
+        return
+    checks = [
+        ("checkpoint", partial(checkpoint.folder, named)),
         ("architecture", partial(checkpoint.architecture, named)),
         ("tokenizer", partial(checkpoint.tokenizer, named)),
         ("chat template", partial(checkpoint.chat_template, named)),

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+import transformers
 from huggingface_hub import try_to_load_from_cache
 
 from dllm.compatible import caches_of, verifiers_of
@@ -16,6 +17,7 @@ from dllm.doctor.finding import Finding, failure, ok, warning
 from dllm.doctor.machine import fast_bfloat16
 from dllm.models.config import CheckpointError
 from dllm.models.cost import idle_parameters, narrow_bytes, network_cost
+from dllm.models.diffusion_gemma import ARCHITECTURE, TESTED, spec_of
 from dllm.models.loading import read_adapter
 from dllm.models.loading.checkpoint import Checkpoint
 from dllm.models.loading.folder import HUB_ID, Source, find_folder
@@ -46,6 +48,14 @@ class LocalCheckpoint(Checkpoint):
                 "downloaded yet, which loading it does"
             )
         return Path(cached).parent
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether transformers' own class runs it; not where its config.json cannot be read."""
+        try:
+            return self.is_diffusion_gemma
+        except CheckpointError:  # the checks of all others say why
+            return False
 
     @cached_property
     def empty(self) -> Transformer:
@@ -91,6 +101,19 @@ def architecture(checkpoint: LocalCheckpoint) -> Iterator[Finding]:
     attention = family.read_attention(checkpoint.config)
     attends = f"{attention.replace('_', '-')} attention{shifted}"
     yield ok("architecture", f"{family.architecture}: {shape}, {attends}")
+
+
+def foreign(checkpoint: LocalCheckpoint) -> Iterator[Finding]:
+    """Yields whether transformers can run what has no family here."""
+    spec, version = spec_of(checkpoint.config, checkpoint.eos), transformers.__version__
+    ends = ", ".join(map(str, spec.eos_token_ids))
+    text = f"{ARCHITECTURE}: canvases of {spec.block_length} columns, no mask, end {ends}; "
+    text += f"at most {spec.max_length} tokens"
+    if hasattr(transformers, ARCHITECTURE):
+        yield ok("architecture", f"{text}; run by transformers {version}")
+    else:
+        way = f"pip install 'transformers>={TESTED}'"
+        yield failure("architecture", f"{text}; transformers {version} does not have it", way)
 
 
 def tokenizer(checkpoint: LocalCheckpoint) -> Iterator[Finding]:

@@ -16,6 +16,7 @@ from dllm.models.fields import (
     Numbers,
     check_fields,
 )
+from dllm.models.yarn import YarnConfig
 
 # masks_last: causal over an order in which masks stand behind all tokens; a token sees those up to
 # itself, a mask all tokens and the masks up to itself.
@@ -68,15 +69,6 @@ NETWORK_FIELDS: Allowed = {
     "experts": None,
     "decoder": None,
     "yarn": None,
-}
-YARN_FIELDS: Allowed = {
-    "factor": Numbers(TINIEST, LARGEST, whole=False),
-    "original_length": Numbers(1, NO_LIMIT),
-    "beta_fast": Numbers(TINIEST, LARGEST, whole=False),
-    "beta_slow": Numbers(TINIEST, LARGEST, whole=False),
-    "magnitude": Numbers(TINIEST, LARGEST, whole=False),
-    "query_beta": Numbers(0, LARGEST, whole=False),
-    "rounded": _FLAG,
 }
 DECODER_FIELDS: Allowed = {"num_layers": Numbers(1, MOST_LAYERS), "shared": _FLAG}
 EXPERTS_FIELDS: Allowed = {
@@ -156,29 +148,6 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, DECODER_FIELDS)
-
-
-@dataclass(frozen=True)
-class YarnConfig:
-    """Rotary embeddings stretched by a factor, slow frequencies more than fast ones (YaRN).
-
-    Source: arXiv 2309.00071, equations 17 to 23; `_compute_yarn_parameters` of transformers.
-    """
-
-    factor: float  # below 1 too: it is taken as it is, not made of two lengths
-    original_length: int  # tokens before stretching
-    # Turns over the original length: from `beta_fast` on nothing is stretched, to `beta_slow` all.
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    magnitude: float = 1.0  # of the rotated queries and keys
-    # Rotated queries at position p are multiplied by 1 + query_beta ln(1 + floor(p / original)).
-    query_beta: float = 0.0
-    rounded: bool = True  # the range between both betas ends at whole frequencies
-
-    def __post_init__(self) -> None:
-        check_fields(self, YARN_FIELDS)
-        if self.beta_slow > self.beta_fast:
-            raise ValueError(f"beta_slow={self.beta_slow} is over beta_fast={self.beta_fast}")
 
 
 @dataclass(frozen=True)
@@ -292,3 +261,22 @@ class ModelSpec:
                     f"{name}={token} is the mask token, which marks open slots and nothing else: "
                     "give another id, or correct mask_token_id"
                 )
+
+
+@dataclass(frozen=True)
+class UniformSpec(ModelSpec):
+    """The same of a model of the uniform process, in which noise is a random token and no mask.
+
+    `mask_token_id` is then a flag: it marks columns that wait, stands right behind the last token
+    of the vocabulary, and counts among `vocab_size`. The model is never fed it.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mask_token_id != self.vocab_size - 1:
+            raise ValueError(
+                f"mask_token_id={self.mask_token_id} must stand behind the last token of the "
+                f"uniform process: give {self.vocab_size - 1}, or another vocab_size"
+            )
+        if self.block_length is None:
+            raise ValueError("the uniform process needs a block_length: a canvas at a time is fed")

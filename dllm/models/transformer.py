@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from dllm.models.config import NetworkConfig, YarnConfig
+from dllm.models.config import NetworkConfig
 from dllm.models.layers import Block, Fed, Memory, RMSNorm, Rotation, rows_of
+from dllm.models.yarn import kept
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore
 
@@ -88,8 +88,8 @@ class Transformer(nn.Module):
         periods = self.config.rope_theta**exponents
         frequencies = 1.0 / periods
         if yarn is not None:
-            kept = _kept(len(periods), self.config.rope_theta, yarn).to(columns.device)
-            frequencies = 1.0 / (yarn.factor * periods) * (1 - kept) + frequencies * kept
+            whole = kept(len(periods), self.config.rope_theta, yarn).to(columns.device)
+            frequencies = 1.0 / (yarn.factor * periods) * (1 - whole) + frequencies * whole
         angles = columns[..., None].float() * frequencies
         cos, sin = angles.cos()[:, :, None], angles.sin()[:, :, None]
         if yarn is not None and yarn.magnitude != 1:
@@ -99,21 +99,6 @@ class Transformer(nn.Module):
             times = torch.floor(columns / yarn.original_length)
             query = (1 + yarn.query_beta * torch.log(1 + times))[..., None, None]
         return Rotation(torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1), query)
-
-
-def _kept(count: int, theta: float, yarn: YarnConfig) -> Tensor:
-    """Returns how much of each rotary frequency (n,) is not stretched: 1 all of it, 0 nothing."""
-
-    def place(turns: float) -> float:
-        """Returns the frequency, counted from the fastest, with so many turns in the original."""
-        return count * math.log(yarn.original_length / (turns * 2 * math.pi)) / math.log(theta)
-
-    first, last = place(yarn.beta_fast), place(yarn.beta_slow)
-    if yarn.rounded:
-        first, last = math.floor(first), math.ceil(last)
-    first, last = max(first, 0), min(last, 2 * count - 1)
-    width = last - first or 0.001  # as in the references
-    return 1 - ((torch.arange(count, dtype=torch.float32) - first) / width).clamp(0, 1)
 
 
 def _narrows(plan: StepPlan) -> bool:

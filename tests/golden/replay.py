@@ -89,6 +89,8 @@ STEPS = {
 NOT_END_TO_END = {
     "block_refinement_step": "tests/schedulers/test_token_editing.py",
     "learn2pd_training_data": "tests/schedulers/test_learn2pd.py",
+    "renoise_block": "tests/schedulers/test_renoise.py",
+    "renoise_step": "tests/schedulers/test_renoise.py",
 }
 
 

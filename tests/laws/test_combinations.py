@@ -18,7 +18,7 @@ import dllm
 from dllm.generate import Stream
 from dllm.schedulers import registry as schedulers
 from tests.support import ROOT
-from tests.support.laws import OF_CACHES
+from tests.support.laws import OF_CACHES, OF_SCHEDULERS
 from tests.support.models import model_of, random_prompts
 
 PAGE = ROOT / "docs" / "guides" / "caches.md"
@@ -60,7 +60,8 @@ def model(name: str) -> dllm.HostedModel:
 
 
 def all_schedulers() -> dict[str, Any]:
-    return {**{name: name for name in schedulers.names()}, **SCHEDULERS}
+    filling = [name for name in schedulers.names() if OF_SCHEDULERS.get(name) != ()]
+    return {**{name: name for name in filling}, **SCHEDULERS}
 
 
 def started(cell: Cell) -> Stream:

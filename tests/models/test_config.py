@@ -15,12 +15,11 @@ from dllm.models.config import (
     EXPERTS_FIELDS,
     NETWORK_FIELDS,
     SPEC_FIELDS,
-    YARN_FIELDS,
     ExpertsConfig,
-    YarnConfig,
     printable,
 )
 from dllm.models.fields import Numbers
+from dllm.models.yarn import YARN_FIELDS, YarnConfig
 
 NETWORK = NetworkConfig(
     vocab_size=50,

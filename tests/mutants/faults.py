@@ -106,9 +106,21 @@ FAULTS = [
         "dllm/state/progress.py",
         (
             "truncate-cuts-end",
-            "_overwrite(canvas, (ended.cumsum(1) > ended) & ~canvas.fixed)",
-            "_overwrite(canvas, (ended.cumsum(1) >= 1) & ~canvas.fixed)",
+            "(ended.cumsum(1) > ended) & ~canvas.fixed",
+            "(ended.cumsum(1) >= 1) & ~canvas.fixed",
             f"{CALLS} {FUZZ} tests/golden/test_replay.py",
+        ),
+        (
+            "truncate-after-refresh",
+            "going = going & (canvas.step - canvas.entry_step != 1)",
+            "pass",
+            f"tests/golden/test_replay.py {CALLS} tests/cache",
+        ),
+        (
+            "finished-rows-are-cut",
+            "ended, going = canvas.ended.int(), ~canvas.finished",
+            "ended, going = canvas.ended.int(), canvas.finished | ~canvas.finished",
+            BOUNDARIES,
         ),
         (
             "stop-before-text-is-there",
@@ -263,12 +275,6 @@ FAULTS = [
     ),
     *in_file(
         "dllm/decoding/passes.py",
-        (
-            "truncate-after-refresh",
-            ' and uses_store and plan.kind == "refresh" else at_eos',
-            ' and plan.kind == "neither" else at_eos',
-            f"tests/golden/test_replay.py {CALLS} tests/cache",
-        ),
         (
             "narrow-loses-columns",
             "count = -(-progress.num_open // _GROUP) * _GROUP",

@@ -73,6 +73,7 @@ OF_SCHEDULERS: dict[str, tuple[Any, ...]] = {
         "prophet:region=fixed,answer_start=8,high=3,mid=2,low=1",
     ),
     "quota_threshold": ("quota_threshold:0.5,steps=8",),
+    "renoise": (),  # refuses masks; tests/models/test_diffusion_gemma.py has its laws
     "rcr": ("rcr", "rcr:16,schedule=cosine"),
     "remdm": ("remdm:remask=2,begin=0.5,loops=4",),
     "slowfast": ("slowfast:0.5,low=0.2", "slowfast@code:0.5,most_slow=3"),

@@ -35,6 +35,7 @@ class VerifiedPasses:
     plain: PlainPasses
     verifier: Verifier
     at_eos: AtEnd  # what an end token does
+    refreshes: bool  # the first pass of a block cuts no row off, see `Cache.refreshes`
 
     @property
     def num_variants(self) -> int:
@@ -128,7 +129,7 @@ class VerifiedPasses:
 
         Those with masks in the block that they began with.
         """
-        end_rows(canvas, self.at_eos, self.plain.step.cache.refreshes)
+        end_rows(canvas, self.at_eos, self.refreshes)
         return canvas.active & ~canvas.broken & begun.same(canvas)
 
 

@@ -13,9 +13,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from dllm.models.config import NetworkConfig, YarnConfig
+from dllm.models.config import NetworkConfig
 from dllm.models.families import qwen
 from dllm.models.families.family import Family, Fields, TensorNames
+from dllm.models.yarn import YarnConfig
 
 SUPPORTED = {
     "attention_bias": False,

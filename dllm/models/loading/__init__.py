@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dllm.models.config import CheckpointError
+from dllm.models.diffusion_gemma import DiffusionGemma, defaults_of, load_module, spec_of
 from dllm.models.families import Family, add_family, find_family
 from dllm.models.loading.adapter import Adapter
 from dllm.models.loading.checkpoint import Checkpoint
@@ -82,6 +83,9 @@ def load(  # noqa: PLR0913 one argument for each choice that loading leaves open
         )
     asked = _asked(attention, block_length)
     checkpoint = Checkpoint(os.fspath(name_or_path), source, _named(tokenizer), asked)
+    if checkpoint.is_diffusion_gemma:  # has all that callers read but the network
+        refused = {"speed": "+".join(ways), "adapter": adapter}
+        return _diffusion_gemma(checkpoint, named, where, device_map, refused)
     # Read first, as these errors name their file themselves.
     hosts, defaults, words = checkpoint.family, checkpoint.generation, checkpoint.tokenizer
     lora = None if adapter is None else read_adapter(adapter, source, checkpoint.name)
@@ -116,6 +120,28 @@ def read_adapter(given: str | os.PathLike[str], source: Source, model: str) -> A
     adapter = Adapter(folder)
     adapter.warn_of_another_base(model)
     return adapter
+
+
+def _diffusion_gemma(
+    checkpoint: Checkpoint,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    device_map: DeviceMap | None,
+    refused: Mapping[str, Any],
+) -> Any:
+    """Returns transformers' own model of a checkpoint."""
+    for name, value in refused.items():
+        if value:
+            raise ValueError(
+                f"{name}={value!r} is for networks that dllm hosts, and {checkpoint.name!r} is run "
+                f"by transformers: leave {name} out"
+            )
+    spec = spec_of(checkpoint.config, checkpoint.eos)
+    defaults, words = defaults_of(checkpoint.generation), checkpoint.tokenizer
+    placed = {"device_map": {"": device} if device_map is None else device_map}
+    module = load_module(checkpoint.folder, dtype or checkpoint.dtype, placed)
+    parts = (spec, words, defaults, checkpoint.config, checkpoint.commit)
+    return DiffusionGemma(checkpoint.name, module, *parts)
 
 
 def _named(

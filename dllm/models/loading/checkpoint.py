@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from dllm.models.config import CheckpointError, ModelSpec, NetworkConfig, printable
+from dllm.models.diffusion_gemma import is_diffusion_gemma, text_part
 from dllm.models.families import Family, find_family
 from dllm.models.families.e2d2 import BASE
 from dllm.models.loading.files import PLAIN, StoredTensor, list_tensors, read_json, stream_tensors
@@ -71,6 +72,11 @@ class Checkpoint:
             raise CheckpointError(f"config.json takes its shape from {base!r}: {way}") from error
         return {**self.config, BASE: there}
 
+    @property
+    def is_diffusion_gemma(self) -> bool:
+        """Whether transformers' own class runs it, and no family of the project."""
+        return is_diffusion_gemma(self.config)
+
     @cached_property
     def family(self) -> Family:
         """The family that can host it."""
@@ -125,7 +131,7 @@ class Checkpoint:
     @cached_property
     def spec(self) -> ModelSpec:
         """Its special tokens, limits and attention."""
-        family, eos, mask = self.family, self._eos(), self._mask()
+        family, eos, mask = self.family, self.eos, self._mask()
         attention = family.read_attention(self.config)
         trained = [word for word in family.block_words if word in self.name.lower()]
         if trained and self.attention is None and attention != "block_causal":
@@ -181,10 +187,12 @@ class Checkpoint:
             _warn(f"the mask token differs: {_listed(found)}. That of {first} is taken; mend it")
         return token
 
-    def _eos(self) -> tuple[int, ...]:
-        """Returns the ids that end an answer; the first of them fills a finished row."""
+    @cached_property
+    def eos(self) -> tuple[int, ...]:
+        """The ids that end an answer; the first of them fills a finished row."""
         for_text = _ids("eos_token_id", self.generation, GENERATION)
-        base = _ids("eos_token_id", self.config)
+        alone = self.is_diffusion_gemma  # without a family
+        base = _ids("eos_token_id", text_part(self.config) if alone else self.config)
         if for_text and base and not set(for_text) & set(base):
             _warn(
                 f"the end tokens differ: {GENERATION} has {list(for_text)} and config.json "
@@ -192,7 +200,7 @@ class Checkpoint:
             )
         eos = [*for_text, *base]
         if self.tokenizer is not None:
-            turn_end = find_token(self.tokenizer, self.family.turn_ends)
+            turn_end = find_token(self.tokenizer, () if alone else self.family.turn_ends)
             eos += [t for t in (self.tokenizer.eos_token_id, turn_end) if t is not None]
         if not eos:
             raise CheckpointError(

@@ -12,6 +12,7 @@ from typing import Any
 from huggingface_hub import hf_hub_download, snapshot_download
 
 from dllm.models.config import CheckpointError
+from dllm.models.diffusion_gemma import is_diffusion_gemma
 from dllm.models.families import find_family
 from dllm.models.loading.files import check_files, check_gguf, check_quantised, read_json
 
@@ -80,8 +81,10 @@ def _download(name: str, source: Source, files: Sequence[str]) -> Path:
     inside, options = source.subfolder, source.options
     try:
         if files is DOWNLOADED:
-            config = hf_hub_download(name, CONFIG, subfolder=inside or None, **options)
-            find_family(read_config(Path(config).parent))
+            path = hf_hub_download(name, CONFIG, subfolder=inside or None, **options)
+            config = read_config(Path(path).parent)
+            if not is_diffusion_gemma(config):
+                find_family(config)
         patterns = [f"{inside}/{file}" if inside else file for file in files]
         return Path(snapshot_download(name, allow_patterns=patterns, **options))
     except CheckpointError:

@@ -1,0 +1,188 @@
+"""DiffusionGemma: transformers' own class as a model of the uniform process.
+
+How it is decoded. The canvas is the project's own, one block for each canvas of the model (256
+columns, counted from the prompt; a last block is whole, and the output cuts what was not asked
+for). A column that waits holds a flag, an id right behind the vocabulary, so that progress, rows
+that wait, stop strings, traces and outputs need nothing of their own. `schedulers/renoise.py` is
+the sampler: what is accepted lies in its state, and a block is written at once.
+`decoding/uniform.py` runs the passes: as a row enters a block it encodes what is new before it
+(kind "refresh"), then the decoder denoises the block (kind "step", the forwards of a row), fed
+random tokens of the row's own noise and its last logits. Rows are run one at a time: a batch gives
+what each row gives alone to the last bit, no prompt is padded, and more rows are no faster.
+Caches, verifiers and guidance have no part in it and are refused (`compatible.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from dllm.models.config import CheckpointError, UniformSpec
+from dllm.state.plan import StepPlan
+from dllm.state.store import KVStore
+
+ARCHITECTURE = "DiffusionGemmaForBlockDiffusion"
+TESTED = "5.24"  # the oldest transformers that this was run with
+# generation_config.json -> option of the scheduler; the bound lies in a part of its own.
+_SAMPLER = {
+    "max_denoising_steps": "steps",
+    "t_max": "t_max",
+    "t_min": "t_min",
+    "stability_threshold": "stability_threshold",
+    "confidence_threshold": "confidence_threshold",
+}
+
+
+def is_diffusion_gemma(config: Mapping[str, Any]) -> bool:
+    """Whether transformers' own class runs a checkpoint, and no family of the project."""
+    return bool(config.get("architectures") == [ARCHITECTURE])
+
+
+@dataclass(frozen=True)
+class DiffusionGemma:
+    """A causal encoder that keeps finished text, and a decoder that denoises a canvas over it."""
+
+    name: str
+    module: Any  # transformers' DiffusionGemmaForBlockDiffusion
+    spec: UniformSpec
+    tokenizer: PreTrainedTokenizerBase | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)  # config.json
+    revision: str | None = None  # commit of the hub's repository; None for a folder
+
+    supports_cache = False
+
+    @property
+    def device(self) -> torch.device:
+        found: torch.device = self.module.device
+        return found
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights and of the encoder's keys and values."""
+        found: torch.dtype = self.module.dtype
+        return found
+
+    def new_store(self, num_rows: int, num_columns: int) -> KVStore:
+        raise ValueError(f"{self.name!r} keeps its encoder's keys by itself: use cache='none'")
+
+    def forward(self, tokens: Tensor, plan: StepPlan, store: KVStore | None) -> Tensor:
+        raise ValueError(
+            f"{self.name!r} has no pass over a whole canvas: its encoder reads finished text and "
+            "its decoder one block; decode it with dllm.generate"
+        )
+
+    def check_prompt(self, prompt: Sequence[int], where: str) -> None:
+        """Raises ValueError for a prompt that is empty or has a place for an image."""
+        if not prompt:
+            raise ValueError(
+                f"{where} is empty, and the encoder needs a token: begin with bos_token_id"
+            )
+        for key in ("image_token_id", "boi_token_id", "eoi_token_id"):
+            if self.config.get(key) in prompt:
+                raise ValueError(
+                    f"{where} holds {key}={self.config[key]}, a place of an image: images are not "
+                    "read here; give text, or call transformers' own generate with pixel_values"
+                )
+
+    def encode(self, tokens: Tensor, prefix: Any | None) -> Any:
+        """Returns the keys and values of a prefix (1, n) int64 with what was encoded before it.
+
+        They are those of `prefix`, to which the new ones are added.
+        """
+        if prefix is None:
+            text = self.module.config.get_text_config(decoder=True)
+            prefix = transformers.DynamicCache(config=text)
+        self.module.model.encoder(input_ids=tokens, cache=prefix)
+        return prefix
+
+    def denoise(self, tokens: Tensor, prefix: Any, conditioning: Tensor | None) -> Tensor:
+        """Returns the logits (1, W, V) float32 of a noisy block (1, W) int64 behind a prefix.
+
+        `conditioning` (1, W, V) are the tempered logits of the forward before, None for the first.
+        V is the vocabulary without the flag.
+        """
+        out = self.module(
+            decoder_input_ids=tokens, cache=prefix, self_conditioning_logits=conditioning
+        )
+        logits: Tensor = out.logits
+        return logits
+
+
+def num_bytes(prefix: Any) -> int:
+    """Returns the bytes of a prefix's keys and values."""
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in prefix.layers)
+
+
+def load_module(folder: Path, dtype: torch.dtype, where: Mapping[str, Any]) -> nn.Module:
+    """Returns transformers' model of a folder; CheckpointError where it is not to be had.
+
+    `where` are the arguments that place it. No code of the folder is run.
+    """
+    # Looked up when asked for: transformers before it has everything else that is needed.
+    kind = getattr(transformers, ARCHITECTURE, None)
+    if kind is None:
+        raise CheckpointError(
+            f"{folder} is a {ARCHITECTURE}, which transformers {transformers.__version__} does not "
+            f"have: pip install 'transformers>={TESTED}'"
+        )
+    try:
+        module: nn.Module = kind.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, local_files_only=True, **where
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder} cannot be loaded by transformers: {error}") from error
+    return module.eval()
+
+
+def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns what a config.json says of text; CheckpointError where it says nothing."""
+    text = config.get("text_config")
+    if not isinstance(text, Mapping):
+        raise CheckpointError(f"config.json of {ARCHITECTURE} has no 'text_config'")
+    return text
+
+
+def spec_of(config: Mapping[str, Any], ends: tuple[int, ...]) -> UniformSpec:
+    """Returns what decoding must know of a config.json; `ends` are its end tokens."""
+    text = text_part(config)
+    wanted = {"vocab_size": text, "max_position_embeddings": text, "canvas_length": config}
+    lacking = [key for key, part in wanted.items() if not part.get(key)]
+    if lacking:
+        raise CheckpointError(f"config.json of {ARCHITECTURE} lacks {', '.join(lacking)}: add it")
+    pad = text.get("pad_token_id")
+    try:
+        return UniformSpec(
+            vocab_size=text["vocab_size"] + 1,
+            max_length=text["max_position_embeddings"],
+            mask_token_id=text["vocab_size"],
+            eos_token_ids=ends,
+            pad_token_id=ends[0] if pad is None else pad,
+            block_length=config["canvas_length"],
+        )
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{error} (in config.json or generation_config.json)") from error
+
+
+def defaults_of(generation: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings that a generation_config.json recommends, the sampler's as a scheduler.
+
+    What it leaves out has the scheduler's default, which is that of transformers.
+    """
+    named = {_SAMPLER[key]: generation[key] for key in _SAMPLER if generation.get(key) is not None}
+    inner, known = generation.get("sampler_config") or {}, "EntropyBoundSamplerConfig"
+    if not isinstance(inner, Mapping) or inner.get("_cls_name", known) != known:
+        raise CheckpointError(
+            f"generation_config.json has sampler_config={inner!r}; supported: {known}"
+        )
+    if inner.get("entropy_bound") is not None:
+        named["entropy_bound"] = inner["entropy_bound"]
+    most = generation.get("max_new_tokens") or 256  # as transformers' own defaults have it
+    return {"max_new_tokens": most, "scheduler": {"name": "renoise", **named}}
