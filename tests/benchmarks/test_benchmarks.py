@@ -55,6 +55,7 @@ def test_the_cost_curve(tmp_path: Path) -> None:
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_steps_beside_floor_and_textbook_loop(tmp_path: Path) -> None:
     file = tmp_path / "step.json"
     sizes = ("--prompt", "16", "--new-tokens", "16", "--block", "8", "--repeats", "1")

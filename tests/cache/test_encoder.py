@@ -135,7 +135,7 @@ def test_one_host_transfer_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(waits) == {1}
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("name", "cached"), crossed(MODELS, ("none", "encoder", "encoder:again=true"))
 )

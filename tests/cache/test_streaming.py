@@ -194,7 +194,7 @@ def test_each_token_is_fed_until_it_is_final_and_once_more() -> None:
     assert list(out.metrics.fed) == [19, *[9] * 24, *range(8, 1, -1)]  # left to right
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["id"])
 def test_recordings_without_a_cache_and_cut_at_max_tokens(case: Any) -> None:
     """The law of exactness on what was recorded, and where our shorter canvas shows."""

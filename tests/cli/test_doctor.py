@@ -518,6 +518,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, machine: list[Finding]) -> None:
     monkeypatch.setattr(doctor, "examine_machine", lambda where: iter(machine))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_the_command_prints_a_line_each(folder: Path, machine: list[Finding]) -> None:
     done = CliRunner().invoke(app, ["doctor", "tiny"])

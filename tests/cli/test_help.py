@@ -88,6 +88,7 @@ def _printed(text: str, capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("seconds", [0.3, 1.0, 2.0])
 def test_ctrl_c_while_torch_is_imported(seconds: float) -> None:
     # A job in the background of a script ignores Ctrl-C, and so would this one.

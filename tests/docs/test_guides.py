@@ -82,7 +82,7 @@ def test_ripple_may_feed_everything(folder: Path) -> None:
         assert decoded(model, prompts, ripple(1000)) == decoded(model, prompts, "none")
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["Lookback", "Ripple"])
 @pytest.mark.parametrize("scheduler", ["threshold:0.3", "multi_block:0.4,blocks=3"])
 def test_the_guides_caches_keep_the_laws(

@@ -53,6 +53,7 @@ def added(folder: Path, monkeypatch: pytest.MonkeyPatch) -> type[Scheduler]:
     return schedulers.registry.get(NAME)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 @pytest.mark.usefixtures("folder")
 def test_python_of_the_pages_runs(page: Path, tmp_path: Path) -> None:
@@ -247,7 +248,7 @@ def test_a_scheduler_from_elsewhere_is_called_by_its_file(folder: Path) -> None:
     assert short(scheduler.summary(), schedulers.registry) == f"{NAME}:SpacedMargin:margin=0.5"
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", [NAME, *EXAMPLES])
 def test_examples_keep_the_laws(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = module_of(ADDING, folder)

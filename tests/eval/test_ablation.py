@@ -288,12 +288,14 @@ def test_if_all_rows_are_refused_that_is_an_error(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_loaded_is_a_refusal(tmp_path: Path) -> None:
     rows = [{"name": "here"}, {"name": "gone", "model": str(tmp_path / "nowhere")}]
     assert ablate(written(tmp_path / "x.yaml", settings=rows), "--output", tmp_path).exit_code == 0
     assert "the model cannot be loaded" in report(tmp_path)[1]["state"]
 
 
+@pytest.mark.slow
 def test_what_is_there_is_not_run_again_and_no_model_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -309,6 +311,7 @@ def test_what_is_there_is_not_run_again_and_no_model_is_loaded(
     assert "2 of 2 runs were there already" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_row_that_now_asks_for_something_else_is_run(tmp_path: Path) -> None:
     path = written(tmp_path / "x.yaml", settings=[{"name": "a", "scheduler": "threshold:0.9"}])
     assert ablate(path, "--output", tmp_path / "out").exit_code == 0

@@ -103,6 +103,7 @@ def check_merged(folder: Path, adapter: Path, scale: Callable[[str], float], **h
     assert changed == len(load_file(adapter / "adapter_model.safetensors")) // 2
 
 
+@pytest.mark.few(2)
 @EVERY
 @pytest.mark.parametrize("speed", [None, "fused"])
 def test_every_matrix_of_every_family(architecture: str, speed: str | None, tmp_path: Path) -> None:

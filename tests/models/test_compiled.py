@@ -87,6 +87,7 @@ def test_what_a_pass_is_made_of_does(monkeypatch: pytest.MonkeyPatch) -> None:
         assert runner.num_variants == number + 1
 
 
+@pytest.mark.slow
 def test_no_more_variants_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     model, runner, traced = compiled("llada_gqa", monkeypatch, most=1)
     for plan in (part(2, 6, 6), part(1, 6, 6), part(2, 7, 7)):

@@ -66,7 +66,7 @@ def test_flops_of_every_family(architecture: str, tmp_path: Path) -> None:
     assert metrics.flops == counter.get_total_flops() > 0
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "given",
     [

@@ -725,6 +725,7 @@ def test_with_a_cache_dimple_commits_where_the_pass_computed_logits(cache: str) 
 # SlowFast
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(
     script=scripts(),

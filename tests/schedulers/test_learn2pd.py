@@ -609,6 +609,7 @@ def test_train_filter_writes_a_filter_and_repeats_nothing(
     assert read_filter(path).num_layers == 1
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on(train: Command, count: dict[str, int], tmp_path: Path) -> None:
     path = tmp_path / "f.safetensors"
     count["stop_collect"], count["stop_loss_of"] = 1, 10
@@ -630,6 +631,7 @@ def test_an_interrupted_run_goes_on(train: Command, count: dict[str, int], tmp_p
     assert same(weights_of(path), resumed)
 
 
+@pytest.mark.slow
 def test_damaged_data_is_made_again(train: Command, count: dict[str, int], tmp_path: Path) -> None:
     assert train("--epochs", "4").exit_code == 0
     first = weights_of(tmp_path / "f.safetensors")
