@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dllm.options import CountOrNone, Probability, Range, TokenId
+from dllm.options import Probability, Range, TokenId
 from dllm.schedulers.base import (
     Candidates,
     Decision,
@@ -43,7 +43,8 @@ class InsertDelete(Scheduler):
 
     threshold: Annotated[float, Range(0, 2)] = 0.5  # a probability, compared with >
     editing_threshold: Probability = 0.0  # the same
-    post_steps: CountOrNone = 16  # forwards without masks of the beginning, in all
+    # Forwards without masks of the beginning, in all; what each of them found is remembered.
+    post_steps: Annotated[int, Range(0, 1000)] = 16
     delete_token_id: TokenId | None = None  # of the checkpoint's config.json; None: none is deleted
     split_token_id: TokenId | None = None  # of the checkpoint's config.json; None: none is inserted
 

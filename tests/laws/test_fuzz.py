@@ -190,6 +190,8 @@ def is_exact(running: Stream) -> bool:
         return cache["first_token"] == "feed" and narrow
     if cache["name"] == "streaming":
         return narrow
+    if cache["name"] == "encoder":
+        return not cache["again"] and narrow
     if cache["name"] in ("prefix", "dual"):
         return cache["refresh_every"] == 1 and cache["first_token"] == "feed" and narrow
     if cache["name"] == "dkv":

@@ -24,7 +24,15 @@ from dllm.state.plan import StepPlan
 from tests.support.laws import FILTER
 from tests.support.models import MODELS, model_of
 
-FAMILIES = ("sdar", "fast_dllm_v2", "causal", "wedlm", "nemotron")  # random ones with exact caches
+FAMILIES = (
+    "sdar",
+    "fast_dllm_v2",
+    "causal",
+    "wedlm",
+    "nemotron",
+    "e2d2",
+    "e2d2_shared",
+)  # random ones with exact caches
 NAMES = (*MODELS, *FAMILIES, "wrapped", "wrapped_shifted")
 COMMON = (6, 9, 13, 29, 47, 72, 113)  # tokens that are proposed often, for ends and delimiters
 TOKENS = 125  # ids below have no meaning in any of these models
@@ -186,6 +194,8 @@ class Draw:
         """Returns a cache, more often one that serves the model."""
         if model.startswith("wrapped") or self.chance(0.15):
             return {"name": "none", "beyond_block": self.chance(0.7)}
+        if model.startswith("e2d2"):
+            return self.part(dllm.cache.registry, self.one(("encoder", "encoder", "none")))
         if model == "wedlm":
             return self.part(dllm.cache.registry, self.one(("streaming", "streaming", "none")))
         if model in FAMILIES and self.chance(0.5):
