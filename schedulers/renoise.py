@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dllm.models.config import UniformSpec
-from dllm.options import Amount, Count, CountOrNone, Range
+from dllm.options import Amount, Count, Range
 from dllm.schedulers.base import (
     Candidates,
     Decision,
@@ -44,7 +44,8 @@ class Renoise(Scheduler):
     entropy_bound: Amount = 0.1  # nats; the largest of the entropies does not count
     t_max: _Temperature = 0.8
     t_min: _Temperature = 0.4
-    stability_threshold: CountOrNone = 1  # forwards; 0: stability is not asked for
+    # Forwards, whose tokens are remembered; 0: stability is not asked for.
+    stability_threshold: Annotated[int, Range(0, 1000)] = 1
     confidence_threshold: Amount = 0.005  # nats; 0: all `steps` are taken
 
     source = (
