@@ -376,7 +376,8 @@ def test_ways_of_speeding_up_keep_the_tokens(
     assert dllm.generate(quick, prompts, **settings).sequences == expected
     assert isinstance(quick.runner, Compiled)
     assert quick.runner.failed is None
-    assert quick.runner.num_variants > 1
+    # A step feeds a shifted model a column more than it asks logits of, as a refresh does.
+    assert quick.runner.num_variants > (0 if model.spec.logit_shift else 1)
     kinds = 2 if architecture == "LLaDA2MoeModelLM" else 1  # its first layer has no experts
     assert len(quick.runner._layers) == kinds
 
