@@ -66,7 +66,6 @@ def pairs() -> list[Any]:
     return found
 
 
-@pytest.mark.few(5)
 @pytest.mark.parametrize(("scheduler", "cache"), pairs())
 def test_a_row_is_what_it_would_be_alone(scheduler: Any, cache: Any) -> None:
     model = golden_model("llada_gqa", "float32")
@@ -231,7 +230,7 @@ class Poisoned:
             states[place * each : (place + 1) * each].normal_(std=30)
 
 
-@pytest.mark.few(1)
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     ("name", "cache"),
     [
