@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -48,6 +49,11 @@ class LocalCheckpoint(Checkpoint):
                 "downloaded yet, which loading it does"
             )
         return Path(cached).parent
+
+    @property
+    def elsewhere(self) -> Source:
+        """The same, on this machine alone."""
+        return replace(super().elsewhere, local_files_only=True)
 
     @property
     def is_foreign(self) -> bool:

@@ -30,7 +30,9 @@ from dllm.doctor import checkpoint as doctor_checkpoint
 from dllm.doctor import machine as doctor_machine
 from dllm.doctor.checkpoint import LocalCheckpoint
 from dllm.doctor.finding import Finding, failure, ok, run, warning
+from dllm.models.config import CheckpointError
 from dllm.models.families import FAMILIES
+from dllm.models.loading import folder as folder_module
 from dllm.models.loading.folder import EMBEDDED
 from dllm.models.loading.weights import parse_device
 from dllm.models.speed import Way
@@ -558,3 +560,24 @@ def test_no_weight_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dllm.models.loading.checkpoint.stream_tensors", refuse)
     monkeypatch.setattr("dllm.models.loading.weights.stream_tensors", refuse)
     assert not failures("tiny")
+
+
+def test_the_checkpoint_that_a_shape_is_taken_from_is_not_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = GOLDEN / "models" / "e2d2_tied"
+    config = json.loads((source / "config.json").read_text())
+    del config["qwen3_config"]
+    config["backbone_config"]["pretrained_model_name_or_path"] = "someone/base"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    asked: list[bool] = []
+
+    def snapshot(name: str, local_files_only: bool, **options: Any) -> str:
+        asked.append(local_files_only)
+        raise OSError("not here")
+
+    monkeypatch.setattr(folder_module, "snapshot_download", snapshot)
+    checkpoint = LocalCheckpoint(str(tmp_path))
+    with pytest.raises(CheckpointError, match="takes its shape from 'someone/base'"):
+        _ = checkpoint.network
+    assert asked == [True]

@@ -50,6 +50,11 @@ class Checkpoint:
         """Its commit in the hub's cache, which keeps each in a folder of its name."""
         return self.root.name if self.root.parent.name == "snapshots" else None
 
+    @property
+    def elsewhere(self) -> Source:
+        """Where other checkpoints are looked up that this one needs something of."""
+        return replace(self.source, revision=None, subfolder="")
+
     @cached_property
     def config(self) -> dict[str, Any]:
         """Its config.json; a quantised checkpoint is refused."""
@@ -64,9 +69,8 @@ class Checkpoint:
         base = None if self.family.base_of is None else self.family.base_of(self.config)
         if base is None:
             return self.config
-        elsewhere = replace(self.source, revision=None, subfolder="")
         try:
-            there = read_json(find_folder(base, elsewhere, (CONFIG,)) / CONFIG)
+            there = read_json(find_folder(base, self.elsewhere, (CONFIG,)) / CONFIG)
         except CheckpointError as error:
             way = f"{error}. Or put that object into this file, as {BASE!r}"
             raise CheckpointError(f"config.json takes its shape from {base!r}: {way}") from error
@@ -96,7 +100,7 @@ class Checkpoint:
             return read_tokenizer(self.folder)
         if not isinstance(given, str):
             return given
-        folder = find_folder(given, replace(self.source, revision=None, subfolder=""), TOKENIZER)
+        folder = find_folder(given, self.elsewhere, TOKENIZER)
         found = read_tokenizer(folder)
         if found is None:
             raise CheckpointError(f"tokenizer={given!r}: {folder} has no tokenizer files")
