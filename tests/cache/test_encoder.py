@@ -19,7 +19,7 @@ from dllm.models import CheckpointError
 from dllm.state.plan import StepPlan
 from tests.support import GOLDEN
 from tests.support.exactness import RAGGED, assert_exact, decode
-from tests.support.laws import SCHEDULERS, is_first, refusal, text_of, transfers_of
+from tests.support.laws import served, transfers_of
 from tests.support.marks import crossed
 from tests.support.models import MASK, Misleading, Poisoned, family_model
 
@@ -28,17 +28,8 @@ GOLDEN_MODELS = ("e2d2_tied", "e2d2_untied")
 SLOTS: dict[str, Any] = {"max_new_tokens": 32, "block_length": 8}
 
 
-def served() -> list[Any]:
-    """Returns the schedulers that run on the model, the first settings of each as fast tests."""
-    found = [it for it in SCHEDULERS if not refusal("e2d2", it, "encoder")]
-    return [
-        pytest.param(it, marks=() if is_first(it) else pytest.mark.slow, id=text_of(it))
-        for it in found
-    ]
-
-
 @pytest.mark.few(8)
-@pytest.mark.parametrize("scheduler", served())
+@pytest.mark.parametrize("scheduler", served("e2d2", "encoder"))
 def test_every_logit_is_that_of_no_cache(scheduler: Any) -> None:
     """Of the methods that look at a whole row, tokens: with the cache they see the window."""
     model, options = family_model("e2d2"), {**SLOTS, "scheduler": scheduler}

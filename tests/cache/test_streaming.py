@@ -18,7 +18,7 @@ from tests.golden.methods.wedlm import engine
 from tests.golden.replay import replay
 from tests.support import GOLDEN
 from tests.support.exactness import RAGGED, Recorded, assert_exact, decode
-from tests.support.laws import SCHEDULERS, is_first, refusal, text_of, transfers_of
+from tests.support.laws import served, transfers_of
 from tests.support.marks import crossed, some
 from tests.support.models import MASK, Misleading, Poisoned, family_model, golden_model
 
@@ -38,17 +38,8 @@ CUT_SHORT = (
 )
 
 
-def served() -> list[Any]:
-    """Returns the schedulers that run on the model, the first settings of each as fast tests."""
-    found = [it for it in SCHEDULERS if not refusal("wedlm", it, "streaming")]
-    return [
-        pytest.param(it, marks=() if is_first(it) else pytest.mark.slow, id=text_of(it))
-        for it in found
-    ]
-
-
 @pytest.mark.few(8)
-@pytest.mark.parametrize("scheduler", served())
+@pytest.mark.parametrize("scheduler", served("wedlm", "streaming"))
 def test_every_logit_is_that_of_no_cache(scheduler: Any) -> None:
     """Of the methods that look at a whole row, tokens: with the cache they see the window."""
     needs = dllm.schedulers.registry.create(scheduler).needs(NEW, 8)

@@ -138,6 +138,18 @@ def caches_on(model: str) -> list[Any]:
     return [cached for cached in CACHES if partner(model, cached) == PLAIN]
 
 
+def served(model: str, cached: Any) -> list[Any]:
+    """Returns the schedulers that run with a cache on a model, as parameters of a test.
+
+    The first settings of each are for the fast suite.
+    """
+    return [
+        pytest.param(it, marks=() if is_first(it) else pytest.mark.slow, id=text_of(it))
+        for it in SCHEDULERS
+        if not refusal(model, it, cached)
+    ]
+
+
 def pairs_on(model: str) -> list[tuple[Any, Any]]:
     """Returns all schedulers with all caches that serve a model, at their first settings.
 
