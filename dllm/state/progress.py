@@ -105,14 +105,16 @@ def cut_after(canvas: Canvas, last: Tensor) -> None:
 
 
 def _truncate(canvas: Canvas, spares: bool) -> None:
-    """Overwrites everything after the first end token of each row that still runs.
+    """Overwrites everything after the first end token of each row.
 
-    What a row is when it is finished, it stays, however long the rows beside it run.
+    A row that its block's first pass finished stays as it is, however long others run: its steps
+    stand still.
     """
-    ended, going = canvas.ended.int(), ~canvas.finished
+    ended = canvas.ended.int()
+    after = (ended.cumsum(1) > ended) & ~canvas.fixed
     if spares:
-        going = going & (canvas.step - canvas.entry_step != 1)
-    _overwrite(canvas, (ended.cumsum(1) > ended) & ~canvas.fixed & going[:, None])
+        after = after & (canvas.step - canvas.entry_step != 1)[:, None]
+    _overwrite(canvas, after)
 
 
 def _overwrite(canvas: Canvas, after: Tensor) -> None:
