@@ -32,6 +32,8 @@ FAMILIES = (
     "nemotron",
     "e2d2",
     "e2d2_shared",
+    "llada2_moe",
+    "sdar_moe",
 )  # random ones with exact caches
 NAMES = (*MODELS, *FAMILIES, "wrapped", "wrapped_shifted")
 COMMON = (6, 9, 13, 29, 47, 72, 113)  # tokens that are proposed often, for ends and delimiters

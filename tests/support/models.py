@@ -107,6 +107,8 @@ FAMILY = {
     "e2d2": "E2D2",
     "e2d2_shared": "E2D2",
     "nemotron": "DiffEncoderModel",
+    "llada2_moe": "LLaDA2MoeModelLM",
+    "sdar_moe": "SDARMoeForCausalLM",
 }
 CONFIG: dict[str, Any] = {
     "vocab_size": 128,
@@ -133,6 +135,27 @@ STACKS: dict[str, dict[str, Any]] = {  # of an encoder and a decoder
         "num_decoder_layers": 1,
     },
 }
+EXPERTS: dict[str, dict[str, Any]] = {  # in groups behind a dense layer, or all alike
+    "llada2_moe": {
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "num_shared_experts": 1,
+        "moe_intermediate_size": 16,
+        "first_k_dense_replace": 1,
+        "n_group": 4,
+        "topk_group": 2,
+        "routed_scaling_factor": 2.5,
+        "use_qk_norm": True,
+        "partial_rotary_factor": 0.5,
+        "block_length": BLOCK,
+    },
+    "sdar_moe": {
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "norm_topk_prob": True,
+    },
+}
 
 
 @cache
@@ -144,12 +167,13 @@ def family_model(name: str) -> dllm.HostedModel:
 
 def _family_model(name: str) -> dllm.HostedModel:
     family = FAMILIES[FAMILY.get(name, "SDARForCausalLM")]
-    shape = family.read_network({**CONFIG, "backbone_config": STACKS.get(name)})
+    config = {**CONFIG, **EXPERTS.get(name, {})}
+    shape = family.read_network({**config, "backbone_config": STACKS.get(name)})
     network = (Transformer if shape.decoder is None else EncoderDecoder)(shape)
     source = torch.Generator().manual_seed(4)
     for weight in network.parameters():
         torch.nn.init.normal_(weight, 1.0, 0.2, source) if weight.dim() == 1 else None
-        torch.nn.init.normal_(weight, 0.0, 0.4, source) if weight.dim() == 2 else None
+        torch.nn.init.normal_(weight, 0.0, 0.4, source) if weight.dim() > 1 else None
     spec = dllm.ModelSpec(
         vocab_size=128,
         max_length=512,
@@ -158,6 +182,6 @@ def _family_model(name: str) -> dllm.HostedModel:
         pad_token_id=126,
         logit_shift=family.logit_shift,
         attention="causal" if name == "causal" else family.attention,
-        block_length=None if name == "causal" else family.read_block_length(CONFIG),
+        block_length=None if name == "causal" else family.read_block_length(config),
     )
     return dllm.HostedModel(name, network.double().eval(), spec)
