@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dllm.cache.base import Cache, Canvas, FirstToken, ModelSpec, Progress, StepPlan
-from dllm.cache.passes import check_first_token, chosen_columns, columns_from
+from dllm.cache.passes import check_first_token, chosen_columns, columns_from, lacking
 from dllm.options import Count
 
 
@@ -34,6 +34,11 @@ class BlockStoreCache(Cache):
 
     def check_chunk(self, spec: ModelSpec) -> None:
         """Raises ValueError if prompts would be read in parts of blocks."""
+        if self.prefill_chunk is not None and spec.blocks_from == "prompt":
+            raise ValueError(
+                f"prefill_chunk={self.prefill_chunk} reads a prompt in parts of whole blocks, and "
+                "this model counts its blocks from the prompt's end; leave prefill_chunk out"
+            )
         if self.prefill_chunk is not None and self.prefill_chunk % unit(spec):
             raise ValueError(
                 f"prefill_chunk={self.prefill_chunk} is not a multiple of the model's block of "
@@ -44,9 +49,8 @@ class BlockStoreCache(Cache):
         start, end = span(canvas, spec)
         if self.first_token == "force":
             ahead = self._forced(canvas)
-            stored = canvas.clean.div(unit(spec), rounding_mode="floor") * unit(spec)
-            start = torch.where(ahead, start, stored)
-            end = torch.where(ahead, whole_blocks(canvas.block_start, spec), end)
+            start = torch.where(ahead, start, _stored_blocks(canvas, spec))
+            end = torch.where(ahead, whole_blocks(canvas.block_start, canvas, spec), end)
         end = torch.where(canvas.finished, 0, torch.minimum(end, canvas.length))
         return (canvas.numbers >= start[:, None]) & (canvas.numbers < end[:, None])
 
@@ -116,10 +120,23 @@ def unit(spec: ModelSpec) -> int:
     return spec.block_length or 1 if spec.attention == "block_causal" else 1
 
 
-def whole_blocks(columns: Tensor, spec: ModelSpec) -> Tensor:
-    """Returns where the model's blocks that hold everything before some columns end."""
+def whole_blocks(columns: Tensor, canvas: Canvas, spec: ModelSpec) -> Tensor:
+    """Returns where the model's blocks that hold everything before columns (B,) end."""
+    return _block_start(columns + unit(spec) - 1, canvas, spec)
+
+
+def _stored_blocks(canvas: Canvas, spec: ModelSpec) -> Tensor:
+    """Returns where the first block begins that is not stored with its final tokens, (B,)."""
+    return _block_start(canvas.clean, canvas, spec)
+
+
+def _block_start(columns: Tensor, canvas: Canvas, spec: ModelSpec) -> Tensor:
+    """Returns where the model's blocks that columns (B,) are in begin, but for a row's first: 0."""
     block = unit(spec)
-    return (columns + block - 1).div(block, rounding_mode="floor") * block
+    if spec.blocks_from == "zero":
+        return columns.div(block, rounding_mode="floor") * block
+    lack = lacking(canvas.prompt_length, block)
+    return ((columns + lack).div(block, rounding_mode="floor") * block - lack).clamp(min=0)
 
 
 def span(canvas: Canvas, spec: ModelSpec) -> tuple[Tensor, Tensor]:
@@ -128,7 +145,5 @@ def span(canvas: Canvas, spec: ModelSpec) -> tuple[Tensor, Tensor]:
     Whole blocks of the model, from the first that is not stored with its final tokens; where
     logits are shifted, the column before the row's block as well, which predicts its first.
     """
-    block = unit(spec)
-    stored = canvas.clean.div(block, rounding_mode="floor") * block
-    start = torch.minimum(stored, canvas.block_start - spec.logit_shift)
-    return start, whole_blocks(canvas.block_start + canvas.layout.window_length, spec)
+    start = torch.minimum(_stored_blocks(canvas, spec), canvas.block_start - spec.logit_shift)
+    return start, whole_blocks(canvas.block_start + canvas.layout.window_length, canvas, spec)

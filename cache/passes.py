@@ -197,7 +197,15 @@ def _visible(
         return real & causal_context(columns, num_keys, canvas.block_start, reach)
     block = spec.block_length if spec.attention == "block_causal" else 1
     assert block is not None
+    if spec.blocks_from == "prompt":
+        lack = lacking(canvas.prompt_length, block)[:, None]
+        keys, columns = keys + lack[..., None], columns + lack
     return real & (keys // block <= columns[..., None] // block)
+
+
+def lacking(start: Tensor, block: int) -> Tensor:
+    """Returns how many columns the first block lacks if one begins at `start`, like it (B,)."""
+    return -start % block
 
 
 def causal_context(columns: Tensor, num_keys: int, start: Tensor, end: Tensor) -> Tensor:

@@ -63,6 +63,11 @@ def _check_model(
         _check_uniform(model.name, scheduler, cache, settings)
     check_cache(model, cache)
     scheduler.check_model(model.spec)
+    if model.spec.blocks_from == "prompt" and settings.blocks_from == "zero":
+        raise ValueError(
+            f"blocks_from='zero': {model.name!r} was trained on blocks that are counted from the "
+            "prompt's end; leave blocks_from out"
+        )
 
 
 def _check_uniform(name: str, scheduler: Scheduler, cache: Cache, settings: Settings) -> None:

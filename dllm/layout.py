@@ -25,7 +25,8 @@ def canvas_of(
 ) -> Canvas:
     """Returns the canvas of encoded prompts, cut into blocks of so many columns."""
     spec, kept = model.spec, tuple(len(row.prompt) + len(row.slots) for row in rows)
-    from_zero = spec.attention == "block_causal" or settings.blocks_from == "zero"
+    aligned = spec.attention == "block_causal" and spec.blocks_from == "zero"
+    from_zero = aligned or settings.blocks_from == "zero"
     if isinstance(spec, UniformSpec) or spec.attention in WHOLE_BLOCKS:
         rows = [row if row.infilled else _to_block_end(row, block, spec, from_zero) for row in rows]
     num_slots = max(len(row.slots) for row in rows)

@@ -52,6 +52,11 @@ class PromptMemory:
                 f"memory needs a block-causal model: in {model.name!r} every column sees every "
                 "other, so a prompt's keys change with what follows it; leave memory out"
             )
+        if model.spec.blocks_from == "prompt":
+            raise ValueError(
+                f"memory does not go with {model.name!r}, whose blocks are counted from the "
+                "prompt's end: a longer prompt cuts the same tokens into others; leave memory out"
+            )
         if not cache.final_blocks:
             raise ValueError(
                 f"memory needs a cache whose stored blocks are final, not "

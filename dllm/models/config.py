@@ -26,6 +26,7 @@ from dllm.models.yarn import YarnConfig
 AttentionKind = Literal[
     "full", "block_causal", "causal", "masks_last", "causal_context", "encoder_decoder"
 ]
+BlocksFrom = Literal["zero", "prompt"]
 
 
 class CheckpointError(ValueError):
@@ -95,6 +96,7 @@ SPEC_FIELDS: Allowed = {
     "logit_shift": (0, 1),
     "attention": get_args(AttentionKind),
     "block_length": Numbers(1, NO_LIMIT, optional=True),
+    "blocks_from": get_args(BlocksFrom),
 }
 
 
@@ -231,13 +233,20 @@ class ModelSpec:
     pad_token_id: int
     logit_shift: Literal[0, 1] = 0  # 1: the logits of column p predict column p + 1
     attention: AttentionKind = "full"
-    # Trained block, of block-causal models counted from column 0; of others what the authors take.
+    # Trained block of block-causal models; of others what the authors take.
     block_length: int | None = None
+    # Where a block-causal model's blocks are counted from: column 0, or the end of the prompt, of
+    # which the first block is then the short one.
+    blocks_from: BlocksFrom = "zero"
 
     def __post_init__(self) -> None:
         check_fields(self, SPEC_FIELDS)
         if self.attention in ("block_causal", "causal_context") and not self.block_length:
             raise ValueError(f"{self.attention} attention needs a block_length in config.json")
+        if self.blocks_from == "prompt" and self.attention != "block_causal":
+            raise ValueError(
+                f"blocks_from='prompt' is of block_causal attention, not of {self.attention}"
+            )
         ends = self.eos_token_ids
         if isinstance(ends, str) or not isinstance(ends, Sequence):
             raise ValueError(f"eos_token_ids={ends!r} must be a tuple of token ids, such as (2,)")

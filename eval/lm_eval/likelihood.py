@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from dllm.cache.block_causal import unit
-from dllm.cache.passes import causal_context
+from dllm.cache.passes import causal_context, lacking
 from dllm.decoding.loop import BrokenLogitsError
 from dllm.decoding.memory_limits import NotEnoughMemoryError, ran_out
 from dllm.models.config import ModelSpec
@@ -111,7 +111,7 @@ class Scorer(Options):
             )
         if given.start == end or spec.attention == "full":
             return [given] if given.start < end else []
-        if spec.attention == "causal_context":
+        if spec.attention == "causal_context" or spec.blocks_from == "prompt":
             assert spec.block_length is not None
             block, first = spec.block_length, given.start + spec.block_length
         else:
@@ -271,4 +271,7 @@ def _visible(columns: Tensor, start: Tensor, length: Tensor, spec: ModelSpec) ->
         return real & causal_context(columns, width, start, length)
     block = spec.block_length if spec.attention == "block_causal" else 1
     assert block is not None
+    if spec.blocks_from == "prompt":  # each part of an answer begins with a block
+        lack = lacking(start, block)[:, None]
+        keys, columns = keys + lack[..., None], columns + lack
     return real & (keys // block <= columns[..., None] // block)

@@ -225,6 +225,23 @@ def test_a_block_behind_a_causal_context_is_scored_as_a_whole() -> None:
     torch.testing.assert_close(prediction.logits[0].log_softmax(-1), logits)
 
 
+def test_blocks_counted_from_the_prompt_begin_with_the_answer() -> None:
+    """A prompt of any length is followed by whole blocks, its own first block is the short one."""
+    model, start = family_model("bd3lm"), 11
+    text = tuple(random_prompts(1, seed=3, low=start + BLOCK + 1, high=start + BLOCK + 2)[0])
+    whole = score(model, Continuation(text, start), num_draws=2**BLOCK - 1)
+    first = score(model, Continuation(text[:-1], start), num_draws=2**BLOCK - 1)
+    columns = torch.arange(len(text))
+    block = (columns + -start % BLOCK) // BLOCK
+    assert block.tolist().count(0) == start % BLOCK
+    seen = torch.tensor([[*text[:-1], MASK]])
+    attend = (block[None] <= block[:, None])[None]
+    last = model.network.logits(model.network.hidden(seen, columns[None], attend))[0, -1]
+    expected = first.log_likelihood + float(last.detach().log_softmax(-1)[text[-1]])
+    assert whole.exact
+    assert whole.log_likelihood == pytest.approx(expected)
+
+
 def test_guidance_has_no_meaning_where_masks_stand_behind_all_tokens() -> None:
     with pytest.raises(ValueError, match=r"guidance_scale=0.5 runs the prompt as masks"):
         Scorer(family_model("wedlm"), guidance_scale=0.5)

@@ -20,7 +20,7 @@ from dllm.state.store import KVStore
 from tests.support.laws import CACHES, is_first, partner
 from tests.support.models import MODELS, model_of, random_prompts
 
-ROOMS = ("llada_gqa", "dream_gqa", "sdar", "fast_dllm_v2", "wedlm", "e2d2", "e2d2_shared")
+ROOMS = ("llada_gqa", "dream_gqa", "sdar", "fast_dllm_v2", "bd3lm", "wedlm", "e2d2", "e2d2_shared")
 
 
 def cases() -> list[Any]:

@@ -39,30 +39,57 @@ def write_tokenizer(folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
-@pytest.mark.parametrize("architecture", A2D)
-def test_blocks_are_those_of_a_block_mask_in_transformers(
-    architecture: str, tmp_path: Path
-) -> None:
-    model = hosted(architecture, tmp_path, **ON_BLOCKS)
-    assert (model.spec.attention, model.spec.block_length) == ("block_causal", BLOCK)
-    reference = oracle(architecture)
-    # Block by block, greedily, one mask a step: the best of the block's, under a 4-D mask.
-    tokens = torch.tensor([[*PROMPTS[0], *[48] * 11]])
-    blocks = torch.arange(tokens.shape[1]) // BLOCK
-    mask = torch.zeros(1, 1, len(blocks), len(blocks))
-    mask = mask.masked_fill(blocks[:, None] < blocks, torch.finfo(torch.float32).min)
-    for block in range(1, 4):
+def decoded_on_blocks(architecture: str, prompt: list[int], count: int) -> tuple[int, ...]:
+    """Returns a prompt and as many tokens more, as the sampler of BD3LM fills them one a step.
+
+    The prompt is padded on the left to whole blocks; positions count tokens, padding is not seen.
+    """
+    reference, pad = oracle(architecture), -len(prompt) % BLOCK
+    total = -(-(pad + len(prompt) + count) // BLOCK) * BLOCK
+    tokens = torch.full((1, total), 48)
+    tokens[0, : pad + len(prompt)] = torch.tensor([0] * pad + prompt)
+    blocks, real = torch.arange(total) // BLOCK, torch.arange(total) >= pad
+    seen = (blocks[:, None] >= blocks) & real | torch.eye(total, dtype=torch.bool)
+    mask = torch.zeros(1, 1, total, total).masked_fill(~seen, torch.finfo(torch.float32).min)
+    positions = (torch.arange(total) - pad).clamp(min=0)[None]
+    for block in range((pad + len(prompt)) // BLOCK, total // BLOCK):
         while bool((masked := (tokens[0] == 48) & (blocks == block)).any()):
-            logits = reference(input_ids=tokens, attention_mask=mask).logits[0].softmax(-1)
+            out = reference(input_ids=tokens, attention_mask=mask, position_ids=positions)
+            logits = out.logits[0].softmax(-1)
             logits[:, 48] = 0
             confidence, best = logits.max(-1)
             column = int(confidence.masked_fill(~masked, -1).argmax())
             tokens[0, column] = best[column]
-    expected = tuple(tokens[0, :13].tolist())
+    return tuple(tokens[0, pad : pad + len(prompt) + count].tolist())
+
+
+@pytest.mark.parametrize("architecture", A2D)
+def test_blocks_are_those_of_a_left_padded_prompt_in_transformers(
+    architecture: str, tmp_path: Path
+) -> None:
+    model = hosted(architecture, tmp_path, **ON_BLOCKS)
+    assert (model.spec.attention, model.spec.block_length) == ("block_causal", BLOCK)
+    prompts = [[3, 4, 5, 6, 7], [8] * 9, [9, 10, 11, 12], [13, 14]]
+    expected = [decoded_on_blocks(architecture, prompt, 8) for prompt in prompts]
+    options = {**SETTINGS, "scheduler": "threshold:1", "at_eos": "ignore"}
     for cache in ("none", "block_causal"):
-        options = {**SETTINGS, "cache": cache, "scheduler": "threshold:1", "at_eos": "ignore"}
-        out = dllm.generate(model, PROMPTS[:1], **options)
-        assert out.sequences[0] == expected
+        assert list(dllm.generate(model, prompts, **options, cache=cache).sequences) == expected
+    parts = dllm.generate(model, prompts, **options, cache="sub_block:2,reuse=false")
+    halves = dllm.generate(model, prompts, **options, cache="none", block_length=2)
+    assert parts.sequences == halves.sequences != tuple(expected)
+    stored = dllm.generate(model, prompts, **options, cache="block_causal", block_length=2)
+    assert stored.sequences == halves.sequences
+
+
+def test_what_needs_blocks_from_column_0_is_refused(tmp_path: Path) -> None:
+    model = hosted(A2D[0], tmp_path, **ON_BLOCKS)
+    for options, message in (
+        ({"blocks_from": "zero"}, "counted from the prompt's end; leave blocks_from out"),
+        ({"cache": "block_causal:4"}, "leave prefill_chunk out"),
+        ({"memory": dllm.PromptMemory(), "cache": "block_causal"}, "leave memory out"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dllm.generate(model, PROMPTS, **{**SETTINGS, **options})
 
 
 @pytest.mark.parametrize("architecture", A2D)

@@ -541,9 +541,15 @@ FAULTS = [
         "cache/block_causal.py",
         (
             "stored-before-final",
-            "start = torch.minimum(stored, canvas.block_start - spec.logit_shift)",
-            "start = canvas.block_start - spec.logit_shift",
+            "torch.minimum(_stored_blocks(canvas, spec), canvas.block_start - spec.logit_shift)",
+            "canvas.block_start - spec.logit_shift",
             BLOCK_CAUSAL,
+        ),
+        (
+            "keys-of-other-blocks",
+            "lack = lacking(canvas.prompt_length, block)",
+            "lack = canvas.prompt_length * 0",
+            "tests/models/test_a2d.py",
         ),
         (
             "prefill-too-long",

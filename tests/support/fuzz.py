@@ -34,6 +34,7 @@ FAMILIES = (
     "e2d2_shared",
     "llada2_moe",
     "sdar_moe",
+    "bd3lm",
 )  # random ones with exact caches
 NAMES = (*MODELS, *FAMILIES, "wrapped", "wrapped_shifted")
 COMMON = (6, 9, 13, 29, 47, 72, 113)  # tokens that are proposed often, for ends and delimiters

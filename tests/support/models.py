@@ -109,6 +109,7 @@ FAMILY = {
     "nemotron": "DiffEncoderModel",
     "llada2_moe": "LLaDA2MoeModelLM",
     "sdar_moe": "SDARMoeForCausalLM",
+    "bd3lm": "A2DQwen3LMHeadModel",
 }
 CONFIG: dict[str, Any] = {
     "vocab_size": 128,
@@ -174,6 +175,7 @@ def _family_model(name: str) -> dllm.HostedModel:
     for weight in network.parameters():
         torch.nn.init.normal_(weight, 1.0, 0.2, source) if weight.dim() == 1 else None
         torch.nn.init.normal_(weight, 0.0, 0.4, source) if weight.dim() > 1 else None
+    attention = "causal" if name == "causal" else family.read_attention(config)
     spec = dllm.ModelSpec(
         vocab_size=128,
         max_length=512,
@@ -181,7 +183,8 @@ def _family_model(name: str) -> dllm.HostedModel:
         eos_token_ids=(126,),
         pad_token_id=126,
         logit_shift=family.logit_shift,
-        attention="causal" if name == "causal" else family.attention,
+        attention=attention,
         block_length=None if name == "causal" else family.read_block_length(config),
+        blocks_from=family.blocks_from if attention == "block_causal" else "zero",
     )
     return dllm.HostedModel(name, network.double().eval(), spec)

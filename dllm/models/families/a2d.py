@@ -40,6 +40,7 @@ QWEN3 = Family(
     block_length_key="block_size",
     block_optional=True,
     block_words=("bd3lm",),
+    blocks_from="prompt",  # its sampler pads prompts on the left, to whole blocks
     turn_ends=("<|im_end|>",),
 )
 QWEN2 = replace(QWEN3, architecture="A2DQwen2LMHeadModel", network_of=qwen2_of)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from dllm.models.config import AttentionKind, CheckpointError, NetworkConfig, printable
+from dllm.models.config import AttentionKind, BlocksFrom, CheckpointError, NetworkConfig, printable
 from dllm.models.fields import LARGEST, NO_LIMIT, TINIEST, Numbers
 
 logger = logging.getLogger(__name__)
@@ -230,6 +230,7 @@ class Family:
     # Block-causal where config.json has the block's key or `dllm.load` is told it.
     block_optional: bool = False
     block_words: tuple[str, ...] = ()  # in a checkpoint's name: it was trained on blocks
+    blocks_from: BlocksFrom = "zero"  # of block-causal ones: where blocks are counted from
 
     def read_network(self, config: Mapping[str, Any]) -> NetworkConfig:
         """Returns the shape and switches of the network; CheckpointError for unsupported ones."""

@@ -158,6 +158,7 @@ class Checkpoint:
                 logit_shift=family.logit_shift,
                 attention=attention,
                 block_length=family.read_block_length(self.described),
+                blocks_from=family.blocks_from if attention == "block_causal" else "zero",
             )
             spec.check_token_ids("pad_token_id", named, mask=True)
         except CheckpointError:  # it names its key
