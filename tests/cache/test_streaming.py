@@ -60,6 +60,7 @@ def test_exact_with_every_rule_for_end_tokens(name: str, at_eos: str) -> None:
     assert_exact(family_model(name), RAGGED, "streaming", at_eos=at_eos, **options)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", MODELS)
 def test_exact_around_given_text(name: str) -> None:
     """Given text to the right of the window is seen by the masks before it."""
@@ -80,6 +81,7 @@ def test_a_long_prompt_is_read_in_parts(name: str, chunk: int) -> None:
     assert out.metrics.forwards.get("commit", 0) == -(-70 // chunk) - 1
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("scheduler", [WEDLM, "fixed_quota:order=random", "rcr"])
 def test_a_row_does_not_depend_on_its_batch(scheduler: Any) -> None:
     model, options = family_model("wedlm"), {**SLOTS, "cache": "streaming", "scheduler": scheduler}

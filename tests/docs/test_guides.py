@@ -60,7 +60,7 @@ def decoded(model: Any, prompts: Any, policy: Any, **options: Any) -> tuple[tupl
     return dllm.generate(model, prompts, cache=policy, **options).sequences
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", [*MODELS, "sdar", "fast_dllm_v2"])
 def test_lookback_lies_between_prefix_and_none(name: str, lookback: type[Cache]) -> None:
     model = golden_model(name) if name in MODELS else family_model(name)

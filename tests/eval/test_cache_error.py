@@ -69,7 +69,7 @@ def names() -> list[str]:
     return [name for name, reason in allowed.items() if reason is None]
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     ("cache", "scheduler"),
     [(cache, "fixed_quota") for cache in names()] + [("dual", s) for s in SCHEDULERS[1:]],

@@ -82,6 +82,7 @@ def refusal(cell: Cell) -> str:
     return ""
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", MODELS)
 def test_what_is_refused_has_a_reason(name: str) -> None:
     for cached, scheduler in itertools.product(CACHES, all_schedulers()):

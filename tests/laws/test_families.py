@@ -105,6 +105,7 @@ def test_a_saved_model_decodes_the_same(architecture: str, tmp_path: Path) -> No
     assert dllm.generate(again, PROMPTS, **options).sequences == expected
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     "architecture", [name for name, family in FAMILIES.items() if family.attention != "full"]
 )

@@ -186,6 +186,7 @@ def test_an_end_token_is_looked_for_in_whole_canvases(
 # Laws of the project.
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("given", [{}, {"batch_size": 2}, {"max_new_tokens": 21}], ids=str)
 def test_a_row_does_not_depend_on_its_batch(model: Any, given: dict[str, Any]) -> None:
     seeds = [3, 40, 500]

@@ -55,6 +55,7 @@ ROUNDED_OTHERWISE = (
 )
 
 
+@pytest.mark.few(40)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("mask", ["own", "padded"])
 @pytest.mark.parametrize("architecture", ORACLES)

@@ -117,6 +117,7 @@ OTHER_FAMILIES = {"head_dim": "SDARForCausalLM", "bd_size": "Fast_dLLM_QwenForCa
 WRONG: list[Any] = [math.nan, math.inf, True, "4", -1, 10**13, 10**400, {}, [[]]]
 
 
+@pytest.mark.few(160)
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda value: repr(value)[:9])
 @pytest.mark.parametrize(
     ("name", "key"), [(name, key) for name, keys in NUMBERS.items() for key in keys]

@@ -228,7 +228,7 @@ WORDS = st.lists(st.text(st.characters(categories=["L", "N"]), min_size=1), min_
 OUTSIDE = st.text().filter(lambda text: "[" not in text)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 @given(st.text(), WORDS, OUTSIDE)
 def test_a_list_is_read_among_any_text(before: str, items: list[str], after: str) -> None:
     assert read_list(before + write_list(items) + after) == tuple(items)
