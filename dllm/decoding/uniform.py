@@ -14,7 +14,7 @@ from dllm.schedulers.renoise import Renoise
 from dllm.state.canvas import Canvas
 from dllm.state.plan import PassShape, StepPlan
 from dllm.state.progress import Progress
-from dllm.state.window import StepEvent
+from dllm.state.window import StepEvent, Window
 
 
 @dataclass
@@ -37,6 +37,7 @@ class UniformPasses:
     model: DiffusionGemma
     scheduler: Renoise
     prefixes: dict[int, Prefix] = field(default_factory=dict)  # of rows under way, by prompt
+    seats: list[tuple[int, int]] = field(default_factory=list)  # prompt and block of each row
 
     num_variants = 1
 
@@ -50,19 +51,31 @@ class UniformPasses:
         heat = self.scheduler.temperature(view.block_step)
         logits = torch.zeros(*fed.shape, self.model.spec.vocab_size, device=fed.device)
         logits[..., -1] = -torch.inf  # the flag
-        where = torch.stack([canvas.prompts, canvas.block_start, window.active.long()], 1).tolist()
-        running = {prompt for prompt, _, active in where if active}
-        for prompt in self.prefixes.keys() - running:
-            del self.prefixes[prompt]
-        for row, (prompt, start, active) in enumerate(where):
-            if not active:
-                continue
+        for row, prompt, start in self._running(canvas, window, progress):
             prefix = self._prefix(canvas.tokens[row : row + 1], prompt, start, forward)
             count = min(fed.shape[1], canvas.layout.lengths[prompt] - start)
             found = self._denoise(fed[row : row + 1, :count], prefix, forward)
             prefix.conditioning = (found / heat[row]).to(self.model.dtype)
             logits[row, :count, :-1] = found[0]
         return self.step.take(canvas, window, PassResult(plan, logits))
+
+    def _running(
+        self, canvas: Canvas, window: Window, progress: Progress
+    ) -> list[tuple[int, int, int]]:
+        """Returns row, prompt and block start of the rows under way, and drops what others left.
+
+        Where rows are changes only as one enters a block, and only then the host reads it.
+        """
+        active = [not finished for finished in progress.finished]
+        if progress.entered:
+            places = [canvas.prompts, canvas.block_start, window.active.long()]
+            read = torch.stack(places, 1).tolist()
+            self.seats[:] = [(prompt, start) for prompt, start, _ in read]
+            active = [bool(one) for *_, one in read]
+        running = [(row, *seat) for row, seat in enumerate(self.seats) if active[row]]
+        for prompt in self.prefixes.keys() - {prompt for _, prompt, _ in running}:
+            del self.prefixes[prompt]
+        return running
 
     def _prefix(self, tokens: Tensor, prompt: int, start: int, forward: Forward) -> Prefix:
         """Returns what stands before a row's block, encoded up to there."""

@@ -27,6 +27,7 @@ from dllm.settings import resolve
 from dllm.state.noise import CounterNoise
 from dllm.state.progress import AtEnd
 from tests.support.gemma import CANVAS, ENDS, IMAGE, VOCABULARY, save_tiny
+from tests.support.laws import transfers_of
 from tests.support.runs import run_of
 
 if not hasattr(transformers, ARCHITECTURE):
@@ -205,6 +206,17 @@ def test_a_row_does_not_depend_on_its_batch(model: Any, given: dict[str, Any]) -
     assert together.metrics.forwards == {"refresh": blocks, "step": steps}
     fed = sum(len(prompt) + CANVAS * (blocks // 3 - 1) for prompt in PROMPTS)
     assert together.metrics.tokens_fed == fed + CANVAS * steps
+
+
+def test_one_host_transfer_a_step(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one more as rows enter a block, of which the passes learn where they are."""
+    scheduler = "renoise:12,entropy_bound=60,confidence_threshold=1,t_max=0.05,t_min=0.02"
+    options: dict[str, Any] = {"scheduler": scheduler, "seed": [3, 40, 500]}
+    events = iter(dllm.stream(model, PROMPTS, max_new_tokens=2 * CANVAS, **options))
+    next(events)
+    waits = transfers_of(events, monkeypatch)
+    assert set(waits) == {1, 2}
+    assert waits.count(2) <= len(PROMPTS) < len(waits)  # each row enters one block more
 
 
 def test_seeds_choose_the_answer(model: Any) -> None:
