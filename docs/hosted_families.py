@@ -119,6 +119,8 @@ def described(family: Family) -> HostedModel:
     shared: dict[str, Any] = {name: getattr(family, name) for name in names}
     if family.block_length_key is not None and shared["block_length"] is None:
         shared["block_length"] = DEFAULT_BLOCK_LENGTH
+    if shared["attention"] != "block_causal":  # where blocks are counted from is of such models
+        shared["blocks_from"] = "zero"
     ids: dict[str, Any] = {"mask_token_id": 2, "eos_token_ids": (1,), "pad_token_id": 1}
     spec = ModelSpec(vocab_size=3, max_length=1024, **ids, **shared)
     return HostedModel(family.architecture, cast("Transformer", None), spec)
