@@ -30,7 +30,8 @@ class BlockStoreCache(Cache):
                 "with every token that is committed; use cache='prefix' or 'dual'"
             )
         self.check_chunk(spec)
-        check_first_token(self.first_token, spec)
+        if spec.attention != "causal_context":  # whose stored tokens predict the next one
+            check_first_token(self.first_token, spec)
 
     def check_chunk(self, spec: ModelSpec) -> None:
         """Raises ValueError if prompts would be read in parts of blocks."""
@@ -49,6 +50,7 @@ class BlockStoreCache(Cache):
         start, end = span(canvas, spec)
         if self.first_token == "force":
             ahead = self._forced(canvas)
+            start = torch.minimum(start, canvas.block_start - 1)  # which predicts the first token
             start = torch.where(ahead, start, _stored_blocks(canvas, spec))
             end = torch.where(ahead, whole_blocks(canvas.block_start, canvas, spec), end)
         end = torch.where(canvas.finished, 0, torch.minimum(end, canvas.length))
@@ -61,7 +63,19 @@ class BlockStoreCache(Cache):
             return plan
         forced = self._forced(canvas)
         first = canvas.columns() == canvas.block_start[:, None]
-        return replace(plan, eligible=first | ~forced[:, None], forced=forced)
+        plan = replace(plan, eligible=first | ~forced[:, None], forced=forced)
+        return plan if spec.logit_shift else self._predicted(plan, first, canvas, spec)
+
+    def _predicted(
+        self, plan: StepPlan, first: Tensor, canvas: Canvas, spec: ModelSpec
+    ) -> StepPlan:
+        """Returns the plan whose forced rows read the last column that they feed."""
+        assert plan.forced is not None
+        assert plan.known is not None
+        forced = plan.forced[:, None]
+        last = self.feeds(canvas, spec).sum(1, keepdim=True) - 1
+        rows = torch.where(forced, last.clamp(min=0), plan.logit_rows)
+        return replace(plan, logit_rows=rows, known=torch.where(forced, first, plan.known))
 
     def _forced(self, canvas: Canvas) -> Tensor:
         """Returns the rows whose pass commits the block's first token alone, (B,) bool.
@@ -100,7 +114,9 @@ class BlockCausalCache(BlockStoreCache):
 
     `first_token` is for shifted models, whose block is predicted from one column further left:
     `feed` adds that column to each pass; `force` stores what stands before the block in a pass of
-    its own, and commits from it the block's first token, whatever its confidence (Fast-dLLM v2).
+    its own, and commits from it the block's first token, whatever its confidence (Fast-dLLM v2). So
+    it does where a block follows a causal context, whose last token predicts the next, though the
+    logits of the block are not shifted (Nemotron-Labs-Diffusion).
     """
 
     prefill_chunk: Count | None = None  # columns of a pass; None: the whole prompt at once

@@ -102,24 +102,32 @@ def test_queries_are_scaled_behind_the_original_length() -> None:
     assert Transformer(read(plain)).rotation(columns).query is None
 
 
-def decoded(prompt: list[int], num_blocks: int) -> list[int]:
-    """Returns greedy blocks, the surest mask a pass, over a store of causal passes alone."""
+def decoded(prompt: list[int], num_blocks: int, seeded: bool = False) -> list[int]:
+    """Returns greedy blocks, the surest mask a pass, over a store of causal passes alone.
+
+    `seeded` takes the first token of a block from the causal pass before it.
+    """
     reference, store = oracle(NEMOTRON), DynamicCache()
-    reference(input_ids=torch.tensor([prompt]), cache=store, use_cache=True)
+    causal = reference(input_ids=torch.tensor([prompt]), cache=store, use_cache=True)
     tokens = list(prompt)
     for _ in range(num_blocks):
         block = torch.full((1, BLOCK), MASK)
+        if seeded:
+            following = causal.logits[0, -1].clone()
+            following[MASK] = -torch.inf
+            block[0, 0] = following.argmax()
         while bool((block == MASK).any()):
             open_to_all = torch.zeros(1, 1, BLOCK, len(tokens) + BLOCK)
             logits: Tensor = reference(
                 input_ids=block, cache=store, attention_mask=open_to_all, use_cache=True
             ).logits[0]
             store.crop(-BLOCK)
-            logits[:, MASK] = -torch.inf
-            confidence, best = logits.softmax(-1).max(-1)
+            probability = logits.softmax(-1)
+            probability[:, MASK] = 0  # never proposed, but part of the sum, as everywhere here
+            confidence, best = probability.max(-1)
             column = int(confidence.masked_fill(block[0] != MASK, -1).argmax())
             block[0, column] = best[column]
-        reference(input_ids=block, cache=store, use_cache=True)  # causal, and kept
+        causal = reference(input_ids=block, cache=store, use_cache=True)  # and kept
         tokens += block[0].tolist()
     return tokens
 
@@ -137,6 +145,27 @@ def test_tokens_are_those_of_a_store_of_causal_keys(cache: str, tmp_path: Path) 
         at_eos="ignore",
     )
     assert [list(row) for row in out.sequences] == [decoded(prompt, 2) for prompt in prompts]
+
+
+def test_a_block_may_begin_with_what_the_causal_pass_before_it_predicts(tmp_path: Path) -> None:
+    model = hosted(NEMOTRON, tmp_path)
+    prompts = [[3, 4, 5, 6, 7], [8, 9, 10] * 4]
+    options: dict[str, Any] = {
+        "cache": "block_causal:first_token=force",
+        "scheduler": "fixed_quota",
+        "max_new_tokens": 3 * BLOCK,
+        "at_eos": "ignore",
+    }
+    out = dllm.generate(model, prompts, **options)
+    expected = [decoded(prompt, 3, seeded=True) for prompt in prompts]
+    assert [list(row) for row in out.sequences] == expected
+    assert expected != [decoded(prompt, 3) for prompt in prompts]
+    # A block costs its masks but one, and the causal pass that predicts that one.
+    assert out.metrics.num_forwards == 3 * BLOCK
+    memory = dllm.PromptMemory()  # what was stored is predicted from, too
+    dllm.generate(model, [prompts[1][:9]], memory=memory, **options)
+    again = dllm.generate(model, [prompts[1][:9]], memory=memory, **options)
+    assert list(again.sequences[0]) == decoded(prompts[1][:9], 3, seeded=True)
 
 
 def test_slots_fill_whole_blocks_behind_the_prompt(tmp_path: Path) -> None:
