@@ -21,7 +21,7 @@ _IS_COMMAND = Path(sys.argv[0]).stem == "dllm" or (sys.argv[0] == "-m" and "dllm
 if _IS_COMMAND and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, _leave)
 
-from dllm import cache, eval, schedulers  # noqa: A004 the folder has the name of the thing
+from dllm import cache, constraints, eval, schedulers  # noqa: A004 the folder has the name of the thing
 from dllm.decoding.loop import BrokenLogitsError
 from dllm.decoding.memory_limits import NotEnoughMemoryError
 from dllm.decoding.prompt_memory import PromptMemory
@@ -53,6 +53,7 @@ __all__ = [
     "Stream",
     "Trace",
     "cache",
+    "constraints",
     "eval",
     "generate",
     "load",

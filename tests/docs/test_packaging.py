@@ -23,7 +23,7 @@ else:
 
 from tests.support import ROOT
 
-PARTS = ("schedulers", "cache", "eval")
+PARTS = ("schedulers", "cache", "constraints", "eval")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 SETUPTOOLS = PROJECT["tool"]["setuptools"]
 RUN_LIMIT = 100  # seconds, below the limit of a test, so that a hanging process shows its output

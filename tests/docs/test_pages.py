@@ -92,7 +92,9 @@ def test_files_that_the_pages_name_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8").partition(MARKER)[0]
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
     assert all((page.parent / link).exists() for link in links)
-    named = set(re.findall(r"`((?:dllm|schedulers|cache|eval|tests|docs)/[\w/.]+\.\w+)`", text))
+    named = set(
+        re.findall(r"`((?:dllm|schedulers|cache|constraints|eval|tests|docs)/[\w/.]+\.\w+)`", text)
+    )
     missing = {name for name in named if not (ROOT / name).exists()}
     added = {"cache/lookback.py", "dllm/models/families/fable.py", "eval/tasks/sorting.py"}
     assert missing <= {f"schedulers/{NAME}.py", "schedulers/at_most.py", *added}

@@ -78,7 +78,7 @@ def test_the_tree_has_every_room() -> None:
     for indent, name in re.findall(r"^ {4}( *)([\w./]+)", text, re.MULTILINE):
         parent = parent if indent else name
         named.add(parent + name if indent else name)
-    links = {f"dllm/{part}" for part in ("schedulers", "cache", "eval")}
+    links = {f"dllm/{part}" for part in ("schedulers", "cache", "constraints", "eval")}
     rooms = {f"{path.name}/" for path in folders_of(ROOT)}
     for part in ("dllm", "eval"):
         inside = {f"{part}/{path.name}" for path in folders_of(ROOT / part)}
@@ -139,7 +139,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     mkdocs = pytest.importorskip("mkdocs")
     pytest.importorskip("material")
     command = [sys.executable, "-m", mkdocs.__name__, "build", "--strict", "--site-dir", "site"]
-    for name in ("docs", "dllm", "schedulers", "cache", "eval", "mkdocs.yml"):
+    for name in ("docs", "dllm", "schedulers", "cache", "constraints", "eval", "mkdocs.yml"):
         source = ROOT / name
         copy = shutil.copytree if source.is_dir() else shutil.copy
         copy(source, tmp_path / name)

@@ -21,7 +21,17 @@ from tests.mutants.faults import FAULTS, Fault, occurrences
 from tests.support import ROOT
 
 LIMIT = 300  # seconds for the tests of one fault
-NEEDED = ("dllm", "schedulers", "cache", "eval", "tests", "pyproject.toml", "README.md", "docs")
+NEEDED = (
+    "dllm",
+    "schedulers",
+    "cache",
+    "constraints",
+    "eval",
+    "tests",
+    "pyproject.toml",
+    "README.md",
+    "docs",
+)
 FAILED, NO_TESTS = 1, (2, 3, 4, 5)  # what pytest exits with
 
 

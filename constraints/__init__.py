@@ -1,0 +1,10 @@
+"""What an answer may say: languages, and the exact sets of tokens that keep a canvas in them."""
+
+from __future__ import annotations
+
+if __name__ != "dllm.constraints":
+    raise ImportError("this folder is a part of dllm: import dllm.constraints, not constraints")
+
+from dllm.constraints.automaton import ByteAutomaton, TokenAutomaton
+
+__all__ = ["ByteAutomaton", "TokenAutomaton"]
