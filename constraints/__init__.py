@@ -6,5 +6,9 @@ if __name__ != "dllm.constraints":
     raise ImportError("this folder is a part of dllm: import dllm.constraints, not constraints")
 
 from dllm.constraints.automaton import ByteAutomaton, TokenAutomaton
+from dllm.constraints.base import Constraint
+from dllm.constraints.choice import Choice
+from dllm.constraints.regex import Regex
+from dllm.constraints.vocabulary import Ends
 
-__all__ = ["ByteAutomaton", "TokenAutomaton"]
+__all__ = ["ByteAutomaton", "Choice", "Constraint", "Ends", "Regex", "TokenAutomaton"]
