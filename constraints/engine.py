@@ -1,0 +1,227 @@
+"""Which tokens keep every row of a canvas in its language: exact sets, as tensors.
+
+A column that waits may hold any token, so a row is in reach of its language if some filling of all
+its masks is accepted, with exactly as many tokens as there are columns. The states that a prefix
+can end in go forwards, those that the rest is accepted from go backwards, and a token may stand
+where it joins the two (as in arXiv 2505.23061, of sets).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from dllm.constraints.lines import RowLanguage, lines_of
+
+_UNCLAMPED = 8  # columns after which counts of paths are cut to 1, long before float32 is full
+_MANY = 4096  # tokens of a vocabulary from which on a CPU reads one column's sets after the other
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Some columns of every row, the states before them, and those accepted behind them."""
+
+    entry: Tensor  # (N,) float32 0 or 1
+    follow: Tensor  # (W, N) int64 where a column's token leads; N: nowhere, or any token may stand
+    jumps: Tensor  # (W, N) float32 1 where any token may stand
+    end: Tensor  # (N,) float32 0 or 1
+
+    @cached_property
+    def kinds(self) -> list[tuple[bool, bool]]:
+        """Whether any token may stand at a column of some row, and whether one does, (W,).
+
+        Only where the host knows it without waiting: two thirds of the work are left out then.
+        """
+        if self.jumps.device.type != "cpu":
+            return [(True, True)] * len(self.jumps)
+        if not self.jumps.shape[1]:
+            return [(False, False)] * len(self.jumps)
+        some, every = self.jumps.amax(1).tolist(), self.jumps.amin(1).tolist()
+        return [(bool(any_), not all_) for any_, all_ in zip(some, every, strict=True)]
+
+
+@dataclass(frozen=True)
+class Reach:
+    """The states on both sides of every column of a segment."""
+
+    before: Tensor  # (W + 1, N) float32 0 or 1: what stands before can end in the state
+    after: Tensor  # (W + 1, N) float32 0 or 1: what follows is accepted from the state
+
+
+class Tables:
+    """The languages of a batch of rows as tensors; the states of all rows lie in one line.
+
+    Rows without a language have no states. N states, E arrows, K classes, W columns of a segment.
+    """
+
+    def __init__(self, rows: Sequence[RowLanguage | None], device: torch.device) -> None:
+        lines = lines_of(rows)
+        made = {name: torch.from_numpy(value).to(device) for name, value in vars(lines).items()}
+        self.device, self.num_rows = device, len(rows)
+        self.num_states, self.num_classes = len(lines.row_of), lines.sizes.shape[1]
+        self.free = made["free"]  # (B,) bool: rows without a language
+        self.start, self.stop = made["start"], made["stop"]  # (B,) int64 columns of the span
+        self.first = made["first"]  # (B,) int64 state before the first token
+        self.row_of = made["row_of"]  # (N,) int64
+        self.sources, self.targets = made["sources"], made["targets"]  # (E,) int64
+        self.classes = made["classes"]  # (A, V) int64 classes of each language's tokens
+        self.language_of = made["language_of"]  # (B,) int64
+        self.sizes = made["sizes"]  # (B, K) float32 tokens of each class
+        self._numbers = torch.arange(self.num_states, device=device)
+        self._offset, self._pointer, self._table = made["offset"], made["pointer"], made["table"]
+        self._tails, self._tail_of = made["tails"], made["tail_of"]
+        self._tail_stride, self._tail_last = made["tail_stride"], made["tail_last"]
+        self._label_arrows, self._bags = made["label_arrows"], made["bags"]
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the tensors."""
+        return sum(value.nbytes for value in vars(self).values() if isinstance(value, Tensor))
+
+    def states_at(self, tokens: Tensor, column: Tensor, num_columns: int) -> Tensor:
+        """Returns the state of each row before a column (B,), (B,) int64.
+
+        `tokens` (B, C) holds no masks between the row's start and that column, which are at most
+        `num_columns`.
+        """
+        state = self.first
+        columns = self.start[:, None] + torch.arange(num_columns, device=self.device)
+        inside = (columns < torch.minimum(column, self.stop)[:, None]) & ~self.free[:, None]
+        held = tokens.gather(1, columns.clamp(max=tokens.shape[1] - 1))
+        classes = self.classes[self.language_of[:, None], held]
+        for at, known in zip(inside.unbind(1), classes.unbind(1), strict=True):
+            state = torch.where(at, self._next(state, known), state)
+        return state
+
+    def segment(self, entry: Tensor, tokens: Tensor, columns: Tensor, masked: Tensor) -> Segment:
+        """Returns columns (B, W) that follow each other, with what stands there.
+
+        `entry` (B,) int64 are the rows' states before them. What stands behind them is taken to be
+        as it was before any step: what fills it later leaves states that accept both.
+        """
+        found = torch.zeros(self.num_states + 1, device=self.device).index_fill_(0, entry, 1)
+        left = (self.stop - columns[:, -1] - 1).clamp(min=0).minimum(self._tail_last)
+        tails = self._tail_of + left[self.row_of] * self._tail_stride
+        nothing = self.jumps_of(columns, masked)
+        follow, end = self.follow(tokens, columns, masked), self._tails[tails].float()
+        return Segment(found[: self.num_states], follow, nothing, end)
+
+    def moved(self, segment: Segment, tokens: Tensor, columns: Tensor, masked: Tensor) -> Segment:
+        """Returns a segment with other tokens in its columns."""
+        jumps = self.jumps_of(columns, masked)
+        return replace(segment, follow=self.follow(tokens, columns, masked), jumps=jumps)
+
+    def jumps_of(self, columns: Tensor, masked: Tensor) -> Tensor:
+        """Returns where any token may stand, (W, N) float32; `masked` is (B, W)."""
+        return (self.inside(columns) & masked).float().T.index_select(1, self.row_of)
+
+    def follow(self, tokens: Tensor, columns: Tensor, masked: Tensor) -> Tensor:
+        """Returns where each state goes at each column, (W, N) int64; N: nowhere, or by any token.
+
+        Arguments are (B, W); columns outside a row's span change nothing.
+        """
+        inside, classes = self.inside(columns), self.classes[self.language_of[:, None], tokens]
+        # Where any token may stand, that of class 0, which leads nowhere.
+        classes = classes.masked_fill(masked, 0).T.index_select(1, self.row_of)
+        inner = self._table.take(self._pointer[:-1] + classes).long()
+        follow = torch.where(inner < 0, self.num_states, self._offset[:-1] + inner)
+        return torch.where(inside.T.index_select(1, self.row_of), follow, self._numbers)
+
+    def inside(self, columns: Tensor) -> Tensor:
+        """Returns which columns (B, W) belong to what their row's language is about, bool."""
+        span = (columns >= self.start[:, None]) & (columns < self.stop[:, None])
+        return span & ~self.free[:, None]
+
+    def reach(self, segment: Segment) -> Reach:
+        """Returns the states on both sides of every column of a segment."""
+        before = self._forwards(segment)
+        after = torch.zeros_like(before)  # with a place for what leads nowhere, which stays 0
+        after[-1, : self.num_states] = segment.end
+        lines, columns = after.unbind(), range(len(segment.kinds) - 1, -1, -1)
+        for column in columns:
+            found, later = lines[column], lines[column + 1]
+            jumps, steps = segment.kinds[column]
+            if steps:
+                torch.index_select(later, 0, segment.follow[column], out=found[:-1])
+            if jumps:
+                into = later.index_select(0, self.targets)
+                known = found if not steps else torch.zeros_like(found)
+                known.index_add_(0, self.sources, into)
+                if steps:
+                    found[:-1].addcmul_(known[:-1], segment.jumps[column])
+            if column % _UNCLAMPED == 0:
+                found.clamp_(max=1)
+        after.clamp_(max=1)
+        return Reach(before.clamp_(max=1)[:, :-1], after[:, :-1])
+
+    def _forwards(self, segment: Segment) -> Tensor:
+        """Returns how often each state is reached before each column, (W + 1, N + 1) float32.
+
+        Counts are right but for those above 0, which are cut; the last entry is of no state.
+        """
+        found = torch.zeros(len(segment.kinds) + 1, self.num_states + 1, device=self.device)
+        found[0, :-1] = segment.entry
+        lines = found.unbind()
+        for column, (jumps, steps) in enumerate(segment.kinds):
+            now, later = lines[column], lines[column + 1]
+            if steps:
+                later.index_add_(0, segment.follow[column], now[:-1])
+            if jumps:
+                leaving = now[:-1] * segment.jumps[column] if steps else now
+                later.index_add_(0, self.targets, leaving.index_select(0, self.sources))
+            if column % _UNCLAMPED == 0:
+                later.clamp_(max=1)
+        return found
+
+    def feasible(self, segment: Segment) -> Tensor:
+        """Returns which rows some filling of their masks is accepted for, (B,) bool."""
+        return self._any(self._forwards(segment)[-1, :-1].clamp(max=1) * segment.end) | self.free
+
+    def joined(self, reach: Reach) -> Tensor:
+        """Returns the same, from what is in reach."""
+        return self._any(reach.before[-1] * reach.after[-1]) | self.free
+
+    def allowed(self, reach: Reach) -> Tensor:
+        """Returns which classes may stand at each column, (B, W, K) bool.
+
+        Any token of such a class, whatever is there now, if nothing else is written.
+        """
+        width = reach.before.shape[0] - 1
+        if not len(self._label_arrows):
+            return self.free[:, None, None].expand(-1, width, self.num_classes)
+        before = reach.before[:-1].T.contiguous().index_select(0, self.sources)
+        after = reach.after[1:].T.contiguous().index_select(0, self.targets)
+        taken = torch.embedding_bag(before.mul_(after), self._label_arrows, self._bags)[0] > 0
+        sets = taken.unflatten(0, (self.num_rows, self.num_classes)).transpose(1, 2)
+        return sets | self.free[:, None, None]
+
+    def penalty(self, sets: Tensor) -> Tensor:
+        """Returns what to add to logits, (B, w, V) float32: -inf to tokens not in a set.
+
+        `sets` (B, w, K) bool are of classes.
+        """
+        barred = torch.zeros(sets.shape, device=self.device).masked_fill_(~sets, -torch.inf)
+        if len(self.classes) > 1:
+            each = self.classes[self.language_of][:, None].expand(-1, sets.shape[1], -1)
+            return barred.gather(-1, each)
+        classes = self.classes[0]
+        if self.device.type != "cpu" or len(classes) < _MANY:
+            return barred.index_select(-1, classes)
+        found = barred.new_empty(*sets.shape[:2], len(classes))
+        for line, into in zip(barred.flatten(0, 1), found.flatten(0, 1), strict=True):
+            torch.index_select(line, 0, classes, out=into)  # a third of the time of all at once
+        return found
+
+    def _next(self, states: Tensor, classes: Tensor) -> Tensor:
+        """Returns the states that classes of tokens lead to, N where nowhere."""
+        inner = self._table.take(self._pointer[states] + classes)
+        return torch.where(inner < 0, self.num_states, self._offset[states] + inner)
+
+    def _any(self, states: Tensor) -> Tensor:
+        """Returns which rows have one of some states (N,), (B,) bool."""
+        found = torch.zeros(self.num_rows, device=self.device)
+        return found.index_add_(0, self.row_of, states) > 0

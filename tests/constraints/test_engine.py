@@ -1,0 +1,144 @@
+"""The sets of the engine against enumeration of all fillings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dllm.constraints.engine import Segment, Tables
+from dllm.constraints.language import OPEN, language_of, shortest_length
+from dllm.constraints.lines import RowLanguage
+from tests.support.languages import automaton_of, enumerated, random_automaton
+
+_MARGIN = 3  # columns beside the longest row, so that rows begin and end where others go on
+
+
+@dataclass(frozen=True)
+class Case:
+    """A batch of rows with holes, of which some have a language."""
+
+    rows: list[RowLanguage | None]
+    held: list[list[int]]  # the tokens of each row's span, OPEN at holes
+    tables: Tables
+    tokens: Tensor  # (B, C)
+    masked: Tensor  # (B, C) bool
+
+    @property
+    def columns(self) -> Tensor:
+        """All columns of all rows, (B, C)."""
+        return torch.arange(self.tokens.shape[1]).expand_as(self.tokens)
+
+    def segment(self) -> Segment:
+        """Returns all columns as a segment."""
+        return self.tables.segment(self.tables.first, self.tokens, self.columns, self.masked)
+
+
+def case(seed: int, num_rows: int = 20) -> Case:
+    rng = np.random.default_rng(seed)
+    vocab_size = int(rng.integers(2, 6))
+    rows: list[RowLanguage | None] = []
+    held = []
+    for _ in range(num_rows):
+        length = int(rng.integers(1, 8 if vocab_size < 4 else 6))
+        given = rng.integers(0, vocab_size, length)
+        given[rng.random(length) < rng.choice([0.4, 0.7, 1])] = OPEN
+        held.append(given.tolist())
+        if rng.random() < 0.1:
+            rows.append(None)
+            continue
+        language = language_of(random_automaton(rng, vocab_size), vocab_size)
+        start = int(rng.integers(0, _MARGIN))
+        rows.append(RowLanguage(language, start, start + length, language.tails([OPEN] * length)))
+    width = max(map(len, held)) + _MARGIN
+    tokens = torch.from_numpy(rng.integers(0, vocab_size, (num_rows, width)))
+    masked = torch.from_numpy(rng.random((num_rows, width)) < 0.5)
+    for place, (row, given_row) in enumerate(zip(rows, held, strict=True)):
+        start = row.start if row else 0
+        span = torch.tensor(given_row)
+        masked[place, start : start + len(span)] = span == OPEN
+        tokens[place, start : start + len(span)] = span.clamp(min=0)
+    return Case(rows, held, Tables(rows, torch.device("cpu")), tokens, masked)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_sets_are_those_of_enumeration(seed: int) -> None:
+    for number in range(9 * seed, 9 * seed + 9):
+        check_sets(case(number))
+
+
+@pytest.mark.slow
+def test_sets_of_many_more_canvases() -> None:
+    for seed in range(1000, 1400):
+        check_sets(case(seed))
+
+
+def check_sets(one: Case) -> None:
+    segment = one.segment()
+    reach = one.tables.reach(segment)
+    feasible = one.tables.feasible(segment)
+    assert torch.equal(feasible, one.tables.joined(reach))
+    penalty = one.tables.penalty(one.tables.allowed(reach))
+    for place, (row, held) in enumerate(zip(one.rows, one.held, strict=True)):
+        if row is None:
+            assert feasible[place]
+            assert (penalty[place] == 0).all()
+            continue
+        automaton = row.language.automaton
+        all_of = enumerated(automaton, held)
+        assert bool(feasible[place]) == bool(all_of.fillings)
+        for column in range(len(held)):
+            (found,) = np.nonzero(penalty[place, row.start + column].numpy() == 0)
+            assert set(found.tolist()) == all_of.allowed(automaton, column)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_what_stands_before_a_window_is_one_state(seed: int) -> None:
+    """A window in the middle, behind tokens and before masks, has the sets of the whole row."""
+    rng = np.random.default_rng(seed)
+    automaton = random_automaton(rng, 3)
+    language = language_of(automaton, 3)
+    words = enumerated(automaton, [OPEN] * 6).fillings
+    if not words:
+        return
+    word = words[int(rng.integers(len(words)))]
+    row = RowLanguage(language, 2, 8, language.tails([OPEN] * 6))
+    tables = Tables([row], torch.device("cpu"))
+    tokens = torch.tensor([[0, 0, *word, 0, 0]])
+    masked = torch.zeros_like(tokens, dtype=torch.bool)
+    masked[:, 4:8] = True
+    masked[:, 5] = False
+    entry = tables.states_at(tokens, torch.tensor([4]), 4)
+    columns = torch.arange(4, 7)[None]
+    segment = tables.segment(entry, tokens[:, 4:7], columns, masked[:, 4:7])
+    allowed = tables.penalty(tables.allowed(tables.reach(segment)))[0] == 0
+    canvas = [*word[:2], OPEN, word[3], OPEN, OPEN]
+    all_of = enumerated(automaton, canvas)
+    for place in range(3):
+        (found,) = np.nonzero(allowed[place].numpy())
+        assert set(found.tolist()) == all_of.allowed(automaton, 2 + place)
+
+
+def test_given_text_behind_the_window_counts() -> None:
+    """`ab|ba` with b at the end leaves a at the beginning."""
+    language = language_of(
+        automaton_of([[1, 2], [-1, 3], [3, -1], [-1, -1]], [False] * 3 + [True]), 2
+    )
+    row = RowLanguage(language, 0, 2, language.tails([OPEN, 1]))
+    tables = Tables([row], torch.device("cpu"))
+    first = torch.zeros(1, 1, dtype=torch.int64)
+    segment = tables.segment(tables.first, first, first, torch.ones(1, 1, dtype=torch.bool))
+    allowed = tables.penalty(tables.allowed(tables.reach(segment)))[0, 0] == 0
+    assert allowed.tolist() == [True, False]
+
+
+def test_forbidden_tokens_change_the_shortest_length() -> None:
+    """`a|bbb` takes one token, and three once a is forbidden."""
+    table = [[1, 2], [-1, -1], [-1, 3], [-1, 1]]
+    automaton = automaton_of(table, [False, True, False, False])
+    assert shortest_length(language_of(automaton, 2)) == 1
+    assert shortest_length(language_of(automaton, 2, (0,))) == 3
+    assert shortest_length(language_of(automaton, 2, (0, 1))) is None
