@@ -26,6 +26,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     thin(items)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Has tests compile constraints themselves, and write none into the home folder."""
+    os.environ["DLLM_CACHE"] = str(tmp_path_factory.mktemp("dllm_cache"))
+
+
 @pytest.fixture(scope="session")
 def tiny() -> dllm.HostedModel:
     return dllm.load("tiny")
