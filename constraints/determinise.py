@@ -15,8 +15,6 @@ from dllm.constraints.expression import (
     Characters,
     Either,
     Expression,
-    Known,
-    Network,
     Ranges,
     Repeated,
     Sequence,
@@ -82,12 +80,8 @@ class _Graph:
             for part in expression.parts:
                 self.free[self.add(part, start)].append(end)
             return end
-        if isinstance(expression, Repeated):
-            return self._add_repeated(expression, start)
-        if isinstance(expression, Network):
-            return self._add_network(expression, start)
-        assert isinstance(expression, Known)
-        return self._add_known(expression.automaton, start)
+        assert isinstance(expression, Repeated)
+        return self._add_repeated(expression, start)
 
     def _add_characters(self, ranges: Ranges, start: int) -> int:
         end = self.new()
@@ -114,29 +108,6 @@ class _Graph:
         for _ in range(repeated.most - repeated.least):
             start = self.add(repeated.part, start)
             self.free[start].append(end)
-        return end
-
-    def _add_network(self, network: Network, start: int) -> int:
-        nodes = {network.start, network.end, *(n for a, _, b in network.edges for n in (a, b))}
-        places = {node: self.new() for node in sorted(nodes)}
-        self.free[start].append(places[network.start])
-        for before, text, after in network.edges:
-            self.free[self.add(text, places[before])].append(places[after])
-        return places[network.end]
-
-    def _add_known(self, known: ByteAutomaton, start: int) -> int:
-        end = self.new()
-        if known.empty:
-            return end
-        places = [self.new() for _ in range(known.num_states)]
-        self.free[start].append(places[known.start])
-        for state, row in enumerate(known.table):
-            edges = np.flatnonzero(np.diff(row)) + 1
-            for low, after in zip((0, *edges), (*edges, 256), strict=True):
-                if row[low] != DEAD:
-                    self.moves[places[state]].append((int(low), int(after) - 1, places[row[low]]))
-            if known.accepting[state]:
-                self.free[places[state]].append(end)
         return end
 
     def determinise(self, end: int) -> ByteAutomaton:

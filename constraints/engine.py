@@ -9,7 +9,7 @@ where it joins the two (as in arXiv 2505.23061, of sets).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -60,9 +60,9 @@ class Tables:
 
     def __init__(self, rows: Sequence[RowLanguage | None], device: torch.device) -> None:
         lines = lines_of(rows)
-        made = {name: torch.from_numpy(value).to(device) for name, value in vars(lines).items()}
+        made = {name: torch.from_numpy(value).to(device) for name, value in lines.arrays.items()}
         self.device, self.num_rows = device, len(rows)
-        self.num_states, self.num_classes = len(lines.row_of), lines.sizes.shape[1]
+        self.num_states, self.num_classes = len(lines.row_of), lines.num_classes
         self.free = made["free"]  # (B,) bool: rows without a language
         self.start, self.stop = made["start"], made["stop"]  # (B,) int64 columns of the span
         self.first = made["first"]  # (B,) int64 state before the first token
@@ -70,17 +70,11 @@ class Tables:
         self.sources, self.targets = made["sources"], made["targets"]  # (E,) int64
         self.classes = made["classes"]  # (A, V) int64 classes of each language's tokens
         self.language_of = made["language_of"]  # (B,) int64
-        self.sizes = made["sizes"]  # (B, K) float32 tokens of each class
         self._numbers = torch.arange(self.num_states, device=device)
         self._offset, self._pointer, self._table = made["offset"], made["pointer"], made["table"]
         self._tails, self._tail_of = made["tails"], made["tail_of"]
         self._tail_stride, self._tail_last = made["tail_stride"], made["tail_last"]
         self._label_arrows, self._bags = made["label_arrows"], made["bags"]
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory of the tensors."""
-        return sum(value.nbytes for value in vars(self).values() if isinstance(value, Tensor))
 
     def states_at(self, tokens: Tensor, column: Tensor, num_columns: int) -> Tensor:
         """Returns the state of each row before a column (B,), (B,) int64.
@@ -109,11 +103,6 @@ class Tables:
         nothing = self.jumps_of(columns, masked)
         follow, end = self.follow(tokens, columns, masked), self._tails[tails].float()
         return Segment(found[: self.num_states], follow, nothing, end)
-
-    def moved(self, segment: Segment, tokens: Tensor, columns: Tensor, masked: Tensor) -> Segment:
-        """Returns a segment with other tokens in its columns."""
-        jumps = self.jumps_of(columns, masked)
-        return replace(segment, follow=self.follow(tokens, columns, masked), jumps=jumps)
 
     def jumps_of(self, columns: Tensor, masked: Tensor) -> Tensor:
         """Returns where any token may stand, (W, N) float32; `masked` is (B, W)."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-
-from dllm.constraints.automaton import ByteAutomaton
 
 Range = tuple[int, int]  # first and last code point
 Ranges = tuple[Range, ...]  # in order, disjoint, without surrogates, which UTF-8 has no bytes for
@@ -47,22 +45,6 @@ class Repeated(Expression):
     part: Expression
     least: int = 0
     most: int | None = None
-
-
-@dataclass(frozen=True)
-class Known(Expression):
-    """What an automaton accepts."""
-
-    automaton: ByteAutomaton
-
-
-@dataclass(frozen=True)
-class Network(Expression):
-    """The texts along any path of a graph from node `start` to node `end`."""
-
-    edges: tuple[tuple[int, Expression, int], ...]  # from node, text, to node
-    start: int
-    end: int
 
 
 EMPTY = Sequence(())  # the empty text alone
@@ -109,39 +91,3 @@ def literal(text: str) -> Expression:
     """Returns one text; raises ValueError where UTF-8 has no bytes for it."""
     text.encode()  # a surrogate alone
     return Sequence(tuple(Characters(((ord(one), ord(one)),)) for one in text))
-
-
-def optional(part: Expression) -> Expression:
-    """Returns a part or the empty text."""
-    return Repeated(part, 0, 1)
-
-
-def one_of(*parts: Expression) -> Expression:
-    """Returns a text of any part."""
-    return parts[0] if len(parts) == 1 else Either(parts)
-
-
-def joined(*parts: Expression) -> Expression:
-    """Returns one text of each part, one after the other."""
-    return parts[0] if len(parts) == 1 else Sequence(parts)
-
-
-def separated(parts: Expression, separator: Expression, least: int, most: int | None) -> Expression:
-    """Returns `least` to `most` texts with a separator between them."""
-    if most == 0:
-        return EMPTY
-    rest = Repeated(joined(separator, parts), max(least - 1, 0), None if most is None else most - 1)
-    some = joined(parts, rest)
-    return some if least else optional(some)
-
-
-def spelled(expression: Expression, spell: Callable[[Ranges], Expression]) -> Expression:
-    """Returns the texts of an expression with each character written in another way."""
-    if isinstance(expression, Characters):
-        return spell(expression.ranges)
-    if isinstance(expression, Sequence):
-        return Sequence(tuple(spelled(part, spell) for part in expression.parts))
-    if isinstance(expression, Either):
-        return Either(tuple(spelled(part, spell) for part in expression.parts))
-    assert isinstance(expression, Repeated)  # of a parsed pattern, which has nothing else
-    return Repeated(spelled(expression.part, spell), expression.least, expression.most)

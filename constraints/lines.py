@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,11 +47,16 @@ class Lines:
     label_arrows: Ints  # (n,) arrows of the labels, of one class of a row behind the other
     bags: Ints  # (B * K,) where the labels of a row's class begin
     classes: Ints  # (A, V)
-    sizes: NDArray[np.float32]  # (B, K)
     tails: NDArray[np.bool_]  # flat
     tail_of: Ints  # (N,) where the state stands in the first of its row's tails
     tail_stride: Ints  # (N,) states of the row
     tail_last: Ints  # (B,) number of the row's last tail
+    num_classes: int  # K, the most of any language
+
+    @property
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All arrays by name."""
+        return {name: value for name, value in vars(self).items() if name != "num_classes"}
 
 
 def lines_of(rows: Sequence[RowLanguage | None]) -> Lines:
@@ -96,11 +102,11 @@ def lines_of(rows: Sequence[RowLanguage | None]) -> Lines:
         label_arrows=_joined(labels)[order],
         bags=_begins(_joined(bags), len(rows) * num_classes),
         classes=_classes(distinct),
-        sizes=_sizes(rows, num_classes),
         tails=np.concatenate([*(one.ravel() for one in lists), np.zeros(0, bool)]),
         tail_of=_joined([list_begins[id(of.tails)] + np.arange(n) for (_, of), n, _ in each]),
         tail_stride=_joined([np.full(count, count) for count in counts]),
         tail_last=np.array([len(row.tails) - 1 if row else 0 for row in rows]),
+        num_classes=num_classes,
     )
 
 
@@ -118,12 +124,3 @@ def _classes(languages: Sequence[Language]) -> Ints:
     """Returns the class of every token in each language, (A, V)."""
     found = [one.automaton.class_of for one in languages] or [np.zeros(1, np.int32)]
     return np.stack(found).astype(np.int64)
-
-
-def _sizes(rows: Sequence[RowLanguage | None], num_classes: int) -> NDArray[np.float32]:
-    """Returns how many tokens each class of each row's language has, (B, K)."""
-    sizes = np.zeros((len(rows), num_classes), np.float32)
-    for place, row in enumerate(rows):
-        if row is not None:
-            sizes[place, : len(row.language.sizes)] = row.language.sizes
-    return sizes

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 import numpy as np
 
@@ -24,11 +23,6 @@ def automaton_of(
     classes = np.array(class_of, dtype=np.int32)
     ends = np.array(accepting, dtype=bool)
     return TokenAutomaton(classes, made, ends, 0, shortest_of(made, ends))
-
-
-def universal(vocab_size: int) -> TokenAutomaton:
-    """Returns the automaton of all strings of all tokens."""
-    return automaton_of([[DEAD, 0]], [True], [1] * vocab_size)
 
 
 def random_automaton(rng: np.random.Generator, vocab_size: int) -> TokenAutomaton:
@@ -61,30 +55,3 @@ def enumerated(automaton: TokenAutomaton, canvas: Sequence[int]) -> Enumerated:
     choices = [vocabulary if token == OPEN else (token,) for token in canvas]
     fillings = [one for one in product(*choices) if automaton.accepts(list(one))]
     return Enumerated(tuple(canvas), fillings)
-
-
-@dataclass(frozen=True, eq=False)
-class Spelled:
-    """A constraint whose automaton is given: over classes of a model's tokens, and without an end.
-
-    Tokens fall into its classes by their ids; end tokens and padding are added as languages do.
-    """
-
-    inner: TokenAutomaton  # over tokens 0, 1, ..., of which each model token is one, by remainder
-
-    def at(self, tokenizer: Any, ends: Any) -> TokenAutomaton:
-        """Returns the automaton over the tokens of a model, with the end of the text."""
-        special = [*ends.eos_token_ids, *ends.pad_token_ids]
-        inner, (states, classes) = self.inner, self.inner.table.shape
-        class_of = inner.class_of[np.arange(ends.vocab_size) % len(inner.class_of)].copy()
-        class_of[special] = NEVER
-        class_of[list(ends.eos_token_ids)] = classes
-        class_of[list(ends.pad_token_ids)] = classes + 1
-        table = np.full((states + 1, classes + 2), DEAD, np.int32)
-        table[:states, :classes] = inner.table
-        table[:states, classes][inner.accepting] = states
-        table[states, classes:] = states
-        accepting = np.append(inner.accepting, True)
-        return TokenAutomaton(
-            class_of, table, accepting, inner.start, shortest_of(table, accepting)
-        )
