@@ -195,12 +195,22 @@ def _visible(
         # Not of the window: a method may look further, by as much as the longest row asks for.
         reach = canvas.block_start + canvas.layout.block_length
         return real & causal_context(columns, num_keys, canvas.block_start, reach)
+    return real & block_causal(columns, num_keys, canvas.prompt_length, spec)
+
+
+def block_causal(columns: Tensor, num_keys: int, prompt: Tensor, spec: ModelSpec) -> Tensor:
+    """Returns which keys fed columns (B, Q) see where blocks see themselves and those before.
+
+    (B, Q, K) bool; `prompt` (B,) is where a block begins in models that count from there. In a
+    causal model each column is a block.
+    """
+    keys = torch.arange(num_keys, device=columns.device)
     block = spec.block_length if spec.attention == "block_causal" else 1
     assert block is not None
     if spec.blocks_from == "prompt":
-        lack = lacking(canvas.prompt_length, block)[:, None]
+        lack = lacking(prompt, block)[:, None]
         keys, columns = keys + lack[..., None], columns + lack
-    return real & (keys // block <= columns[..., None] // block)
+    return keys // block <= columns[..., None] // block
 
 
 def lacking(start: Tensor, block: int) -> Tensor:

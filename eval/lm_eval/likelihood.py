@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from dllm.cache.block_causal import unit
-from dllm.cache.passes import causal_context, lacking
+from dllm.cache.passes import block_causal, causal_context
 from dllm.decoding.loop import BrokenLogitsError
 from dllm.decoding.memory_limits import NotEnoughMemoryError, ran_out
 from dllm.models.config import ModelSpec
@@ -269,9 +269,5 @@ def _visible(columns: Tensor, start: Tensor, length: Tensor, spec: ModelSpec) ->
         return real
     if spec.attention == "causal_context":
         return real & causal_context(columns, width, start, length)
-    block = spec.block_length if spec.attention == "block_causal" else 1
-    assert block is not None
-    if spec.blocks_from == "prompt":  # each part of an answer begins with a block
-        lack = lacking(start, block)[:, None]
-        keys, columns = keys + lack[..., None], columns + lack
-    return real & (keys // block <= columns[..., None] // block)
+    # Where blocks are counted from the prompt, each part of an answer begins with one.
+    return real & block_causal(columns, width, start, spec)
