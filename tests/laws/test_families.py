@@ -18,14 +18,21 @@ from tests.support.oracles import hosted
 
 PROMPTS = [[3, 4, 5], [6] * 9, [7, 1, 30, 22, 9, 2], [11] * 14]
 SLOTS: dict[str, Any] = {"max_new_tokens": 16, "block_length": 8, "scheduler": "threshold:0.3"}
-EVERY = pytest.mark.parametrize("architecture", FAMILIES)
+ON_BLOCKS = " on blocks"  # behind the name of a family that may have been trained on them
+NAMES = (
+    *FAMILIES,
+    *(name + ON_BLOCKS for name, family in FAMILIES.items() if family.block_optional),
+)
+EVERY = pytest.mark.parametrize("architecture", NAMES)
 
 
 @cache
 def model_of(architecture: str) -> dllm.HostedModel:
     """Returns a random model of a family, which no test may change."""
     with torch.inference_mode(False):
-        return hosted(architecture, Path(mkdtemp()), "float64")
+        name, on_blocks = architecture.removesuffix(ON_BLOCKS), architecture.endswith(ON_BLOCKS)
+        given = {"attention": "block_causal:8"} if on_blocks else {}
+        return hosted(name, Path(mkdtemp()), "float64", **given)
 
 
 def settings(architecture: str, **given: Any) -> dict[str, Any]:
@@ -107,7 +114,8 @@ def test_a_saved_model_decodes_the_same(architecture: str, tmp_path: Path) -> No
 
 @pytest.mark.few(3)
 @pytest.mark.parametrize(
-    "architecture", [name for name, family in FAMILIES.items() if family.attention != "full"]
+    "architecture",
+    [name for name in NAMES if name not in FAMILIES or FAMILIES[name].attention != "full"],
 )
 def test_tokens_are_edited_alike_with_and_without_a_cache(architecture: str) -> None:
     """The two modes of LLaDA2.1, on any network whose cache is exact while tokens are edited."""
