@@ -534,9 +534,8 @@ def test_the_command_prints_a_line_each(folder: Path, machine: list[Finding]) ->
     assert broken.output.splitlines()[-1].startswith("1 failure(s)")
 
 
-@pytest.mark.usefixtures("quick")
 def test_json_is_for_machines(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "examine_machine", lambda where: iter(()))  # seconds, see below
+    monkeypatch.setattr(doctor, "examine_machine", lambda where: iter(()))  # takes seconds
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer_config.json").unlink()
     done = CliRunner().invoke(app, ["doctor", str(folder), "--json"])

@@ -93,6 +93,7 @@ def test_optional_fields_may_be_left_out() -> None:
         ({"mask_token_id": -1}, "mask_token_id=-1 is outside"),
         ({"mask_token_id": "x"}, "mask_token_id='x' is no token id"),
         ({"attention": "block_causal", "block_length": None}, "needs a block_length"),
+        ({"blocks_from": "prompt"}, "is of block_causal attention, not of full"),
     ],
 )
 def test_special_tokens_are_tokens(change: Any, message: str) -> None:

@@ -17,6 +17,7 @@ from transformers import DynamicCache, Ministral3Config
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import dllm
+from dllm.cache import registry
 from dllm.models import CheckpointError, NetworkConfig, load
 from dllm.models.families.family import Fields
 from dllm.models.families.nemotron import network_of
@@ -147,11 +148,14 @@ def test_tokens_are_those_of_a_store_of_causal_keys(cache: str, tmp_path: Path) 
     assert [list(row) for row in out.sequences] == [decoded(prompt, 2) for prompt in prompts]
 
 
-def test_a_block_may_begin_with_what_the_causal_pass_before_it_predicts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cache", ["block_causal", f"sub_block:{BLOCK}"])
+def test_a_block_may_begin_with_what_the_causal_pass_before_it_predicts(
+    cache: str, tmp_path: Path
+) -> None:
     model = hosted(NEMOTRON, tmp_path)
     prompts = [[3, 4, 5, 6, 7], [8, 9, 10] * 4]
     options: dict[str, Any] = {
-        "cache": "block_causal:first_token=force",
+        "cache": registry.create(cache).summary() | {"first_token": "force"},
         "scheduler": "fixed_quota",
         "max_new_tokens": 3 * BLOCK,
         "at_eos": "ignore",
