@@ -22,9 +22,9 @@ class WindowDiffusion(Cache):
 
     The two published variants differ: `pruned` leaves the far masks out of refreshes too;
     `contiguous` feeds all columns up to the active masks' end, older tokens between them
-    included; without `slides` the active masks are those of the refresh; `first_token` is
-    explained in `prefix.py`; `after_end` refreshes at every step once the row was cut off, which
-    the scheduler `end_of_text` does.
+    included; without `slides` the active masks are those of the refresh until none of them is left,
+    then the next ones; `first_token` is explained in `prefix.py`; `after_end` refreshes at every
+    step once the row was cut off, which the scheduler `end_of_text` does.
     """
 
     active: Count = 16  # masks
@@ -83,7 +83,10 @@ class _Phase:
         near = real & (~before | (_count(before) <= cache.window))
         refreshed = near if cache.pruned else real
         self.seen = torch.where(fresh, refreshed, near)
-        masked = canvas.masked if cache.slides else before
+        masked = canvas.masked
+        if not cache.slides:
+            left = masked & (_count(before) <= cache.active)
+            masked = torch.where(left.any(1, keepdim=True), before, masked)
         active = canvas.masked & (_count(masked) <= cache.active)
         late = (canvas.commit_step == (canvas.step - 1)[:, None]) & ~canvas.fixed
         fed = active | since | late

@@ -68,6 +68,24 @@ def passes(name: str, cache: str) -> Witness:
     return witness
 
 
+# Whose next refresh never comes.
+ENDLESS = ("window_diffusion:4,window=10,refresh=1000000,slides=false", "dkv:1000000")
+
+
+@pytest.mark.parametrize("cache", [*CACHES, *ENDLESS], ids=str)
+def test_no_step_commits_nothing(cache: str) -> None:
+    """Whatever a cache feeds, a plain scheduler finds a column to commit in it."""
+    name = next(name for name in ROOMS if partner(name, cache))
+    scheduler, num_slots = partner(name, cache), 32
+    options: dict[str, Any] = {"max_new_tokens": num_slots, "block_length": 8, "seed": 0}
+    options |= {"scheduler": scheduler, "cache": cache, "at_eos": "ignore"}
+    steps = iter(dllm.stream(model_of(name), random_prompts(3, high=20), **options))
+    # Rows that wait for each other at a block's end take no part.
+    committed = [event.committed.any() for event in itertools.islice(steps, 4 * num_slots)]
+    assert all(committed)
+    assert len(committed) < 4 * num_slots
+
+
 @pytest.mark.parametrize(("name", "cache"), cases())
 def test_a_pass_writes_the_slots_that_it_names_and_no_others(name: str, cache: str) -> None:
     num_changing = 0
