@@ -54,7 +54,7 @@ test: $(DEV)  ## Run the fast tests.
 PYTHONS ?= 3.10 3.13
 VERSION = import sys; print("%d.%d" % sys.version_info[:2])
 # What runs a step, and what a version of Python may do otherwise: types, dataclasses, text of errors.
-CORE = tests/state tests/schedulers tests/decoding tests/models/test_load.py tests/test_*.py
+CORE = tests/state tests/constraints tests/schedulers tests/decoding tests/models/test_load.py tests/test_*.py
 
 core-env:  # A .venv-VERSION for PYTHON with what the core of the fast tests needs.
 	@set -e; env=.venv-$$($(PYTHON) -c '$(VERSION)'); \
