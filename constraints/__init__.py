@@ -11,4 +11,11 @@ from dllm.constraints.choice import Choice
 from dllm.constraints.regex import Regex
 from dllm.constraints.vocabulary import Ends
 
-__all__ = ["ByteAutomaton", "Choice", "Constraint", "Ends", "Regex", "TokenAutomaton"]
+__all__ = [
+    "ByteAutomaton",
+    "Choice",
+    "Constraint",
+    "Ends",
+    "Regex",
+    "TokenAutomaton",
+]

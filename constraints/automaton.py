@@ -71,6 +71,12 @@ class TokenAutomaton:
         """Whether no string of tokens is accepted."""
         return not self.num_states or bool(self.shortest[self.start] == ENDLESS)
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the arrays."""
+        arrays = (self.class_of, self.table, self.accepting, self.shortest)
+        return sum(array.nbytes for array in arrays)
+
     def accepts(self, tokens: list[int]) -> bool:
         """Returns whether a whole string of tokens is in the language."""
         state = self.start if self.num_states else DEAD

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dllm.constraints.automaton import ByteAutomaton, TokenAutomaton
-from dllm.constraints.determinise import TooLargeError
+from dllm.constraints.regular.determinise import TooLargeError
 from dllm.constraints.stored import Memory, on_disk
 from dllm.constraints.tokens import token_automaton
 from dllm.constraints.vocabulary import Ends, Tokenizer, Vocabulary, ends_of, vocabulary_of
@@ -55,7 +55,7 @@ class Constraint(ABC):
         vocabulary = vocabulary_of(tokenizer)
         ends = ends_of(tokenizer) if ends is None else ends
         parts = (str(_VERSION), self._name, vocabulary.digest, repr(ends))
-        name = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+        name = hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
         return _TOKENS.get(name, lambda: on_disk(name, lambda: self._over(vocabulary, ends)))
 
     def __str__(self) -> str:
@@ -84,3 +84,9 @@ class Constraint(ABC):
         if found.empty:
             raise ValueError(f"{self} accepts no text that the tokenizer's tokens can spell")
         return found
+
+
+def forget() -> None:
+    """Drops the automata that are kept in memory; those on the disk stay."""
+    _BYTES.clear()
+    _TOKENS.clear()

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from dllm.constraints.automaton import ByteAutomaton
 from dllm.constraints.base import Constraint
-from dllm.constraints.determinise import automaton_of
-from dllm.constraints.expression import Either, literal
+from dllm.constraints.regular.determinise import automaton_of
+from dllm.constraints.regular.expression import Either, check_text, literal
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,7 @@ class Choice(Constraint):
         for text in texts:
             if not isinstance(text, str):
                 raise TypeError(f"Choice takes texts, and {text!r} is none")
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                raise ValueError(
-                    f"{text!r} has half of a surrogate pair, which is no text"
-                ) from None
+            check_text(text)
         if not texts:
             raise ValueError("Choice has no text to choose from: give at least one")
         object.__setattr__(self, "texts", texts)

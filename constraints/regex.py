@@ -17,17 +17,19 @@ from typing import Any
 
 from dllm.constraints.automaton import ByteAutomaton
 from dllm.constraints.base import Constraint
-from dllm.constraints.determinise import automaton_of
-from dllm.constraints.expression import (
+from dllm.constraints.regular.determinise import automaton_of
+from dllm.constraints.regular.expression import (
     ANY,
     EMPTY,
     LAST,
     NOTHING,
+    Both,
     Either,
     Expression,
     Ranges,
     Repeated,
     Sequence,
+    Without,
     besides,
     characters,
     common,
@@ -45,8 +47,8 @@ _CATEGORIES = {
     "CATEGORY_NOT_WORD": r"\W",
 }
 _NO_LANGUAGE = {
-    "ASSERT": "look-around, (?=...) or (?<=...)",
-    "ASSERT_NOT": "look-around, (?!...) or (?<!...)",
+    "ASSERT": "look-around, (?=...) or (?<=...), inside a part that is not at the edge",
+    "ASSERT_NOT": "look-around, (?!...) or (?<!...), inside a part that is not at the edge",
     "GROUPREF": "a back reference",
     "GROUPREF_IGNORE": "a back reference",
     "GROUPREF_EXISTS": "a conditional group, (?(1)...)",
@@ -63,9 +65,10 @@ class Regex(Constraint):
 
     As there, `.` is any character but a newline, and `\d`, `\w` and `\s` are those of Unicode;
     the flags i, s, a and x can be set inside the pattern, as in `(?a)\w+`. Lazy repetitions accept
-    what greedy ones accept. Raises ValueError for an invalid pattern, with position and reason, and
-    for look-around, back references, conditional and atomic groups, possessive repetitions, word
-    boundaries, and ^ or $ inside a pattern, by name.
+    what greedy ones accept. Look-ahead up to the end of the text and look-behind from its beginning
+    are followed, as in `"(.*)(?<!x)"`. Raises ValueError for an invalid pattern, with position and
+    reason, and by name for look-around inside repetitions, back references, conditional and atomic
+    groups, possessive repetitions, word boundaries, and ^ or $ inside a pattern.
     """
 
     pattern: str
@@ -89,8 +92,8 @@ class Reading:
     """How a pattern is meant."""
 
     search: bool = False  # somewhere in the text, as `re.search`, instead of all of it
-    # A character of a class must be one in ASCII's reading and in Unicode's: for dialects that
-    # differ in what \d and \w are.
+    # Only what all dialects accept: they differ in whether \d and \w are those of ASCII or of
+    # Unicode, and in what the dot is.
     strict: bool = False
 
 
@@ -131,18 +134,34 @@ class _Reader:
 
     def sequence(self, nodes: list[Any], flags: int, edges: Edges) -> Expression:
         """Returns the texts of nodes one after the other."""
-        parts = []
+        parts: list[Expression] = []
+        ahead: list[tuple[int, Any]] = []  # before which part, and what is looked at
+        # In a search anything stands around the text, where no part at that edge sees to it itself.
+        if self.reading.search and edges[0] and not (nodes and _sees_to(nodes[0], _BEGINNINGS)):
+            parts.append(Repeated(ANY))
         for number, node in enumerate(nodes):
-            first = edges[0] and number == 0
-            last = edges[1] and number == len(nodes) - 1
-            parts.append(self.node(node, flags, (first, last)))
-        if self.reading.search:
-            # Anything stands around the text, where no part at that edge has seen to it itself.
-            if edges[0] and not (nodes and _sees_to(nodes[0], _BEGINNINGS)):
-                parts.insert(0, Repeated(ANY))
-            if edges[1] and not (nodes and _sees_to(nodes[-1], _ENDS)):
-                parts.append(Repeated(ANY))
+            if str(node[0]) not in ("ASSERT", "ASSERT_NOT"):
+                first = edges[0] and number == 0
+                last = edges[1] and number == len(nodes) - 1
+                parts.append(self.node(node, flags, (first, last)))
+            elif node[1][0] > 0 and edges[1]:
+                ahead.append((len(parts), node))
+            elif node[1][0] < 0 and edges[0] and not any(place for place, _ in ahead):
+                parts = [self.looked(node, flags, Sequence(tuple(parts)))]
+            else:
+                raise _NoLanguageError(_NO_LANGUAGE[str(node[0])])
+        if self.reading.search and edges[1] and not (nodes and _sees_to(nodes[-1], _ENDS)):
+            parts.append(Repeated(ANY))
+        for place, node in reversed(ahead):
+            parts[place:] = [self.looked(node, flags, Sequence(tuple(parts[place:])))]
         return Sequence(tuple(parts))
+
+    def looked(self, node: Any, flags: int, side: Expression) -> Expression:
+        """Returns the texts on one side of a look-around, up to the edge of the text, that suit."""
+        direction, nodes = node[1]
+        seen = self.sequence(list(nodes), flags, (False, False))
+        whole = (Repeated(ANY), seen) if direction < 0 else (seen, Repeated(ANY))
+        return (Both if str(node[0]) == "ASSERT" else Without)(side, Sequence(whole))
 
     def node(self, node: Any, flags: int, edges: Edges) -> Expression:
         """Returns the texts of one node of the tree."""
@@ -176,8 +195,12 @@ class _Reader:
 
     def characters(self, kind: str, value: Any, flags: int) -> Expression:
         """Returns the characters of a literal, a dot or a class."""
+        if kind == "ANY" and not flags & re.DOTALL:
+            # JavaScript knows four ends of a line.
+            ends = (0x0A, 0x0D, 0x2028, 0x2029) if self.reading.strict else (0x0A,)
+            return besides((end, end) for end in ends)
         if kind == "ANY":
-            return ANY if flags & re.DOTALL else besides([(10, 10)])
+            return ANY
         items = list(value) if kind == "IN" else [("LITERAL", value)]
         negated = kind == "NOT_LITERAL" or str(items[0][0]) == "NEGATE"
         items = [item for item in items if str(item[0]) != "NEGATE"]

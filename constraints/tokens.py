@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dllm.constraints.automaton import DEAD, ENDLESS, NEVER, ByteAutomaton, TokenAutomaton
-from dllm.constraints.determinise import TooLargeError
+from dllm.constraints.regular.determinise import TooLargeError
 from dllm.constraints.vocabulary import Ends, Spellings, Vocabulary
 
 _LARGEST = 2**26  # entries of all actions: 256 MB

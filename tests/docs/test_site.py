@@ -80,7 +80,7 @@ def test_the_tree_has_every_room() -> None:
         named.add(parent + name if indent else name)
     links = {f"dllm/{part}" for part in ("schedulers", "cache", "constraints", "eval")}
     rooms = {f"{path.name}/" for path in folders_of(ROOT)}
-    for part in ("dllm", "eval"):
+    for part in ("dllm", "constraints", "eval"):
         inside = {f"{part}/{path.name}" for path in folders_of(ROOT / part)}
         rooms |= {name if name in links else f"{name}/" for name in inside}
     assert {name for name in named if not name.endswith(".py")} == rooms

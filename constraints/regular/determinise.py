@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dllm.constraints.automaton import DEAD, ByteAutomaton
-from dllm.constraints.expression import (
-    LAST,
+from dllm.constraints.regular.expression import (
+    Both,
     Characters,
     Either,
     Expression,
+    Known,
+    Network,
     Ranges,
     Repeated,
     Sequence,
+    Without,
 )
-from dllm.constraints.minimise import minimal
+from dllm.constraints.regular.minimise import minimal
+from dllm.constraints.regular.utf8 import utf8_of
 
 MAX_STATES = 10_000  # of an automaton while it is made; a table of all of them takes 10 MB
 _MOST_PARTS = 20 * MAX_STATES  # states before they are made deterministic
@@ -80,8 +83,11 @@ class _Graph:
             for part in expression.parts:
                 self.free[self.add(part, start)].append(end)
             return end
-        assert isinstance(expression, Repeated)
-        return self._add_repeated(expression, start)
+        if isinstance(expression, Repeated):
+            return self._add_repeated(expression, start)
+        if isinstance(expression, Network):
+            return self._add_network(expression, start)
+        return self._add_known(_known(expression), start)
 
     def _add_characters(self, ranges: Ranges, start: int) -> int:
         end = self.new()
@@ -108,6 +114,29 @@ class _Graph:
         for _ in range(repeated.most - repeated.least):
             start = self.add(repeated.part, start)
             self.free[start].append(end)
+        return end
+
+    def _add_network(self, network: Network, start: int) -> int:
+        nodes = {network.start, network.end, *(n for a, _, b in network.edges for n in (a, b))}
+        places = {node: self.new() for node in sorted(nodes)}
+        self.free[start].append(places[network.start])
+        for before, text, after in network.edges:
+            self.free[self.add(text, places[before])].append(places[after])
+        return places[network.end]
+
+    def _add_known(self, known: ByteAutomaton, start: int) -> int:
+        end = self.new()
+        if known.empty:
+            return end
+        places = [self.new() for _ in range(known.num_states)]
+        self.free[start].append(places[known.start])
+        for state, row in enumerate(known.table):
+            edges = np.flatnonzero(np.diff(row)) + 1
+            for low, after in zip((0, *edges), (*edges, 256), strict=True):
+                if row[low] != DEAD:
+                    self.moves[places[state]].append((int(low), int(after) - 1, places[row[low]]))
+            if known.accepting[state]:
+                self.free[places[state]].append(end)
         return end
 
     def determinise(self, end: int) -> ByteAutomaton:
@@ -174,61 +203,13 @@ class _Graph:
         ]
 
 
-Moves = tuple[tuple[int, int, int], ...]
-
-
-@lru_cache(maxsize=1024)
-def utf8_of(ranges: Ranges) -> tuple[tuple[int, Moves], ...]:
-    """Returns nodes of the smallest graph that spells characters in UTF-8, those behind first.
-
-    A node is its number, and its moves as first byte, last byte and node; node 0 is the end of a
-    character, node -1 its beginning. Equal tails of different characters are one node.
-    """
-    tails = _Tails()
-    first: list[tuple[int, int, int]] = []
-    # Bytes of a character, its least and largest code point, the bits of its first byte.
-    for length, low, high, lead in (
-        (1, 0, 0x7F, 0),
-        (2, 0x80, 0x7FF, 0xC0),
-        (3, 0x800, 0xFFFF, 0xE0),
-        (4, 0x10000, LAST, 0xF0),
-    ):
-        inside = tuple((max(a, low), min(b, high)) for a, b in ranges if a <= high and b >= low)
-        first += tails.split(inside, length - 1, lead)
-    return (*((number, moves) for moves, number in tails.nodes.items()), (-1, tuple(first)))
-
-
-class _Tails:
-    """The continuation bytes of characters, equal ones once."""
-
-    def __init__(self) -> None:
-        self.nodes: dict[Moves, int] = {}
-        self._known: dict[tuple[Ranges, int], int] = {}
-
-    def split(self, ranges: Ranges, depth: int, lead: int) -> Moves:
-        """Returns the moves on a byte `lead | x`, where `depth` bytes of six bits follow."""
-        size = 64**depth
-        parts: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
-        for low, high in ranges:
-            for head in range(low // size, high // size + 1):
-                rest = (max(low - head * size, 0), min(high - head * size, size - 1))
-                parts[lead | head].append(rest)
-        merged: list[tuple[int, int, int]] = []
-        for byte, inside in parts.items():
-            to = self._node(tuple(inside), depth)
-            if merged and merged[-1][1:] == (byte - 1, to):
-                merged[-1] = (merged[-1][0], byte, to)
-            else:
-                merged.append((byte, byte, to))
-        return tuple(merged)
-
-    def _node(self, ranges: Ranges, depth: int) -> int:
-        if depth == 0:
-            return 0
-        if (ranges, depth) not in self._known:
-            moves = self.split(ranges, depth - 1, 0x80)
-            self._known[ranges, depth] = self.nodes.setdefault(moves, len(self.nodes) + 1)
-        return self._known[ranges, depth]
+def _known(expression: Expression) -> ByteAutomaton:
+    """Returns the automaton of an expression that is none of the parts of regular expressions."""
+    if isinstance(expression, Known):
+        return expression.automaton
+    assert isinstance(expression, Both | Without)
+    one, other = automaton_of(expression.one), automaton_of(expression.other)
+    return both(one, other) if isinstance(expression, Both) else without(one, other)
 
 
 def product(
