@@ -8,6 +8,7 @@ if __name__ != "dllm.constraints":
 from dllm.constraints.automaton import ByteAutomaton, TokenAutomaton
 from dllm.constraints.base import Constraint
 from dllm.constraints.choice import Choice
+from dllm.constraints.grammar import Grammar
 from dllm.constraints.json_schema import JsonSchema
 from dllm.constraints.regex import Regex
 from dllm.constraints.vocabulary import Ends
@@ -17,6 +18,7 @@ __all__ = [
     "Choice",
     "Constraint",
     "Ends",
+    "Grammar",
     "JsonSchema",
     "Regex",
     "TokenAutomaton",

@@ -1,0 +1,101 @@
+"""`Grammar`: the texts of a context-free grammar in Lark's syntax, nested to a bounded depth."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from dllm.constraints.automaton import ByteAutomaton
+from dllm.constraints.base import Constraint, Kind
+from dllm.constraints.regex import expression_of
+from dllm.constraints.regular.determinise import automaton_of
+from dllm.constraints.regular.expression import Either, Expression, Repeated, joined
+from dllm.constraints.regular.regularise import Bounded, Rules
+
+_STANDARD = "lark"  # the package whose grammars %import may name
+
+
+@dataclass(frozen=True)
+class Grammar(Constraint):
+    """The texts of a grammar, written as for Lark, with `start` as its first rule.
+
+    A text is any sequence of the terminals' texts that the rules derive, with what %ignore names
+    before, between and behind them: as Lark's Earley parser reads it with
+    `lexer="dynamic_complete"`, without the preferences of other lexers for long or early terminals.
+
+    A grammar that never stands inside itself is exact. Of others each rule is used up to `depth`
+    times inside itself with text on both sides, and `kind` is "under"; repetitions at the left or
+    at the right end do not count as depth. Raises ValueError, with line and column, for what is no
+    grammar, for terminals that are no regular language, %declare and imports of files.
+    """
+
+    text: str
+    start: str = "start"
+    depth: int = 4
+    _bounded: Bounded = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.depth < 0:
+            raise ValueError(f"depth={self.depth} must be at least 0")
+        object.__setattr__(self, "_bounded", _read(self.text, self.start))
+
+    @property
+    def source(self) -> str:
+        return json.dumps([self.text, self.start, self.depth], ensure_ascii=False)
+
+    @property
+    def kind(self) -> Kind:
+        return "under" if self._bounded.cut else "exact"
+
+    def build(self) -> ByteAutomaton:
+        return automaton_of(self._bounded.expression(self.depth))
+
+
+def _read(text: str, start: str) -> Bounded:
+    """Returns the rules of a grammar over expressions of its terminals."""
+    try:
+        # An optional package.
+        from lark.exceptions import LarkError
+        from lark.load_grammar import load_grammar
+    except ImportError:
+        raise ImportError("Grammar needs lark: pip install 'dllm[structured]'") from None
+    try:
+        grammar, files = load_grammar(text, "<grammar>", [], False)
+        terminals, rules, ignored = grammar.compile([start], set())
+    except LarkError as error:
+        raise ValueError(f"the grammar is invalid: {str(error).strip()}") from None
+    except RecursionError:
+        raise ValueError("the grammar nests its parts too deeply") from None
+    except OSError as error:
+        raise ValueError(f"the grammar imports a file that cannot be read: {error}") from None
+    for name in files:
+        if getattr(name, "pkg_name", None) != _STANDARD:
+            raise ValueError(f"the grammar imports {name}: write its rules into the grammar itself")
+    texts = {terminal.name: _terminal(terminal) for terminal in terminals}
+    between = Repeated(Either(tuple(texts[name] for name in ignored)))
+    known: Rules = {}
+    for rule in rules:
+        symbols = tuple(_symbol(symbol, texts, between, ignored) for symbol in rule.expansion)
+        known.setdefault(str(rule.origin.name), []).append(symbols)
+    if start not in known:
+        raise ValueError(f"the grammar has no rule {start}: name its first rule with start=")
+    return Bounded(known, start, between)
+
+
+def _terminal(terminal: Any) -> Expression:
+    try:
+        return expression_of(terminal.pattern.to_regexp())
+    except ValueError as error:
+        raise ValueError(f"terminal {terminal.name} of the grammar: {error}") from None
+
+
+def _symbol(
+    symbol: Any, texts: dict[str, Expression], between: Expression, ignored: list[str]
+) -> str | Expression:
+    """Returns the name of a rule, or the texts of a terminal after what is ignored."""
+    if not symbol.is_term:
+        return str(symbol.name)
+    if symbol.name not in texts:
+        raise ValueError(f"terminal {symbol.name} of the grammar is declared without a text")
+    return joined(between, texts[symbol.name]) if ignored else texts[symbol.name]
