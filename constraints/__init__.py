@@ -11,6 +11,7 @@ from dllm.constraints.choice import Choice
 from dllm.constraints.grammar import Grammar
 from dllm.constraints.json_schema import JsonSchema
 from dllm.constraints.regex import Regex
+from dllm.constraints.template import Hole, Template
 from dllm.constraints.vocabulary import Ends
 
 __all__ = [
@@ -19,7 +20,9 @@ __all__ = [
     "Constraint",
     "Ends",
     "Grammar",
+    "Hole",
     "JsonSchema",
     "Regex",
+    "Template",
     "TokenAutomaton",
 ]
