@@ -9,15 +9,15 @@ where it joins the two (as in arXiv 2505.23061, of sets).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from dllm.constraints.automaton import NEVER
 from dllm.constraints.lines import RowLanguage, lines_of
 
-_UNCLAMPED = 8  # columns after which counts of paths are cut to 1, long before float32 is full
 _MANY = 4096  # tokens of a vocabulary from which on a CPU reads one column's sets after the other
 
 
@@ -26,7 +26,7 @@ class Segment:
     """Some columns of every row, the states before them, and those accepted behind them."""
 
     entry: Tensor  # (N,) float32 0 or 1
-    follow: Tensor  # (W, N) int64 where a column's token leads; N: nowhere, or any token may stand
+    follow: Tensor  # (W, N) int64 where a column's token leads; where any may stand, nowhere
     jumps: Tensor  # (W, N) float32 1 where any token may stand
     end: Tensor  # (N,) float32 0 or 1
 
@@ -60,9 +60,9 @@ class Tables:
 
     def __init__(self, rows: Sequence[RowLanguage | None], device: torch.device) -> None:
         lines = lines_of(rows)
-        made = {name: torch.from_numpy(value).to(device) for name, value in lines.arrays.items()}
+        made = {name: torch.from_numpy(value).to(device) for name, value in vars(lines).items()}
         self.device, self.num_rows = device, len(rows)
-        self.num_states, self.num_classes = len(lines.row_of), lines.num_classes
+        self.num_states, self.num_classes = len(lines.row_of), lines.sizes.shape[1]
         self.free = made["free"]  # (B,) bool: rows without a language
         self.start, self.stop = made["start"], made["stop"]  # (B,) int64 columns of the span
         self.first = made["first"]  # (B,) int64 state before the first token
@@ -70,11 +70,32 @@ class Tables:
         self.sources, self.targets = made["sources"], made["targets"]  # (E,) int64
         self.classes = made["classes"]  # (A, V) int64 classes of each language's tokens
         self.language_of = made["language_of"]  # (B,) int64
-        self._numbers = torch.arange(self.num_states, device=device)
+        self.sizes = made["sizes"]  # (B, K) float32 tokens of each class
         self._offset, self._pointer, self._table = made["offset"], made["pointer"], made["table"]
-        self._tails, self._tail_of = made["tails"], made["tail_of"]
-        self._tail_stride, self._tail_last = made["tail_stride"], made["tail_last"]
+        self._stride, self._stay, self._tails = made["stride"], made["stay"], made["tails"]
+        # Numbers of the size that the segments of every step have.
+        numbers = (self._offset, self._pointer, self._stride)
+        self._small = tuple(number[:-1].int() for number in numbers)
+        self._tail_of, self._tail_last = made["tail_of"], made["tail_last"]
         self._label_arrows, self._bags = made["label_arrows"], made["bags"]
+        self._label_bags = made["label_bags"]
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the tensors."""
+        return sum(value.nbytes for value in vars(self).values() if isinstance(value, Tensor))
+
+    @property
+    def states(self) -> Tensor:
+        """The numbers of all states, (N,) int64."""
+        return torch.arange(self.num_states, device=self.device)
+
+    @property
+    def labels(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Arrows, classes and rows of all labels, (n,) int64: how a token may lead where."""
+        rows = self._label_bags.div(self.num_classes, rounding_mode="floor")
+        classes = self._label_bags % self.num_classes
+        return self._label_arrows, classes, rows
 
     def states_at(self, tokens: Tensor, column: Tensor, num_columns: int) -> Tensor:
         """Returns the state of each row before a column (B,), (B,) int64.
@@ -99,26 +120,33 @@ class Tables:
         """
         found = torch.zeros(self.num_states + 1, device=self.device).index_fill_(0, entry, 1)
         left = (self.stop - columns[:, -1] - 1).clamp(min=0).minimum(self._tail_last)
-        tails = self._tail_of + left[self.row_of] * self._tail_stride
+        tails = self._tail_of + left[self.row_of] * self._stride[:-1]
         nothing = self.jumps_of(columns, masked)
         follow, end = self.follow(tokens, columns, masked), self._tails[tails].float()
         return Segment(found[: self.num_states], follow, nothing, end)
+
+    def moved(self, segment: Segment, tokens: Tensor, columns: Tensor, masked: Tensor) -> Segment:
+        """Returns a segment with other tokens in its columns."""
+        jumps = self.jumps_of(columns, masked)
+        return replace(segment, follow=self.follow(tokens, columns, masked), jumps=jumps)
 
     def jumps_of(self, columns: Tensor, masked: Tensor) -> Tensor:
         """Returns where any token may stand, (W, N) float32; `masked` is (B, W)."""
         return (self.inside(columns) & masked).float().T.index_select(1, self.row_of)
 
     def follow(self, tokens: Tensor, columns: Tensor, masked: Tensor) -> Tensor:
-        """Returns where each state goes at each column, (W, N) int64; N: nowhere, or by any token.
+        """Returns where each state goes at each column, (W, N) int64.
 
-        Arguments are (B, W); columns outside a row's span change nothing.
+        Nowhere where any token may stand. Arguments are (B, W); columns outside a row's span
+        change nothing.
         """
-        inside, classes = self.inside(columns), self.classes[self.language_of[:, None], tokens]
-        # Where any token may stand, that of class 0, which leads nowhere.
-        classes = classes.masked_fill(masked, 0).T.index_select(1, self.row_of)
-        inner = self._table.take(self._pointer[:-1] + classes).long()
-        follow = torch.where(inner < 0, self.num_states, self._offset[:-1] + inner)
-        return torch.where(inside.T.index_select(1, self.row_of), follow, self._numbers)
+        classes = self.classes[self.language_of[:, None], tokens].masked_fill(masked, NEVER)
+        classes = torch.where(self.inside(columns), classes, self._stay[:, None])
+        classes = classes.int().T.index_select(1, self.row_of)
+        offset, pointer, stride = self._small
+        places = torch.addcmul(pointer, classes, stride)
+        inner = self._table.index_select(0, places.flatten()).view_as(places)
+        return inner.add_(offset).long()
 
     def inside(self, columns: Tensor) -> Tensor:
         """Returns which columns (B, W) belong to what their row's language is about, bool."""
@@ -128,47 +156,41 @@ class Tables:
     def reach(self, segment: Segment) -> Reach:
         """Returns the states on both sides of every column of a segment."""
         before = self._forwards(segment)
-        after = torch.zeros_like(before)  # with a place for what leads nowhere, which stays 0
-        after[-1, : self.num_states] = segment.end
+        after = torch.zeros_like(before)
+        after[-1] = segment.end
         lines, columns = after.unbind(), range(len(segment.kinds) - 1, -1, -1)
         for column in columns:
             found, later = lines[column], lines[column + 1]
             jumps, steps = segment.kinds[column]
             if steps:
-                torch.index_select(later, 0, segment.follow[column], out=found[:-1])
+                torch.index_select(later, 0, segment.follow[column], out=found)
             if jumps:
                 into = later.index_select(0, self.targets)
                 known = found if not steps else torch.zeros_like(found)
-                known.index_add_(0, self.sources, into)
+                known.scatter_reduce_(0, self.sources, into, "amax")
                 if steps:
-                    found[:-1].addcmul_(known[:-1], segment.jumps[column])
-            if column % _UNCLAMPED == 0:
-                found.clamp_(max=1)
-        after.clamp_(max=1)
-        return Reach(before.clamp_(max=1)[:, :-1], after[:, :-1])
+                    found.addcmul_(known, segment.jumps[column])
+        return Reach(before, after)
 
     def _forwards(self, segment: Segment) -> Tensor:
-        """Returns how often each state is reached before each column, (W + 1, N + 1) float32.
-
-        Counts are right but for those above 0, which are cut; the last entry is of no state.
-        """
-        found = torch.zeros(len(segment.kinds) + 1, self.num_states + 1, device=self.device)
-        found[0, :-1] = segment.entry
+        """Returns which states are reached before each column, (W + 1, N) float32."""
+        found = torch.zeros(len(segment.kinds) + 1, self.num_states, device=self.device)
+        found[0] = segment.entry
         lines = found.unbind()
         for column, (jumps, steps) in enumerate(segment.kinds):
             now, later = lines[column], lines[column + 1]
             if steps:
-                later.index_add_(0, segment.follow[column], now[:-1])
+                later.scatter_reduce_(0, segment.follow[column], now, "amax")
             if jumps:
-                leaving = now[:-1] * segment.jumps[column] if steps else now
-                later.index_add_(0, self.targets, leaving.index_select(0, self.sources))
-            if column % _UNCLAMPED == 0:
-                later.clamp_(max=1)
+                leaving = now * segment.jumps[column] if steps else now
+                later.scatter_reduce_(
+                    0, self.targets, leaving.index_select(0, self.sources), "amax"
+                )
         return found
 
     def feasible(self, segment: Segment) -> Tensor:
         """Returns which rows some filling of their masks is accepted for, (B,) bool."""
-        return self._any(self._forwards(segment)[-1, :-1].clamp(max=1) * segment.end) | self.free
+        return self._any(self._forwards(segment)[-1] * segment.end) | self.free
 
     def joined(self, reach: Reach) -> Tensor:
         """Returns the same, from what is in reach."""
@@ -206,9 +228,9 @@ class Tables:
         return found
 
     def _next(self, states: Tensor, classes: Tensor) -> Tensor:
-        """Returns the states that classes of tokens lead to, N where nowhere."""
-        inner = self._table.take(self._pointer[states] + classes)
-        return torch.where(inner < 0, self.num_states, self._offset[states] + inner)
+        """Returns the states that classes of tokens lead to."""
+        inner = self._table[self._pointer[states] + classes * self._stride[states]]
+        return self._offset[states] + inner
 
     def _any(self, states: Tensor) -> Tensor:
         """Returns which rows have one of some states (N,), (B,) bool."""
