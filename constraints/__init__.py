@@ -11,6 +11,7 @@ from dllm.constraints.choice import Choice
 from dllm.constraints.grammar import Grammar
 from dllm.constraints.json_schema import JsonSchema
 from dllm.constraints.regex import Regex
+from dllm.constraints.span import ConstraintSpan
 from dllm.constraints.template import Hole, Template
 from dllm.constraints.vocabulary import Ends
 
@@ -18,6 +19,7 @@ __all__ = [
     "ByteAutomaton",
     "Choice",
     "Constraint",
+    "ConstraintSpan",
     "Ends",
     "Grammar",
     "Hole",

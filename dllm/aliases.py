@@ -12,6 +12,8 @@ from typing import Any, Literal, TypedDict
 import torch
 
 from dllm.cache import Cache
+from dllm.constraints.base import Constraint
+from dllm.constraints.span import ConstraintSpan
 from dllm.decoding.speculation.verifiers import Verifier
 from dllm.schedulers import Scheduler
 from dllm.state.candidates import ConfidenceSource
@@ -218,6 +220,8 @@ class Given(TypedDict, total=False):
     deferred_token_ids: Sequence[int]
     repetition_penalty: float
     logits_processors: LogitsProcessor | Sequence[LogitsProcessor]
+    constraint: Constraint | ConstraintSpan | Sequence[Constraint | ConstraintSpan | None] | None
+    joint: Literal["confidence", "map"]
     fixed: Mapping[int, int | str] | None
     infill: bool
     too_long: Literal["error", "cut"]

@@ -6,8 +6,14 @@ from functools import partial
 
 import torch
 
+from dllm.cache import Cache
 from dllm.compatible import check, check_verifier
+from dllm.constraints.language import OPEN
+from dllm.constraints.lines import RowLanguage
+from dllm.constraints.span import Compiler, ConstraintSpan
+from dllm.constraints.vocabulary import Ends
 from dllm.decoding.batching import continuous_batch
+from dllm.decoding.constrained import Constrained
 from dllm.decoding.loop import DenoisingLoop
 from dllm.decoding.passes import (
     ComparingPasses,
@@ -51,7 +57,7 @@ def loop_of(
 
     Raises ValueError where settings, model and rows do not go together.
     """
-    scheduler, cache = check(model, settings)
+    scheduler, cache = parts = check(model, settings)
     if observer is not None:
         _check_observed(model, settings)
     _check_rows(model, rows)
@@ -62,17 +68,17 @@ def loop_of(
     scheduler.check(int(canvas.num_blocks.max()), block)
     if canvas.layout.ragged and isinstance(model, WrappedModel):
         model.check_padding()
-    noise, batch = settings.noise or _noise(len(rows), settings, model.device), None
+    at_eos = at_eos_of(rows, settings, model.spec.mask_token_id)
+    constrained, batch = _constrained(model, canvas, settings, at_eos), None
+    noise = settings.noise or _noise(len(rows), settings, model.device)
     if settings.batch_size is not None and settings.batch_size < len(rows):
         seeded = _check_waiting(settings.batch_size, len(rows), noise, memory, observer)
         batch = continuous_batch(canvas, settings.batch_size, seeded)
         canvas, noise = batch.canvas, batch.noise
     if settings.guidance_scale > 0:
         model = GuidedModel(model, settings.guidance_scale, given=canvas.given)
-    sampling = _sampling(scheduler, canvas.layout, settings)
-    step = Step(scheduler, cache, sampling, noise, _processing(canvas.layout, settings))
+    step = _step(parts, canvas.layout, settings, noise, constrained)
     needs = needs_of(scheduler, canvas.layout.num_slots, block)
-    at_eos = at_eos_of(rows, settings, model.spec.mask_token_id)
     passes, store_variants = _passes(model, step, needs, observer), needs.num_variants
     if settings.verifier is not None:
         verifier = check_verifier(settings, scheduler, cache)
@@ -90,6 +96,7 @@ def loop_of(
         memory=memory,
         batch=batch,
         stop=stop_of(model, settings),
+        constrained=constrained,
         keep_stamps=observer is not None,
     )
     return loop, canvas
@@ -122,6 +129,8 @@ def _check_observed(model: DenoisingModel, settings: Settings) -> None:
             "passes are observed with the model's own logits: leave min_new_tokens, "
             "repetition_penalty and logits_processors out"
         )
+    if settings.constraint is not None:
+        raise ValueError("passes are observed with the model's own logits: leave constraint out")
 
 
 def _passes(model: DenoisingModel, step: Step, needs: Needs, observer: Observer | None) -> Passes:
@@ -163,6 +172,59 @@ def _check_waiting(
             "seed instead, or leave batch_size out"
         )
     return noise
+
+
+def _constrained(
+    model: DenoisingModel, canvas: Canvas, settings: Settings, at_eos: AtEnd
+) -> Constrained | None:
+    """Returns the languages of rows; None: there are none.
+
+    Raises ValueError where a row cannot be in its language.
+    """
+    given, layout = settings.constraint, canvas.layout
+    if given is None:
+        return None
+    assert model.tokenizer is not None  # checked
+    num_prompts = layout.num_rows // settings.n
+    if isinstance(given, list):
+        _check_count("constraint", len(given), num_prompts)
+    asked = given if isinstance(given, list) else [given] * num_prompts
+    ends, size = layout.eos_token_ids, model.spec.vocab_size
+    padding = tuple({model.spec.pad_token_id} - {*ends, layout.mask_token_id, None})
+    barred = (*settings.forbidden_token_ids, *(ends if settings.forbid_eos else ()))
+    compiler = Compiler(size, (layout.mask_token_id, *barred))
+    held = canvas.tokens.where(~canvas.masked, OPEN).tolist()
+    rows: list[RowLanguage | None] = []
+    prompts = canvas.prompt_length.tolist()
+    for row in range(layout.num_rows):
+        one, first, last = asked[row // settings.n], prompts[row], layout.kept[row]
+        if one is None:
+            rows.append(None)
+            continue
+        if isinstance(one, ConstraintSpan):
+            if at_eos != "ignore":
+                raise ValueError(
+                    f"at_eos={at_eos!r} may end a row before its ConstraintSpan: take 'ignore'"
+                )
+            first, last = first + one.start, min(first + one.stop, last)
+            automaton = one.constraint.at(model.tokenizer, Ends((), (), size))
+        else:
+            automaton = one.at(model.tokenizer, Ends(ends, padding, size))
+        where = f"prompt {row // settings.n}: {one}"
+        rows.append(compiler.row(automaton, held[row][first:last], first, where))
+    return Constrained(rows, model.device, settings.joint)
+
+
+def _step(
+    parts: tuple[Scheduler, Cache],
+    layout: Layout,
+    settings: Settings,
+    noise: Noise,
+    constrained: Constrained | None,
+) -> Step:
+    """Returns what follows each pass."""
+    sampling, rules = _sampling(parts[0], layout, settings), _processing(layout, settings)
+    return Step(*parts, sampling, noise, rules, constrained)
 
 
 def _sampling(scheduler: Scheduler, layout: Layout, settings: Settings) -> Sampling:

@@ -48,6 +48,8 @@ def check(model: DenoisingModel, settings: Settings) -> tuple[Scheduler, Cache]:
         raise ValueError(f"scheduler {name!r} needs first_token='feed' of its cache")
     if model.spec.attention == "masks_last":
         _check_masks_last(model.name, scheduler, settings)
+    if settings.constraint is not None:
+        _check_constraint(model, scheduler, settings)
     if settings.verifier is not None:
         verifier = check_verifier(settings, scheduler, cache)
         if verifier.execution == "tree":
@@ -96,7 +98,7 @@ def _check_uniform(name: str, scheduler: Scheduler, cache: Cache, settings: Sett
 _UNIFORM_REFUSES = (
     *("verifier", "guidance_scale", "temperature", "top_p", "top_k", "confidence"),
     *("min_new_tokens", "repetition_penalty", "logits_processors", "forbid_eos", "defer_eos"),
-    *("forbidden_token_ids", "deferred_token_ids", "fixed", "infill", "blocks_from"),
+    *("forbidden_token_ids", "deferred_token_ids", "fixed", "infill", "blocks_from", "constraint"),
 )
 
 
@@ -164,6 +166,47 @@ def _check_masks_last(model: str, scheduler: Scheduler, settings: Settings) -> N
             raise ValueError(
                 f"{_masks_behind(model)}, and {reason} under one mask of attention: leave it out"
             )
+
+
+def _check_constraint(model: DenoisingModel, scheduler: Scheduler, settings: Settings) -> None:
+    """Raises ValueError for what would write tokens that no language was asked about."""
+    if model.tokenizer is None:
+        raise ValueError(
+            f"constraint is about texts, and {model.name!r} has no tokenizer to spell them: load "
+            "one, dllm.load(..., tokenizer=...)"
+        )
+    needs = scheduler.needs(settings.max_new_tokens, settings.block_length or DEFAULT_BLOCK_LENGTH)
+    name = scheduler.summary()["name"]
+    reasons = {
+        "writes variants of a row that nobody has checked": needs.num_variants > 1,
+        "cuts rows off before their text has ended": needs.shortens,
+        "moves tokens, and not only replaces them": scheduler.moves_tokens,
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise ValueError(
+                f"constraint refuses scheduler {name!r}: it {reason}; take one that fills or "
+                "replaces single columns (threshold, fixed_quota, wino, ...)"
+            )
+    usual = Settings()
+    for one, reason in _CONSTRAINT_REFUSES.items():
+        if getattr(settings, one) != getattr(usual, one):
+            raise ValueError(f"constraint refuses {one}={getattr(settings, one)!r}: {reason}")
+    if settings.joint == "map" and settings.temperature > 0:
+        raise ValueError(
+            f"joint='map' takes the most probable text, and temperature={settings.temperature} "
+            "draws one: take temperature=0 or joint='confidence'"
+        )
+
+
+# Settings that change which tokens may stand where, behind a constraint's back.
+_CONSTRAINT_REFUSES = {
+    "min_new_tokens": "say in the constraint how long a text is",
+    "logits_processors": "one may forbid the only token that a text can go on with",
+    "stop": "what it cuts off may be needed; end the text in the constraint",
+    "defer_eos": "where the text must end, an end token cannot come last",
+    "deferred_token_ids": "a token may be the only one that a text can go on with",
+}
 
 
 def _check_tree(model: DenoisingModel) -> None:

@@ -27,6 +27,7 @@ class RowMetrics:
     finish_reason: str  # "eos", "stop", "length" or "interrupted"
     # Forwards after which a verifier had 1, 2, ... schedule steps for certain; () without one.
     accepted: tuple[int, ...] = ()
+    forced: int = 0  # tokens that a constraint left no choice of, committed beside the scheduler's
 
     @property
     def tokens_per_forward(self) -> float:

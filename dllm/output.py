@@ -89,6 +89,7 @@ def collect(
     accepted = None if drafts is None else chosen.of(drafts.taken).tolist()
     rows, sequences, answers = [], [], []
     row_forwards = chosen.of(canvas.row_forwards).tolist()
+    forced = chosen.of(canvas.compelled).tolist()
     kept = torch.minimum(canvas.length, canvas.kept_length)
     for row, length in enumerate(chosen.of(kept).tolist()):
         ids = trace.tokens[row, :length].tolist()
@@ -106,6 +107,7 @@ def collect(
                 row_forwards=row_forwards[row],
                 finish_reason=answer.finish_reason,
                 accepted=() if accepted is None else tuple(accepted[row]),
+                forced=forced[row],
             )
         )
         sequences.append(tuple(ids))

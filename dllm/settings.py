@@ -12,6 +12,8 @@ import torch
 from dllm.aliases import ALIASES, SCHEDULER_OPTIONS, combined
 from dllm.cache import Cache
 from dllm.cache import registry as caches
+from dllm.constraints.base import Constraint
+from dllm.constraints.span import ConstraintSpan
 from dllm.decoding.speculation.verifiers import Verifier
 from dllm.decoding.speculation.verifiers import registry as verifiers
 from dllm.options import (
@@ -129,6 +131,11 @@ class Settings(Options):
     repetition_penalty: Annotated[float, Range(0, 1e4, above=True)] = 1.0
     # Called in their order with tokens (N, L), masks where open, and scores (N, V) of N columns.
     logits_processors: tuple[LogitsProcessor, ...] = ()
+    # What an answer must be; a list: one for each prompt, None for those without.
+    constraint: Constraint | ConstraintSpan | list[Constraint | ConstraintSpan | None] | None = None
+    # "confidence": commits of a step that exclude each other, the surest first; "map": those of the
+    # most probable text in the language (arXiv 2505.23061).
+    joint: Literal["confidence", "map"] = "confidence"
     fixed: Mapping[int, int | str] | None = None  # slot offset -> token id or text kept there
     infill: bool = False  # mask tokens in the prompt are the slots, none is added
     too_long: Literal["error", "cut"] = (

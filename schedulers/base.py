@@ -82,6 +82,7 @@ class Scheduler(Part, ABC):
     published: ClassVar[str] = ""  # figures of the authors, for the documentation
     anywhere: ClassVar[bool] = False  # commits in any block of the row, for the documentation
     confidence: ClassVar[ConfidenceSource] = "raw"  # distribution that its authors read
+    moves_tokens: ClassVar[bool] = False  # inserts and deletes: columns change that it did not read
     without_mask: ClassVar[bool] = False  # the mask token has no part in that distribution
     presets: ClassVar[dict[str, dict[str, Any]]] = {}  # published settings: "name@preset"
     constant_needs: ClassVar[Needs] = Needs()  # where no option changes them

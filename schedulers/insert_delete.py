@@ -51,6 +51,7 @@ class InsertDelete(Scheduler):
     can_revise = True
     may_skip = True  # a mask may be deleted, and the block then gets another one at its end
     constant_needs = Needs(distributions=True)
+    moves_tokens = True
     source = "sgl-project/sglang 0.5.23 joint_threshold_indel.py:JointThresholdInDel"
     statistic = "confidence, of masks and of tokens that are there"
 

@@ -11,6 +11,7 @@ import torch
 
 from dllm.cache import Cache
 from dllm.decoding.batching import ContinuousBatch
+from dllm.decoding.constrained import Constrained
 from dllm.decoding.memory_limits import (
     GUARDED,
     Demand,
@@ -55,6 +56,7 @@ class DenoisingLoop:
     memory: PromptMemory | None = None
     batch: ContinuousBatch | None = None  # lets further prompts in; None: all are in the canvas
     stop: StopStrings | None = None  # texts that end a row
+    constrained: Constrained | None = None  # languages that rows must be in
     keep_stamps: bool = False  # the store notes when each slot was written
 
     @torch.inference_mode()
@@ -80,6 +82,8 @@ class DenoisingLoop:
         progress = settle(canvas, lockstep=False, at_eos="ignore", feeds=feeds)
         progress = self._admit(canvas, progress, forward)
         while progress.unfinished:
+            if self.constrained is not None:
+                self.constrained.enter(canvas, progress, self._prompts(canvas))
             plan = self.cache.plan(canvas, progress, self.model.spec)
             event = self.passes(canvas, plan, progress, forward)
             before = progress.finished
@@ -90,7 +94,7 @@ class DenoisingLoop:
             if meter.first_pass is None:  # host and device have just met
                 meter.first_pass = perf_counter()
             left = max(progress.remaining - canvas.layout.window_length, 0) + progress.num_open
-            yield replace(self._named(event, before, progress.finished), left=left)
+            yield replace(self._named(canvas, event, before, progress.finished), left=left)
             self._check(canvas, progress)
             progress = self._admit(canvas, progress, forward)
 
@@ -139,11 +143,15 @@ class DenoisingLoop:
             store.keep_stamps()
         return store
 
+    def _prompts(self, canvas: Canvas) -> tuple[int, ...]:
+        """Returns the prompt at each seat."""
+        return tuple(range(canvas.layout.num_rows)) if self.batch is None else self.batch.prompts
+
     def _named(
-        self, event: StepEvent, before: tuple[bool, ...], after: tuple[bool, ...]
+        self, canvas: Canvas, event: StepEvent, before: tuple[bool, ...], after: tuple[bool, ...]
     ) -> StepEvent:
         """Returns the event with its prompts, of rows that were and are finished or not."""
-        prompts = tuple(range(len(after))) if self.batch is None else self.batch.prompts
+        prompts = self._prompts(canvas)
         ended: tuple[int, ...] = ()
         if before != after:  # in few steps
             rows = zip(prompts, before, after, strict=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dllm.cache import Cache
+from dllm.decoding.constrained import Constrained, Sets
 from dllm.metrics import Meter
 from dllm.models.model import DenoisingModel
 from dllm.schedulers import Needs, Scheduler, Setup
@@ -94,6 +95,7 @@ class Step:
     sampling: Sampling
     noise: Noise
     processing: Processing | None = None  # of logits, before anything is proposed
+    constrained: Constrained | None = None  # languages that rows must be in
 
     def take(self, canvas: Canvas, window: Window, result: PassResult) -> StepEvent:
         """Decides on what a pass gave, and writes the decision."""
@@ -106,21 +108,38 @@ class Step:
             logits, more = logits[:, :own], logits[:, own:]
             more = self._processed(more, columns, canvas)
             further = self.sampling.propose(more, self.noise, columns, canvas.step)
-        candidates, shadow = self.propose(canvas, plan, logits), None
+        sets = self._sets(canvas)
+        candidates, shadow = self.propose(canvas, plan, logits, sets), None
         if result.shadow is not None:
             alone = self._processed(result.shadow, window.columns, canvas)
+            alone = alone if sets is None else sets.held(alone, None)
             shadow = Candidates(alone.to(candidates.logits.dtype), candidates.token)
         if self.cache.watches:
             canvas.note_pass(self.cache.watch(canvas, plan, result.store, candidates, further))
         decision = self.scheduler.decide(candidates, canvas.view(window, self.noise, shadow))
+        if sets is not None:
+            window, decision = sets.settle(window, decision, candidates)
         return canvas.apply(window, decision, candidates)
 
-    def propose(self, canvas: Canvas, plan: StepPlan, logits: Tensor) -> Candidates:
-        """Returns the window's candidates from the logits (B, w, V) of a pass."""
+    def propose(
+        self, canvas: Canvas, plan: StepPlan, logits: Tensor, sets: Sets | None = None
+    ) -> Candidates:
+        """Returns the window's candidates from the logits (B, w, V) of a pass.
+
+        `sets` are those of the canvas; None: they are made here.
+        """
         columns, places = canvas.columns(), plan.logit_columns
         at = columns if places is None else columns.gather(1, places)
         logits = self._processed(logits, at, canvas)
-        return self.sampling.propose(logits, self.noise, columns, canvas.step, places)
+        sets = self._sets(canvas) if sets is None else sets
+        if sets is not None:
+            logits = sets.held(logits.to(self.sampling.dtype), places)
+        proposed = self.sampling.propose(logits, self.noise, columns, canvas.step, places)
+        return proposed if sets is None else sets.chosen(proposed, logits)
+
+    def _sets(self, canvas: Canvas) -> Sets | None:
+        """Returns what columns may hold; None: anything."""
+        return None if self.constrained is None else self.constrained.sets(canvas)
 
     def _processed(self, logits: Tensor, columns: Tensor, canvas: Canvas) -> Tensor:
         """Returns the logits (B, w, V) of columns (B, w) as the call's own rules leave them."""

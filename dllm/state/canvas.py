@@ -56,7 +56,8 @@ class Canvas:
         self.clean = torch.zeros_like(prompt_length)
         self.num_slots = self.masked.sum(1)  # (B,) int64 masks before the first step
         self.step = torch.zeros_like(prompt_length)  # (B,) forwards the row took part in
-        self.row_forwards = torch.zeros_like(prompt_length)  # (B,) the same, variants counted
+        # (B,) the same, variants counted; commits that were the only choice
+        self.row_forwards, self.compelled = (torch.zeros_like(prompt_length) for _ in range(2))
         self.block_step = torch.zeros_like(prompt_length)  # (B,) schedule steps of this block
         self.finished = torch.zeros_like(prompt_length, dtype=torch.bool)  # (B,)
         self.fresh = torch.ones_like(self.finished)  # (B,) no scheduler was asked in this block
@@ -249,6 +250,8 @@ class Canvas:
             self.variants = before.merge(decision.variants, active)
         if decision.state is not None:
             self.scheduler_state = merged(self.scheduler_state or {}, decision.state, asked)
+        if decision.compelled is not None:
+            self.compelled = self.compelled + decision.compelled
         self.fresh = self.fresh & ~asked
         self.clean = self.block_start
         self.step += active

@@ -90,6 +90,7 @@ class Decision:
     variants: Variants | None = None  # of each row, which the next pass compares
     planned: Tensor | None = None  # (B, n) int64 what the next step commits, -1 where less
     state: State | None = None  # what the next step finds in `view.state`; None: as it was
+    compelled: Tensor | None = None  # (B,) int64 commits that a language left no choice of
 
 
 @dataclass(frozen=True)

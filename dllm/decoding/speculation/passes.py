@@ -119,8 +119,8 @@ class VerifiedPasses:
     def _drafting(self, canvas: Canvas, plan: StepPlan, logits: Tensor) -> Step:
         """Returns the step that drafts: without noise, it proposes the same each time."""
         step = self.plain.step
-        if step.sampling.temperature > 0:  # each step draws anew
-            return step
+        if step.sampling.temperature > 0 or step.constrained is not None:
+            return step  # each step draws anew, or among fewer tokens
         known = Known(**vars(step.sampling), candidates=step.propose(canvas, plan, logits))
         return replace(step, sampling=known)
 

@@ -1,0 +1,210 @@
+"""Rows that must be in a language: before tokens are proposed, and before they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dllm.constraints.engine import Reach, Segment, Tables
+from dllm.constraints.lines import RowLanguage
+from dllm.constraints.viterbi import best_classes, best_tokens, class_scores
+from dllm.state.candidates import Candidates, rank
+from dllm.state.canvas import Canvas
+from dllm.state.progress import Progress
+from dllm.state.window import Decision, Window
+
+# Of a step's commits that exclude each other, the surest first; or, in their place, those of the
+# most probable filling.
+Joint = Literal["confidence", "map"]
+
+
+@dataclass
+class Constrained:
+    """The languages of all prompts, and the tables of the rows that are decoded.
+
+    Which tokens a column may hold is read off the canvas in every step, so that drafts, edits and
+    columns that are masked again need nothing of their own. Kept are tables, until other prompts
+    take their seats, and the state in which a row's window begins, until it enters a block.
+    """
+
+    rows: Sequence[RowLanguage | None]  # of each prompt
+    device: torch.device
+    joint: Joint = "confidence"
+    _seated: tuple[int, ...] = ()
+    _tables: Tables | None = None
+    _entry: Tensor = field(default_factory=lambda: torch.empty(0))  # (B,) int64
+
+    def enter(self, canvas: Canvas, progress: Progress, prompts: tuple[int, ...]) -> None:
+        """Reads the state in which the windows of rows begin, where rows entered a block.
+
+        `prompts` are those at the seats.
+        """
+        if prompts != self._seated:
+            seated = [self.rows[prompt] for prompt in prompts]
+            self._tables = Tables(seated, self.device) if any(seated) else None
+            self._seated = prompts
+        elif not progress.entered:
+            return
+        if self._tables is not None:
+            column = canvas.columns()[:, 0]
+            passed = (column - self._tables.start).masked_fill(self._tables.free, 0)
+            most = int(passed.clamp(min=0).max())  # the host waits, once a block
+            self._entry = self._tables.states_at(canvas.tokens, column, most)
+
+    def sets(self, canvas: Canvas) -> Sets | None:
+        """Returns what each column of the window may hold; None: no row has a language."""
+        if self._tables is None:
+            return None
+        columns = canvas.columns()
+        tokens, masked = canvas.tokens.gather(1, columns), canvas.masked.gather(1, columns)
+        segment = self._tables.segment(self._entry, tokens, columns, masked)
+        mask = canvas.layout.mask_token_id
+        return Sets(self._tables, columns, tokens, masked, segment, mask, self.joint)
+
+
+@dataclass(frozen=True, eq=False)
+class Sets:
+    """The tokens that each column of a window may hold, if nothing else of its row changes."""
+
+    tables: Tables
+    columns: Tensor  # (B, W) int64
+    tokens: Tensor  # (B, W) int64
+    masked: Tensor  # (B, W) bool: any token may still come here
+    segment: Segment  # the same as states
+    mask_token_id: int
+    joint: Joint
+
+    @cached_property
+    def reach(self) -> Reach:
+        """The states on both sides of every column."""
+        return self.tables.reach(self.segment)
+
+    @cached_property
+    def allowed(self) -> Tensor:
+        """The classes of tokens that each column may hold, (B, W, K) bool."""
+        inside = self.tables.inside(self.columns)[..., None]
+        return self.tables.allowed(self.reach) | ~inside
+
+    @cached_property
+    def compelled(self) -> Tensor:
+        """Which masked columns may hold a single token, (B, W) bool."""
+        count = torch.einsum("bwk,bk->bw", self.allowed.float(), self.tables.sizes)
+        return (count == 1) & self.masked & self.tables.inside(self.columns)
+
+    def held(self, logits: Tensor, places: Tensor | None) -> Tensor:
+        """Returns logits (B, w, V) with -inf for what their columns may not hold.
+
+        `places` (B, w) int64 are the columns that they are of, by place in the window; None: all.
+        """
+        allowed = self.allowed
+        if places is not None:
+            at = places[..., None].expand(-1, -1, allowed.shape[-1])
+            allowed = allowed.gather(1, at)
+        penalty = self.tables.penalty(allowed).to(logits.dtype)
+        penalty[..., self.mask_token_id] = 0  # it is never proposed, and stays in the softmax
+        return penalty.add_(logits)
+
+    def chosen(self, candidates: Candidates, logits: Tensor) -> Candidates:
+        """Returns candidates with the tokens of the most probable filling, where it is asked for.
+
+        `logits` (B, w, V) are what `held` returned; columns without any take whatever token.
+        """
+        if self.joint == "confidence":
+            return candidates
+        scores, places = class_scores(self.tables, logits), candidates.places
+        if places is not None:
+            at = places[..., None].expand_as(scores)
+            wide = scores.new_zeros(*self.columns.shape, scores.shape[-1])
+            scores = wide.scatter_(1, at, scores)
+        classes = best_classes(self.tables, self.segment, scores)
+        held = classes if places is None else classes.gather(1, places)
+        tokens = best_tokens(self.tables, logits, held)
+        if places is not None:
+            tokens = candidates.token.scatter(1, places, tokens)
+        free = ~(self.masked & self.tables.inside(self.columns))
+        return replace(candidates, token=torch.where(free, candidates.token, tokens), measured=None)
+
+    def settle(
+        self, window: Window, decision: Decision, candidates: Candidates
+    ) -> tuple[Window, Decision]:
+        """Returns a decision of which everything may be written together.
+
+        What a column may hold supposes that nothing else is written. So commits and edits are
+        taken one after the other, the surest first, and one that those before it left no way for
+        waits for another step: of a row's commits the first is always taken. Columns of the block
+        that may hold but one token get it in any case, which takes no way from others.
+        """
+        compelled = self.compelled & window.masked & window.block & window.active[:, None]
+        commit = decision.commit & window.masked
+        if window.forced is not None:
+            commit = torch.where(window.forced[:, None], window.masked, commit)
+        chosen = commit | compelled
+        if decision.edit is not None:
+            chosen = chosen | decision.edit
+        chosen = chosen & window.active[:, None]
+        tokens = candidates.token if decision.tokens is None else decision.tokens
+        tokens = torch.where(compelled, candidates.token, tokens)
+        masked = self.masked if decision.remask is None else self.masked | decision.remask
+        kept = together(self, tokens, masked, chosen, candidates.confidence)
+        more = (compelled & ~commit).sum(1)
+        edit = None if decision.edit is None else decision.edit & kept
+        if window.forced is not None:
+            window = replace(window, masked=window.masked & (kept | ~window.forced[:, None]))
+        settled = replace(
+            decision, commit=(commit | compelled) & kept, tokens=tokens, edit=edit, compelled=more
+        )
+        return window, settled
+
+
+def together(
+    sets: Sets, tokens: Tensor, masked: Tensor, chosen: Tensor, confidence: Tensor
+) -> Tensor:
+    """Returns what of some tokens can be written into a window together, (B, W) bool.
+
+    Of `tokens` (B, W) those `chosen` (B, W) bool, the surest first; `masked` (B, W) bool are the
+    columns where anything may stand unless it is written.
+    """
+    choice = _Choice(sets, tokens, masked, chosen)
+    fits = choice.fits(chosen)
+    if bool(fits.all()):  # in most steps: the host waits for this alone
+        return chosen
+    order = rank(confidence, chosen)
+    return choice.add(chosen & fits[:, None], order, (0, int(chosen.sum(1).max())), ~fits)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """Tokens to write into a window, of which some may exclude others."""
+
+    sets: Sets
+    tokens: Tensor  # (B, W) int64
+    masked: Tensor  # (B, W) bool: may hold anything unless it is written
+    chosen: Tensor  # (B, W) bool: what is to be written
+
+    def add(self, kept: Tensor, order: Tensor, among: tuple[int, int], rows: Tensor) -> Tensor:
+        """Adds those of some ranks to what is kept in `rows` (B,), one by one where they clash.
+
+        What fits with all before it fits with some of them, so halves are tried at once.
+        """
+        low, high = among
+        wanted = self.chosen & (order >= low) & (order < high) & rows[:, None]
+        fits = self.fits(kept | wanted) & rows
+        kept = torch.where(fits[:, None], kept | wanted, kept)
+        clashing = rows & ~fits
+        if high - low > 1 and bool(clashing.any()):
+            middle = (low + high) // 2
+            kept = self.add(kept, order, (low, middle), clashing)
+            kept = self.add(kept, order, (middle, high), clashing)
+        return kept
+
+    def fits(self, written: Tensor) -> Tensor:
+        """Returns whether rows can still be filled once some columns are written, (B,) bool."""
+        sets = self.sets
+        tokens = torch.where(written, self.tokens, sets.tokens)
+        moved = sets.tables.moved(sets.segment, tokens, sets.columns, self.masked & ~written)
+        return sets.tables.feasible(moved)
