@@ -63,6 +63,8 @@ def jobs(shape: str, threads: int, quick: bool) -> list[tuple[str, str, list[str
         return [("gpu", "gpu", gpu), *_of_device(shape, ["--device", "cuda"], few)]
     on_cpu = ["--threads", str(threads)]
     found = _of_device(shape, on_cpu, few)
+    made_up = ["--tokens", "2000", "--repeats", "1"] if quick else []
+    found.append(("constraints", "constraints", made_up))
     for dtype in _dtypes():
         for speed in (_FAST, f"{_FAST}+compiled"):
             options = ["--shape", shape, "--dtype", dtype, "--speed", speed, *on_cpu]

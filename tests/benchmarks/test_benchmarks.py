@@ -44,6 +44,18 @@ def test_what_a_draft_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert record["machine"]["command"].endswith("--shape tiny --repeats 1 --output " + str(file))
 
 
+def test_compiling_constraints(tmp_path: Path) -> None:
+    file = tmp_path / "constraints.json"
+    arguments = ("--tokens", "2000", "--repeats", "1", "--output", str(file))
+    assert run("constraints", *arguments).exit_code == 0
+    record = json.loads(file.read_text())
+    assert record["vocabulary"]["tokens"] > 1900
+    schema = record["languages"][0]
+    assert schema["language"] == "schema of 10 fields"
+    assert schema["cold_ms"] > schema["automaton_ms"] > 0
+    assert schema["mib"] > 0 < schema["classes"]
+
+
 def test_the_cost_curve(tmp_path: Path) -> None:
     file, plot = tmp_path / "costs.json", tmp_path / "costs.png"
     lengths = ("--batches", "1,2", "--prompts", "16,32", "--answers", "64,96", "--repeats", "1")

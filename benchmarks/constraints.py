@@ -1,0 +1,128 @@
+"""What it takes to compile constraints for a large vocabulary, cold and from the disk.
+
+    python -m benchmarks.constraints
+
+The vocabulary is made up: byte-level tokens in the proportions of real ones, letters of three
+scripts, digits, punctuation and runs of spaces.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+from collections.abc import Callable
+from time import perf_counter
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks.machine import machine, write
+from benchmarks.options import Output, Repeats
+from dllm.constraints import Choice, Constraint, JsonSchema, Regex
+from dllm.constraints.base import forget
+from dllm.constraints.vocabulary import vocabulary_of
+from tests.support.vocabularies import large_byte_level
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "integer", "minimum": 1},
+        "name": {"type": "string", "minLength": 1, "maxLength": 40},
+        "email": {"type": "string", "format": "email"},
+        "born": {"type": "string", "format": "date"},
+        "active": {"type": "boolean"},
+        "role": {"enum": ["admin", "editor", "author", "reader"]},
+        "score": {"type": "number", "minimum": 0, "maximum": 100},
+        "tags": {"type": "array", "items": {"type": "string"}, "maxItems": 5},
+        "address": {
+            "type": "object",
+            "properties": {
+                "street": {"type": "string"},
+                "city": {"type": "string"},
+                "code": {"type": "string", "pattern": "^[0-9]{5}$"},
+            },
+            "required": ["city"],
+        },
+        "note": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+    },
+    "required": ["id", "name", "email", "active", "role"],
+}
+LANGUAGES: dict[str, Callable[[], Constraint]] = {
+    "schema of 10 fields": lambda: JsonSchema(SCHEMA),
+    "any text": lambda: Regex("(?s).*"),
+    "up to 200 characters": lambda: Regex(".{0,200}"),
+    "words of Unicode": lambda: Regex(r"\w+( \w+)*"),
+    "1000 choices": lambda: Choice(f"choice number {number}" for number in range(1000)),
+}
+
+
+def main(
+    tokens: Annotated[int, typer.Option(help="Tokens of the vocabulary.")] = 151_643,
+    repeats: Repeats = 5,
+    output: Output = None,
+) -> None:
+    """Measures how long constraints take to compile."""
+    tokenizer = large_byte_level(tokens, seed=0)
+    start = perf_counter()
+    vocabulary = vocabulary_of(tokenizer)
+    digest = perf_counter() - start
+    _ = vocabulary.spellings
+    spellings = perf_counter() - start - digest
+    found = []
+    for name, language in LANGUAGES.items():
+        rounds = [measured(language, tokenizer) for _ in range(repeats)]
+        record: dict[str, Any] = {"language": name} | rounds[0]
+        for key in ("automaton_ms", "cold_ms", "disk_ms", "memory_ms"):
+            record[key] = statistics.median(one[key] for one in rounds)
+        found.append(record)
+    vocabulary_record = {
+        "tokens": len(tokenizer),
+        "digest_ms": 1e3 * digest,
+        "spellings_ms": 1e3 * spellings,
+    }
+    write({"machine": machine("cpu"), "vocabulary": vocabulary_record, "languages": found}, output)
+
+
+def measured(language: Callable[[], Constraint], tokenizer: Any) -> dict[str, Any]:
+    """Returns times in milliseconds and sizes of a language that nobody has compiled before.
+
+    Cold is all of it, from source to automaton over tokens; the automaton over bytes is a part.
+    """
+    before = os.environ.get("DLLM_CACHE")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["DLLM_CACHE"] = folder
+        try:
+            times, automaton, states = _timed(language, tokenizer)
+        finally:
+            if before is None:
+                del os.environ["DLLM_CACHE"]
+            else:
+                os.environ["DLLM_CACHE"] = before
+    return times | {
+        "byte_states": states,
+        "states": automaton.num_states,
+        "classes": automaton.num_classes,
+        "mib": automaton.num_bytes / 2**20,
+    }
+
+
+def _timed(language: Callable[[], Constraint], tokenizer: Any) -> tuple[dict[str, float], Any, int]:
+    forget()
+    start = perf_counter()
+    constraint = language()
+    states = constraint.byte_automaton().num_states
+    times = {"automaton_ms": 1e3 * (perf_counter() - start)}
+    automaton = constraint.at(tokenizer)
+    times["cold_ms"] = 1e3 * (perf_counter() - start)
+    for name in ("disk_ms", "memory_ms"):
+        if name == "disk_ms":
+            forget()
+        start = perf_counter()
+        language().at(tokenizer)
+        times[name] = 1e3 * (perf_counter() - start)
+    return times, automaton, states
+
+
+if __name__ == "__main__":
+    typer.run(main)
