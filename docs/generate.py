@@ -31,6 +31,7 @@ PUBLIC = {  # module -> modules whose exported names its page shows besides its 
     "dllm": ("dllm.models",),
     "dllm.schedulers": (),
     "dllm.cache": (),
+    "dllm.constraints": (),
     "dllm.eval": ("dllm.eval.tasks",),
 }
 CONFIGURATION_KEYS = ("scheduler", "cache", "verifier")

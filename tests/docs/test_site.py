@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import runpy
@@ -15,7 +16,8 @@ import pytest
 import yaml
 
 import dllm
-from benchmarks import front, picture
+from benchmarks import allowed, front, picture
+from dllm.constraints import Regex
 from dllm.models.families import FAMILIES
 from dllm.trace import record_of
 from tests.golden.replay import KNOWN_DIFFERENCES, NOT_END_TO_END, STEPS
@@ -107,6 +109,20 @@ def test_the_picture_shows_every_commit(tiny: dllm.HostedModel) -> None:
     assert len(cells) == len({column for _, column, _ in record.writes})
     assert all(f"@keyframes {name} " in style for name in cells)
     assert f"forward {record.num_steps} of {record.num_steps}: " in "".join(root.itertext())
+
+
+def test_the_picture_of_allowed_sets_is_that_of_the_engine(tiny: dllm.HostedModel) -> None:
+    asked = (allowed.QUESTION, Regex(allowed.PATTERN), 14, "threshold:0.97")
+    states = allowed.canvases(tiny, *asked)
+    assert all(slot.token is None for slot in states[0])
+    assert states[0][0].allowed == tuple("0123456789")
+    assert all(slot.token is not None for slot in states[-1])
+    for before, after in itertools.pairwise(states):
+        for slot, later in zip(before, after, strict=True):
+            assert later.token is None or later.token in (slot.token, *slot.allowed)
+    drawn = allowed.draw(states, "a <b> & c", allowed.PATTERN, "about")
+    cells = list(ElementTree.fromstring(drawn).iter(f"{SVG}g"))
+    assert len(cells) == 14 * len(states)
 
 
 def test_the_front_is_what_no_setting_beats() -> None:
