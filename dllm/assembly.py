@@ -27,7 +27,7 @@ from dllm.decoding.prompt_memory import PromptMemory
 from dllm.decoding.shadow import ShadowPasses
 from dllm.decoding.speculation.passes import VerifiedPasses
 from dllm.decoding.speculation.verifiers import Verifier
-from dllm.decoding.uniform import UniformPasses
+from dllm.decoding.uniform import UniformPasses, unread
 from dllm.layout import at_eos_of, block_length_of, canvas_of, needs_of
 from dllm.models.diffusion_gemma import DiffusionGemma
 from dllm.models.model import DenoisingModel
@@ -79,7 +79,7 @@ def loop_of(
         model = GuidedModel(model, settings.guidance_scale, given=canvas.given)
     step = _step(parts, canvas.layout, settings, noise, constrained)
     needs = needs_of(scheduler, canvas.layout.num_slots, block)
-    passes, store_variants = _passes(model, step, needs, observer), needs.num_variants
+    passes, store_variants = _passes(model, step, needs, canvas, observer), needs.num_variants
     if settings.verifier is not None:
         verifier = check_verifier(settings, scheduler, cache)
         passes, store_variants = _verified(step, needs, verifier, at_eos)
@@ -98,6 +98,7 @@ def loop_of(
         stop=stop_of(model, settings),
         constrained=constrained,
         keep_stamps=observer is not None,
+        reads=unread if isinstance(passes, UniformPasses) else None,
     )
     return loop, canvas
 
@@ -119,24 +120,26 @@ def _check_observed(model: DenoisingModel, settings: Settings) -> None:
     """Raises ValueError for what an observer of passes would not see."""
     if isinstance(model, DiffusionGemma):
         raise ValueError(
-            f"passes of {model.name!r} feed a block of one row, and are not observed: compare its "
-            "outputs instead"
+            f"passes of {model.name!r} keep the text by themselves, and are not observed: compare "
+            "its outputs instead"
         )
     if settings.verifier is not None:
         raise ValueError("passes that verify drafts are not observed: leave the verifier out")
-    if settings.min_new_tokens or settings.repetition_penalty != 1 or settings.logits_processors:
+    usual = Settings()
+    rules = ("min_new_tokens", "repetition_penalty", "logits_processors", "constraint")
+    if any(getattr(settings, rule) != getattr(usual, rule) for rule in rules):
         raise ValueError(
-            "passes are observed with the model's own logits: leave min_new_tokens, "
-            "repetition_penalty and logits_processors out"
+            f"passes are observed with the model's own logits: leave {', '.join(rules)} out"
         )
-    if settings.constraint is not None:
-        raise ValueError("passes are observed with the model's own logits: leave constraint out")
 
 
-def _passes(model: DenoisingModel, step: Step, needs: Needs, observer: Observer | None) -> Passes:
+def _passes(
+    model: DenoisingModel, step: Step, needs: Needs, canvas: Canvas, observer: Observer | None
+) -> Passes:
     """Returns what runs the passes of a scheduler without a verifier."""
     if isinstance(model, DiffusionGemma) and isinstance(step.scheduler, Renoise):
-        return UniformPasses(step, model, step.scheduler)
+        room = canvas.layout.num_columns
+        return UniformPasses(step, model, step.scheduler, model.new_keys(room))
     plain = PlainPasses(step, can_narrow(needs), observer)
     if needs.shadow:
         return ShadowPasses(plain)

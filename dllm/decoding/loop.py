@@ -58,6 +58,7 @@ class DenoisingLoop:
     stop: StopStrings | None = None  # texts that end a row
     constrained: Constrained | None = None  # languages that rows must be in
     keep_stamps: bool = False  # the store notes when each slot was written
+    reads: Feeds | None = None  # the columns that passes read beside what a cache plans
 
     @torch.inference_mode()
     def run(self, canvas: Canvas, meter: Meter) -> Iterator[StepEvent]:
@@ -131,7 +132,7 @@ class DenoisingLoop:
     def _feeds(self) -> Feeds | None:
         """What counts the columns of the next pass, for caches that feed any."""
         if not self.cache.names_columns:
-            return None
+            return self.reads
         return partial(self.cache.feeds, spec=self.model.spec)
 
     def _new_store(self, canvas: Canvas) -> KVStore | None:

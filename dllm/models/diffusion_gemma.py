@@ -5,11 +5,12 @@ columns, counted from the prompt; a last block is whole, and the output cuts wha
 for). A column that waits holds a flag, an id right behind the vocabulary, so that progress, rows
 that wait, stop strings, traces and outputs need nothing of their own. `schedulers/renoise.py` is
 the sampler: what is accepted lies in its state, and a block is written at once.
-`decoding/uniform.py` runs the passes: as a row enters a block it encodes what is new before it
-(kind "refresh"), then the decoder denoises the block (kind "step", the forwards of a row), fed
-random tokens of the row's own noise and its last logits. Rows are run one at a time: a batch gives
-what each row gives alone to the last bit, no prompt is padded, and more rows are no faster.
-Caches, verifiers and guidance have no part in it and are refused (`compatible.py`).
+`decoding/uniform.py` runs the passes: as rows enter a block it encodes what is new before it (kind
+"refresh"), then the decoder denoises the blocks of all rows (kind "step"), fed random tokens of
+each row's own noise and its last logits. Rows are left-aligned as everywhere: keys of a row lie in
+slots of its own (`EncoderKeys`), and masks, which transformers takes ready made, hide the slots
+that it has not filled. Caches, verifiers and guidance have no part in it and are refused
+(`compatible.py`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from dllm.models.config import CheckpointError, UniformSpec
+from dllm.models.encoder_keys import EncoderKeys, Sight
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore
 
@@ -92,33 +94,43 @@ class DiffusionGemma:
                     "read here; give text, or call transformers' own generate with pixel_values"
                 )
 
-    def encode(self, tokens: Tensor, prefix: Any | None) -> Any:
-        """Returns the keys and values of a prefix (1, n) int64 with what was encoded before it.
+    def new_keys(self, num_columns: int) -> EncoderKeys:
+        """Returns the empty slots for rows of so many columns."""
+        text = self.module.config.get_text_config(decoder=True)
+        window = {"sliding_attention": min(text.sliding_window - 1, num_columns)}
+        kinds = tuple(text.layer_types)
+        return EncoderKeys({kind: window.get(kind, num_columns) for kind in kinds}, kinds)
 
-        They are those of `prefix`, to which the new ones are added.
-        """
-        if prefix is None:
-            text = self.module.config.get_text_config(decoder=True)
-            prefix = transformers.DynamicCache(config=text)
-        self.module.model.encoder(input_ids=tokens, cache=prefix)
-        return prefix
+    def encode(self, tokens: Tensor, sight: Sight, keys: EncoderKeys) -> None:
+        """Reads tokens (B, n) int64, and keeps their keys and values."""
+        self.module.model.encoder(
+            input_ids=tokens, position_ids=sight.columns, attention_mask=sight.masks, cache=keys
+        )
 
-    def denoise(self, tokens: Tensor, prefix: Any, conditioning: Tensor | None) -> Tensor:
-        """Returns the logits (1, W, V) float32 of a noisy block (1, W) int64 behind a prefix.
+    def denoise(
+        self,
+        tokens: Tensor,
+        sight: Sight,
+        keys: EncoderKeys,
+        conditioning: Tensor | None,
+        begun: Tensor,
+    ) -> Tensor:
+        """Returns the logits (B, W, V) float32 of noisy blocks (B, W) int64.
 
-        `conditioning` (1, W, V) are the tempered logits of the forward before, None for the first.
-        V is the vocabulary without the flag.
+        `conditioning` (B, W, V) are the tempered logits of the forward before, None where no row
+        has any; those of rows that have not `begun` (B,) bool are not read. V is the vocabulary
+        without the flag.
         """
         out = self.module(
-            decoder_input_ids=tokens, cache=prefix, self_conditioning_logits=conditioning
+            decoder_input_ids=tokens,
+            decoder_position_ids=sight.columns,
+            decoder_attention_mask=sight.masks,
+            cache=keys,
+            self_conditioning_logits=conditioning,
+            self_conditioning_mask=begun,
         )
         logits: Tensor = out.logits
         return logits
-
-
-def num_bytes(prefix: Any) -> int:
-    """Returns the bytes of a prefix's keys and values."""
-    return sum(layer.keys.nbytes + layer.values.nbytes for layer in prefix.layers)
 
 
 def load_module(folder: Path, dtype: torch.dtype, where: Mapping[str, Any]) -> nn.Module:
@@ -157,6 +169,14 @@ def spec_of(config: Mapping[str, Any], ends: tuple[int, ...]) -> UniformSpec:
     lacking = [key for key, part in wanted.items() if not part.get(key)]
     if lacking:
         raise CheckpointError(f"config.json of {ARCHITECTURE} lacks {', '.join(lacking)}: add it")
+    if text.get("use_bidirectional_attention") == "all":  # text that was read would change
+        raise CheckpointError(
+            f"config.json of {ARCHITECTURE} has use_bidirectional_attention='all'; supported: "
+            "'vision', or the key left out: the encoder reads causally"
+        )
+    window = text.get("sliding_window")
+    if window is not None and not (isinstance(window, int) and window > 1):
+        raise CheckpointError(f"config.json of {ARCHITECTURE} has sliding_window={window!r}: > 1")
     pad = text.get("pad_token_id")
     try:
         return UniformSpec(
