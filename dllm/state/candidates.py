@@ -191,15 +191,22 @@ class Sampling:
         return self.lean and self.dtype == torch.float32 and not shaped
 
     def _shape(self, logits: Tensor) -> Tensor:
-        """Returns logits after temperature, top-p and top-k, in this order (Dream)."""
-        logits = logits / self.temperature if self.temperature > 0 else logits
+        """Returns logits after temperature, top-p and top-k, in this order (Dream).
+
+        One token besides the mask is left, if the filters leave none: it is what can be proposed.
+        """
+        heated = logits / self.temperature if self.temperature > 0 else logits
+        shaped = heated
         if self.top_p is not None and self.top_p < 1:
-            logits = _nucleus(logits, self.top_p)
+            shaped = _nucleus(shaped, self.top_p)
         if self.top_k is not None:
             kept = min(self.top_k, logits.shape[-1])
-            smallest = logits.topk(kept, dim=-1).values[..., -1:]
-            logits = logits.masked_fill(logits < smallest, -torch.inf)
-        return logits
+            smallest = shaped.topk(kept, dim=-1).values[..., -1:]
+            shaped = shaped.masked_fill(shaped < smallest, -torch.inf)
+        if shaped is heated:
+            return heated
+        best = largest_but(heated, self.mask_token_id)[..., None]
+        return shaped.scatter(-1, best, heated.gather(-1, best))
 
 
 def _at(token: Tensor, columns: Tensor, places: Tensor | None) -> Tensor:

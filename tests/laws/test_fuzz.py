@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 import dllm
+from dllm.constraints import Ends
 from dllm.generate import Stream
 from dllm.models import save
 from dllm.output import GenerationOutput
@@ -43,10 +45,10 @@ class Counted:
         return logits
 
 
-def accepted(draw: Draw) -> tuple[Combination, Stream, Counted]:
+def accepted(draw: Callable[[], Combination]) -> tuple[Combination, Stream, Counted]:
     """Returns a combination that is not refused, about to run; a refusal has run no pass."""
     for _ in range(MOST_REFUSED):
-        drawn = draw.combination()
+        drawn = draw()
         if is_endless(drawn):
             continue
         counted = Counted(fuzzed_model(drawn.model))
@@ -76,8 +78,7 @@ def is_endless(drawn: Combination) -> bool:
     return False
 
 
-def check_chunk(seed: int, count: int, folder: Path) -> None:
-    draw = Draw(seed)
+def check_chunk(draw: Callable[[], Combination], count: int, folder: Path) -> None:
     for number in range(count):
         drawn, running, counted = accepted(draw)
         try:
@@ -93,6 +94,7 @@ def check(drawn: Combination, running: Stream, counted: Counted) -> None:
     shown, written = played(running)
     out = running.output
     check_rows(drawn, out)
+    check_languages(drawn, out)
     check_events(out, shown)
     check_events(out, written)
     check_metrics(drawn, out, counted)
@@ -137,6 +139,19 @@ def check_rows(drawn: Combination, out: GenerationOutput) -> None:
             assert column >= len(sequence) or sequence[column] == token, f"fixed {offset} changed"
 
 
+def check_languages(drawn: Combination, out: GenerationOutput) -> None:
+    """The tokens of a row's slots, with what was given among them, are in its language."""
+    spec, options = fuzzed_model(drawn.model).spec, drawn.options
+    ends = tuple(options.get("eos_token_id", spec.eos_token_ids))
+    pads = tuple({spec.pad_token_id} - {*ends, spec.mask_token_id})
+    for row, language in enumerate(options.get("constraint", ())):
+        if language is not None:
+            prompt = drawn.prompts[row]
+            first = prompt.index(spec.mask_token_id) if options.get("infill") else len(prompt)
+            automaton = language.at(None, Ends(ends, pads, spec.vocab_size))
+            assert automaton.accepts(list(out.sequences[row][first:])), f"row {row}: {language}"
+
+
 def check_events(out: GenerationOutput, columns: Columns) -> None:
     """What a stream shows or writes is what stands there in the end."""
     for row, sequence in enumerate(out.sequences):
@@ -169,6 +184,8 @@ def check_alone(drawn: Combination, out: GenerationOutput) -> None:
     own = seed[row] if isinstance(seed, list) else seed + row
     options = {**drawn.options, "seed": own}
     options.pop("batch_size", None)
+    if "constraint" in options:
+        options["constraint"] = options["constraint"][row]
     alone = dllm.generate(fuzzed_model(drawn.model), [drawn.prompts[row]], **options)
     assert alone.sequences[0] == out.sequences[row], "a row depends on its batch"
     verifier = drawn.options.get("verifier") or {}
@@ -221,8 +238,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(CHUNKS))
 def test_laws_hold_for_random_combinations(seed: int, folder: Path) -> None:
-    check_chunk(seed, SIZE, folder)
+    check_chunk(Draw(seed).combination, SIZE, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(CHUNKS // 6))
+def test_laws_hold_in_random_languages(seed: int, folder: Path) -> None:
+    check_chunk(Draw(seed).in_languages, SIZE, folder)
 
 
 def test_laws_hold_for_a_few_random_combinations(folder: Path) -> None:
-    check_chunk(CHUNKS, FAST, folder)
+    check_chunk(Draw(CHUNKS).combination, FAST, folder)
+    check_chunk(Draw(CHUNKS).in_languages, FAST, folder)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -78,3 +80,16 @@ def test_best_is_the_first_of_the_ranks() -> None:
         score, masked = torch.randn(4, 9).round(decimals=1), torch.rand(4, 9) < 0.4
         score[0, 2], score[1, 3], score[2, 4] = torch.nan, torch.inf, -torch.inf
         assert torch.equal(best(score, masked), (rank(score, masked) == 0) & masked)
+
+
+@pytest.mark.parametrize("filters", [{"top_k": 1}, {"top_p": 1e-9}, {"top_k": 1, "top_p": 0.5}])
+@pytest.mark.parametrize("temperature", [0.0, 0.2])
+def test_filters_that_leave_the_mask_alone_leave_the_best_token_too(
+    filters: dict[str, Any], temperature: float
+) -> None:
+    logits = torch.randn(2, 3, 9, generator=torch.Generator().manual_seed(0))
+    logits[..., 8] = 20  # the mask is surest of itself
+    sampling = Sampling(mask_token_id=8, temperature=temperature, **filters)
+    columns, step = torch.arange(3).expand(2, 3), torch.zeros(2, dtype=torch.int64)
+    found = sampling.propose(logits, CounterNoise(torch.tensor([0, 1])), columns, step)
+    assert torch.equal(found.token, logits[..., :8].argmax(-1))

@@ -10,8 +10,10 @@ import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from types import SimpleNamespace
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +23,7 @@ from dllm.options import Range
 from dllm.registry import Registry
 from dllm.schedulers import Scheduler
 from dllm.state.plan import StepPlan
+from tests.support.languages import Spelled, random_automaton
 from tests.support.laws import FILTER
 from tests.support.models import MODELS, model_of
 
@@ -55,6 +58,17 @@ ANY_OF: dict[str, tuple[Any, ...]] = {
 }
 
 
+class Language(Spelled):
+    """A small random language, which is written as its seed."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(random_automaton(np.random.default_rng(seed), 4))
+        object.__setattr__(self, "seed", seed)
+
+    def __repr__(self) -> str:
+        return f"Language({vars(self)['seed']})"
+
+
 @dataclass(frozen=True)
 class Combination:
     """A call of `generate`."""
@@ -65,7 +79,7 @@ class Combination:
 
     def __str__(self) -> str:
         given = "".join(f", {name}={_written(value)}" for name, value in self.options.items())
-        start = "from tests.support.fuzz import fuzzed_model"
+        start = "from tests.support.fuzz import Language, fuzzed_model"
         return f"{start}\ndllm.generate(fuzzed_model({self.model!r}), {self.prompts}{given})"
 
 
@@ -90,7 +104,11 @@ class Module(nn.Module):
 
 @cache
 def fuzzed_model(name: str) -> Any:
-    """Returns a model of `NAMES`."""
+    """Returns a model of `NAMES`; with "spoken" behind its name, one with a tokenizer."""
+    name, _, spoken = name.partition(" ")
+    if spoken:
+        numbers = SimpleNamespace(decode=lambda ids, **_: " ".join(map(str, ids)))
+        return dataclasses.replace(model_of(name), tokenizer=numbers)  # type: ignore[arg-type]
     if not name.startswith("wrapped"):
         return model_of(name)
     with torch.inference_mode(False):
@@ -144,6 +162,21 @@ class Draw:
             offsets = self.random.sample(range(options["max_new_tokens"]), 3)
             options["fixed"] = {offset: self.random.randrange(TOKENS) for offset in offsets}
         return Combination(name, prompts, options)
+
+    def in_languages(self) -> Combination:
+        """Returns a call with a language for some of its prompts, which may be refused."""
+        drawn = self.combination()
+        while drawn.model.startswith("wrapped"):  # these have no tokenizer
+            drawn = self.combination()
+        options = drawn.options | {"constraint": [self._language() for _ in drawn.prompts]}
+        for name in ("defer_eos", "deferred_token_ids", "min_new_tokens"):
+            options.pop(name, None)
+        if self.chance(0.3):
+            options["joint"] = "map"
+        return Combination(f"{drawn.model} spoken", drawn.prompts, options)
+
+    def _language(self) -> Language | None:
+        return Language(self.random.randrange(10**6)) if self.chance(0.8) else None
 
     def _prompt(self) -> list[int]:
         return [self.random.randrange(90) for _ in range(self.random.randint(1, 20))]
