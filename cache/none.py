@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from dllm.cache.base import Cache, Canvas, ModelSpec, Progress, StepPlan
-from dllm.cache.passes import encoded_and_decoded, every_column, seen_up_to
+from dllm.cache.passes import encoded_and_decoded, every_column, seen_up_to, without_hidden
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class NoCache(Cache):
             before = canvas.numbers[: progress.reach].expand(canvas.layout.num_rows, -1)
             return encoded_and_decoded(before, before, canvas.columns(), canvas)
         if self.beyond_block:
-            return every_column(canvas, spec, store=False, width=progress.length)
+            plan = every_column(canvas, spec, store=False, width=progress.length)
+            return without_hidden(plan, canvas)
         end = torch.minimum(canvas.length, canvas.block_end)
         plan = every_column(canvas, spec, store=False, width=progress.reach)
         plan = seen_up_to(end, plan, canvas, spec)

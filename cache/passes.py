@@ -23,6 +23,17 @@ def every_column(
     return _plan("refresh", columns, canvas, spec, store)
 
 
+def without_hidden(plan: StepPlan, canvas: Canvas) -> StepPlan:
+    """Returns the plan as if the columns of gaps that are not in use were not there."""
+    if canvas.gap is None or canvas.room is None:
+        return plan
+    shown = ~canvas.hidden[:, None, : plan.num_keys]
+    mask = shown if plan.attention_mask is None else plan.attention_mask & shown
+    behind = plan.positions >= (canvas.prompt_length + canvas.room)[:, None]
+    places = plan.positions - (canvas.room - canvas.gap)[:, None] * behind
+    return replace(plan, attention_mask=mask, places=places)
+
+
 def seen_up_to(length: Tensor, plan: StepPlan, canvas: Canvas, spec: ModelSpec) -> StepPlan:
     """Returns the plan in which keys up to each row's `length` (B,) are visible."""
     mask = _visible(plan.positions, plan.num_keys, length, canvas, spec)

@@ -28,7 +28,7 @@ from dllm.decoding.shadow import ShadowPasses
 from dllm.decoding.speculation.passes import VerifiedPasses
 from dllm.decoding.speculation.verifiers import Verifier
 from dllm.decoding.uniform import UniformPasses, unread
-from dllm.layout import at_eos_of, block_length_of, canvas_of, needs_of
+from dllm.layout import at_eos_of, block_length_of, canvas_of, needs_of, with_room
 from dllm.models.diffusion_gemma import DiffusionGemma
 from dllm.models.model import DenoisingModel
 from dllm.models.wrap import GuidedModel, WrappedModel
@@ -61,9 +61,10 @@ def loop_of(
     if observer is not None:
         _check_observed(model, settings)
     _check_rows(model, rows)
+    rows = with_room(rows, scheduler, model.spec)
     if memory is not None:
         memory.check(model, cache, settings.guidance_scale)
-    block = block_length_of(model, settings, max(len(row.slots) for row in rows))
+    block = block_length_of(model, rows, settings, scheduler)
     canvas = canvas_of(model, rows, settings, block, scheduler)
     scheduler.check(int(canvas.num_blocks.max()), block)
     if canvas.layout.ragged and isinstance(model, WrappedModel):
@@ -83,8 +84,7 @@ def loop_of(
     if settings.verifier is not None:
         verifier = check_verifier(settings, scheduler, cache)
         passes, store_variants = _verified(step, needs, verifier, at_eos)
-        drafts = no_drafts(canvas.tokens, verifier.num_variants, verifier.adaptive)
-        canvas.start_drafts(drafts)
+        canvas.start_drafts(no_drafts(canvas.tokens, verifier.num_variants, verifier.adaptive))
     loop = DenoisingLoop(
         model=model,
         scheduler=scheduler,

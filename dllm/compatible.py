@@ -28,9 +28,10 @@ def check(model: DenoisingModel, settings: Settings) -> tuple[Scheduler, Cache]:
         model.spec.check_token_ids(option, ids, mask=True)  # no method commits it anyway
     name = scheduler.summary()["name"]
     needs = scheduler.needs(settings.max_new_tokens, settings.block_length or DEFAULT_BLOCK_LENGTH)
-    if needs.shadow and not model.supports_cache:
+    if (needs.shadow or needs.room) and not model.supports_cache:
+        wish = "feeds columns twice" if needs.shadow else "hides columns of a gap"
         raise ValueError(
-            f"scheduler {name!r} feeds columns twice, which the wrapped module {model.name!r} "
+            f"scheduler {name!r} {wish}, which the wrapped module {model.name!r} "
             "cannot: load the checkpoint with dllm.load"
         )
     if cache.needs_plan and not scheduler.plans_ahead:
@@ -65,6 +66,8 @@ def _check_model(
         _check_uniform(model.name, scheduler, cache, settings)
     check_cache(model, cache)
     scheduler.check_model(model.spec)
+    if scheduler.needs(settings.max_new_tokens, 1).room:
+        _check_growing(scheduler.summary()["name"], cache, settings)
     if model.spec.blocks_from == "prompt" and settings.blocks_from == "zero":
         raise ValueError(
             f"blocks_from='zero': {model.name!r} was trained on blocks that are counted from the "
@@ -207,6 +210,18 @@ _CONSTRAINT_REFUSES = {
     "defer_eos": "where the text must end, an end token cannot come last",
     "deferred_token_ids": "a token may be the only one that a text can go on with",
 }
+
+
+def _check_growing(name: str, cache: Cache, settings: Settings) -> None:
+    """Raises ValueError for what goes by columns, where a gap grows and text behind it moves."""
+    where = f"scheduler {name!r} lets a gap grow and shrink, and the text behind it moves"
+    if cache != NoCache():
+        raise ValueError(
+            f"{where}: cache {cache.summary()['name']!r} goes by columns; use cache='none'"
+        )
+    for option, usual in (("block_length", None), ("blocks_from", "prompt")):
+        if (given := getattr(settings, option)) != usual:
+            raise ValueError(f"{where}, as one block: give {option}={usual!r}, not {given!r}")
 
 
 def _check_tree(model: DenoisingModel) -> None:

@@ -191,7 +191,8 @@ class Stream:
             canvas = self.canvas if seated else self.batch.all_rows
             seat = self.batch.prompt_ids.index(prompt) if seated else prompt
         start, end = int(canvas.prompt_length[seat]), canvas.layout.kept[prompt]
-        return str(self.model.tokenizer.decode(canvas.tokens[seat, start:end].tolist()))
+        shown = ~canvas.hidden[seat, start:end]
+        return str(self.model.tokenizer.decode(canvas.tokens[seat, start:end][shown].tolist()))
 
     def _collect(self, canvas: Canvas, seats: Sequence[int] | None) -> GenerationOutput:
         if canvas.layout.keep_history:

@@ -14,6 +14,7 @@ from dllm.schedulers import Needs, Scheduler
 from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings
 from dllm.state.canvas import Canvas
 from dllm.state.progress import AtEnd
+from dllm.state.rows import make_room
 from dllm.state.window import Layout
 
 # Attention of models that decode whole blocks.
@@ -49,12 +50,43 @@ def canvas_of(
         can_shorten=needs.shortens,
         whole_block=needs.whole_block,
         keep_history=scheduler.can_revise,
+        expand_token_id=spec.expand_token_id,
         skip_after_end=at_eos_of(rows, settings, spec.mask_token_id) == "skip",
     )
     canvas = new_canvas(layout, [r.prompt for r in rows], [r.slots for r in rows], model.device)
+    if needs.room:
+        more = torch.tensor([row.hidden for row in rows], device=model.device)
+        make_room(canvas, canvas.num_slots, canvas.num_slots + more)
     if from_zero:
         canvas.count_blocks_from_zero()
     return canvas
+
+
+def with_room(rows: list[Row], scheduler: Scheduler, spec: ModelSpec) -> list[Row]:
+    """Returns rows with the columns that a scheduler lets their gap grow to, if it does.
+
+    As far as the model's limit allows. Raises ValueError for a row with several gaps.
+    """
+    room = scheduler.needs(max(len(row.slots) for row in rows), 1).room
+    if not room:
+        return rows
+    asked = f"scheduler {scheduler.summary()['name']!r}"
+    return [_with_room(f"prompt {n}", row, room, spec, asked) for n, row in enumerate(rows)]
+
+
+def _with_room(name: str, row: Row, room: int, spec: ModelSpec, asked: str) -> Row:
+    gap = row.slots.count(spec.mask_token_id)
+    if any(token != spec.mask_token_id for token in row.slots[:gap]):
+        raise ValueError(
+            f"{name} has several gaps, or text of `fixed` in its answer, and {asked} lets one gap "
+            "behind the beginning grow: give one, or decode at a fixed length with another "
+            "scheduler, such as 'dream'"
+        )
+    more = min(room - gap, spec.max_length - len(row.prompt) - len(row.slots))
+    hidden = max(more, 0)
+    empty = spec.eos_token_ids[0] if spec.eos_token_ids else spec.pad_token_id  # no mask
+    slots = [*row.slots[:gap], *[empty] * hidden, *row.slots[gap:]]
+    return replace(row, slots=slots, hidden=hidden)
 
 
 def _to_block_end(row: Row, block: int, spec: ModelSpec, from_zero: bool) -> Row:
@@ -86,11 +118,16 @@ def new_canvas(
     return Canvas(layout, tokens.to(device), fixed.to(device), prompt_length.to(device))
 
 
-def block_length_of(model: DenoisingModel, settings: Settings, num_slots: int) -> int:
+def block_length_of(
+    model: DenoisingModel, rows: list[Row], settings: Settings, scheduler: Scheduler
+) -> int:
     """Returns the columns decoded together; a row's last block may have fewer.
 
     Raises ValueError where a block-causal model was trained on others.
     """
+    num_slots = max(len(row.slots) for row in rows)
+    if scheduler.needs(num_slots, 1).room:  # the whole gap, wherever it ends
+        return max(row.slots.count(model.spec.mask_token_id) + row.hidden for row in rows)
     trained = model.spec.block_length
     block = settings.block_length or trained or DEFAULT_BLOCK_LENGTH
     if isinstance(model.spec, UniformSpec):

@@ -83,7 +83,7 @@ def collect(
 ) -> GenerationOutput:
     """Returns the output of rows, which need not be finished."""
     canvas, trace = chosen.canvas, _trace(chosen)
-    is_open = ~chosen.of(canvas.fixed)
+    is_open, hidden = ~chosen.of(canvas.fixed), chosen.of(canvas.hidden)
     drafts = canvas.drafts
     forwards = chosen.of(canvas.step if drafts is None else drafts.passes).tolist()
     accepted = None if drafts is None else chosen.of(drafts.taken).tolist()
@@ -92,9 +92,9 @@ def collect(
     forced = chosen.of(canvas.compelled).tolist()
     kept = torch.minimum(canvas.length, canvas.kept_length)
     for row, length in enumerate(chosen.of(kept).tolist()):
-        ids = trace.tokens[row, :length].tolist()
-        prompt = int(trace.prompt_length[row])
-        slots = is_open[row, prompt:length].tolist()
+        shown, prompt = ~hidden[row, :length], int(trace.prompt_length[row])
+        ids = trace.tokens[row, :length][shown].tolist()
+        slots = is_open[row, :length][shown][prompt:].tolist()
         answer = _answer(ids[prompt:], slots, canvas.layout)
         if stop is not None:
             answer = _stopped(answer, slots, stop)
@@ -151,7 +151,8 @@ def _stopped(answer: _Answer, is_open: list[bool], stop: StopStrings) -> _Answer
 
 def _trace(chosen: Chosen) -> Trace:
     canvas, width = chosen.canvas, chosen.canvas.layout.num_columns
-    cut = chosen.of(canvas.numbers[:width] >= canvas.kept_length[:, None])
+    cut = canvas.numbers >= canvas.kept_length[:, None]
+    cut = chosen.of((cut | canvas.hidden)[:, :width])
     prompts = chosen.of(canvas.prompts).tolist() if canvas.layout.keep_history else ()
     changes = tuple(tuple(chosen.changes.get(prompt, ())) for prompt in prompts)
     return Trace(

@@ -62,6 +62,7 @@ class Row:
     prompt: list[int]
     slots: list[int]
     infilled: bool = False  # the slots are those between and behind what was given
+    hidden: int = 0  # slots behind the open ones that a gap grows into
 
 
 def encode_all(model: DenoisingModel, prompts: Any, settings: Settings) -> list[Row]:

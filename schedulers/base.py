@@ -47,6 +47,7 @@ class Needs:
     shortens: bool = False  # cuts rows off
     whole_block: bool = False  # logits of the block's committed columns too
     distributions: bool = False  # reads `Candidates.logits`, not only what is made of them
+    room: int = 0  # tokens that a row's gap may grow to; 0: rows keep their length
 
     @property
     def reads_logits(self) -> bool:
@@ -120,6 +121,10 @@ class Scheduler(Part, ABC):
     @abstractmethod
     def select(self, candidates: Candidates, view: View) -> Decision:
         """Returns which columns to commit; columns that are not masked are ignored."""
+
+    def allowed(self, logits: Tensor, view: View) -> Tensor:
+        """Returns logits (B, w, V) without tokens that a row whose gap grows cannot have now."""
+        return logits
 
     def score(self, candidates: Candidates) -> Tensor:
         """Returns what ranks the columns, (B, W), larger is committed sooner."""

@@ -67,6 +67,12 @@ class Wrapper(Scheduler):
         self.inner.check(num_blocks, block_length)
 
     def check_model(self, spec: ModelSpec) -> None:
+        if self.inner.needs(2, 1).room:
+            name, inner = (one.summary()["name"] for one in (self, self.inner))
+            raise ValueError(
+                f"scheduler {name!r} adds to what inner={inner!r} decides, by columns, and the gap "
+                f"of that grows and shrinks: take {inner!r} alone"
+            )
         self.inner.check_model(spec)
 
     def token_ids(self) -> dict[str, tuple[int, ...]]:

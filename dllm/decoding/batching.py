@@ -11,7 +11,7 @@ from torch import Tensor
 from dllm.state.canvas import Canvas
 from dllm.state.noise import CounterNoise
 from dllm.state.progress import Feeds, Progress, progress_of_rows, settle
-from dllm.state.rows import file_rows, first_rows, seat_rows
+from dllm.state.rows import copied, file_rows, first_rows, seat_rows
 
 
 @dataclass
@@ -72,7 +72,7 @@ def continuous_batch(all_rows: Canvas, num_seats: int, noise: CounterNoise) -> C
     """Returns a canvas of the first rows, with the others waiting."""
     first = torch.arange(num_seats, device=all_rows.tokens.device)
     return ContinuousBatch(
-        all_rows=all_rows.copy(),
+        all_rows=copied(all_rows),
         canvas=first_rows(all_rows, num_seats),
         all_noise=noise,
         noise=noise.of_rows(first),

@@ -20,7 +20,7 @@ from dllm.state.noise import Noise
 from dllm.state.plan import PassShape, StepPlan
 from dllm.state.processing import Processing, Rows
 from dllm.state.progress import Progress
-from dllm.state.rows import adopt_variants
+from dllm.state.rows import adopt_variants, text_of
 from dllm.state.store import KVStore
 from dllm.state.window import StepEvent, Window
 
@@ -99,7 +99,7 @@ class Step:
 
     def take(self, canvas: Canvas, window: Window, result: PassResult) -> StepEvent:
         """Decides on what a pass gave, and writes the decision."""
-        plan, logits, further = result.plan, result.logits, None
+        plan, logits, further, sets = result.plan, result.logits, None, self._sets(canvas)
         if canvas.scheduler_state is None:
             canvas.start_scheduler(self.scheduler.start(self._setup(canvas, logits)))
         if plan.policy is not None and plan.policy.further is not None:
@@ -108,7 +108,8 @@ class Step:
             logits, more = logits[:, :own], logits[:, own:]
             more = self._processed(more, columns, canvas)
             further = self.sampling.propose(more, self.noise, columns, canvas.step)
-        sets = self._sets(canvas)
+        if canvas.gap is not None:
+            logits = self.scheduler.allowed(logits, canvas.view(window, self.noise))
         candidates, shadow = self.propose(canvas, plan, logits, sets), None
         if result.shadow is not None:
             alone = self._processed(result.shadow, window.columns, canvas)
@@ -145,8 +146,7 @@ class Step:
         """Returns the logits (B, w, V) of columns (B, w) as the call's own rules leave them."""
         if self.processing is None:
             return logits
-        rows = Rows(canvas.tokens, canvas.prompt_length, canvas.length)
-        return self.processing(logits.to(self.sampling.dtype), columns, rows)
+        return self.processing(logits.to(self.sampling.dtype), columns, text_of(canvas))
 
     def _setup(self, canvas: Canvas, logits: Tensor) -> Setup:
         layout = canvas.layout

@@ -97,6 +97,7 @@ SPEC_FIELDS: Allowed = {
     "attention": get_args(AttentionKind),
     "block_length": Numbers(1, NO_LIMIT, optional=True),
     "blocks_from": get_args(BlocksFrom),
+    "expand_token_id": None,
 }
 
 
@@ -238,6 +239,7 @@ class ModelSpec:
     # Where a block-causal model's blocks are counted from: column 0, or the end of the prompt, of
     # which the first block is then the short one.
     blocks_from: BlocksFrom = "zero"
+    expand_token_id: int | None = None  # stands for two masks (DreamOn)
 
     def __post_init__(self) -> None:
         check_fields(self, SPEC_FIELDS)
@@ -254,6 +256,8 @@ class ModelSpec:
         self.check_token_ids("mask_token_id", [self.mask_token_id], mask=True)
         self.check_token_ids("eos_token_id", self.eos_token_ids)
         self.check_token_ids("pad_token_id", [self.pad_token_id])
+        if self.expand_token_id is not None:
+            self.check_token_ids("expand_token_id", [self.expand_token_id])
 
     def check_token_ids(self, name: str, ids: Iterable[Any], *, mask: bool = False) -> None:
         """Raises ValueError unless all ids are of the vocabulary; `mask` allows the mask token."""

@@ -120,8 +120,9 @@ class HostedModel:
 
 
 def is_plain(plan: StepPlan, store: KVStore | None) -> bool:
-    """Whether a pass is no more than its tensors: nothing is noted, chosen or left beside K/V."""
-    return plan.policy is None and (store is None or store.stamp is None)
+    """Whether a pass is no more than its tensors: nothing is noted, chosen or moved beside K/V."""
+    plain = plan.policy is None and plan.places is None
+    return plain and (store is None or store.stamp is None)
 
 
 def execution_device(module: nn.Module) -> torch.device:

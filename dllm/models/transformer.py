@@ -43,7 +43,8 @@ class Transformer(nn.Module):
         if plan is None:
             columns = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
             return self.logits(self.hidden(tokens, columns))
-        return self.logits(self.hidden(tokens, plan.positions, plan.attention_mask, plan, store))
+        places = plan.positions if plan.places is None else plan.places
+        return self.logits(self.hidden(tokens, places, plan.attention_mask, plan, store))
 
     def hidden(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,17 @@ from dllm.state.candidates import Candidates
 from dllm.state.noise import Noise
 from dllm.state.plan import StepPlan
 from dllm.state.variants import Drafts, Variants
-from dllm.state.window import Decision, Layout, State, StepEvent, View, Window, Written, merged
+from dllm.state.window import (
+    OF_ROWS,
+    Decision,
+    Layout,
+    State,
+    StepEvent,
+    View,
+    Window,
+    Written,
+    merged,
+)
 
 NEVER = -1  # commit_step of a column that the model did not commit
 
@@ -32,6 +41,8 @@ class Canvas:
     scheduler_state: State | None = None  # None: the scheduler has not begun
     scheduler_start: State  # a row of its state before the first step
     cache_state: Any = None  # what the cache noted of earlier passes
+    gap: Tensor | None = None  # (B,) int64 columns behind the prompt that a growing gap uses
+    room: Tensor | None = None  # (B,) int64 columns that it has
 
     def __init__(self, layout: Layout, tokens: Tensor, fixed: Tensor, prompt_length: Tensor):
         self.layout = layout
@@ -68,13 +79,21 @@ class Canvas:
         # (B, C) int32: forwards before a block that begins at the column; NEVER: none was entered
         self.block_entry = torch.full_like(self.commit_step, NEVER)
         self.history: list[Written] = []
-        self._kept: dict[str, tuple[Tensor, ...]] = {}  # what was made of tensors, and of which
+        self.memo: dict[str, tuple[Tensor, ...]] = {}  # what was made of tensors, and of which
 
     def count_blocks_from_zero(self) -> None:
         """Aligns blocks to column 0, as block-causal models were trained."""
         block = self.layout.block_length
         start = self.prompt_length.div(block, rounding_mode="floor") * block
         self.first_block, self.block_start, self.block_end = start, start.clone(), start.clone()
+
+    @property
+    def hidden(self) -> Tensor:
+        """Which columns of a gap are not in use, (B, C) bool; nothing sees them."""
+        if self.gap is None or self.room is None:
+            return torch.zeros_like(self.fixed)
+        slot = self.numbers - self.prompt_length[:, None]
+        return (slot >= self.gap[:, None]) & (slot < self.room[:, None])
 
     def start_scheduler(self, state: State) -> None:
         """Takes a scheduler's state before its first step; at the start all rows are alike."""
@@ -116,8 +135,7 @@ class Canvas:
     @property
     def num_blocks(self) -> Tensor:
         """How many blocks each row has, (B,) int64."""
-        block = self.layout.block_length
-        bounds = self.first_block, self.full_length
+        block, bounds = self.layout.block_length, (self.first_block, self.full_length)
         return self.keep("num_blocks", lambda first, end: -((first - end) // block), *bounds)
 
     def columns(self) -> Tensor:
@@ -155,14 +173,7 @@ class Canvas:
             block=window.block,
             known=window.known,
             fixed=self.fixed.gather(1, window.columns),
-            length=self.length,
-            prompt_length=self.prompt_length,
-            num_slots=self.num_slots,
-            step=self.step,
-            block_step=self.block_step,
-            block_masks=self.block_masks,
-            fresh=self.fresh,
-            num_blocks=self.num_blocks,
+            **{name: getattr(self, name) for name in OF_ROWS},
             layout=self.layout,
             noise=noise,
             state=self.scheduler_state or {},
@@ -181,10 +192,10 @@ class Canvas:
 
         It is made anew when one of them is another tensor than the last time.
         """
-        made, *last = self._kept.get(name, (None,))
+        made, *last = self.memo.get(name, (None,))
         if made is None or any(a is not b for a, b in zip(of, last, strict=True)):
             made = make(*of)
-            self._kept[name] = (made, *of)
+            self.memo[name] = (made, *of)
         return made
 
     def apply(self, window: Window, decision: Decision, candidates: Candidates) -> StepEvent:
@@ -193,8 +204,7 @@ class Canvas:
         Rows that the pass forces commit all that they may, unasked. A column whose confidence is
         not a number is left masked and its row marked as broken.
         """
-        commit, tokens = decision.commit, decision.tokens
-        asked = window.active
+        commit, tokens, asked = decision.commit, decision.tokens, window.active
         if window.forced is not None:
             asked = asked & ~window.forced
             commit = torch.where(window.forced[:, None], window.masked, commit)
@@ -241,6 +251,8 @@ class Canvas:
             self._shorten(torch.where(asked, decision.length, self.length))
         if decision.block_end is not None:
             self.block_end = torch.where(asked, decision.block_end, self.block_end)
+        if decision.gap is not None and self.gap is not None:
+            self.gap = torch.where(asked, decision.gap, self.gap)
         if decision.hold is not None:
             self.held = torch.where(asked, decision.hold, self.held)
         if decision.planned is not None:
@@ -267,15 +279,6 @@ class Canvas:
             return value
         return torch.where(window.forced[:, None], instead, value)
 
-    def copy(self) -> Canvas:
-        """Returns a canvas of its own that can be decoded further without this one."""
-        other = copy.copy(self)
-        for name, value in vars(self).items():
-            if isinstance(value, Tensor):
-                setattr(other, name, value.clone())
-        other._kept = {}
-        return other
-
     def _shorten(self, length: Tensor) -> None:
         """Cuts rows off at a column; what was there becomes padding."""
         self.length = torch.minimum(self.length, length)
@@ -288,7 +291,8 @@ class Canvas:
     @property
     def ended(self) -> Tensor:
         """Which columns hold a generated end token, (B, C) bool."""
-        return torch.isin(self.tokens, self.ends) & ~self.fixed
+        ended = torch.isin(self.tokens, self.ends) & ~self.fixed
+        return ended if self.gap is None else ended & ~self.hidden
 
 
 def record(history: Tensor, columns: Tensor, commit: Tensor, value: Tensor) -> None:

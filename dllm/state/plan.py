@@ -71,7 +71,7 @@ class StepPlan:
     """
 
     kind: PassKind
-    positions: Tensor  # (B, Q) int64 canvas columns to feed, also their RoPE positions
+    positions: Tensor  # (B, Q) int64 canvas columns to feed
     logit_rows: Tensor  # (B, w) int64 index into the Q fed columns whose logits are returned
     num_keys: int  # K: attention reads the store's columns [0, K) of each row
     attention_mask: Tensor | None = None  # (B, 1 or Q, seen keys) bool, True: seen; None: all
@@ -85,6 +85,8 @@ class StepPlan:
     eligible: Tensor | None = None  # (B, W) bool: only these may be committed; None: all known
     forced: Tensor | None = None  # (B,) bool: rows that commit what is eligible, unasked
     policy: LayerPolicy | None = None  # what a cache asks of the layers besides
+    # (B, Q) int64 RoPE positions where some columns before are hidden; None: the columns
+    places: Tensor | None = None
 
     @property
     def shape(self) -> PassShape:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from dllm.state.canvas import Canvas, record
+from dllm.state.processing import Rows
 from dllm.state.variants import no_variants
 from dllm.state.window import Written
 
@@ -16,10 +18,34 @@ _SHARED = ("ends", "numbers", "planned")
 _IN_PLACE = ("tokens", "given")  # others keep them across steps, guidance for one
 
 
+def make_room(canvas: Canvas, gap: Tensor, room: Tensor) -> None:
+    """Hides the columns of each row's gap behind the first `gap` (B,) of its `room` (B,)."""
+    canvas.gap, canvas.room = gap, room
+    canvas.fixed = canvas.given = canvas.fixed & ~canvas.hidden
+
+
+def text_of(canvas: Canvas) -> Rows:
+    """Returns the rows as rules of logits read them: what a gap hides is no text, as a mask is."""
+    tokens = canvas.tokens
+    if canvas.gap is not None:
+        tokens = tokens.masked_fill(canvas.hidden, canvas.layout.mask_token_id)
+    return Rows(tokens, canvas.prompt_length, canvas.length)
+
+
+def copied(canvas: Canvas) -> Canvas:
+    """Returns a canvas of its own that can be decoded further without this one."""
+    other = copy.copy(canvas)
+    for name, value in vars(canvas).items():
+        if isinstance(value, Tensor):
+            setattr(other, name, value.clone())
+    other.memo = {}
+    return other
+
+
 def first_rows(canvas: Canvas, num_rows: int) -> Canvas:
     """Returns a canvas of its own with the first rows of another."""
     first = torch.arange(num_rows, device=canvas.tokens.device)
-    chosen = canvas.copy()
+    chosen = copied(canvas)
     for name, value in _by_row(chosen).items():
         setattr(chosen, name, value[first])
     chosen.layout = replace(canvas.layout, num_rows=num_rows)

@@ -38,6 +38,7 @@ class Layout:
     can_shorten: bool = False  # a scheduler may cut rows off
     whole_block: bool = False  # a scheduler reads the logits of committed columns of the block
     keep_history: bool = False  # a scheduler revises: `commit_step` alone cannot tell the story
+    expand_token_id: int | None = None  # stands for two masks, in models that were taught it
     skip_after_end: bool = False  # what follows an end token is not committed
 
     @cached_property
@@ -87,6 +88,7 @@ class Decision:
     hold: Tensor | None = None  # (B,) bool: the row stays at its block though it is full
     length: Tensor | None = None  # (B,) int64 canvas column at which the row is cut off
     block_end: Tensor | None = None  # (B,) int64 canvas column at which the block ends
+    gap: Tensor | None = None  # (B,) int64 columns of the row's gap that are in use from now on
     variants: Variants | None = None  # of each row, which the next pass compares
     planned: Tensor | None = None  # (B, n) int64 what the next step commits, -1 where less
     state: State | None = None  # what the next step finds in `view.state`; None: as it was
@@ -130,6 +132,7 @@ PER_ROW = (  # (B,)
     *("length", "prompt_length", "num_slots", "step", "block_step", "block_masks"),
     *("num_blocks", "fresh"),
 )
+OF_ROWS = (*PER_ROW, "gap", "room")  # the last ones None where no gap grows
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,9 @@ class View:
     noise: Noise
     state: State = field(default_factory=dict)
     shadow: Candidates | None = None  # of the window, each column read without itself
+    # (B,) int64 columns of the row's gap that are in use, and all of them; None: no gap grows
+    gap: Tensor | None = None
+    room: Tensor | None = None
 
     @property
     def committed(self) -> Tensor:

@@ -22,6 +22,7 @@ from dllm.state.candidates import Candidates, Sampling, best, rank
 from dllm.state.noise import CounterNoise
 from dllm.state.plan import PassShape, StepPlan
 from dllm.state.progress import Progress
+from dllm.state.rows import copied
 from dllm.state.variants import Variants
 from tests.support.models import golden_model, random_prompts
 from tests.support.runs import result
@@ -308,7 +309,7 @@ def test_the_best_variant_decides_by_its_own_logits() -> None:
     def observe(record: PassRecord) -> None:
         nonlocal checked
         canvas = record.canvas
-        fresh = canvas.copy()
+        fresh = copied(canvas)
         plan = record.plan
         again = model.forward(fresh.tokens.gather(1, plan.positions), plan, None)
         assert torch.allclose(record.logits, again, atol=1e-9)

@@ -38,7 +38,7 @@ EXPERTS = ExpertsConfig(num_experts=4, num_active=2, intermediate_size=8)
 TABLES: list[tuple[Any, Any]] = [(NETWORK, NETWORK_FIELDS), (SPEC, SPEC_FIELDS)]
 YARN = YarnConfig(factor=16.0, original_length=64)
 TABLES += [(EXPERTS, EXPERTS_FIELDS), (YARN, YARN_FIELDS)]
-IDS = ("mask_token_id", "eos_token_ids", "pad_token_id")
+IDS = ("mask_token_id", "eos_token_ids", "pad_token_id", "expand_token_id")
 BY_TYPE = ("experts", "decoder", "yarn")  # which check their own fields
 
 NOWHERE: list[Any] = [math.nan, math.inf, -math.inf, -1, 10**30, "8", [8], {}, 1 + 2j]

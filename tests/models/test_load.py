@@ -563,3 +563,18 @@ def test_end_tokens_of_both_configurations(dream: Path) -> None:
     assert spec.eos_token_ids == (5, 127)
     edit_config(dream, pad_token_id=...)
     assert load(dream).spec.pad_token_id == 5
+
+
+def test_the_expand_token_is_found_by_its_name(dream: Path, tmp_path: Path) -> None:
+    assert load(dream).spec.expand_token_id is None
+    words = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1, "<|expand|>": 11}, "[UNK]"))
+    words.save(str(dream / "tokenizer.json"))
+    (dream / "tokenizer_config.json").write_text(json.dumps({"unk_token": "[UNK]"}))
+    model = load(dream)
+    assert model.spec.expand_token_id == 11
+    save(model, tmp_path / "saved")
+    assert load(tmp_path / "saved").spec == model.spec
+    words = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1, "<|expand|>": 128}, "[UNK]"))
+    words.save(str(dream / "tokenizer.json"))
+    with pytest.raises(CheckpointError, match="expand_token_id=128 is outside the vocabulary"):
+        load(dream)

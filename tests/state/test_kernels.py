@@ -198,7 +198,8 @@ class Guarded(Candidates):
         return super().__getattribute__(name)
 
 
-@pytest.mark.parametrize("scheduler", sorted({*registry.names()} - {"renoise"}))  # no masks
+# One has no masks, the other has tests of its own where its gap grows.
+@pytest.mark.parametrize("scheduler", sorted({*registry.names()} - {"renoise", "dreamon"}))
 def test_schedulers_decide_the_same(scheduler: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A scheduler that reads logits themselves must say so: here they may be narrow."""
     model, used = golden_model("llada_gqa", "bfloat16"), []

@@ -35,6 +35,7 @@ OF_SCHEDULERS: dict[str, tuple[Any, ...]] = {
         "dream:maskgit_plus,steps=8",
         "dream:origin,steps=16",
     ),
+    "dreamon": (),  # refuses caches and blocks; tests/schedulers/test_dreamon.py has its laws
     "end_of_text": (
         "end_of_text:threshold:0.4",
         "end_of_text:fixed_quota,rule=predicted",

@@ -49,6 +49,8 @@ def view_of(masked: Tensor, block_step: int = 0, steps_done: int = 0, **other: A
         "fresh": each * block_step == 0,
         "layout": layout_of(rows, width),
         "noise": CounterNoise(torch.arange(rows)),
+        "gap": each * width,
+        "room": each * width,
     }
     return View(**{**fields, **other})
 
@@ -76,7 +78,8 @@ def candidates_of(confidence: list[list[float]]) -> Candidates:
 
 
 def _row(view: View, row: int) -> View:
-    one = {name: getattr(view, name)[row : row + 1] for name in PER_COLUMN + PER_ROW}
+    names = (*PER_COLUMN, *PER_ROW, "gap", "room")
+    one = {name: getattr(view, name)[row : row + 1] for name in names}
     state = {name: value[row : row + 1] for name, value in view.state.items()}
     assert isinstance(view.noise, CounterNoise)
     return replace(view, **one, state=state, noise=CounterNoise(view.noise.seeds[row : row + 1]))

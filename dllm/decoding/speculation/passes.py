@@ -16,7 +16,7 @@ from dllm.state.candidates import Candidates, Sampling
 from dllm.state.canvas import Canvas
 from dllm.state.plan import StepPlan
 from dllm.state.progress import AtEnd, Progress, end_rows
-from dllm.state.rows import count_drafts
+from dllm.state.rows import copied, count_drafts
 from dllm.state.variants import next_match
 from dllm.state.window import StepEvent, Window
 
@@ -104,7 +104,7 @@ class VerifiedPasses:
 
     def _draft(self, canvas: Canvas, plan: StepPlan, logits: Tensor, ready: Tensor) -> None:
         """Notes the canvases that rows `ready` (B,) pass through if no logits (B, W, V) change."""
-        drafts, draft, step = canvas.drafts, canvas.copy(), self._drafting(canvas, plan, logits)
+        drafts, draft, step = canvas.drafts, copied(canvas), self._drafting(canvas, plan, logits)
         assert drafts is not None
         begun = _Bounds.of(canvas)
         plan = replace(plan, forced=None, eligible=None)  # they are about the pass that was run

@@ -28,6 +28,7 @@ FAMILY = Family(
     mask_tokens=("<|mask|>",),
     logit_shift=1,
     turn_ends=("<|im_end|>",),
+    expand_tokens=("<|expand|>",),
 )
 
 

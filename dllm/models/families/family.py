@@ -223,6 +223,7 @@ class Family:
     # Trained, or the authors' window, where a config.json does not have that key.
     block_length: int | None = None
     turn_ends: tuple[str, ...] = ()  # tokens that end an answer besides eos_token_id
+    expand_tokens: tuple[str, ...] = ()  # spellings of a token that stands for two masks
     # Of a nested config.json: its keys side by side; and the name of the checkpoint whose
     # config.json it needs besides, None where it needs none.
     flattened: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict

@@ -159,6 +159,7 @@ class Checkpoint:
                 attention=attention,
                 block_length=family.read_block_length(self.described),
                 blocks_from=family.blocks_from if attention == "block_causal" else "zero",
+                expand_token_id=find_token(self.tokenizer, family.expand_tokens),
             )
             spec.check_token_ids("pad_token_id", named, mask=True)
         except CheckpointError:  # it names its key
