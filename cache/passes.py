@@ -156,6 +156,28 @@ def encoded_and_decoded(
     )
 
 
+def clean_and_noisy(plan: StepPlan, context: Tensor, length: Tensor, block: int) -> StepPlan:
+    """Returns the pass that encodes all columns of a plan, and decodes them all behind.
+
+    As E2D2 was trained: the encoder's columns see their block, those before it and all of the
+    `context` (B,), the decoder's see their own noisy block and the clean ones before it. Rows end
+    at `length` (B,).
+    """
+    columns, part = plan.positions, plan.positions // block
+    real, given = ((columns < end[:, None])[:, None] for end in (length, context))
+    before, same = part[:, None] < part[..., None], part[:, None] == part[..., None]
+    itself = columns[:, None] == columns[..., None]  # padding sees something, too
+    encoder = torch.cat([real & (before | same | given), torch.zeros_like(same)], 2)
+    decoder = torch.cat([real & before, real & same | itself], 2)
+    return replace(
+        plan,
+        positions=torch.cat([columns, columns], 1),
+        logit_rows=plan.logit_rows + columns.shape[1],
+        attention_mask=torch.cat([encoder, decoder], 1),
+        stored=columns,
+    )
+
+
 def _parts(canvas: Canvas) -> Tensor:
     """Returns with which others each column is encoded, (B, C) int64, in their order.
 

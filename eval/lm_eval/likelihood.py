@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from dllm.cache.block_causal import unit
-from dllm.cache.passes import block_causal, causal_context
+from dllm.cache.passes import block_causal, causal_context, clean_and_noisy
 from dllm.decoding.loop import BrokenLogitsError
 from dllm.decoding.memory_limits import NotEnoughMemoryError, ran_out
 from dllm.models.config import ModelSpec
@@ -34,6 +34,8 @@ class Continuation:
     tokens: tuple[int, ...]
     start: int
     seed: int = 0  # of the masks that are drawn
+    # Of a part of what is scored: tokens that were given at first; None: those up to `start`.
+    context: int | None = None
 
 
 @dataclass(frozen=True)
@@ -74,15 +76,12 @@ class Scorer(Options):
     guidance_scale: Guidance = 0.0
 
     def __post_init__(self) -> None:
-        if self.model.spec.attention == "encoder_decoder":
-            raise ValueError(
-                f"{self.model.name!r} is an encoder and a decoder, whose likelihoods are not "
-                "offered: take tasks that generate"
-            )
-        if self.guidance_scale > 0 and self.model.spec.attention == "masks_last":
+        attention, guided = self.model.spec.attention, self.guidance_scale > 0
+        if guided and attention in ("masks_last", "encoder_decoder"):
+            why = "would see behind all tokens" if attention == "masks_last" else "never encodes"
             raise ValueError(
                 f"guidance_scale={self.guidance_scale} runs the prompt as masks, which "
-                f"{self.model.name!r} would see behind all tokens: leave it out"
+                f"{self.model.name!r} {why}: leave it out"
             )
 
     def scores(
@@ -115,11 +114,12 @@ class Scorer(Options):
             assert spec.block_length is not None
             block, first = spec.block_length, given.start + spec.block_length
         else:
-            block = unit(spec)
+            block = _block_of(spec)
             first = (given.start // block + 1) * block
         borders = [given.start, *range(first, end, block), end]
+        context = given.start if given.context is None else given.context
         return [
-            Continuation(given.tokens[:stop], start, given.seed + start)
+            Continuation(given.tokens[:stop], start, given.seed + start, context)
             for start, stop in pairwise(borders)
         ]
 
@@ -228,8 +228,8 @@ def predict(
         return pad_sequence(rows, batch_first=True, padding_value=value).to(device)
 
     tokens = padded([torch.tensor(text.tokens) for text in texts], spec.pad_token_id)
-    given = [torch.zeros(text.start, dtype=torch.bool) for text in texts]
-    hidden = padded([torch.cat(pair) for pair in zip(given, masks, strict=True)], False)
+    before = [torch.zeros(text.start, dtype=torch.bool) for text in texts]
+    hidden = padded([torch.cat(pair) for pair in zip(before, masks, strict=True)], False)
     masked = padded(list(masks), False)
     start = torch.tensor([text.start for text in texts], device=device)[:, None]
     length = torch.tensor([len(text.tokens) for text in texts], device=device)
@@ -244,9 +244,14 @@ def predict(
         num_keys=tokens.shape[1],
         attention_mask=_visible(columns, start[:, 0], length, spec),
     )
+    fed = tokens.masked_fill(hidden, spec.mask_token_id)
+    if spec.attention == "encoder_decoder":
+        given = [text.start if text.context is None else text.context for text in texts]
+        context = torch.tensor(given, device=device)
+        plan = clean_and_noisy(plan, context, length, _block_of(spec))
+        fed = torch.cat([tokens, fed], 1)
     try:
         with torch.inference_mode():
-            fed = tokens.masked_fill(hidden, spec.mask_token_id)
             logits = model.forward(fed, plan, None)
             wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
             return Prediction(wide, tokens.gather(1, wanted), masked)
@@ -258,9 +263,19 @@ def predict(
         ) from error
 
 
+def _block_of(spec: ModelSpec) -> int:
+    """Returns the columns, counted from 0, that were masked together in training."""
+    if spec.attention == "encoder_decoder":
+        assert spec.block_length is not None
+        return spec.block_length
+    return unit(spec)
+
+
 def _visible(columns: Tensor, start: Tensor, length: Tensor, spec: ModelSpec) -> Tensor | None:
     """Returns which keys each column sees, (B, 1 or Q, K) bool; None if all."""
     width = columns.shape[1]
+    if spec.attention == "encoder_decoder":
+        return None  # `clean_and_noisy` says it
     if spec.attention == "full" and bool((length == width).all()):
         return None
     keys = torch.arange(width, device=columns.device)

@@ -14,7 +14,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import dllm
-from dllm.eval.lm_eval.likelihood import Scorer
 from dllm.models import CheckpointError
 from dllm.state.plan import StepPlan
 from tests.support import GOLDEN
@@ -152,8 +151,6 @@ def test_other_caches_and_ways_are_refused() -> None:
     for way in ways:
         with pytest.raises(ValueError, match="an encoder and a decoder"):
             dllm.speed_up(model, way)
-    with pytest.raises(ValueError, match="likelihoods are not offered"):
-        Scorer(model)
 
 
 @pytest.mark.parametrize("way", ["fused", "packed"])

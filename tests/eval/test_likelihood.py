@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 import dllm
 from dllm.eval.lm_eval.likelihood import Continuation, Score, Scorer, draw, predict
+from tests.support import GOLDEN
 from tests.support.models import BLOCK, MASK, family_model, golden_model, random_prompts
 
 VOCABULARY = 11
@@ -162,7 +164,8 @@ def test_one_masked_token_is_predicted_from_its_place(name: str) -> None:
 
 @pytest.mark.few(2)
 @pytest.mark.parametrize(
-    "name", ["llada_gqa", "dream_gqa", "sdar", "fast_dllm_v2", "causal", "wedlm", "nemotron"]
+    "name",
+    ["llada_gqa", "dream_gqa", "sdar", "fast_dllm_v2", "causal", "wedlm", "nemotron", "e2d2"],
 )
 def test_scores_do_not_depend_on_the_batch(name: str) -> None:
     model = golden_model(name) if "gqa" in name else family_model(name)
@@ -242,7 +245,45 @@ def test_blocks_counted_from_the_prompt_begin_with_the_answer() -> None:
     assert whole.log_likelihood == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("name", ["e2d2_tied", "e2d2_untied"])
+def test_an_encoder_and_a_decoder_are_scored_in_the_one_pass_form(name: str) -> None:
+    """Each block's logits are the recorded ones, which the authors' loss is made of."""
+    model = dllm.load(GOLDEN / "models" / name, dtype="float64")
+    stored = load_file(GOLDEN / "models" / name / "ref_logits.safetensors")
+    for number, length in enumerate((29, 32, 32)):  # of the first, the rest is padding
+        case = {key[2:]: value for key, value in stored.items() if key.startswith(f"{number}.")}
+        context, block = case["meta"].tolist()
+        texts, masks, expected = [], [], []
+        for end in range(context // block * block + block, length + 1, block):
+            start = max(context, end - block)
+            texts.append(Continuation(tuple(case["x0"][:end].tolist()), start, context=context))
+            masks.append(case["xt"][start:end] == model.spec.mask_token_id)
+            expected.append(case["logits_f64"][start:end])
+        if model.spec.block_length != block:
+            model = replace(model, spec=replace(model.spec, block_length=block))
+        seen = predict(model, texts, masks)
+        for row, logits in enumerate(expected):
+            found = seen.logits[row, : len(logits)]
+            torch.testing.assert_close(found, logits, rtol=0, atol=1e-11)
+
+
+def test_blocks_of_an_encoder_and_a_decoder_add_up() -> None:
+    model = family_model("e2d2")
+    text = tuple(random_prompts(1, seed=2, low=21, high=22)[0])
+    whole = score(model, Continuation(text, 13), num_draws=255)
+    parts = [(16, 13), (21, 16)]
+    given = [Continuation(text[:end], at, context=13) for end, at in parts]
+    alone = [score(model, one, num_draws=255) for one in given]
+    assert whole.log_likelihood == pytest.approx(sum(part.log_likelihood for part in alone))
+    assert whole.num_draws == 7 + 31
+    # The second block sees the first one clean, whatever the context was.
+    other = score(model, Continuation(text, 16), num_draws=255)
+    assert other.log_likelihood != pytest.approx(alone[1].log_likelihood)
+
+
 def test_guidance_has_no_meaning_where_masks_stand_behind_all_tokens() -> None:
+    with pytest.raises(ValueError, match="'e2d2' never encodes: leave it out"):
+        Scorer(family_model("e2d2"), guidance_scale=0.5)
     with pytest.raises(ValueError, match=r"guidance_scale=0.5 runs the prompt as masks"):
         Scorer(family_model("wedlm"), guidance_scale=0.5)
 
