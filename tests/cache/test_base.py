@@ -11,7 +11,14 @@ from torch import Tensor
 import dllm
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore
-from tests.support.models import MODELS, Watched, family_model, golden_model, random_prompts
+from tests.support.models import (
+    BLOCK,
+    MODELS,
+    Watched,
+    family_model,
+    golden_model,
+    random_prompts,
+)
 
 SLOTS: dict[str, Any] = {"max_new_tokens": 24, "block_length": 8, "scheduler": "fixed_quota"}
 
@@ -117,3 +124,16 @@ def test_a_first_block_may_begin_at_column_0() -> None:
     model, options = family_model("fast_dllm_v2"), {**SLOTS, "scheduler": "threshold:0.3"}
     base = dllm.generate(model, [[5, 6, 7]], **options)
     assert dllm.generate(model, [[5, 6, 7]], cache="prefix", **options).sequences == base.sequences
+
+
+def test_what_is_decoded_beyond_the_length_can_be_hidden() -> None:
+    model, prompts = family_model("sdar"), random_prompts(4, low=5, high=30)
+    options: dict[str, Any] = {"scheduler": "threshold:0.3", "at_eos": "ignore"}
+    hidden, seen = ("none:beyond_block=false,beyond_length=false", "none:beyond_block=false")
+    rows = [(row * BLOCK)[: len(row) // BLOCK * BLOCK or BLOCK] for row in prompts]  # whole blocks
+    for count, differs in ((13, True), (8, False)):
+        given = {**options, "max_new_tokens": count}
+        outs = [dllm.generate(model, rows, cache=it, **given).sequences for it in (hidden, seen)]
+        assert (outs[0] != outs[1]) == differs
+    with pytest.raises(ValueError, match="beyond_length=False hides columns"):
+        dllm.stream(family_model("e2d2"), [[1]], cache=hidden)

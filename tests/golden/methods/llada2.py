@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
+from tests.golden.methods.sdar import SDARNoise
+
 Case = dict[str, Any]
 
 
@@ -24,10 +28,33 @@ def llada2(case: Case) -> dict[str, Any]:
     }
 
 
+class Draws(SDARNoise):
+    """Those of `torch.multinomial`, with the forwards that change nothing and are not run here."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case["args"]["torch_seed"], case["args"]["block_length"])
+        self.steps = iter(case["trace"])
+
+    def tokens(self, columns: Tensor, step: Tensor, vocab_size: int) -> Tensor:
+        for recorded in self.steps:
+            drawn = super().tokens(columns, step, vocab_size)
+            if recorded["commits"]:
+                return drawn
+        raise AssertionError("more forwards than were recorded")
+
+
+def drawn(case: Case) -> dict[str, Any]:
+    args = case["args"]
+    given = {name: args.get(name) for name in ("temperature", "top_p", "top_k")}
+    return {**given, "noise": Draws(case), "confidence": "tempered"}
+
+
 def of_diffusers(case: Case) -> dict[str, Any]:
-    end = case["args"]["eos_token_id"]
+    args, end = case["args"], case["args"]["eos_token_id"]
     return {
         **llada2(case),
+        **(drawn(case) if args["sampling_method"] == "multinomial" else {}),
+        "cache": {"name": "none", "beyond_block": False, "beyond_length": False},
         "eos_token_id": [] if end is None else [end],
         **({} if case["attention"] == "full" else {"blocks_from": "prompt"}),
     }
@@ -49,8 +76,11 @@ def version_0(case: Case) -> dict[str, Any]:
         "editing_threshold": None,
         "steps": min(args["steps"], args["gen_length"] // args["minimal_topk"]),
     }
-    # It looks for end tokens after each block, whatever `eos_early_stop` says.
-    return {**recomputed(case), "scheduler": scheduler, "at_eos": "block"}
+    # It looks for end tokens after each block, whatever `eos_early_stop` says; with it, a step that
+    # commits one may leave a block that has masks.
+    begun = case["final"][: case["trace"][-1]["input_len"]]
+    at_eos = "stop" if args["eos_early_stop"] and args["mask_id"] in begun else "block"
+    return {**recomputed(case), "scheduler": scheduler, "at_eos": at_eos}
 
 
 def version_1(case: Case) -> dict[str, Any]:
