@@ -59,6 +59,13 @@ FAMILIES: dict[str, Family] = {
 _GROUP = "dllm.families"  # of entry points
 _HOSTED = frozenset(FAMILIES)
 
+# What models were made from, and some kept: the class of the same tensors that is hosted.
+_CAUSAL = {
+    "Qwen2ForCausalLM": "A2DQwen2LMHeadModel",
+    "Qwen3ForCausalLM": "A2DQwen3LMHeadModel",
+    "LlamaForCausalLM": "A2DLlamaLMHeadModel",
+}
+
 _HEAD = re.compile(r"(ForCausalLM|ForMaskedLM|Model(LM)?|LM(HeadModel)?)$")
 
 
@@ -81,6 +88,15 @@ def find_family(config: Mapping[str, Any]) -> Family:
         )
     if name not in FAMILIES and name in declared(_GROUP):
         add_family(name)
+    if name in _CAUSAL and name not in FAMILIES:
+        raise CheckpointError(
+            f"architecture {name!r} is a class of transformers' that is causal, and says nothing "
+            "of masks. ReFusion has it: it keeps keys in the order in which its slots were "
+            "accepted, which is not hosted. Of one that was made bidirectional (Open-dCoder) "
+            f"config.json does not say how it decodes: where its logits are not shifted, set "
+            f'architectures to ["{_CAUSAL[name]}"] and add mask_token_id; where they are, to '
+            '["DreamModel"] if q, k and v have biases'
+        )
     if name not in FAMILIES:
         raise CheckpointError(
             f"unknown architecture {name!r}: {_likely(name)}. A model "
