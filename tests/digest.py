@@ -18,7 +18,7 @@ import torch
 
 import dllm
 from tests.support import GOLDEN
-from tests.support.laws import SCHEDULERS, caches_on
+from tests.support.laws import SCHEDULERS, caches_on, grows, options_of, suited
 from tests.support.models import family_model, golden_model, random_prompts
 
 RECORD = GOLDEN / "digest.json"
@@ -42,6 +42,12 @@ MORE: dict[str, dict[str, Any]] = {
 }
 
 
+def with_caches() -> list[tuple[Any, str]]:
+    """Returns all schedulers, each with no cache and two that serve it, if any can."""
+    caches = ("none", "dual", "dkv:3")
+    return [(s, c) for s, c in itertools.product(SCHEDULERS, caches) if c == "none" or not grows(s)]
+
+
 def settings() -> dict[str, tuple[str, dict[str, Any]]]:
     """Returns a model's name and the settings of each case, by the case's name."""
     found: dict[str, tuple[str, dict[str, Any]]] = {}
@@ -53,7 +59,7 @@ def settings() -> dict[str, tuple[str, dict[str, Any]]]:
             name += "'"
         found[name] = model, given
 
-    for scheduler, cache in itertools.product(SCHEDULERS, ("none", "dual", "dkv:3")):
+    for scheduler, cache in with_caches():
         add("llada_gqa", scheduler=scheduler, cache=cache)
     for model, scheduler in itertools.product(FULL, TYPICAL):
         for cache in caches_on(model):
@@ -75,9 +81,10 @@ def digest(model: str, given: dict[str, Any]) -> str:
     """Returns a hash of the tokens, the order of commits and the passes of one case."""
     hosted = golden_model(model) if model in FULL else family_model(model)
     prompts: list[Any] = [[token % 90 for token in row] for row in random_prompts(3, high=14)]
-    out = dllm.generate(
-        hosted, prompts, **{"max_new_tokens": 32, "block_length": 8, "seed": 0, **given}
-    )
+    options = {"max_new_tokens": 32, "block_length": 8, "seed": 0, **given}
+    if "scheduler" in given:
+        hosted, options = suited(hosted, given["scheduler"]), options_of(**options)
+    out = dllm.generate(hosted, prompts, **options)
     commits = out.trace.commit_step.tolist()
     passes = [dict(out.metrics.forwards), list(out.metrics.fed)]
     rows = [[row.forwards, row.row_forwards, row.finish_reason] for row in out.metrics.rows]

@@ -18,7 +18,7 @@ from dllm.constraints.automaton import TokenAutomaton
 from dllm.constraints.engine import Segment
 from dllm.constraints.language import language_of, shortest_length
 from tests.support.languages import Spelled, automaton_of, random_automaton, universal
-from tests.support.laws import refusal, transfers_of
+from tests.support.laws import options_of, refusal, suited, transfers_of
 from tests.support.marks import crossed, some
 from tests.support.models import golden_model, model_of, random_prompts
 
@@ -65,7 +65,8 @@ def check_rows(output: Any, prompts: list[list[int]], asked: list[Constraint | N
 def takes(scheduler: str) -> bool:
     """Returns whether a scheduler goes with a constraint on the model."""
     try:
-        dllm.stream(spoken(), [[1]], scheduler=scheduler, constraint=everything(), **SLOTS)
+        model, options = suited(spoken(), scheduler), options_of(scheduler, **SLOTS)
+        dllm.stream(model, [[1]], constraint=everything(), **options)
     except ValueError:
         return False
     return True
@@ -77,7 +78,7 @@ def everything() -> Constraint:
 
 SCHEDULERS = [name for name in dllm.schedulers.registry.names() if takes(name)]
 CACHES = [one for one in dllm.cache.registry.names() if not refusal(NAME, "threshold", one)]
-REFUSED = {"end_of_text", "ete", "insert_delete", "lopa"}
+REFUSED = {"dreamon", "end_of_text", "ete", "insert_delete", "lopa"}
 
 
 def test_few_schedulers_are_refused() -> None:
@@ -88,8 +89,9 @@ def test_few_schedulers_are_refused() -> None:
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_a_refusal_names_the_scheduler(name: str) -> None:
+    model, options = suited(spoken(), name), options_of(name, **SLOTS)
     with pytest.raises(ValueError, match=f"constraint refuses scheduler '{name}': it "):
-        dllm.stream(spoken(), [[1]], scheduler=name, constraint=everything(), **SLOTS)
+        dllm.stream(model, [[1]], constraint=everything(), **options)
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)

@@ -10,17 +10,19 @@ import torch
 import dllm
 from dllm.state.plan import StepPlan
 from tests.support.laws import (
-    CORE,
     OF_SCHEDULERS,
     SLOTS,
     caches_on,
     check_fixed_tokens,
     check_host_transfers,
+    core_of,
     is_first,
     name_of,
+    options_of,
     pairs_on,
     partner,
     refusal,
+    suited,
     text_of,
 )
 from tests.support.marks import crossed
@@ -37,7 +39,7 @@ def pairs(model: str = "llada_gqa", *, further: bool = False) -> list[Any]:
     """
     found, few = [], list(OF_SCHEDULERS)[::3]
     for scheduler, cache in pairs_on(model):
-        fast = cache == CORE and is_first(scheduler)
+        fast = cache == core_of(scheduler) and is_first(scheduler)
         if further:
             fast = fast and name_of(scheduler) in few
         else:
@@ -65,10 +67,10 @@ def test_a_row_of_a_shifted_model_does_not_either(scheduler: Any, cache: Any) ->
 
 
 def check_alone(name: str, scheduler: Any, cache: Any) -> None:
-    model, prompts = golden_model(name, "float32"), random_prompts(4)
+    model, prompts = suited(golden_model(name, "float32"), scheduler), random_prompts(4)
     order = torch.randperm(4, generator=torch.Generator().manual_seed(1)).tolist()
     ends = [6, 9, 13, 29, 72, 113]  # common enough that some row of a few ends early
-    options = {**SLOTS, "scheduler": scheduler, "cache": cache, "eos_token_id": ends}
+    options = options_of(scheduler, **SLOTS, cache=cache, eos_token_id=ends)
     alone = [dllm.generate(model, [p], seed=[i], **options) for i, p in enumerate(prompts)]
     together = dllm.generate(model, [prompts[i] for i in order], seed=order, **options)
     for place, row in enumerate(order):
@@ -98,8 +100,8 @@ def test_stale_slots_are_never_read(name: str, cache: Any) -> None:
 
 @pytest.mark.parametrize(("scheduler", "cache"), pairs())
 def test_logits_that_a_pass_did_not_compute_are_never_read(scheduler: Any, cache: Any) -> None:
-    model: Any = golden_model("llada_gqa", "float32")
-    options: dict[str, Any] = {**SHORT, "scheduler": scheduler, "cache": cache, "seed": 0}
+    model: Any = suited(golden_model("llada_gqa", "float32"), scheduler)
+    options = options_of(scheduler, **SHORT, cache=cache, seed=0)
     first, second = (
         dllm.generate(Misleading(model, seed), random_prompts(3), **options) for seed in (100, 900)
     )

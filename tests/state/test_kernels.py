@@ -23,6 +23,7 @@ from dllm.schedulers import registry
 from dllm.state import candidates as candidates_module
 from dllm.state.candidates import Candidates, Sampling
 from dllm.state.noise import CounterNoise
+from tests.support.laws import options_of, suited
 from tests.support.models import golden_model, random_prompts
 from tests.support.statistics import NARROW, NUMBERS, assert_same, in_torch, random_logits
 
@@ -198,18 +199,15 @@ class Guarded(Candidates):
         return super().__getattribute__(name)
 
 
-# One has no masks, the other has tests of its own where its gap grows.
-@pytest.mark.parametrize("scheduler", sorted({*registry.names()} - {"renoise", "dreamon"}))
+@pytest.mark.parametrize("scheduler", sorted({*registry.names()} - {"renoise"}))  # no masks
 def test_schedulers_decide_the_same(scheduler: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A scheduler that reads logits themselves must say so: here they may be narrow."""
-    model, used = golden_model("llada_gqa", "bfloat16"), []
-    options: dict[str, Any] = {"max_new_tokens": 8, "block_length": 4, "seed": 0}
+    model, used = suited(golden_model("llada_gqa", "bfloat16"), scheduler), []
+    options = options_of(scheduler, max_new_tokens=8, block_length=4, seed=0)
     if scheduler == "learn2pd":
         options["scheduler"] = {"name": scheduler, "foreign": True}
     elif scheduler == "adablock":
         options["scheduler"] = {"name": scheduler, "delimiters": (6, 47, 113)}
-    else:
-        options["scheduler"] = scheduler
     prompts = random_prompts(2, low=3, high=8)
     expected = dllm.generate(model, prompts, **options)
 

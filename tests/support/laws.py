@@ -14,7 +14,7 @@ import torch
 import dllm
 from dllm.registry import Registry
 from tests.support import GOLDEN
-from tests.support.models import golden_model, model_of, random_prompts
+from tests.support.models import golden_model, model_of, random_prompts, taught
 
 FILTER = str(GOLDEN / "models" / "l2p_filter" / "filter16.safetensors")
 
@@ -35,7 +35,6 @@ OF_SCHEDULERS: dict[str, tuple[Any, ...]] = {
         "dream:maskgit_plus,steps=8",
         "dream:origin,steps=16",
     ),
-    "dreamon": (),  # refuses caches and blocks; tests/schedulers/test_dreamon.py has its laws
     "end_of_text": (
         "end_of_text:threshold:0.4",
         "end_of_text:fixed_quota,rule=predicted",
@@ -119,10 +118,35 @@ def is_first(given: Any) -> bool:
     return bool({**OF_SCHEDULERS, **OF_CACHES}.get(name_of(given), (given,))[0] == given)
 
 
+def grows(scheduler: Any) -> bool:
+    """Returns whether a scheduler lets a gap grow, which no cache and no block can follow."""
+    return bool(dllm.schedulers.registry.create(scheduler).needs(32, 8).room)
+
+
+def options_of(scheduler: Any, **options: Any) -> dict[str, Any]:
+    """Returns options with a scheduler, without the `block_length` if it takes none."""
+    whole = {"block_length": None} if grows(scheduler) else {}
+    return {**options, "scheduler": scheduler, **whole}
+
+
+def suited(model: dllm.HostedModel, scheduler: Any) -> dllm.HostedModel:
+    """Returns a model as a scheduler needs it: with a token that asks for room, if it grows a gap.
+
+    Others get the model as it is, which is not to depend on a token that they do not know.
+    """
+    return taught(model) if grows(scheduler) else model
+
+
+def core_of(scheduler: Any) -> str:
+    """Returns the cache that leaves most logits out, of those that a scheduler goes with."""
+    return "none" if grows(scheduler) else CORE
+
+
 def refusal(model: str, scheduler: Any, cached: Any) -> str:
     """Returns why a scheduler and a cache are refused for a model, '' if they are not."""
+    hosted, options = suited(model_of(model), scheduler), options_of(scheduler, **SLOTS)
     try:
-        dllm.stream(model_of(model), [[1]], scheduler=scheduler, cache=cached, **SLOTS)
+        dllm.stream(hosted, [[1]], cache=cached, **options)
     except ValueError as error:
         return str(error)
     return ""
@@ -160,6 +184,7 @@ def pairs_on(model: str) -> list[tuple[Any, Any]]:
         (scheduler, cached)
         for scheduler, cached in itertools.product(SCHEDULERS, caches_on(model))
         if (is_first(scheduler) or cached == CORE) and (is_first(cached) or scheduler == PLAIN)
+        if cached == "none" or not grows(scheduler)  # a gap that grows goes without
     ]
     return found + [(PLANNED, cached) for cached in CACHES if partner(model, cached) == PLANNED]
 
@@ -175,6 +200,9 @@ COUNTED = ("item", "tolist", "__bool__", "__int__", "__float__", "cpu", "numpy",
 
 def check_fixed_tokens(scheduler: Any, cache: Any) -> None:
     """Fails where a fixed token moves, or a mask stays."""
+    if grows(scheduler):
+        check_surroundings(scheduler, cache)
+        return
     model = golden_model("llada_gqa")
     prompts = random_prompts(3)
     fixed = {0: 5, 13: 6, 31: 7}
@@ -185,6 +213,24 @@ def check_fixed_tokens(scheduler: Any, cache: Any) -> None:
         assert list(sequence[: len(prompt)]) == prompt
         assert {offset: answer[offset] for offset in fixed} == fixed
         assert model.spec.mask_token_id not in sequence
+
+
+def check_surroundings(scheduler: Any, cache: Any) -> None:
+    """Fails where what stands around a gap is not there afterwards, or a mask stays.
+
+    That is all the text that can be fixed where the columns of an answer come and go.
+    """
+    model = taught(golden_model("llada_gqa"))
+    mask = model.spec.mask_token_id
+    befores, afters = random_prompts(3), random_prompts(3, seed=1)
+    rows = [[*before, *[mask] * 8, *after] for before, after in zip(befores, afters, strict=True)]
+    out = dllm.generate(model, rows, scheduler=scheduler, cache=cache, infill=True, seed=0)
+    for before, after, sequence in zip(befores, afters, out.sequences, strict=True):
+        assert list(sequence[: len(before)]) == before
+        assert list(sequence[len(sequence) - len(after) :]) == after
+        assert mask not in sequence
+    with pytest.raises(ValueError, match="lets one gap"):
+        dllm.generate(model, [[1]], fixed={3: 5}, **options_of(scheduler, **SLOTS))
 
 
 def transfers_of(events: Iterable[Any], monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -207,10 +253,9 @@ def transfers_of(events: Iterable[Any], monkeypatch: pytest.MonkeyPatch) -> list
 def check_host_transfers(scheduler: Any, cache: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails where a step waits for the device more often than once."""
     compares = dllm.schedulers.registry.create(scheduler).needs(32, 8).num_variants > 1
-    options: dict[str, Any] = {**SLOTS, "seed": 0, "temperature": 0.0 if compares else 0.5}
-    running = dllm.stream(
-        golden_model("llada_gqa"), random_prompts(4), scheduler=scheduler, cache=cache, **options
-    )
+    options = options_of(scheduler, **SLOTS, seed=0, temperature=0.0 if compares else 0.5)
+    model = suited(golden_model("llada_gqa"), scheduler)
+    running = dllm.stream(model, random_prompts(4), cache=cache, **options)
     events = iter(running)
     next(events)  # tables are built once
     assert set(transfers_of(itertools.islice(events, 3), monkeypatch)) <= {1}

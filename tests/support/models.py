@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -17,6 +18,7 @@ from dllm.state.store import KVStore
 from tests.support import GOLDEN
 
 MODELS = ("llada_mha", "llada_gqa", "dream_gqa")
+EXPAND = 5  # often proposed by the golden models, though none was taught to ask for masks with it
 
 
 @cache
@@ -31,6 +33,11 @@ def model_of(name: str, dtype: str = "float64") -> dllm.HostedModel:
     if name == "tiny":
         return dllm.load("tiny")
     return golden_model(name, dtype) if name in MODELS else family_model(name)
+
+
+def taught(model: dllm.HostedModel) -> dllm.HostedModel:
+    """Returns a model with an expand token, for the schedulers that are of use with one alone."""
+    return replace(model, spec=replace(model.spec, expand_token_id=EXPAND))
 
 
 def random_prompts(count: int, seed: int = 0, low: int = 3, high: int = 40) -> list[list[int]]:

@@ -13,7 +13,7 @@ from dllm import schedulers
 from dllm.schedulers import Decision, Scheduler, Setup, View
 from dllm.state.candidates import Candidates
 from dllm.state.noise import CounterNoise
-from dllm.state.window import PER_COLUMN, PER_ROW, Layout, merged
+from dllm.state.window import OF_ROWS, PER_COLUMN, PER_ROW, Layout, merged
 
 MASK = 10
 
@@ -49,8 +49,6 @@ def view_of(masked: Tensor, block_step: int = 0, steps_done: int = 0, **other: A
         "fresh": each * block_step == 0,
         "layout": layout_of(rows, width),
         "noise": CounterNoise(torch.arange(rows)),
-        "gap": each * width,
-        "room": each * width,
     }
     return View(**{**fields, **other})
 
@@ -77,12 +75,27 @@ def candidates_of(confidence: list[list[float]]) -> Candidates:
     return Candidates(torch.stack([first, rest, rest], -1).log(), torch.zeros(first.shape).long())
 
 
+def offered(scheduler: Scheduler, rows: int, width: int) -> dict[str, Any]:
+    """Returns what a view has besides for a scheduler that asks for room: a gap, half of it used.
+
+    The layout of its model knows a token that asks for more.
+    """
+    if not scheduler.needs(width, width).room:
+        return {}
+    room, layout = torch.full((rows,), width), replace(layout_of(rows, width), expand_token_id=3)
+    return {"gap": room - width // 2, "room": room, "layout": layout}
+
+
 def _row(view: View, row: int) -> View:
-    names = (*PER_COLUMN, *PER_ROW, "gap", "room")
+    names = (*PER_COLUMN, *(PER_ROW if view.gap is None else OF_ROWS))
+    shadow = view.shadow
     one = {name: getattr(view, name)[row : row + 1] for name in names}
     state = {name: value[row : row + 1] for name, value in view.state.items()}
     assert isinstance(view.noise, CounterNoise)
-    return replace(view, **one, state=state, noise=CounterNoise(view.noise.seeds[row : row + 1]))
+    if shadow is not None:
+        shadow = Candidates(shadow.logits[row : row + 1], shadow.token[row : row + 1])
+    noise = CounterNoise(view.noise.seeds[row : row + 1])
+    return replace(view, **one, state=state, noise=noise, shadow=shadow)
 
 
 ROWS, WIDTH = 3, 6  # of what meets logits that mean nothing
@@ -129,7 +142,9 @@ def check_contract(name: str) -> None:
         masked = torch.rand(4, 8, generator=source) < 0.6
         masked[3] = False
         candidates = Candidates(logits, logits.argmax(-1))
-        view = view_of(masked, state=scheduler.start(SETUP), shadow=candidates)
+        if more := offered(scheduler, 4, 8):
+            masked = masked & (torch.arange(8) < more["gap"][:, None])
+        view = view_of(masked, state=scheduler.start(SETUP), shadow=candidates, **more)
         decision = scheduler.decide(candidates, view)
         assert decision.commit.dtype == torch.bool
         assert not (decision.commit & ~masked).any()
@@ -144,4 +159,6 @@ def check_contract(name: str) -> None:
                 Candidates(logits[row : row + 1], candidates.token[row : row + 1]),
                 _row(view, row),
             )
-            assert torch.equal(alone.commit[0], decision.commit[row])
+            for name, value in vars(decision).items():
+                if isinstance(value, Tensor):
+                    assert torch.equal(getattr(alone, name)[0], value[row]), name

@@ -9,7 +9,7 @@ import pytest
 
 import dllm
 from dllm.eval.tasks import TASKS
-from tests.support.laws import CORE, PLAIN, SCHEDULERS, caches_on
+from tests.support.laws import PLAIN, SCHEDULERS, caches_on, core_of, options_of, suited
 
 FRESH_SEED = 2026  # of problems that no decision about the model was taken on
 FAST = [("fixed_quota:steps=8", "none"), ("threshold:0.9", "dual"), ("dream:entropy", "prefix")]
@@ -42,8 +42,8 @@ def check_batch_invariance(
     tiny: dllm.HostedModel, scheduler: Any, cache: Any, count: int = 16
 ) -> None:
     prompts = [problem.prompt for problem in TASKS["arithmetic"].take(count)]
-    options: dict[str, Any] = {"max_new_tokens": 32, "block_length": 8}
-    options |= {"scheduler": scheduler, "cache": cache}
+    tiny = suited(tiny, scheduler)
+    options = options_of(scheduler, max_new_tokens=32, block_length=8, cache=cache)
     alone = [dllm.generate(tiny, p, seed=[i], **options) for i, p in enumerate(prompts)]
     order = [(5 * place + 1) % count for place in range(count)]
     together = dllm.generate(tiny, [prompts[i] for i in order], seed=order, **options)
@@ -63,7 +63,7 @@ def test_a_row_does_not_depend_on_its_batch(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("scheduler", "cache"),
-    [(scheduler, CORE) for scheduler in SCHEDULERS] + [(PLAIN, c) for c in caches_on("tiny")],
+    [(it, core_of(it)) for it in SCHEDULERS] + [(PLAIN, c) for c in caches_on("tiny")],
 )
 def test_every_scheduler_and_cache_is_batch_invariant(
     tiny: dllm.HostedModel, scheduler: Any, cache: Any

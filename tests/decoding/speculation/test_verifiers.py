@@ -28,7 +28,7 @@ from dllm.state.progress import end_rows
 from dllm.state.store import KVStore
 from dllm.state.variants import next_match, no_drafts
 from dllm.state.window import StepEvent, Window
-from tests.support.laws import FILTER, transfers_of
+from tests.support.laws import FILTER, options_of, suited, transfers_of
 from tests.support.marks import crossed, some
 from tests.support.models import (
     MODELS,
@@ -462,10 +462,10 @@ def test_every_scheduler_is_verified_or_refused_by_name() -> None:
     model, prompts = golden_model("llada_gqa"), random_prompts(2)
     refused = set()
     for name in dllm.schedulers.registry.names():
-        if name in ("learn2pd", "renoise", "dreamon"):
-            continue  # needs a filter, and is among those above; the others need models of theirs
-        options = {**SLOTS, "scheduler": name, "verifier": "ssd:2", "block_length": 4}
-        options |= {"max_new_tokens": 8}
+        if name in ("learn2pd", "renoise"):
+            continue  # needs a filter, and is among those above; refuses all masked models
+        options = {**SLOTS, "verifier": "ssd:2", "block_length": 4, "max_new_tokens": 8}
+        options = options_of(name, **options)
         scheduler = dllm.schedulers.registry.create(name)
         needs = scheduler.needs(8, 4)
         if scheduler.stateless and not (
@@ -475,8 +475,8 @@ def test_every_scheduler_is_verified_or_refused_by_name() -> None:
             continue
         refused.add(name)
         with pytest.raises(ValueError, match=f"verifier 'ssd' refuses scheduler '{name}': it "):
-            dllm.generate(model, prompts, **options)
-    revising = {"wino", "rcr", "remdm", "token_editing"}
+            dllm.generate(suited(model, name), prompts, **options)
+    revising = {"wino", "rcr", "remdm", "token_editing", "dreamon"}
     assert refused >= revising | {"klass", "ete", "lopa", "credit", "slowfast"}
     assert not refused & {"fixed_quota", "threshold", "factor", "localleap", "entropy_bound"}
 
