@@ -191,20 +191,16 @@ class Sampling:
         return self.lean and self.dtype == torch.float32 and not shaped
 
     def _shape(self, logits: Tensor) -> Tensor:
-        """Returns logits after temperature, top-p and top-k, in this order (Dream).
-
-        One token besides the mask is left, if the filters leave none: it is what can be proposed.
-        """
-        heated = logits / self.temperature if self.temperature > 0 else logits
-        shaped = heated
+        """Returns logits after temperature, top-p and top-k, in this order (Dream)."""
+        shaped = heated = logits / self.temperature if self.temperature > 0 else logits
         if self.top_p is not None and self.top_p < 1:
             shaped = _nucleus(shaped, self.top_p)
         if self.top_k is not None:
-            kept = min(self.top_k, logits.shape[-1])
-            smallest = shaped.topk(kept, dim=-1).values[..., -1:]
+            smallest = shaped.topk(min(self.top_k, shaped.shape[-1]), dim=-1).values[..., -1:]
             shaped = shaped.masked_fill(shaped < smallest, -torch.inf)
         if shaped is heated:
             return heated
+        # Filters may have left the mask alone: the best other token is what can be proposed then.
         best = largest_but(heated, self.mask_token_id)[..., None]
         return shaped.scatter(-1, best, heated.gather(-1, best))
 
