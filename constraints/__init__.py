@@ -14,6 +14,7 @@ from dllm.constraints.regex import Regex
 from dllm.constraints.span import ConstraintSpan
 from dllm.constraints.template import Hole, Template
 from dllm.constraints.vocabulary import Ends
+from dllm.constraints.written import from_plain, to_plain
 
 __all__ = [
     "ByteAutomaton",
@@ -27,4 +28,6 @@ __all__ = [
     "Regex",
     "Template",
     "TokenAutomaton",
+    "from_plain",
+    "to_plain",
 ]

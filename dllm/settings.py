@@ -14,6 +14,7 @@ from dllm.cache import Cache
 from dllm.cache import registry as caches
 from dllm.constraints.base import Constraint
 from dllm.constraints.span import ConstraintSpan
+from dllm.constraints.written import read_setting, write_setting
 from dllm.decoding.speculation.verifiers import Verifier
 from dllm.decoding.speculation.verifiers import registry as verifiers
 from dllm.options import (
@@ -131,7 +132,8 @@ class Settings(Options):
     repetition_penalty: Annotated[float, Range(0, 1e4, above=True)] = 1.0
     # Called in their order with tokens (N, L), masks where open, and scores (N, V) of N columns.
     logits_processors: tuple[LogitsProcessor, ...] = ()
-    # What an answer must be; a list: one for each prompt, None for those without.
+    # What an answer must be; a list: one for each prompt, None for those without. As plain data:
+    # {"regex": "[0-9]+"}, see `dllm.constraints.from_plain`.
     constraint: Constraint | ConstraintSpan | list[Constraint | ConstraintSpan | None] | None = None
     # "confidence": commits of a step that exclude each other, the surest first; "map": those of the
     # most probable text in the language (arXiv 2505.23061).
@@ -235,6 +237,8 @@ def _written(settings: Settings, name: str) -> Any:
     part = PARTS[name].create(value) if name in PARTS and value is not None else None
     if isinstance(value, str):
         return value
+    if name == "constraint":
+        return write_setting(value)
     try:
         written = plain(value if part is None else part.summary())
     except MismatchError:
@@ -258,6 +262,8 @@ def _written(settings: Settings, name: str) -> Any:
 def _translate(key: str, value: Any, known: set[str]) -> dict[str, Any]:
     if key == "statistics_dtype" and isinstance(value, str):  # of a command line or of YAML
         return {key: _DTYPES.get(value, value)}
+    if key == "constraint":  # plain data, of JSON and YAML
+        return {key: read_setting(value)}
     if key == "fixed" and isinstance(value, Mapping):  # in JSON every key is text
         return {key: {_slot(slot): kept for slot, kept in value.items()}}
     if key in known:

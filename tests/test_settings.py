@@ -19,6 +19,7 @@ from transformers import GenerationConfig, GenerationMixin
 
 import dllm
 from dllm.aliases import ALIASES, SCHEDULER_OPTIONS, WITHOUT_EFFECT, Given
+from dllm.constraints import Choice, ConstraintSpan, Regex
 from dllm.options import Range
 from dllm.schedulers import Scheduler
 from dllm.settings import HINTS, PARTS, Settings
@@ -303,6 +304,7 @@ VALUES: dict[str, list[Any]] = {
     "verifier": ["ssd:draft_length=3", dllm.verifiers.registry.create("freedave:2")],
     "fixed": [{3: 5, 0: "text"}],
     "min_new_tokens": [3],
+    "constraint": [Regex("[0-9]+"), ConstraintSpan(Choice(["a"]), 0, 3), [Regex("a"), None]],
     "statistics_dtype": [torch.float64, torch.float32],
 }
 CANNOT: dict[str, Any] = {

@@ -11,6 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
+from dllm.constraints.written import title_of
 from dllm.eval.run.describe import short
 from dllm.eval.run.summary import Summary, wilson
 from dllm.eval.tasks import READ, TASKS, is_task, known
@@ -124,11 +125,13 @@ def method_of(given: Mapping[str, Any]) -> str:
     settings = resolve({}, None, given)
     parts = {key: part for key in PARTS if (part := getattr(settings, key)) is not None}
     summaries = {key: PARTS[key].create(part).summary() for key, part in parts.items()}
-    return " + ".join(
+    names = [
         summary["name"] if key == "scheduler" else short(summary, PARTS[key])
         for key, summary in summaries.items()
         if summary["name"] != "none"
-    )
+    ]
+    constraint = settings.constraint
+    return " + ".join([*names, *([] if constraint is None else [title_of(constraint)])])
 
 
 def combinations(
@@ -178,6 +181,8 @@ def _name(one: Mapping[str, Any], varying: Sequence[str]) -> str:
 
 def text_of(key: str, value: Any) -> str:
     """Returns a value as a name has it: parts in their short form, a task by name and options."""
+    if key == "constraint":
+        return title_of(value)
     if isinstance(value, Mapping) and key in PARTS:
         return short(PARTS[key].create(value).summary(), PARTS[key])
     return " ".join(map(str, value.values())) if isinstance(value, Mapping) else str(value)

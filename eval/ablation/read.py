@@ -10,6 +10,7 @@ from typing import Any
 
 from dllm import schedulers
 from dllm.aliases import ALIASES, SCHEDULER_OPTIONS
+from dllm.constraints.written import read_setting
 from dllm.eval.ablation.ablation import (
     Ablation,
     Published,
@@ -132,6 +133,9 @@ def _row(where: str, values: Mapping[str, Any]) -> Row:
                 raise ValueError(f"{key}={shown(values[key])} must be text")
         settings = {key: value for key, value in values.items() if key not in _OWN}
         missing = _missing(values.get("requires") or {})
+        constraint = settings.pop("constraint", None)
+        if constraint is not None and not missing:  # read once: a file may change meanwhile
+            settings["constraint"] = _constraint(constraint)
         method = values["name"] if missing else method_of(settings)
         return Row(
             name=values["name"],
@@ -148,6 +152,16 @@ def _row(where: str, values: Mapping[str, Any]) -> Row:
         )
     except (ValueError, TypeError) as error:
         raise ValueError(f"{where}: {error}") from error
+
+
+def _constraint(value: Any) -> Any:
+    """Returns what all answers of a row are held to."""
+    if isinstance(value, list):
+        raise ValueError(
+            f"constraint={shown(value)} is one for each prompt, and a row has one for all of them: "
+            "write a row for each, or a grid"
+        )
+    return read_setting(value)
 
 
 def _missing(required: Any) -> str:

@@ -26,10 +26,12 @@ class Prompted(Options):
         Both ways then draw the same noise, and a prompt's seed does not depend on its batch.
         """
         seed, size = self.settings.seed, self.batch_size
+        asked = self.settings.constraint
         for start in range(0, len(self.prompts), size):
             batch = list(self.prompts[start : start + size])
             if isinstance(seed, list):
                 seeds = seed[start : start + size]
             else:
                 seeds = [(seed or 0) + start + row for row in range(len(batch))]
-            yield start, batch, replace(self.settings, seed=seeds)
+            held = asked[start : start + size] if isinstance(asked, list) else asked
+            yield start, batch, replace(self.settings, seed=seeds, constraint=held)

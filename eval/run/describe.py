@@ -13,6 +13,7 @@ from typing import Any
 import dllm
 from dllm import cache as caches
 from dllm import schedulers
+from dllm.constraints.written import described as constraint_text
 from dllm.eval.run import digest_of, stable
 from dllm.eval.run.processes import Processes
 from dllm.eval.run.record import checkpoint_digest
@@ -207,8 +208,12 @@ def _files(path: str, part: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _changed(settings: Settings) -> dict[str, str]:
     """Returns the further settings that are not at their default, as text."""
-    return {
-        field.name: str(getattr(settings, field.name))
+    changed = {
+        field.name: getattr(settings, field.name)
         for field in fields(settings)
         if field.name not in _DESCRIBED and getattr(settings, field.name) != field.default
+    }
+    return {
+        name: constraint_text(value) if name == "constraint" else str(value)
+        for name, value in changed.items()
     }
