@@ -59,9 +59,14 @@ class Constraint(ABC):
         return _TOKENS.get(name, lambda: on_disk(name, lambda: self._over(vocabulary, ends)))
 
     def __str__(self) -> str:
-        text = " ".join(self.source.split())
+        text = " ".join(self._title.split())
         shown = text if len(text) <= 60 else f"{text[:50]}... ({len(text)} characters)"
         return f"{type(self).__name__}({shown})"
+
+    @property
+    def _title(self) -> str:
+        """The part of the source that a message shows."""
+        return self.source
 
     @property
     def _name(self) -> str:

@@ -48,6 +48,10 @@ class Grammar(Constraint):
     def kind(self) -> Kind:
         return "under" if self._bounded.cut else "exact"
 
+    @property
+    def _title(self) -> str:
+        return self.text
+
     def build(self) -> ByteAutomaton:
         return automaton_of(self._bounded.expression(self.depth))
 

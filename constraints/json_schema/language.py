@@ -78,5 +78,9 @@ class JsonSchema(Constraint):
     def kind(self) -> Kind:
         return "under" if self._cut else "exact"
 
+    @property
+    def _title(self) -> str:
+        return self.schema
+
     def build(self) -> ByteAutomaton:
         return automaton_of(self._expression)

@@ -11,7 +11,7 @@ from rich.prompt import Prompt
 from typer import Option
 
 from dllm import PromptMemory
-from dllm.cli import options
+from dllm.cli import constrained, options
 from dllm.cli.generate import drain, warn_unknown_words
 from dllm.cli.loading import load_model, placed
 from dllm.cli.shown import Terminal, say
@@ -39,6 +39,11 @@ def chat(
     max_new_tokens: options.NewTokens = None,
     block_length: options.Block = None,
     temperature: options.Temperature = None,
+    regex: constrained.Pattern = None,
+    json_schema: constrained.Schema = None,
+    grammar: constrained.Grammar = None,
+    choice: constrained.Choices = None,
+    joint: constrained.Joint = None,
     settings: options.Set = None,
     config: options.Config = None,
     dtype: options.Dtype = None,
@@ -61,9 +66,10 @@ def chat(
     dllm chat --scheduler threshold:0.9 --cache dual
     """
     named = options.read_config(config)
+    held = constrained.constraint_of(regex, json_schema, grammar, choice, joint)
     place = placed(device, device_map, revision, adapter, family, attention)
     loaded = load_model(model, dtype, place, speed)
-    parts = {"scheduler": scheduler, "cache": cache}
+    parts = {"scheduler": scheduler, "cache": cache, **held}
     chosen = options.collect(settings, max_new_tokens, block_length, temperature, None, **parts)
     # What is wrong is said before asking.
     conversation = Conversation(loaded, chosen, system, named)

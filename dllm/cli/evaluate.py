@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from typer import Option
 
-from dllm.cli import options
+from dllm.cli import constrained, options
 from dllm.cli.loading import load_model, placed
 from dllm.cli.shown import Terminal
 from dllm.cli.shown.measured import (
@@ -126,6 +126,11 @@ def evaluate(
     block_length: options.Block = None,
     temperature: options.Temperature = None,
     seed: options.Seed = None,
+    regex: constrained.Pattern = None,
+    json_schema: constrained.Schema = None,
+    grammar: constrained.Grammar = None,
+    choice: constrained.Choices = None,
+    joint: constrained.Joint = None,
     settings: options.Set = None,
     config: options.Config = None,
     dtype: options.Dtype = None,
@@ -156,8 +161,8 @@ def evaluate(
     name = task or ("arithmetic" if data is None and own == (None,) * 4 else "own")
     chosen = find_task(name, TaskOptions(data, style, examples, shots, run_code, *own))
     problems = chosen.take(limit)
-    named = options.read_config(config)
-    compared = lineup is not None or plot is not None
+    held = constrained.constraint_of(regex, json_schema, grammar, choice, joint)
+    named, compared = options.read_config(config), lineup is not None or plot is not None
     if compared:
         check_comparison(output, plot, alone=samples > 1 or with_record, scored=chosen.scored)
     entries = gather(lineup, scheduler or ()) if compared else []
@@ -167,7 +172,7 @@ def evaluate(
         model, dtype, placed(place, device_map, revision, adapter, family, attention), speed
     )
     shared = options.collect(
-        settings, max_new_tokens, block_length, temperature, seed, verifier=verifier
+        settings, max_new_tokens, block_length, temperature, seed, verifier=verifier, **held
     )
 
     def run_of(one_scheduler: Any, one_cache: str | None) -> Run:

@@ -19,7 +19,7 @@ from typer import Argument, Option
 
 from dllm import cache as caches
 from dllm import schedulers
-from dllm.cli import options
+from dllm.cli import constrained, options
 from dllm.cli.asked import STANDARD, Asked, read_asked
 from dllm.cli.loading import load_model, placed
 from dllm.cli.prompt_file import Job, answer
@@ -73,6 +73,11 @@ def generate(
     seed: options.Seed = None,
     stop: options.Stop = None,
     samples: options.Answers = None,
+    regex: constrained.Pattern = None,
+    json_schema: constrained.Schema = None,
+    grammar: constrained.Grammar = None,
+    choice: constrained.Choices = None,
+    joint: constrained.Joint = None,
     settings: options.Set = None,
     config: options.Config = None,
     dtype: options.Dtype = None,
@@ -106,11 +111,12 @@ def generate(
         trace.parent.mkdir(parents=True, exist_ok=True)
         check_free(trace)
     named = options.read_config(config)
+    held = constrained.constraint_of(regex, json_schema, grammar, choice, joint)
     asked = [one.prompt for one in given] if given is not None else _read(texts or ())
     place = placed(device, device_map, revision, adapter, family, attention)
     loaded = load_model(model, dtype, place, speed)
     parts: dict[str, Any] = {"scheduler": scheduler, "cache": cache, "verifier": verifier}
-    parts |= {"batch_size": batch_size, "stop": tuple(stop or ()) or None, "n": samples}
+    parts |= {"batch_size": batch_size, "stop": tuple(stop or ()) or None, "n": samples, **held}
     flags = options.collect(settings, max_new_tokens, block_length, temperature, seed, **parts)
     chosen = options.over(named, flags, loaded.defaults)
     warn_unknown_words(loaded, [one for one in asked if isinstance(one, str)])
@@ -195,8 +201,10 @@ def report(out: GenerationOutput, as_json: bool) -> None:
     for text in out.texts or [str(list(ids)) for ids in out.sequences]:
         console.print(text, markup=False, soft_wrap=True)
     metrics = out.metrics
+    forced = sum(row.forced for row in metrics.rows)
+    also = f" ({forced} forced)" if forced else ""
     Terminal(stderr=True).print(
-        f"[dim]{metrics.valid_tokens} tokens, {metrics.num_forwards} forwards, "
+        f"[dim]{metrics.valid_tokens} tokens{also}, {metrics.num_forwards} forwards, "
         f"{metrics.tokens_per_forward:.2f} tokens per forward, "
         f"{metrics.tokens_per_second:.0f} tokens/s[/dim]"
     )

@@ -43,6 +43,12 @@ class Job:
         """Checks every prompt before any is decoded; errors say where it stands."""
         if isinstance(self.settings.seed, list):
             raise ValueError("seed: give one number for a file; each prompt adds its own to it")
+        held = self.settings.constraint
+        if isinstance(held, list) and len(held) != len(asked):
+            raise ValueError(
+                f"constraint has {len(held)} entries and there are {len(asked)} prompts: give one "
+                "for all, or a list with one for each, null for those without"
+            )
         for one in asked:
             try:
                 encode_all(self.model, self._input(one), self.settings)
@@ -77,7 +83,10 @@ class Job:
         if isinstance(seed, int):
             seeds = [seed + (one.number - 1) * several + (one.sample or 0) for one in asked]
         prompts = [prompt for one in asked for prompt in self._input(one)]
-        once = replace(self.settings, seed=seeds, batch_size=size, n=1)
+        held = self.settings.constraint
+        if isinstance(held, list):  # prompts are not in the file's order
+            held = [held[one.number - 1] for one in asked]
+        once = replace(self.settings, seed=seeds, batch_size=size, n=1, constraint=held)
         return stream(self.model, prompts, once)
 
     def _input(self, one: Asked) -> Any:
@@ -89,6 +98,7 @@ def _written(
 ) -> list[dict[str, Any]]:
     """Returns the lines of finished prompts."""
     out, lines = running.rows(list(asked)), []
+    constrained = common[1]["other"].get("constraint")
     for row, one in enumerate(asked.values()):
         metrics, texts = out.metrics.rows[row], out.texts
         line = {
@@ -99,6 +109,7 @@ def _written(
             "prompt_tokens": metrics.prompt_tokens,
             "tokens": metrics.valid_tokens,
             "forwards": metrics.forwards,
+            **({} if constrained is None else {"forced": metrics.forced}),
             "settings": common[1],
         }
         lines.append(line)

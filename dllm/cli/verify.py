@@ -12,7 +12,7 @@ from rich.progress import track
 from rich.table import Table
 from typer import Option
 
-from dllm.cli import options
+from dllm.cli import constrained, options
 from dllm.cli.loading import load_model, placed
 from dllm.cli.shown import Terminal
 from dllm.eval.compare.verification import Divergence, Trial, Verification, summed
@@ -47,6 +47,11 @@ def verify(
     block_length: options.Block = None,
     temperature: options.Temperature = None,
     seed: options.Seed = None,
+    regex: constrained.Pattern = None,
+    json_schema: constrained.Schema = None,
+    grammar: constrained.Grammar = None,
+    choice: constrained.Choices = None,
+    joint: constrained.Joint = None,
     settings: options.Set = None,
     dtype: options.Dtype = None,
     adapter: options.Adapter = None,
@@ -63,7 +68,8 @@ def verify(
 
     dllm verify --scheduler fixed_quota --verifier ssd:draft_length=4 --limit 20
     """
-    parts = {"verifier": verifier, "scheduler": scheduler, "cache": cache}
+    held = constrained.constraint_of(regex, json_schema, grammar, choice, joint)
+    parts = {"verifier": verifier, "scheduler": scheduler, "cache": cache, **held}
     chosen = options.collect(settings, max_new_tokens, block_length, temperature, seed, **parts)
     chosen.setdefault("scheduler", STEADY)
     problems = find_task(task).take(limit)

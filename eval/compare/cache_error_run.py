@@ -36,6 +36,11 @@ class CacheErrorRun(Prompted):
             raise ValueError(
                 "runs that are compared must draw the same noise: give seed, not generator or noise"
             )
+        if self.settings.constraint is not None:
+            raise ValueError(
+                "constraint: keys and decisions are compared with the model's own logits, which a "
+                "constraint changes: leave constraint out"
+            )
 
     @property
     def num_batches(self) -> int:

@@ -10,8 +10,10 @@ from pathlib import Path
 from dllm.eval.run.describe import label_of
 from dllm.eval.run.results import Result, read_lines
 from dllm.eval.run.summary import NORMAL_95, Summary, summarise
+from dllm.reading import brief
 
 Results = Mapping[str, Result]  # by problem id
+_LONGEST = 80  # characters of a constraint in a label
 
 
 @dataclass(frozen=True)
@@ -162,8 +164,10 @@ def runs_in(path: Path) -> dict[str, dict[str, Result]]:
 
 
 def label_in(results: Results) -> str:
-    """Returns what a run is called: scheduler / cache, and the verifier if there is one."""
-    return label_of(next(iter(results.values())).settings)
+    """Returns what a run is called: scheduler / cache, then verifier and constraint if any."""
+    settings = next(iter(results.values())).settings
+    held = (settings.get("other") or {}).get("constraint")
+    return " / ".join([label_of(settings), *([] if held is None else [brief(held, _LONGEST)])])
 
 
 def choose(path: Path, text: str | None, option: str) -> Results:

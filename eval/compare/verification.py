@@ -85,7 +85,12 @@ class Trial(Prompted):
             yield compared(*pair, found)
 
     def _margin(self, prompts: list[Any], plain: Settings, at: Divergence) -> float:
-        """Returns how sure the base was in the pass and at the place of a divergence."""
+        """Returns how sure the base was in the pass and at the place of a divergence.
+
+        Under a constraint, which the model's own logits do not know, that is NaN.
+        """
+        if plain.constraint is not None:
+            return float("nan")
         margins: list[float] = []
 
         def look(done: PassRecord) -> None:

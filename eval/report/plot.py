@@ -141,6 +141,7 @@ def draw_groups(path: Path, lines: Sequence[Line[Any]]) -> bool:
 
 def _draw(path: Path, rows: Sequence[Sequence[Panel]]) -> bool:
     # A second of start-up that only plots should cost.
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -150,14 +151,16 @@ def _draw(path: Path, rows: Sequence[Sequence[Panel]]) -> bool:
     canvas = FigureCanvasAgg(figure)
     drawn = []
     all_axes = figure.subplots(len(rows), len(rows[0]), squeeze=False)
-    for panels, row in zip(rows, all_axes, strict=True):
-        drawn += list(zip(panels, row, strict=True))
-        for panel, axes in zip(panels, row, strict=True):
-            _draw_panel(axes, panel)
-        row[-1].legend(loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=SMALL, frameon=False)
-    canvas.draw()  # labels are placed by what is measured
-    for panel, axes in drawn:
-        place(axes, _labels(panel), SMALL)
+    with rc_context({"text.parse_math": False}):  # a pattern in a name may have dollar signs
+        for panels, row in zip(rows, all_axes, strict=True):
+            drawn += list(zip(panels, row, strict=True))
+            for panel, axes in zip(panels, row, strict=True):
+                _draw_panel(axes, panel)
+            beside = {"loc": "upper left", "bbox_to_anchor": (1.02, 1)}
+            row[-1].legend(**beside, fontsize=SMALL, frameon=False)
+        canvas.draw()  # labels are placed by what is measured
+        for panel, axes in drawn:
+            place(axes, _labels(panel), SMALL)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png")
     return True

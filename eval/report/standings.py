@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dllm import cache as caches
+from dllm.constraints.written import title_of
 from dllm.decoding.speculation import verifiers
 from dllm.eval.ablation.lines import Candidate, Line, front
 from dllm.eval.ablation.read import Entry
@@ -62,13 +63,15 @@ def contender(
 
 
 def heading(run: Run, num_problems: int) -> str:
-    """Returns what was measured: task, problems, model, lengths, the verifier if there is one."""
+    """Returns what was measured: task, problems, model, lengths, and what else there is of it."""
     verifier = run.describe().get("verifier")
     verified = f", verifier {short(verifier, verifiers.registry)}" if verifier else ""
+    held = run.settings.constraint
+    constrained = "" if held is None else f", held to {title_of(held)}"
     return (
         f"{run.task.name}: {num_problems} held-out problems, {run.model.name}, "
         f"{run.settings.max_new_tokens} new tokens, blocks of {run.block_length}, "
-        f"batch {run.num_rows}{verified}"
+        f"batch {run.num_rows}{verified}{constrained}"
     )
 
 

@@ -261,7 +261,7 @@ def _comparison(title: str, summaries: Sequence[Summary]) -> RichTable:
 
 def empty_table(title: str, padding: tuple[int, int, int, int] = (0, 1, 0, 0)) -> RichTable:
     """Returns a table without columns, as all that compare runs look."""
-    return RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, padding=padding)
+    return RichTable(title=Text(title), title_justify="left", box=SIMPLE_HEAD, padding=padding)
 
 
 def accuracy_cells(summary: Summary) -> tuple[str, str]:
