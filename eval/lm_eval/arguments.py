@@ -13,10 +13,12 @@ import torch
 
 from dllm.aliases import ALIASES, SCHEDULER_OPTIONS
 from dllm.compatible import check
+from dllm.constraints.written import read_setting
 from dllm.models.loading import load
 from dllm.models.model import DenoisingModel, HostedModel
-from dllm.options import Count
+from dllm.options import Count, shown
 from dllm.options import check as check_options
+from dllm.reading import parse_yaml
 from dllm.registry import nearest
 from dllm.settings import HINTS, Settings, resolve
 
@@ -90,7 +92,7 @@ def read_arguments(given: Mapping[str, Any]) -> Arguments:
         elif name in _OWN:
             own[name] = _typed(name, value)
         else:
-            settings[name] = value
+            settings[name] = _constraint(value) if name == "constraint" else value
     if "pretrained" not in own:
         raise ArgumentError("no checkpoint was given: --model_args pretrained=FOLDER, or tiny")
     if isinstance(settings.get("seed"), list):
@@ -98,6 +100,18 @@ def read_arguments(given: Mapping[str, Any]) -> Arguments:
     if {"n", "num_return_sequences"} & {*settings}:
         raise ArgumentError("n: a request has one answer; the harness repeats requests (repeats)")
     return Arguments(**own, settings=settings)
+
+
+def _constraint(value: Any) -> Any:
+    """Returns what all answers are held to, as plain data: the harness has it as text."""
+    try:
+        plain = parse_yaml(value) if isinstance(value, str) else value
+        if isinstance(plain, list):
+            raise ValueError("a list is one for each prompt; requests have one for all of them")
+        read_setting(plain)
+    except ValueError as error:
+        raise ArgumentError(f"constraint={shown(value)}: {error}") from None
+    return plain
 
 
 def _typed(name: str, value: Any) -> Any:

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 import dllm
+from dllm.constraints import Choice
 from dllm.eval.lm_eval.arguments import ArgumentError, Wishes, read_arguments, seed_of, stops
 from dllm.eval.lm_eval.likelihood import Scorer
 from dllm.eval.lm_eval.requests import Asked, Encoder
@@ -275,6 +276,14 @@ def test_answers_come_in_order_and_do_not_depend_on_the_batch(temperature: float
     assert len(set(texts[0])) == NUM
 
 
+def test_answers_are_held_to_a_constraint_given_as_text_or_as_data() -> None:
+    for given in ("{choice: [leo, ann]}", {"choice": ["leo", "ann"]}):
+        model = DiffusionLM(pretrained="tiny", constraint=given)
+        texts = model.generate_until(asks(PROMPTS[:2], **GREEDY), disable_tqdm=True)
+        assert set(texts) <= {"leo", "ann"}
+        assert model.wishes.base.constraint == Choice(["leo", "ann"])
+
+
 @pytest.mark.slow
 def test_repeats_draw_anew_and_runs_do_not(model: DiffusionLM) -> None:
     sampled = {"do_sample": True, "temperature": 9.0, "until": []}
@@ -515,6 +524,9 @@ def test_what_a_task_must_not_ask(
         ({"pretrained": "tiny", "is_check_greedy": "yes"}, "must be true or false"),
         ({"pretrained": "tiny", "too_long": "crop"}, "must be 'error' or 'cut'"),
         ({"pretrained": "tiny", "seed": [1, 2]}, "seed must be one number"),
+        ({"pretrained": "tiny", "constraint": "{regex: '('}"}, "constraint: regex '(' is invalid"),
+        ({"pretrained": "tiny", "constraint": "[0-9]+"}, "constraint='[0-9]+': "),
+        ({"pretrained": "tiny", "constraint": [None]}, "a list is one for each prompt"),
         ({"pretrained": "tiny", "infill": True}, "unknown model argument infill"),
     ],
 )
