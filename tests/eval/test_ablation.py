@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 import dllm
 from dllm.cli.main import app
+from dllm.constraints import Choice, Regex
 from dllm.eval.ablation.ablation import Published, Row, agreement
 from dllm.eval.ablation.bench import locked
 from dllm.eval.ablation.read import find_config, read_ablation, shipped
@@ -106,6 +107,16 @@ def test_a_grid_has_every_combination_less_the_excluded(tmp_path: Path) -> None:
         ({"about": None}, "about=None must be one line of text"),
         ({"limit": 0}, "limit=0 must be at least 1"),
         ({}, "there is nothing to run"),
+        ({"grid": {"constraint": {"regex": "("}}}, r"constraint: regex '\(' is invalid at posi"),
+        ({"grid": {"constraint": [None, {"regexp": "a"}]}}, "has no kind: did you mean 'regex'"),
+        (
+            {"settings": [{"name": "a", "constraint": {"json_schema": {"file": "no.json"}}}]},
+            r"item 1 \(a\): constraint: there is no file 'no.json' in /",
+        ),
+        (
+            {"settings": [{"name": "a", "constraint": [{"regex": "a"}, None]}]},
+            "is one for each prompt, and a row has one for all of them",
+        ),
     ],
 )
 def test_errors_name_the_file_and_the_key(
@@ -115,6 +126,48 @@ def test_errors_name_the_file_and_the_key(
     with pytest.raises(ValueError, match=said) as raised:
         read_ablation(path)
     assert str(path) in str(raised.value)
+
+
+def test_constraints_are_alternatives_of_a_grid(tmp_path: Path) -> None:
+    (tmp_path / "digits.txt").write_text("[0-9]+\n", encoding="utf-8")
+    file = {"regex": {"file": str(tmp_path / "digits.txt")}}
+    grid = {"scheduler": "threshold", "constraint": [None, {"choice": ["8", "9"]}, file]}
+    rows = read_ablation(written(tmp_path / "x.yaml", grid=grid)).rows
+    assert [row.name for row in rows] == [
+        "threshold, constraint=none",
+        "threshold, constraint=Choice(('8', '9'))",
+        f"threshold, constraint=regex:{tmp_path / 'digits.txt'}",
+    ]
+    names = ["threshold", "threshold + Choice(('8', '9'))", "threshold + Regex([0-9]+)"]
+    assert [row.method for row in rows] == names  # another constraint is another curve
+    assert [row.given.get("constraint") for row in rows] == [
+        None,
+        Choice(["8", "9"]),
+        Regex("[0-9]+"),
+    ]
+
+
+def test_a_required_file_of_a_constraint_may_be_missing(tmp_path: Path) -> None:
+    held = {"regex": {"file": "nowhere.txt"}}
+    row = {"name": "a", "constraint": held, "requires": {"nowhere.txt": "write it"}}
+    (read,) = read_ablation(written(tmp_path / "x.yaml", settings=[row])).rows
+    assert read.missing == "needs nowhere.txt (write it)"
+    assert "constraint" not in read.given
+
+
+def test_a_row_is_measured_again_only_if_its_constraint_is_another(tmp_path: Path) -> None:
+    file, folder = tmp_path / "digits.txt", tmp_path / "out"
+    settings = [{"name": "a", "constraint": {"regex": {"file": str(file)}}}]
+    path = written(tmp_path / "x.yaml", settings=settings, limit=2)
+    for content, number in [("[0-9]", 2), ("[0-9]\n", 2), ("[0-9]|[0-9]{40}", 4)]:
+        file.write_text(content, encoding="utf-8")
+        done = ablate(path, "--output", folder)
+        assert done.exit_code == 0, done.output
+        assert len(lines(folder)) == number
+    assert "measured anew" in done.stderr
+    assert all(re.fullmatch("[0-9]", line["text"]) for line in lines(folder))
+    held = [line["settings"]["other"]["constraint"] for line in lines(folder)]
+    assert {json.loads(text)["regex"] for text in held} == {"[0-9]", "[0-9]|[0-9]{40}"}
 
 
 @pytest.mark.parametrize("text", ["", "- a\n- b", "a: [", "\x00", "just text"])
@@ -187,7 +240,7 @@ def test_every_shipped_row_suits_its_architecture(name: str) -> None:
         dllm.stream(model, [[1, 2, 3]], settings)  # checks everything but runs nothing
 
 
-@pytest.mark.parametrize("name", sorted(set(shipped()) - {"quickstart"}))
+@pytest.mark.parametrize("name", sorted(set(shipped()) - {"quickstart", "structured"}))
 def test_every_published_row_has_a_figure_with_its_source_or_a_reason(name: str) -> None:
     for row in read_ablation(shipped()[name]).rows:
         published = row.published

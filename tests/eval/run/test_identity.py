@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 import dllm
 from dllm.cli.main import app
+from dllm.constraints import ConstraintSpan, JsonSchema, Regex
 from dllm.eval.run import digest_of, stable
 from dllm.eval.run.results import BusyError, Writer, read_results
 from dllm.eval.run.run import Run
@@ -160,6 +161,25 @@ def test_noise_generators_and_dtypes_name_a_run(tiny: dllm.HostedModel) -> None:
     assert len(set(names)) == len(given)
     assert [run_of(tiny, **one).name for one in given] == names
     json.dumps([run_of(tiny, **one).describe() for one in given])
+
+
+def test_a_constraint_names_a_run_by_all_that_it_depends_on(tiny: dllm.HostedModel) -> None:
+    pairs: list[Any] = [("a", {"type": "integer"}), ("b", {"type": "boolean"})]
+    orders = (pairs, pairs[::-1])
+    schemas = [{"type": "object", "properties": dict(order)} for order in orders]
+    several: list[Any] = [
+        None,
+        *(Regex("[0-9]" * 40 + end) for end in "ab"),  # alike as far as a message shows them
+        *map(JsonSchema, schemas),  # alike with their keys sorted
+        JsonSchema(schemas[0], depth=2),
+        ConstraintSpan(Regex("[0-9]"), 0, 3),
+        ConstraintSpan(Regex("[0-9]"), 0, 4),
+    ]
+    names = [run_of(tiny, constraint=one).name for one in several]
+    assert len(set(names)) == len(names)
+    assert run_of(tiny, constraint=JsonSchema(schemas[0])).name == names[3]
+    with pytest.raises(ValueError, match="is one for each prompt, and a run has one for all"):
+        list(run_of(tiny, constraint=[Regex("a")]).results([], None))
 
 
 def test_two_checkpoints_of_a_name_share_no_run(tmp_path: Path) -> None:
