@@ -144,7 +144,7 @@ def environment_of(model: DenoisingModel) -> Environment:
         device=device,
         threads=torch.get_num_threads(),
         python=platform.python_version(),
-        torch=torch.__version__,
+        torch=str(torch.__version__),  # a class of its own, which YAML has no form for
         transformers=transformers.__version__,
         dllm=dllm.__version__,
         commit=commit(),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from torch import nn
 from typer.testing import CliRunner
@@ -249,6 +250,15 @@ def test_the_record_covers_a_resumed_run_in_json_and_yaml(tmp_path: Path) -> Non
     assert row["record"]["accuracy"]["correct"] == sum(line["correct"] for line in lines)
     shown = CliRunner().invoke(app, [*command, "--limit", "5", "--record"]).stdout
     assert yaml.safe_load(shown[shown.index("run: ") :])["totals"] == totals
+
+
+def test_a_record_is_printed_of_results_that_no_file_has() -> None:
+    command = ["eval", "--limit", "1", "-n", "8", "--choice", "8", "--choice", "98", "--record"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.exception
+    shown = yaml.safe_load(done.stdout[done.stdout.index("run: ") :])
+    assert shown["settings"]["other"] == {"constraint": '{"choice": ["8", "98"]}'}
+    assert shown["starts"][0]["processes"][0]["torch"] == torch.__version__
 
 
 def test_lines_without_the_new_fields_are_read(tmp_path: Path) -> None:
