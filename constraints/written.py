@@ -131,8 +131,8 @@ def _made(value: Any, where: str, forms: Mapping[str, _Form]) -> Any:
         )
     found = [kind for kind in forms if kind in value]
     if not found:
-        unknown = next(iter(value), None)
-        hint = f"write one of {kinds}" if unknown is None else nearest(str(unknown), forms, kinds)
+        unknown, listed = next(iter(value), None), f"known: {kinds}"
+        hint = listed if unknown is None else nearest(str(unknown), forms, listed)
         raise ValueError(f"{where}={shown(dict(value))} has no kind: {hint}")
     kind, form = found[0], forms[found[0]]
     options = {key: one for key, one in value.items() if key != kind}

@@ -182,7 +182,7 @@ def test_a_class_of_the_users_own_is_described_and_not_written() -> None:
     [
         ("[0-9]+", r"constraint='\[0-9\]\+' must be a mapping with one of regex, choice, json_sch"),
         (3, 'constraint=3 must be a mapping with one of .*, such as {"regex":'),
-        ({}, "has no kind: write one of regex, choice"),
+        ({}, "has no kind: known: regex, choice"),
         ({"rejex": "a"}, "has no kind: did you mean 'regex'"),
         ({"regex": "a", "choice": ["b"]}, "constraint is both regex and choice: keep one"),
         ({"regex": "a", "depth": 3}, "unknown key 'depth' beside regex: regex is all it has"),
