@@ -170,13 +170,13 @@ def test_nothing_is_revised_from_the_limit_on() -> None:
 def test_top_p_keeps_the_token_that_reaches_it() -> None:
     logits = torch.tensor([[[0.5, 0.25, 0.125, 0.125]]], dtype=torch.float64).log()
     for top_p, kept in ((0.5, 2), (0.49, 1), (0.75, 3), (0.875, 4)):
-        shaped = Sampling(mask_token_id=9, top_p=top_p)._shape(logits)
+        shaped = Sampling(mask_token_id=3, top_p=top_p)._shape(logits)
         assert int(shaped.isfinite().sum()) == kept, top_p
 
 
 def test_top_k_keeps_ties() -> None:
     logits = torch.tensor([[[3.0, 2.0, 2.0, 1.0]]])
-    assert int(Sampling(mask_token_id=9, top_k=2)._shape(logits).isfinite().sum()) == 3
+    assert int(Sampling(mask_token_id=3, top_k=2)._shape(logits).isfinite().sum()) == 3
 
 
 def test_ties_go_to_the_lower_column() -> None:
