@@ -175,7 +175,8 @@ def short(part: Mapping[str, Any], registry: Registry[Any]) -> str:
     usual = {f.name: _default(f) for f in fields(registry.get(part["name"]))} if known else {}
     first = next(iter(usual), None)  # its name may be left out
     options = []
-    for key in usual or [key for key in part if key != "name"]:
+    for key in [key for key in (usual or part) if key in part and key != "name"]:
+        # A record from before an option came lacks it, and ran as by default.
         if not known or part[key] != usual[key]:
             inner = isinstance(part[key], Mapping) and "name" in part[key]
             value = short(part[key], registry) if inner else part[key]
