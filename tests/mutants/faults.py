@@ -605,8 +605,8 @@ FAULTS = [
         ),
         (
             "sampled-drafts-known",
-            "if step.sampling.temperature > 0:",
-            "if step.sampling.temperature < 0:",
+            "if step.sampling.temperature > 0 or",
+            "if step.sampling.temperature < 0 or",
             VERIFIED,
         ),
         (
