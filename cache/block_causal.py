@@ -35,11 +35,6 @@ class BlockStoreCache(Cache):
 
     def check_chunk(self, spec: ModelSpec) -> None:
         """Raises ValueError if prompts would be read in parts of blocks."""
-        if self.prefill_chunk is not None and spec.blocks_from == "prompt":
-            raise ValueError(
-                f"prefill_chunk={self.prefill_chunk} reads a prompt in parts of whole blocks, and "
-                "this model counts its blocks from the prompt's end; leave prefill_chunk out"
-            )
         if self.prefill_chunk is not None and self.prefill_chunk % unit(spec):
             raise ValueError(
                 f"prefill_chunk={self.prefill_chunk} is not a multiple of the model's block of "
@@ -89,7 +84,7 @@ class BlockStoreCache(Cache):
     def prefill(self, canvas: Canvas, spec: ModelSpec) -> Iterator[StepPlan]:
         if self.prefill_chunk is None:
             return
-        starts = canvas.clean
+        starts = _stored_blocks(canvas, spec)  # what a short first block lacks is column 0 again
         longest, furthest = int((canvas.first_block - starts).max()), int(starts.max())
         # The last part of the longest prompt is read with the first step.
         for read in range(0, longest - self.prefill_chunk, self.prefill_chunk):
@@ -147,12 +142,15 @@ def _stored_blocks(canvas: Canvas, spec: ModelSpec) -> Tensor:
 
 
 def _block_start(columns: Tensor, canvas: Canvas, spec: ModelSpec) -> Tensor:
-    """Returns where the model's blocks that columns (B,) are in begin, but for a row's first: 0."""
+    """Returns where the model's blocks that columns (B,) are in begin, (B,) int64.
+
+    Below 0 for the first one of a row where it is short.
+    """
     block = unit(spec)
     if spec.blocks_from == "zero":
         return columns.div(block, rounding_mode="floor") * block
     lack = lacking(canvas.prompt_length, block)
-    return ((columns + lack).div(block, rounding_mode="floor") * block - lack).clamp(min=0)
+    return (columns + lack).div(block, rounding_mode="floor") * block - lack
 
 
 def span(canvas: Canvas, spec: ModelSpec) -> tuple[Tensor, Tensor]:

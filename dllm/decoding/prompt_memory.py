@@ -9,6 +9,8 @@ from torch import Tensor
 
 from dllm.cache import Cache
 from dllm.cache.block_causal import unit
+from dllm.cache.passes import lacking
+from dllm.models.config import ModelSpec
 from dllm.models.model import DenoisingModel
 from dllm.state.canvas import Canvas
 from dllm.state.store import KVStore
@@ -29,7 +31,9 @@ class PromptMemory:
     Give it to each `generate` or `stream` of a conversation, or of prompts that share their
     examples. Every row takes the longest beginning, in whole blocks, that any row of the last run
     has in common with its prompt; tokens are those of a run without it. Only for models in which
-    no block sees a later one. It keeps that run's K/V store until the next run or `clear`.
+    no block sees a later one. Where blocks are counted from the prompt's end, another length cuts
+    the same tokens into other blocks: a row then takes over what was cut like it, and else nothing.
+    It keeps that run's K/V store until the next run or `clear`.
     """
 
     def __init__(self) -> None:
@@ -52,11 +56,6 @@ class PromptMemory:
                 f"memory needs a block-causal model: in {model.name!r} every column sees every "
                 "other, so a prompt's keys change with what follows it; leave memory out"
             )
-        if model.spec.blocks_from == "prompt":
-            raise ValueError(
-                f"memory does not go with {model.name!r}, whose blocks are counted from the "
-                "prompt's end: a longer prompt cuts the same tokens into others; leave memory out"
-            )
         if not cache.final_blocks:
             raise ValueError(
                 f"memory needs a cache whose stored blocks are final, not "
@@ -77,7 +76,7 @@ class PromptMemory:
         """Fills a new store with what the last run has, and remembers the new run instead."""
         self.reused = (0,) * canvas.layout.num_rows
         if self._last is not None:
-            source, length = _longest_match(self._last.canvas, canvas, unit(model.spec))
+            source, length = _longest_match(self._last.canvas, canvas, model.spec)
             self._copy(source, length, canvas, store)
             canvas.recall_prompt(length)
             self.reused = tuple(length.tolist())
@@ -98,16 +97,25 @@ class PromptMemory:
             own.copy_(rows[source.to(held.device)])
 
 
-def _longest_match(old: Canvas, new: Canvas, block: int) -> tuple[Tensor, Tensor]:
+def _longest_match(old: Canvas, new: Canvas, spec: ModelSpec) -> tuple[Tensor, Tensor]:
     """Returns which old row begins most like each row (B,) and how far (B,), on the host.
 
-    Never beyond the first mask: what the old run holds in final form is tokens.
+    Never beyond the first mask: what the old run holds in final form is tokens. Of no use is a row
+    whose first block is of another length.
     """
+    block, lacks, others = unit(spec), _lacking(new, spec), _lacking(old, spec)
     stored, length = old.tokens.cpu(), old.clean.cpu()
     width = min(stored.shape[1], new.tokens.shape[1])
     matches = [
         torch.minimum((stored[:, :width] == prompt).long().cummin(1).values.sum(1), length)
-        for prompt in new.tokens[:, :width].cpu()
+        * (others == lack)
+        for prompt, lack in zip(new.tokens[:, :width].cpu(), lacks, strict=True)
     ]
     best, source = torch.stack(matches).max(1)
-    return source, best // block * block
+    return source, ((best + lacks) // block * block - lacks).clamp(min=0)
+
+
+def _lacking(canvas: Canvas, spec: ModelSpec) -> Tensor:
+    """Returns how many columns each row's first block lacks of a whole one, (B,) on the host."""
+    start = canvas.prompt_length.cpu()
+    return lacking(start, unit(spec)) if spec.blocks_from == "prompt" else torch.zeros_like(start)

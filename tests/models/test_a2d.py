@@ -13,8 +13,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 import dllm
 from dllm.eval.lm_eval.arguments import load_model, read_arguments
+from dllm.eval.lm_eval.likelihood import Continuation, Scorer
 from dllm.models import CheckpointError, load, save
 from tests.support.commands import Inside, runner
+from tests.support.models import Poisoned
 from tests.support.oracles import VOCABULARY, hosted, oracle
 
 A2D = ("A2DQwen3LMHeadModel", "A2DQwen2LMHeadModel", "A2DLlamaLMHeadModel")
@@ -81,15 +83,64 @@ def test_blocks_are_those_of_a_left_padded_prompt_in_transformers(
     assert stored.sequences == halves.sequences
 
 
-def test_what_needs_blocks_from_column_0_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "cache", ["block_causal:4", "block_causal:8", "sub_block:4,prefill_chunk=4"]
+)
+def test_a_prompt_is_read_in_parts_of_its_blocks(cache: str, tmp_path: Path) -> None:
+    model: Any = hosted(A2D[0], tmp_path, "float64", **ON_BLOCKS)
+    prompts = [[3 + 7 * place % 40 for place in range(length)] for length in (13, 4, 1, 7, 10, 20)]
+    expected = dllm.generate(model, prompts, **SETTINGS)
+    out, plain = dllm.generate(model, prompts, **SETTINGS, cache=cache), expected.sequences
+    assert out.sequences == plain
+    assert torch.equal(out.trace.commit_step, expected.trace.commit_step)
+    torch.testing.assert_close(out.trace.confidence, expected.trace.confidence, equal_nan=True)
+    assert out.metrics.forwards["commit"] == (2 if "8" in cache else 4)
+    assert dllm.generate(Poisoned(model), prompts, **SETTINGS, cache=cache).sequences == plain
+    for number, prompt in enumerate(prompts):
+        assert dllm.generate(model, [prompt], **SETTINGS, cache=cache).sequences[0] == plain[number]
+    waiting = dllm.generate(model, prompts, **SETTINGS, cache=cache, batch_size=2)
+    assert waiting.sequences == plain
+
+
+def test_a_memory_serves_prompts_that_are_cut_alike(tmp_path: Path) -> None:
+    model, memory = hosted(A2D[0], tmp_path, "float64", **ON_BLOCKS), dllm.PromptMemory()
+    options = {**SETTINGS, "cache": "block_causal", "at_eos": "ignore"}
+    shared = [7, 30, 11, 9, 25, 41, 2, 13, 8]
+    (first,) = dllm.generate(model, [shared], memory=memory, **options).sequences
+    # Cut as the prompt before, cut otherwise, a chat that went on, other text within a block.
+    later = [[*shared, 4, 4, 4, 4], [*shared, 5, 5], [*first, 3, 4, 5, 6], [*shared[:7], 3, 3]]
+    plain = dllm.generate(model, later, **options)
+    again = dllm.generate(model, later, memory=memory, **options)
+    assert again.sequences == plain.sequences
+    torch.testing.assert_close(again.trace.confidence, plain.trace.confidence, equal_nan=True)
+    assert memory.reused == (9, 0, 13, 5)
+    chunked = {**options, "cache": "block_causal:4"}
+    assert dllm.generate(model, later, memory=memory, **chunked).sequences == plain.sequences
+    assert memory.reused == (13, 11, 21, 9)
+
+
+@pytest.mark.parametrize("length", [4, 5, 7])
+def test_a_text_is_scored_in_the_blocks_that_it_is_decoded_in(length: int, tmp_path: Path) -> None:
+    model = hosted(A2D[0], tmp_path, "float64", **ON_BLOCKS)
+    prompt = [3 + 7 * place % 40 for place in range(length)]
+    options = {**SETTINGS, "scheduler": "threshold:1", "at_eos": "ignore"}
+    (text,) = dllm.generate(model, [prompt], **options).sequences
+    ((_, score),) = Scorer(model).scores([Continuation(tuple(text), length)])
+    assert score.is_greedy
+    # By the chain rule its blocks add up, each behind those before it.
+    ends = [(length + BLOCK, length), (len(text), length + BLOCK)]
+    parts = [Continuation(tuple(text[:end]), start) for end, start in ends]
+    found = [one.log_likelihood for _, one in Scorer(model).scores(parts)]
+    assert score.log_likelihood == pytest.approx(sum(found), abs=1e-12)
+
+
+def test_blocks_from_column_0_are_refused(tmp_path: Path) -> None:
     model = hosted(A2D[0], tmp_path, **ON_BLOCKS)
-    for options, message in (
-        ({"blocks_from": "zero"}, "counted from the prompt's end; leave blocks_from out"),
-        ({"cache": "block_causal:4"}, "leave prefill_chunk out"),
-        ({"memory": dllm.PromptMemory(), "cache": "block_causal"}, "leave memory out"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            dllm.generate(model, PROMPTS, **{**SETTINGS, **options})
+    with pytest.raises(ValueError, match="counted from the prompt's end; leave blocks_from out"):
+        dllm.generate(model, PROMPTS, blocks_from="zero", **SETTINGS)
+    full = load(tmp_path, attention="full")  # has no blocks of its own
+    assert full.spec.blocks_from == "zero"
+    dllm.generate(full, PROMPTS, blocks_from="zero", **SETTINGS)
 
 
 @pytest.mark.parametrize("architecture", A2D)

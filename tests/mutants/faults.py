@@ -21,6 +21,7 @@ STREAMING = "tests/cache/test_streaming.py tests/golden/test_logits.py"
 WEDLM = "tests/schedulers/test_wedlm.py"
 BLOCK_CAUSAL = "tests/cache/test_block_causal.py"
 ENCODER = "tests/cache/test_encoder.py"
+A2D = "tests/models/test_a2d.py"
 
 
 @dataclass(frozen=True)
@@ -538,6 +539,11 @@ FAULTS = [
         ),
     ),
     *in_file(
+        "dllm/decoding/prompt_memory.py",
+        ("memory-cut-otherwise", "* (others == lack)", "* (others >= 0)", A2D),
+        ("memory-beyond-a-block", "(best + lacks) // block * block", "best + lacks", A2D),
+    ),
+    *in_file(
         "cache/block_causal.py",
         (
             "stored-before-final",
@@ -549,7 +555,13 @@ FAULTS = [
             "keys-of-other-blocks",
             "lack = lacking(canvas.prompt_length, block)",
             "lack = canvas.prompt_length * 0",
-            "tests/models/test_a2d.py",
+            A2D,
+        ),
+        (
+            "parts-across-blocks",
+            "starts = _stored_blocks(canvas, spec)",
+            "starts = canvas.clean",
+            A2D,
         ),
         (
             "prefill-too-long",
