@@ -164,8 +164,8 @@ FAULTS = [
         ),
         (
             "top-k-tie",
-            "logits.masked_fill(logits < smallest",
-            "logits.masked_fill(logits <= smallest",
+            "shaped.masked_fill(shaped < smallest",
+            "shaped.masked_fill(shaped <= smallest",
             BOUNDARIES,
         ),
         (
