@@ -230,6 +230,25 @@ def test_rows_of_a_pass_see_their_own_columns_alone(model: Any) -> None:
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
 
 
+def test_a_block_begins_without_the_logits_of_the_last_one(model: Any) -> None:
+    seen: list[Tensor] = []
+
+    def note(_: Any, given: Any, named: dict[str, Any]) -> None:
+        seen.append(named["self_conditioning_mask"].clone())
+
+    hook = model.module.register_forward_pre_hook(note, with_kwargs=True)
+    scheduler = "renoise:12,entropy_bound=60,confidence_threshold=1,t_max=0.05,t_min=0.02"
+    options: dict[str, Any] = {"scheduler": scheduler, "at_eos": "ignore", "seed": [3, 40, 500]}
+    out = dllm.generate(model, PROMPTS, max_new_tokens=2 * CANVAS, **options)
+    hook.remove()
+    forwards = [row.forwards for row in out.metrics.rows]
+    assert len(set(forwards)) > 1  # rows enter blocks on their own
+    for row, count in enumerate(forwards):
+        begun = torch.stack(seen)[:count, row]
+        assert not begun[0]
+        assert int((~begun).sum()) == 2
+
+
 def _read(model: Any, keys: Any, texts: list[Tensor], parts: int) -> None:
     """Reads texts as rows of one batch, in so many passes."""
     length = torch.tensor([text.shape[1] for text in texts])

@@ -22,6 +22,8 @@ from dllm.models import CheckpointError, NetworkConfig, load
 from dllm.models.families.family import Fields
 from dllm.models.families.nemotron import network_of
 from dllm.models.transformer import Transformer
+from tests.support.laws import transfers_of
+from tests.support.models import Poisoned
 from tests.support.oracles import STRETCHED, hosted, oracle
 
 NEMOTRON = "NemotronLabsDiffusionModel"
@@ -148,12 +150,14 @@ def test_tokens_are_those_of_a_store_of_causal_keys(cache: str, tmp_path: Path) 
     assert [list(row) for row in out.sequences] == [decoded(prompt, 2) for prompt in prompts]
 
 
-@pytest.mark.parametrize("cache", ["block_causal", f"sub_block:{BLOCK}"])
+@pytest.mark.parametrize(
+    "cache", ["block_causal", "block_causal:prefill_chunk=3", f"sub_block:{BLOCK}"]
+)
 def test_a_block_may_begin_with_what_the_causal_pass_before_it_predicts(
     cache: str, tmp_path: Path
 ) -> None:
     model = hosted(NEMOTRON, tmp_path)
-    prompts = [[3, 4, 5, 6, 7], [8, 9, 10] * 4]
+    prompts = [[3, 4, 5, 6, 7], [8, 9, 10] * 4, [11]]
     options: dict[str, Any] = {
         "cache": registry.create(cache).summary() | {"first_token": "force"},
         "scheduler": "fixed_quota",
@@ -165,11 +169,33 @@ def test_a_block_may_begin_with_what_the_causal_pass_before_it_predicts(
     assert [list(row) for row in out.sequences] == expected
     assert expected != [decoded(prompt, 3) for prompt in prompts]
     # A block costs its masks but one, and the causal pass that predicts that one.
-    assert out.metrics.num_forwards == 3 * BLOCK
+    assert [row.forwards for row in out.metrics.rows] == [3 * BLOCK] * 3
+    for prompt, sequence in zip(prompts, out.sequences, strict=True):
+        assert dllm.generate(model, [prompt], **options).sequences[0] == sequence
     memory = dllm.PromptMemory()  # what was stored is predicted from, too
     dllm.generate(model, [prompts[1][:9]], memory=memory, **options)
     again = dllm.generate(model, [prompts[1][:9]], memory=memory, **options)
     assert list(again.sequences[0]) == decoded(prompts[1][:9], 3, seeded=True)
+
+
+def test_laws_hold_where_blocks_begin_with_what_is_predicted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: Any = hosted(NEMOTRON, tmp_path, "float64")
+    prompts, memory = [[3, 4, 5, 6, 7], [8, 9, 10] * 4, [11]], dllm.PromptMemory()
+    options: dict[str, Any] = {"cache": "block_causal:first_token=force", "at_eos": "ignore"}
+    options |= {"scheduler": "fixed_quota", "max_new_tokens": 2 * BLOCK}
+    plain = dllm.generate(model, prompts, **options).sequences
+    assert dllm.generate(Poisoned(model), prompts, **options).sequences == plain
+    for verifier in ("ssd", "ssd:execution=tree", "freedave"):
+        assert dllm.generate(model, prompts, verifier=verifier, **options).sequences == plain
+    # The store of the run before has the whole prompt: its last column is fed to predict.
+    for _ in range(2):
+        assert dllm.generate(model, prompts, memory=memory, **options).sequences == plain
+    assert memory.reused == (5, 12, 1)
+    events = iter(dllm.stream(model, prompts, **options))
+    next(events)  # tables are built once
+    assert set(transfers_of(events, monkeypatch)) == {1}
 
 
 def test_slots_fill_whole_blocks_behind_the_prompt(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ WEDLM = "tests/schedulers/test_wedlm.py"
 BLOCK_CAUSAL = "tests/cache/test_block_causal.py"
 ENCODER = "tests/cache/test_encoder.py"
 A2D = "tests/models/test_a2d.py"
+NEMOTRON = "tests/models/test_nemotron.py"
+GEMMA = "tests/models/test_diffusion_gemma.py"
 
 
 @dataclass(frozen=True)
@@ -539,6 +541,32 @@ FAULTS = [
         ),
     ),
     *in_file(
+        "dllm/models/encoder_keys.py",
+        ("window-one-short", "columns[..., None] - count", "columns[..., None] - count + 1", GEMMA),
+        ("padding-is-kept", "torch.where(kept, columns % count, count)", "columns % count", GEMMA),
+        (
+            "block-sees-padding",
+            "self._held(kind, columns[:, 0]) >= 0",
+            "self._held(kind, columns[:, 0]) >= -9",
+            GEMMA,
+        ),
+    ),
+    *in_file(
+        "dllm/decoding/uniform.py",
+        (
+            "conditions-a-new-block",
+            "self.conditioning, ~view.fresh",
+            "self.conditioning, view.fresh | True",
+            GEMMA,
+        ),
+        (
+            "text-read-again",
+            "(canvas.numbers >= canvas.clean[:, None])",
+            "(canvas.numbers >= 0)",
+            GEMMA,
+        ),
+    ),
+    *in_file(
         "dllm/decoding/prompt_memory.py",
         ("memory-cut-otherwise", "* (others == lack)", "* (others >= 0)", A2D),
         ("memory-beyond-a-block", "(best + lacks) // block * block", "best + lacks", A2D),
@@ -563,6 +591,8 @@ FAULTS = [
             "starts = canvas.clean",
             A2D,
         ),
+        ("seed-from-far", "sum(1, keepdim=True) - 1", "sum(1, keepdim=True) - 2", NEMOTRON),
+        ("nothing-fed-to-seed", "torch.minimum(start, canvas.block_start - 1)", "start", NEMOTRON),
         (
             "prefill-too-long",
             "for read in range(0, longest - self.prefill_chunk, self.prefill_chunk)",
@@ -598,6 +628,7 @@ FAULTS = [
     ),
     *in_file(
         "cache/passes.py",
+        ("keys-counted-from-0", "keys + lack[..., None]", "keys + 0 * lack[..., None]", A2D),
         ("masks-see-left", "token | before, token", "before, token", STREAMING),
         ("tokens-see-masks", "token & before)", "before)", STREAMING),
     ),
