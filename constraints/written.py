@@ -127,7 +127,8 @@ def _made(value: Any, where: str, forms: Mapping[str, _Form]) -> Any:
     kinds = ", ".join(forms)
     if not isinstance(value, Mapping):
         raise ValueError(
-            f"{where}={shown(value)} must be a mapping with one of {kinds}, {_EXAMPLE}"
+            f"{where}={shown(value)} must be a Constraint, or a mapping with one of {kinds}, "
+            f"{_EXAMPLE}"
         )
     found = [kind for kind in forms if kind in value]
     if not found:

@@ -121,7 +121,10 @@ def test_what_no_answer_can_be_held_to_is_refused_before_a_model_is_loaded(
         (["--regex", "a", "--set", "constraint={regex: b}"], "constraint is given twice"),
         (["--set", "constraint={regex: '('}"], "constraint: regex '(' is invalid at position 0"),
         (["--set", "constraint=[0-9]+"], "is not a YAML value"),
-        (["--set", "constraint=x+"], "constraint='x+' must be a mapping with one of regex"),
+        (
+            ["--set", "constraint=x+"],
+            "constraint='x+' must be a Constraint, or a mapping with one of regex",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_said(flags: list[str], said: str, inside: Inside) -> None:

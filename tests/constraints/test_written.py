@@ -180,8 +180,11 @@ def test_a_class_of_the_users_own_is_described_and_not_written() -> None:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ("[0-9]+", r"constraint='\[0-9\]\+' must be a mapping with one of regex, choice, json_sch"),
-        (3, 'constraint=3 must be a mapping with one of .*, such as {"regex":'),
+        (
+            "[0-9]+",
+            r"constraint='\[0-9\]\+' must be a Constraint, or a mapping with one of regex, choice",
+        ),
+        (3, 'constraint=3 must be a Constraint, or a mapping with one of .*, such as {"regex":'),
         ({}, "has no kind: known: regex, choice"),
         ({"rejex": "a"}, "has no kind: did you mean 'regex'"),
         ({"regex": "a", "choice": ["b"]}, "constraint is both regex and choice: keep one"),
@@ -205,7 +208,10 @@ def test_a_class_of_the_users_own_is_described_and_not_written() -> None:
         ({"template": [{"hole": None, "tokens": 0}]}, "tokens=0 of a hole must be at least 1"),
         ({"template": {"file": "x"}}, "cannot be in a file"),
         ({"span": {"regex": "a"}}, "constraint: span needs start, such as {"),
-        ({"span": None, "start": 0, "stop": 1}, "constraint.span=None must be a mapping"),
+        (
+            {"span": None, "start": 0, "stop": 1},
+            "constraint.span=None must be a Constraint, or a mapping",
+        ),
         ({"span": {"regex": "a"}, "start": 3, "stop": 3}, "start=3 and stop=3 must be slots"),
         ({"span": {"span": {"regex": "a"}}, "start": 0, "stop": 1}, "has no kind"),
     ],
