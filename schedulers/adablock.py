@@ -97,7 +97,8 @@ class AdaBlock(Wrapper):
         """Returns the view as if each row's block had always been `block`, (B, W) bool."""
         layout, masks = view.layout, (block & ~view.fixed).sum(1)
         longest = self.own_needs(layout.num_slots, layout.block_length).window
-        layout = replace(layout, block_length=longest)  # so that wrappers look at all of it
+        # So that wrappers look at all of it; blocks are as many as they were.
+        layout = replace(layout, block_length=longest, own_most_blocks=layout.most_blocks)
         masked = view.masked & block
         return replace(view, block=block, masked=masked, block_masks=masks, layout=layout)
 

@@ -70,8 +70,7 @@ class Dream(Scheduler):
             most = range(view.masked.shape[1] + 1)
             return _time_grids(tuple(most), self.epsilon, device)[view.block_masks]
         layout = view.layout
-        most_blocks = layout.num_slots // layout.block_length + 2  # a partial one at either end
-        steps = tuple(self.steps // count for count in range(1, most_blocks + 1))
+        steps = tuple(self.steps // count for count in range(1, layout.most_blocks + 1))
         return _time_grids(steps, self.epsilon, device)[view.num_blocks - 1]
 
 

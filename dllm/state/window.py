@@ -40,6 +40,13 @@ class Layout:
     keep_history: bool = False  # a scheduler revises: `commit_step` alone cannot tell the story
     expand_token_id: int | None = None  # stands for two masks, in models that were taught it
     skip_after_end: bool = False  # what follows an end token is not committed
+    # Blocks that a row may have, where a wrapper calls other columns a block; None: by its length.
+    own_most_blocks: int | None = None
+
+    @property
+    def most_blocks(self) -> int:
+        """The most blocks that a row may have: there is a partial one at either end."""
+        return self.own_most_blocks or self.num_slots // self.block_length + 2
 
     @cached_property
     def ragged(self) -> bool:

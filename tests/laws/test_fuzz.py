@@ -24,7 +24,7 @@ from tests.support.fuzz import Combination, Draw, fuzzed_model
 from tests.support.models import MODELS
 
 CHUNKS, SIZE, FAST = 30, 52, 4
-MOST_REFUSED = 40  # draws one after the other; most of those refused are so for `steps`
+MOST_REFUSED = 200  # draws one after the other; most of those refused are so for `steps`
 
 
 class Counted:
