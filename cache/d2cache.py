@@ -127,10 +127,14 @@ class D2Cache(Cache):
         """Returns how much of the text around each slot is decoded, (B, C); elsewhere 0."""
         slots = torch.arange(canvas.layout.num_slots, device=canvas.tokens.device)
         columns = canvas.prompt_length[:, None] + slots
-        decoded = (~canvas.masked).gather(1, columns) & (columns < canvas.length[:, None])
+        # Rows with less slots and a longer prompt: theirs would end behind the canvas.
+        last = canvas.tokens.shape[1] - 1
+        beyond, columns = columns > last, columns.clamp(max=last)
+        decoded = (~canvas.masked).gather(1, columns) & ~beyond & (columns < canvas.length[:, None])
         offset, count = slots.expand_as(columns), canvas.length - canvas.prompt_length
         share = decoded_share(decoded, offset, count, self.sigma, torch.float32)
-        return torch.zeros_like(canvas.tokens, dtype=share.dtype).scatter(1, columns, share)
+        empty = torch.zeros_like(canvas.tokens, dtype=share.dtype)
+        return empty.scatter_add(1, columns, share.masked_fill(beyond, 0))
 
     def _important(self, importance: Tensor, others: Tensor) -> Tensor:
         """Returns which of the `others` (B, C) bool got most attention, (B, C) bool."""

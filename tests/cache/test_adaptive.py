@@ -799,3 +799,13 @@ def test_values_alone_are_those_of_the_projection() -> None:
     fused = Attention(config).double()
     x = torch.randn(2, 5, config.hidden_size, dtype=torch.float64)
     torch.testing.assert_close(fused.values(x), fused.project(x)[2])
+
+
+def test_slots_of_a_long_prompt_end_before_those_of_the_most_slots() -> None:
+    """The row of the fewest slots has the longest prompt: the most slots behind it are too many."""
+    model, mask = golden_model("llada_mha"), golden_model("llada_mha").spec.mask_token_id
+    rows = [[*range(40), mask, mask], [1, *[mask] * 40]]
+    options: dict[str, Any] = {"infill": True, "cache": "d2cache", "block_length": 2}
+    together = dllm.generate(model, rows, **options)
+    alone = [dllm.generate(model, [row], **options).sequences[0] for row in rows]
+    assert list(together.sequences) == alone
