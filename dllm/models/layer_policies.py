@@ -16,6 +16,8 @@ from dllm.state.candidates import rank
 from dllm.state.plan import LayerPolicy, StepPlan
 from dllm.state.store import KVStore
 
+_ROUNDING = 8  # eps of two unit vectors' distance, a few for each that is normalised
+
 
 @dataclass(frozen=True)
 class KeptWeights(LayerPolicy):
@@ -207,8 +209,11 @@ class _Layer:
             F.normalize(v.flatten(2).to(torch.promote_types(v.dtype, torch.float32)), dim=-1)
             for v in (self._swapped(slots, values), values)
         )
-        # Half the squared distance is 1 - cosine, without its cancellation.
-        chosen = rank((old - new).square().sum(-1), real) < reuse.count[:, None]
+        # Half the squared distance is 1 - cosine, without its cancellation. One that rounding alone
+        # makes, which differs with the rows beside, is none: those columns have not changed.
+        moved = (old - new).square().sum(-1)
+        moved = moved.masked_fill(moved < (_ROUNDING * torch.finfo(moved.dtype).eps) ** 2, 0)
+        chosen = rank(moved, real) < reuse.count[:, None]
         return torch.zeros_like(drifting).scatter(1, at, chosen & real)
 
     def _swapped(self, slots: Tensor, values: Tensor) -> Tensor:

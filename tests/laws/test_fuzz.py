@@ -20,7 +20,7 @@ from dllm.schedulers import Needs
 from dllm.state.canvas import NEVER
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore
-from tests.support.fuzz import Combination, Draw, fuzzed_model
+from tests.support.fuzz import COMMON, Combination, Draw, Language, fuzzed_model
 from tests.support.models import MODELS
 
 CHUNKS, SIZE, FAST = 30, 52, 4
@@ -245,6 +245,36 @@ def test_laws_hold_for_random_combinations(seed: int, folder: Path) -> None:
 @pytest.mark.parametrize("seed", range(CHUNKS // 6))
 def test_laws_hold_in_random_languages(seed: int, folder: Path) -> None:
     check_chunk(Draw(seed).in_languages, SIZE, folder)
+
+
+def test_columns_that_rounding_alone_moves_are_not_preferred() -> None:
+    """Values that are the same but for rounding, which the other rows of a batch decide."""
+    options: dict[str, Any] = {
+        "max_new_tokens": 8,
+        "block_length": 4,
+        "scheduler": {
+            "name": "dimple",
+            "steps": 48,
+            "order": "entropy",
+            "epsilon": 0.061736382660106726,
+        },
+        "cache": {"name": "dllm_cache", "prompt_every": 4, "adaptive": 0.7496610348073028},
+        "seed": 0,
+        "eos_token_id": list(COMMON),
+        "at_eos": "block",
+        "batch_size": 2,
+        "constraint": [None, None, None, Language(149131)],
+        "top_p": 1e-09,
+        "top_k": 20,
+    }
+    prompts = [
+        [64, 82, 78, 54, 14, 6, 8, 8, 39, 78, 53],
+        [47, 42, 73, 11, 18, 71, 72, 56, 64, 53, 28, 70, 32],
+        [43, 83, 39, 22, 5, 14, 12, 56, 15, 60, 89, 44, 35, 15],
+        [48, 15, 21, 66, 68, 57, 64, 11, 63, 43, 72],
+    ]
+    drawn = Combination("nemotron spoken", prompts, options)
+    check_alone(drawn, generate(drawn, options))
 
 
 def test_laws_hold_for_a_few_random_combinations(folder: Path) -> None:

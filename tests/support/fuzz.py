@@ -173,8 +173,6 @@ class Draw:
             options.pop(name, None)
         if self.chance(0.3):
             options["joint"] = "map"
-        if "adaptive" in options["cache"]:  # open: with seats, its choice depends on the batch
-            options.pop("batch_size", None)
         return Combination(f"{drawn.model} spoken", drawn.prompts, options)
 
     def _language(self) -> Language | None:
