@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 import dllm
+from benchmarks import picture
 from benchmarks.machine import machine
 from dllm.constraints import Constraint, Ends, Regex
 from dllm.constraints.engine import Tables
@@ -29,17 +30,11 @@ PATTERN = "[0-9]{1,3}[-+][0-9]{1,3}=[0-9]{1,3}; #### [0-9]{1,3}"
 CELL, HEIGHT, GAP, MARGIN, TOP = 54, 44, 4, 12, 60  # pixels
 NAMED = 4  # tokens of a slot that are written out, if there are no more
 HUES = (262, 205, 150, 62, 22)  # of the forwards, degrees
-STYLE = """
-svg { --ink: #1f2328; --faint: #656d76; --line: #d0d7de; --cell: #f6f8fa; --light: 86%; }
-@media (prefers-color-scheme: dark) {
- svg { --ink: #e6edf3; --faint: #8d96a0; --line: #3d444d; --cell: #161b22; --light: 28%; }
-}
-text { font: 13px ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; fill: var(--ink); }
-.faint { fill: var(--faint); }
-.small { font-size: 11px; fill: var(--faint); }
-.slot text { text-anchor: middle; }
-.open rect { fill: var(--cell); stroke: var(--line); }
-.one rect { fill: var(--cell); stroke: var(--ink); stroke-width: 1.5; }
+STYLE = f"""{picture.STYLE}
+.small {{ font-size: 11px; fill: var(--faint); }}
+.slot text {{ text-anchor: middle; }}
+.open rect {{ fill: var(--cell); stroke: var(--line); }}
+.one rect {{ fill: var(--cell); stroke: var(--ink); stroke-width: 1.5; }}
 """
 
 
