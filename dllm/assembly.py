@@ -8,12 +8,9 @@ import torch
 
 from dllm.cache import Cache
 from dllm.compatible import check, check_verifier
-from dllm.constraints.language import OPEN
-from dllm.constraints.lines import RowLanguage
-from dllm.constraints.span import Compiler, ConstraintSpan
-from dllm.constraints.vocabulary import Ends
 from dllm.decoding.batching import continuous_batch
 from dllm.decoding.constrained import Constrained
+from dllm.decoding.languages import Asked, check_count, languages_of
 from dllm.decoding.loop import DenoisingLoop
 from dllm.decoding.passes import (
     ComparingPasses,
@@ -180,42 +177,13 @@ def _check_waiting(
 def _constrained(
     model: DenoisingModel, canvas: Canvas, settings: Settings, at_eos: AtEnd
 ) -> Constrained | None:
-    """Returns the languages of rows; None: there are none.
-
-    Raises ValueError where a row cannot be in its language.
-    """
-    given, layout = settings.constraint, canvas.layout
-    if given is None:
+    """Returns the languages of rows; None: there are none."""
+    if settings.constraint is None:
         return None
-    assert model.tokenizer is not None  # checked
-    num_prompts = layout.num_rows // settings.n
-    if isinstance(given, list):
-        _check_count("constraint", len(given), num_prompts)
-    asked = given if isinstance(given, list) else [given] * num_prompts
-    ends, size = layout.eos_token_ids, model.spec.vocab_size
-    padding = tuple({model.spec.pad_token_id} - {*ends, layout.mask_token_id, None})
-    barred = (*settings.forbidden_token_ids, *(ends if settings.forbid_eos else ()))
-    compiler = Compiler(size, (layout.mask_token_id, *barred))
-    held = canvas.tokens.where(~canvas.masked, OPEN).tolist()
-    rows: list[RowLanguage | None] = []
-    prompts = canvas.prompt_length.tolist()
-    for row in range(layout.num_rows):
-        one, first, last = asked[row // settings.n], prompts[row], layout.kept[row]
-        if one is None:
-            rows.append(None)
-            continue
-        if isinstance(one, ConstraintSpan):
-            if at_eos != "ignore":
-                raise ValueError(
-                    f"at_eos={at_eos!r} may end a row before its ConstraintSpan: take 'ignore'"
-                )
-            first, last = first + one.start, min(first + one.stop, last)
-            automaton = one.constraint.at(model.tokenizer, Ends((), (), size))
-        else:
-            automaton = one.at(model.tokenizer, Ends(ends, padding, size))
-        where = f"prompt {row // settings.n}: {one}"
-        rows.append(compiler.row(automaton, held[row][first:last], first, where))
-    return Constrained(rows, model.device, settings.joint)
+    ends = canvas.layout.eos_token_ids if settings.forbid_eos else ()
+    barred = (*settings.forbidden_token_ids, *ends)
+    asked = Asked(settings.constraint, settings.joint, settings.n, at_eos, barred)
+    return languages_of(model, canvas, asked)
 
 
 def _step(
@@ -280,10 +248,10 @@ def _noise(num_rows: int, settings: Settings, device: torch.device) -> Noise:
     if seed is not None and generator is not None:
         raise ValueError("give seed or generator, not both")
     if isinstance(generator, list):
-        _check_count("generator", len(generator), num_rows)
+        check_count("generator", len(generator), num_rows)
         drawn = [int(torch.randint(2**62, (), generator=g, device=g.device)) for g in generator]
     elif isinstance(seed, list):
-        _check_count("seed", len(seed), num_rows)
+        check_count("seed", len(seed), num_rows)
         drawn = seed
     elif seed is not None:
         drawn = [seed + row for row in range(num_rows)]
@@ -291,10 +259,3 @@ def _noise(num_rows: int, settings: Settings, device: torch.device) -> Noise:
         where = generator.device if generator is not None else "cpu"
         drawn = torch.randint(2**62, (num_rows,), generator=generator, device=where).tolist()
     return CounterNoise(torch.tensor(drawn, device=device))
-
-
-def _check_count(name: str, given: int, num_rows: int) -> None:
-    if given != num_rows:
-        raise ValueError(
-            f"{given} {name}s were given for {num_rows} prompts: one a prompt is needed"
-        )
