@@ -24,6 +24,9 @@ ENCODER = "tests/cache/test_encoder.py"
 A2D = "tests/models/test_a2d.py"
 NEMOTRON = "tests/models/test_nemotron.py"
 GEMMA = "tests/models/test_diffusion_gemma.py"
+HELD = "tests/constraints/test_decoding.py"
+SETS = "tests/constraints/test_engine.py"
+JOINT = "tests/constraints/test_joint.py"
 
 
 @dataclass(frozen=True)
@@ -771,6 +774,59 @@ FAULTS = [
             "torch.minimum(kept, left - 1)",
             "torch.minimum(kept, left)",
             "tests/schedulers/test_base.py",
+        ),
+    ),
+    *in_file(
+        "dllm/decoding/constrained.py",
+        ("commits-may-clash", "    if bool(fits.all()):", "    if True:", f"{JOINT} {HELD}"),
+        (
+            "entry-of-the-first-block",
+            "        elif not progress.entered:\n            return",
+            "        else:\n            return",
+            HELD,
+        ),
+        (
+            "forced-counts-all",
+            "(compelled & ~commit).sum(1)",
+            "(compelled | commit).sum(1)",
+            HELD,
+        ),
+        (
+            "seats-keep-their-languages",
+            "if prompts != self._seated:",
+            "if self._tables is None:",
+            HELD,
+        ),
+    ),
+    *in_file(
+        "constraints/engine.py",
+        (
+            "text-beyond-the-row",
+            ".clamp(min=0).minimum(self._tail_last)",
+            ".clamp(min=0, max=0)",
+            f"{SETS} {HELD}",
+        ),
+    ),
+    *in_file(
+        "constraints/viterbi.py",
+        ("worst-text", 'ways, "amax")', 'ways, "amin")', JOINT),
+    ),
+    *in_file(
+        "dllm/state/candidates.py",
+        (
+            "filters-leave-the-mask",
+            "return shaped.scatter(-1, best, heated.gather(-1, best))",
+            "return shaped",
+            "tests/state/test_candidates.py",
+        ),
+    ),
+    *in_file(
+        "dllm/models/layer_policies.py",
+        (
+            "rounding-counts-as-change",
+            "moved < (_ROUNDING * torch.finfo(moved.dtype).eps) ** 2",
+            "moved < 0",
+            "tests/laws/test_fuzz.py::test_columns_that_rounding_alone_moves_are_not_preferred",
         ),
     ),
 ]
