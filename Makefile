@@ -18,7 +18,7 @@ DOCS := .venv/.ready-docs
 BENCH ?= all
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test core-env test-core pythons test-slow test-gpu lint mutants format docs site check bench clean
+.PHONY: help setup demo test core-env test-core pythons test-slow test-whole test-gpu lint mutants format docs site check bench clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -85,6 +85,9 @@ pythons:  ## Run the core of the fast tests with each of PYTHONS that is install
 
 test-slow: $(DEV)  ## Run the tests that take longer.
 	$(BIN)/python -m pytest --numprocesses auto -m "slow and not gpu"
+
+test-whole: $(DEV)  ## Run the slow tests with all of each product and all random cases; an hour.
+	$(BIN)/python -m pytest --numprocesses auto -m "slow and not gpu" --whole
 
 test-gpu: $(DEV)  ## Run the tests that need a CUDA device.
 	$(BIN)/python -m pytest -m gpu

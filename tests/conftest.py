@@ -19,11 +19,18 @@ if not torch.cuda.is_available():
 pytest.register_assert_rewrite("tests.support")  # its checks say what differs, as tests do
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    text = "also what the slow suite leaves out of products and of random cases"
+    parser.addoption("--whole", action="store_true", help=text)
+
+
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    from tests.support.marks import thin  # once its asserts can be rewritten
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    from tests.support.marks import thin, without_whole  # once its asserts can be rewritten
 
     thin(items)
+    if not config.getoption("whole"):
+        config.hook.pytest_deselected(items=without_whole(items))
 
 
 @pytest.fixture(autouse=True, scope="session")

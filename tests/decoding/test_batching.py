@@ -25,6 +25,7 @@ from tests.support.laws import (
     caches_on,
     grows,
     is_first,
+    marks_in,
     options_of,
     pairs_on,
     partner,
@@ -66,7 +67,7 @@ def pairs() -> list[Any]:
         typical = "none" if grows(scheduler) else typical
         fast = cache == typical and is_first(scheduler)
         fast = fast or (is_first(cache) and scheduler == partner("llada_gqa", cache))
-        marks = () if fast else (pytest.mark.slow,)
+        marks = () if fast else marks_in("waiting rows", "llada_gqa", scheduler, cache)
         name = f"{text_of(scheduler)}-{text_of(cache)}"
         found.append(pytest.param(scheduler, cache, marks=marks, id=name))
     return found

@@ -19,6 +19,7 @@ from dllm.generate import Stream
 from dllm.schedulers import registry as schedulers
 from tests.support import ROOT
 from tests.support.laws import OF_CACHES, OF_SCHEDULERS, grows, options_of, suited
+from tests.support.marks import covering
 from tests.support.models import model_of, random_prompts
 
 PAGE = ROOT / "docs" / "guides" / "caches.md"
@@ -110,7 +111,25 @@ def test_a_part_of_what_is_not_refused_runs(cached: str, name: str) -> None:
         check_runs((scheduler, cached, name))
 
 
+@cache
+def typical() -> frozenset[Cell]:
+    """Returns few combinations with each pair of scheduler, cache and model that some one has."""
+    cells = itertools.product(all_schedulers(), CACHES, MODELS)
+    running = [cell for cell in cells if exception(cell) is None]
+    return frozenset(running[place] for place in covering(running))
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("cached", CACHES)
+def test_every_pair_that_is_not_refused_runs(cached: str, name: str) -> None:
+    for scheduler in all_schedulers():
+        if (scheduler, cached, name) in typical():
+            check_runs((scheduler, cached, name))
+
+
+@pytest.mark.slow
+@pytest.mark.whole
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("cached", CACHES)
 def test_whatever_is_not_refused_runs(cached: str, name: str) -> None:

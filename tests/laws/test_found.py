@@ -28,7 +28,11 @@ PLANS = (
     "test_the_order_in_which_columns_are_fed_means_nothing",
     "test_logits_come_from_the_column_that_predicts_theirs",
 )
-COMBINED = ("test_a_part_of_what_is_not_refused_runs", "test_whatever_is_not_refused_runs")
+COMBINED = (
+    "test_a_part_of_what_is_not_refused_runs",
+    "test_every_pair_that_is_not_refused_runs",
+    "test_whatever_is_not_refused_runs",
+)
 
 Fresh = Callable[[str], ModuleType]
 

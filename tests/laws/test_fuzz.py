@@ -21,9 +21,11 @@ from dllm.state.canvas import NEVER
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore
 from tests.support.fuzz import COMMON, Combination, Draw, Language, fuzzed_model
+from tests.support.marks import SLOW, WHOLE
 from tests.support.models import MODELS
 
 CHUNKS, SIZE, FAST = 30, 52, 4
+EVERY = 3  # one chunk in so many is in the slow suite, the others run with the whole
 MOST_REFUSED = 200  # draws one after the other; most of those refused are so for `steps`
 
 
@@ -235,14 +237,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("models")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(CHUNKS))
+def chunks(count: int) -> list[Any]:
+    """Returns seeds as parameters."""
+    return [pytest.param(seed, marks=WHOLE if seed % EVERY else SLOW) for seed in range(count)]
+
+
+@pytest.mark.parametrize("seed", chunks(CHUNKS))
 def test_laws_hold_for_random_combinations(seed: int, folder: Path) -> None:
     check_chunk(Draw(seed).combination, SIZE, folder)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(CHUNKS // 6))
+@pytest.mark.parametrize("seed", chunks(CHUNKS // 6))
 def test_laws_hold_in_random_languages(seed: int, folder: Path) -> None:
     check_chunk(Draw(seed).in_languages, SIZE, folder)
 

@@ -17,6 +17,7 @@ from tests.support.laws import (
     check_host_transfers,
     core_of,
     is_first,
+    marks_in,
     name_of,
     options_of,
     pairs_on,
@@ -31,11 +32,12 @@ from tests.support.models import MODELS, Misleading, Poisoned, golden_model, ran
 SHORT: dict[str, Any] = {**SLOTS, "max_new_tokens": 16}  # two blocks show what a pass reads
 
 
-def pairs(model: str = "llada_gqa", *, further: bool = False) -> list[Any]:
+def pairs(law: str = "", model: str = "llada_gqa", *, further: bool = False) -> list[Any]:
     """Returns all schedulers with all caches that serve a model, most of them as slow tests.
 
     The fast suite has each scheduler once, with the core, and each cache once, with a plain
-    scheduler; of a `further` model every third scheduler alone.
+    scheduler; of a `further` model every third scheduler alone. The slow suite has the share of a
+    law, or all of them.
     """
     found, few = [], list(OF_SCHEDULERS)[::3]
     for scheduler, cache in pairs_on(model):
@@ -44,7 +46,7 @@ def pairs(model: str = "llada_gqa", *, further: bool = False) -> list[Any]:
             fast = fast and name_of(scheduler) in few
         else:
             fast = fast or (is_first(cache) and scheduler == partner(model, cache))
-        marks = () if fast else (pytest.mark.slow,)
+        marks = () if fast else marks_in(law, model, scheduler, cache)
         name = f"{text_of(scheduler)}-{text_of(cache)}"
         found.append(pytest.param(scheduler, cache, marks=marks, id=name))
     return found
@@ -56,7 +58,7 @@ def test_a_row_does_not_depend_on_its_batch(scheduler: Any, cache: Any) -> None:
 
 
 @pytest.mark.few(4)
-@pytest.mark.parametrize(("scheduler", "cache"), pairs("dream_gqa", further=True))
+@pytest.mark.parametrize(("scheduler", "cache"), pairs("shifted", "dream_gqa", further=True))
 def test_a_row_of_a_shifted_model_does_not_either(scheduler: Any, cache: Any) -> None:
     reason = refusal("dream_gqa", scheduler, cache)
     if reason:
@@ -98,7 +100,7 @@ def test_stale_slots_are_never_read(name: str, cache: Any) -> None:
     assert dllm.generate(poisoned, prompts, cache=cache, **SHORT).sequences == clean.sequences
 
 
-@pytest.mark.parametrize(("scheduler", "cache"), pairs())
+@pytest.mark.parametrize(("scheduler", "cache"), pairs("unknown logits"))
 def test_logits_that_a_pass_did_not_compute_are_never_read(scheduler: Any, cache: Any) -> None:
     model: Any = suited(golden_model("llada_gqa", "float32"), scheduler)
     options = options_of(scheduler, **SHORT, cache=cache, seed=0)
@@ -149,7 +151,7 @@ def test_one_refresh_a_block_and_no_empty_forward(cache: str) -> None:
             assert out.metrics.num_forwards == 4
 
 
-@pytest.mark.parametrize(("scheduler", "cache"), pairs())
+@pytest.mark.parametrize(("scheduler", "cache"), pairs("fixed tokens"))
 def test_fixed_tokens_stay_and_rows_end_full(scheduler: Any, cache: Any) -> None:
     check_fixed_tokens(scheduler, cache)
 
@@ -168,7 +170,7 @@ def test_the_models_feel_order_and_context() -> None:
         assert first[len(prompt) :] != second[len(prompt) :]
 
 
-@pytest.mark.parametrize(("scheduler", "cache"), pairs())
+@pytest.mark.parametrize(("scheduler", "cache"), pairs("transfers"))
 def test_one_host_transfer_a_step(
     scheduler: Any, cache: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ import torch
 import dllm
 from dllm.registry import Registry
 from tests.support import GOLDEN
+from tests.support.marks import SLOW, WHOLE, covering
 from tests.support.models import golden_model, model_of, random_prompts, taught
 
 FILTER = str(GOLDEN / "models" / "l2p_filter" / "filter16.safetensors")
@@ -189,6 +190,30 @@ def pairs_on(model: str) -> list[tuple[Any, Any]]:
     return found + [(PLANNED, cached) for cached in CACHES if partner(model, cached) == PLANNED]
 
 
+@cache
+def share_of(model: str, law: str) -> frozenset[tuple[str, str]]:
+    """Returns the schedulers with the caches that the slow suite has of one of `SHARING`, as text.
+
+    Each pair of a scheduler and a cache is in the share of some law, and each of both in the share
+    of every law.
+    """
+    pairs = [(text_of(scheduler), text_of(cached)) for scheduler, cached in pairs_on(model)]
+    laws = len(SHARING)
+    turned = itertools.product(enumerate(pairs), range(laws))  # so that shares are about equal
+    cases = [(SHARING[(place + turn) % laws], *pair) for (place, pair), turn in turned]
+    chosen = [cases[place] for place in covering(cases)]
+    return frozenset((scheduler, cached) for name, scheduler, cached in chosen if name == law)
+
+
+def marks_in(law: str, model: str, scheduler: Any, cached: Any) -> tuple[pytest.MarkDecorator, ...]:
+    """Returns the marks of a pair that the fast suite leaves out; no law is one that has all."""
+    own = not law or (text_of(scheduler), text_of(cached)) in share_of(model, law)
+    return SLOW if own else WHOLE
+
+
+# Laws that divide the pairs of schedulers and caches among them. That a row does not depend on its
+# batch is checked with every pair: a pair is what breaks it.
+SHARING = ("shifted", "unknown logits", "fixed tokens", "transfers", "waiting rows")
 CORE = "dkv:3"  # the cache that leaves most logits out
 PLAIN = "threshold:0.3"
 PLANNED = "fixed_quota:steps=16,order=planned"  # for caches that feed what the next step commits

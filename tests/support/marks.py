@@ -1,29 +1,72 @@
-"""Products of parameters of which the fast suite runs a part."""
+"""Products of parameters: each value is in the fast suite, each pair of values in the slow one.
+
+What is left of a product runs with `--whole` (`make test-whole`).
+"""
 
 from __future__ import annotations
 
+import heapq
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import pytest
+
+SLOW = (pytest.mark.slow,)
+WHOLE = (pytest.mark.slow, pytest.mark.whole)
 
 
 def crossed(*lists: Sequence[Any]) -> list[Any]:
     """Returns all combinations; those in the fast suite have each value of each list at least once.
 
-    They are as many as the longest list is long, the others are slow tests.
+    They are as many as the longest list is long. With some slow tests they have each pair of
+    values, the others are for the whole.
     """
     turns = range(max(map(len, lists)))
     fast = {tuple(turn % len(values) for values in lists) for turn in turns}
+    cases = list(itertools.product(*(range(len(values)) for values in lists)))
+    first = [place for place, case in enumerate(cases) if case in fast]
+    marks = marks_of(cases, first)
     return [
         pytest.param(
-            *(values[place] for values, place in zip(lists, places, strict=True)),
-            marks=() if places in fast else pytest.mark.slow,
-            id="-".join(str(values[place]) for values, place in zip(lists, places, strict=True)),
+            *(values[place] for values, place in zip(lists, case, strict=True)),
+            marks=own,
+            id="-".join(str(values[place]) for values, place in zip(lists, case, strict=True)),
         )
-        for places in itertools.product(*(range(len(values)) for values in lists))
+        for case, own in zip(cases, marks, strict=True)
     ]
+
+
+def marks_of(cases: Sequence[Sequence[Hashable]], fast: Iterable[int] = ()) -> list[Any]:
+    """Returns the marks of each case of a product, those at the places of `fast` without any."""
+    first = set(fast)
+    slow = covering(cases, first)
+    return [() if at in first else SLOW if at in slow else WHOLE for at in range(len(cases))]
+
+
+def covering(cases: Sequence[Sequence[Hashable]], first: Iterable[int] = ()) -> set[int]:
+    """Returns the places of few cases, the first among them, with every pair that a case has.
+
+    A pair is two values at two places of a case. Each case is the one with most pairs that no case
+    before it has, which are never more than they were: the greatest of old counts, if it still
+    holds, is the greatest.
+    """
+    pairs = [set(itertools.combinations(enumerate(case), 2)) for case in cases]
+    chosen = set(first)
+    seen = set().union(*(pairs[place] for place in chosen))
+    queue = [(-len(new - seen), place) for place, new in enumerate(pairs)]
+    heapq.heapify(queue)
+    while queue:
+        count, place = heapq.heappop(queue)
+        new = pairs[place] - seen
+        if -count > len(new):
+            heapq.heappush(queue, (-len(new), place))
+        elif new:
+            chosen.add(place)
+            seen |= new
+        else:
+            break
+    return chosen
 
 
 def some(values: Iterable[Any], *, every: int) -> list[Any]:
@@ -47,6 +90,13 @@ def thin(items: Iterable[pytest.Item]) -> None:
         for place, item in enumerate(of_test):
             if place not in fast:
                 item.add_marker("slow")
+
+
+def without_whole(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Returns the tests that only `--whole` runs, and takes them off the list."""
+    left_out = [item for item in items if item.get_closest_marker("whole")]
+    items[:] = [item for item in items if not item.get_closest_marker("whole")]
+    return left_out
 
 
 def unlike(cases: Sequence[set[tuple[str, str]]], count: int) -> set[int]:
