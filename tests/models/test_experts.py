@@ -383,9 +383,10 @@ def test_ways_of_speeding_up_keep_the_tokens(
 
 
 @pytest.mark.slow
-def test_machine_code_keeps_the_tokens(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cache", ["none", pytest.param("block_causal", marks=pytest.mark.whole)])
+def test_machine_code_keeps_the_tokens(cache: str, tmp_path: Path) -> None:
     model = hosted("LLaDA2MoeModelLM", tmp_path)
-    settings: dict[str, Any] = {"max_new_tokens": 24, "block_length": 8, "cache": "block_causal"}
+    settings: dict[str, Any] = {"max_new_tokens": 24, "block_length": 8, "cache": cache}
     expected = dllm.generate(model, [[3, 4, 5], [6] * 9], **settings).sequences
     quick = dllm.speed_up(load(tmp_path), "compiled")
     assert dllm.generate(quick, [[3, 4, 5], [6] * 9], **settings).sequences == expected

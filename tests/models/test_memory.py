@@ -44,6 +44,7 @@ NAMES = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     "tie_word_embeddings",
 )
+NUM_DRAWN = 1_000_003  # a prime number: no two rows of a matrix are the same
 SIZES = {
     "0.6B": (1024, 3072, 28, 16, True),
     "1.7B": (2048, 6144, 28, 16, True),
@@ -101,14 +102,12 @@ def write(folder: Path, size: str, num_shards: int) -> Written:
         for piece in family.names.pieces(name, weight.shape)
     }
     most = sum(shape.numel() for shape in shapes.values()) / num_shards
-    source, weight_map, sizes = torch.Generator().manual_seed(0), {}, []
+    drawn = torch.randn(NUM_DRAWN, generator=torch.Generator().manual_seed(0))
+    weight_map, sizes = {}, []
     for number, names in enumerate(shards(shapes, most), start=1):
         file = f"model-{number:05d}-of-{num_shards:05d}.safetensors"
         spread = {name: shapes[name][-1] ** -0.5 for name in names}
-        tensors = {
-            name: torch.randn(shapes[name], generator=source).mul_(spread[name]).bfloat16()
-            for name in names
-        }
+        tensors = {name: repeated(drawn * spread[name], shapes[name]) for name in names}
         save_file(tensors, folder / file, metadata={"format": "pt"})
         weight_map.update(dict.fromkeys(names, file))
         sizes.append((folder / file).stat().st_size)
@@ -116,6 +115,12 @@ def write(folder: Path, size: str, num_shards: int) -> Written:
     index = {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return Written(folder, tuple(sizes))
+
+
+def repeated(drawn: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Returns a tensor of the same numbers over and over; to draw all takes longer than the test."""
+    times = -(-shape.numel() // len(drawn))
+    return drawn.bfloat16().repeat(times)[: shape.numel()].view(shape)
 
 
 def shards(shapes: dict[str, torch.Size], most: float) -> Iterator[list[str]]:
