@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import resource
 import tempfile
@@ -15,6 +16,7 @@ import pytest
 from dllm.eval.sandbox import Level, Limits, Sandbox
 from dllm.eval.sandbox import sandbox as module
 from tests.support.hostile import HARMLESS, HOSTILE, KINDS, TOGETHER
+from tests.support.marks import SLOW, WHOLE
 from tests.support.sandboxes import (
     LEVELS,
     World,
@@ -28,13 +30,15 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="the sandbox is for L
 
 LIMITS = Limits(cpu_seconds=1, seconds=2.0, memory=1 << 28, file_size=4 << 20, disk=16 << 20)
 MARGIN = 4.0  # seconds, on a busy machine
-# Of each kind one quick program, at levels in turn; all others at all levels are slow.
+# Of each kind one quick program, at levels in turn. In the slow suite each program is at one level,
+# those of a kind at all of them in turn; each program at each level is the whole.
 FIRST = [f"{kind}: {next(iter(programs))}" for kind, programs in KINDS.items()]
 QUICK = {(name, LEVELS[n % len(LEVELS)]) for n, name in enumerate(FIRST)}
+TURNS = {(name, LEVELS[(n + 1) % len(LEVELS)]) for n, name in enumerate(HOSTILE)}
 CROSSED = [
-    pytest.param(name, level, marks=[pytest.mark.slow] * ((name, level) not in QUICK))
-    for name in HOSTILE
-    for level in LEVELS
+    pytest.param(name, level, marks=() if case in QUICK else SLOW if case in TURNS else WHOLE)
+    for name, level in itertools.product(HOSTILE, LEVELS)
+    for case in [(name, level)]
 ]
 STRANGER = 0x7ABC0000 + os.getpid() % 0xFFFF
 
@@ -57,6 +61,12 @@ def own_state() -> tuple[object, ...]:
         os.sched_getaffinity(0),
         Path("/proc/self/oom_score_adj").read_text(),
     )
+
+
+def test_every_kind_is_at_every_level() -> None:
+    kinds = {(name.partition(":")[0], level) for name, level in TURNS}
+    assert kinds == set(itertools.product(KINDS, LEVELS))
+    assert {name for name, _ in TURNS} == set(HOSTILE)
 
 
 @pytest.mark.parametrize(("name", "level"), CROSSED)

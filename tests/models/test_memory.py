@@ -118,7 +118,7 @@ def write(folder: Path, size: str, num_shards: int) -> Written:
 
 
 def repeated(drawn: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """Returns a tensor of the same numbers over and over; to draw all takes longer than the test."""
+    """Returns a tensor of the same numbers over and over: to draw all of them takes long."""
     times = -(-shape.numel() // len(drawn))
     return drawn.bfloat16().repeat(times)[: shape.numel()].view(shape)
 

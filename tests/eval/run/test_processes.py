@@ -191,6 +191,7 @@ def test_a_dead_process_hangs_nobody_and_others_go_on_in_any_number(
     check_whole(output, expected, before)
 
 
+@pytest.mark.whole  # one killed alone, and one of two, are slow tests
 def test_all_of_three_killed_then_two(
     launch: Launch, tmp_path: Path, expected: list[dict[str, Any]]
 ) -> None:
