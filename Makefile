@@ -11,6 +11,9 @@ TORCH ?= torch==2.13.0
 # than the work itself; passive waiting is never much slower.
 export OMP_WAIT_POLICY ?= passive
 
+# Each worker of the tests, and each process that a test starts, would compile all modules anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 BIN := .venv/bin
 RUN := .venv/.ready-run
 DEV := .venv/.ready-dev
@@ -69,6 +72,9 @@ core-env:  # A .venv-VERSION for PYTHON with what the core of the fast tests nee
 test-core: core-env  ## Run the core of the fast tests with PYTHON, in a .venv-VERSION of its own.
 	.venv-$$($(PYTHON) -c '$(VERSION)')/bin/python -m pytest --numprocesses auto $(CORE)
 
+# STEP=core-env only makes their .venv-VERSION.
+STEP ?= test-core
+
 pythons:  ## Run the core of the fast tests with each of PYTHONS that is installed.
 	@set -e; for version in $(PYTHONS); do \
 		found=$$(command -v python$$version || true); \
@@ -80,6 +86,7 @@ pythons:  ## Run the core of the fast tests with each of PYTHONS that is install
 		if ! $(MAKE) --no-print-directory core-env PYTHON="$$found" TORCH="$(TORCH)"; then \
 			echo "warning: its packages cannot be installed here: not tested with it" >&2; continue; \
 		fi; \
+		if [ $(STEP) = core-env ]; then continue; fi; \
 		$(MAKE) --no-print-directory test-core PYTHON="$$found" TORCH="$(TORCH)"; \
 	done
 
