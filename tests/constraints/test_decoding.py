@@ -101,9 +101,14 @@ def test_no_scheduler_is_ever_stuck(scheduler: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "seeds",
+    [range(100, 112), pytest.param(range(112, 140), marks=pytest.mark.whole)],
+    ids=lambda seeds: f"{len(seeds)} seeds",
+)
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_no_scheduler_is_ever_stuck_in_many_more(scheduler: str) -> None:
-    check_never_stuck(scheduler, range(100, 140))
+def test_no_scheduler_is_ever_stuck_in_many_more(scheduler: str, seeds: range) -> None:
+    check_never_stuck(scheduler, seeds)
 
 
 @pytest.mark.parametrize("scheduler", some(SCHEDULERS, every=9))

@@ -387,9 +387,9 @@ def test_ways_of_speeding_up_keep_the_tokens(
 def test_machine_code_keeps_the_tokens(cache: str, tmp_path: Path) -> None:
     model = hosted("LLaDA2MoeModelLM", tmp_path)
     settings: dict[str, Any] = {"max_new_tokens": 24, "block_length": 8, "cache": cache}
-    expected = dllm.generate(model, [[3, 4, 5], [6] * 9], **settings).sequences
+    expected = dllm.generate(model, [[6] * 9], **settings).sequences  # one row: half the variants
     quick = dllm.speed_up(load(tmp_path), "compiled")
-    assert dllm.generate(quick, [[3, 4, 5], [6] * 9], **settings).sequences == expected
+    assert dllm.generate(quick, [[6] * 9], **settings).sequences == expected
     assert isinstance(quick.runner, Compiled)
     assert quick.runner.failed is None
 

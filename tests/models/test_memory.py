@@ -148,7 +148,11 @@ def measure(folder: Path, num_tokens: int, **how: Any) -> dict[str, Any]:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux says what is resident")
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("size", "num_shards"), [("0.6B", 4), ("0.6B", 1), ("1.7B", 3)], ids=str)
+@pytest.mark.parametrize(
+    ("size", "num_shards"),
+    [pytest.param("0.6B", 4, marks=pytest.mark.whole), ("0.6B", 1), ("1.7B", 3)],
+    ids=str,
+)
 def test_peak_while_loading(size: str, num_shards: int, tmp_path: Path) -> None:
     written = write(tmp_path, size, num_shards)
     found = measure(written.folder, 8)
