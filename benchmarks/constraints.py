@@ -8,7 +8,6 @@ scripts, digits, punctuation and runs of spaces.
 
 from __future__ import annotations
 
-import os
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -19,7 +18,7 @@ import typer
 
 from benchmarks.machine import machine, write
 from benchmarks.options import Output, Repeats
-from dllm.constraints import Choice, Constraint, JsonSchema, Regex
+from dllm.constraints import Choice, Constraint, JsonSchema, Regex, cache_folder
 from dllm.constraints.base import forget
 from dllm.constraints.vocabulary import vocabulary_of
 from tests.support.vocabularies import large_byte_level
@@ -89,16 +88,10 @@ def measured(language: Callable[[], Constraint], tokenizer: Any) -> dict[str, An
 
     Cold is all of it, from source to automaton over tokens; the automaton over bytes is a part.
     """
-    before = os.environ.get("DLLM_CACHE")
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["DLLM_CACHE"] = folder
-        try:
-            times, automaton, states = _timed(language, tokenizer)
-        finally:
-            if before is None:
-                del os.environ["DLLM_CACHE"]
-            else:
-                os.environ["DLLM_CACHE"] = before
+        cache_folder(folder)
+        times, automaton, states = _timed(language, tokenizer)
+        cache_folder(None)
     return times | {
         "byte_states": states,
         "states": automaton.num_states,

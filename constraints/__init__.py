@@ -12,6 +12,7 @@ from dllm.constraints.grammar import Grammar
 from dllm.constraints.json_schema import JsonSchema
 from dllm.constraints.regex import Regex
 from dllm.constraints.span import ConstraintSpan
+from dllm.constraints.stored import cache_folder
 from dllm.constraints.template import Hole, Template
 from dllm.constraints.vocabulary import Ends
 from dllm.constraints.written import from_plain, to_plain
@@ -28,6 +29,7 @@ __all__ = [
     "Regex",
     "Template",
     "TokenAutomaton",
+    "cache_folder",
     "from_plain",
     "to_plain",
 ]

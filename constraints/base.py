@@ -9,12 +9,11 @@ from typing import Literal
 
 from dllm.constraints.automaton import ByteAutomaton, TokenAutomaton
 from dllm.constraints.regular.determinise import TooLargeError
-from dllm.constraints.stored import Memory, on_disk
+from dllm.constraints.stored import Memory, maker, on_disk
 from dllm.constraints.tokens import token_automaton
 from dllm.constraints.vocabulary import Ends, Tokenizer, Vocabulary, ends_of, vocabulary_of
 
 Kind = Literal["exact", "over", "under"]
-_VERSION = 1  # of how automata are made: files of another one are not read
 _BYTES: Memory[ByteAutomaton] = Memory(64)
 _TOKENS: Memory[TokenAutomaton] = Memory(64)
 
@@ -54,7 +53,7 @@ class Constraint(ABC):
         """
         vocabulary = vocabulary_of(tokenizer)
         ends = ends_of(tokenizer) if ends is None else ends
-        parts = (str(_VERSION), self._name, vocabulary.digest, repr(ends))
+        parts = (maker(), self._name, vocabulary.digest, repr(ends))
         name = hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
         return _TOKENS.get(name, lambda: on_disk(name, lambda: self._over(vocabulary, ends)))
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
+import sys
 import tempfile
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -17,6 +20,7 @@ from dllm.constraints.automaton import DEAD, NEVER, TokenAutomaton
 
 LOGGER = logging.getLogger(__name__)
 Value = TypeVar("Value")
+_FOLDER: Path | None = None  # as `cache_folder` was told
 
 
 class Memory(Generic[Value]):
@@ -40,15 +44,34 @@ class Memory(Generic[Value]):
         self._values.clear()
 
 
-def folder() -> Path:
-    """Returns where automata are kept.
+def cache_folder(path: str | Path | None) -> None:
+    """Has compiled languages kept in a folder from now on; None: in the usual one.
 
-    That is `constraints` in the folder that the environment variable DLLM_CACHE names, else in
-    `dllm` of XDG_CACHE_HOME, else in ~/.cache/dllm.
+    That is `dllm/constraints` of XDG_CACHE_HOME, the system's own name for it, else of ~/.cache.
     """
-    named = os.environ.get("DLLM_CACHE")
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return (Path(named).expanduser() if named else Path(caches) / "dllm") / "constraints"
+    global _FOLDER  # noqa: PLW0603 one for the process, as the memory of automata is
+    _FOLDER = None if path is None else Path(path).expanduser()
+
+
+def folder() -> Path:
+    """Returns where automata are kept."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return caches / "dllm" / "constraints" if _FOLDER is None else _FOLDER
+
+
+@cache
+def maker() -> str:
+    """Returns a digest of what makes automata: this package's source, and Python's own patterns."""
+    return f"{digest_of(Path(__file__).parent)} {sys.version_info[:2]}"
+
+
+def digest_of(package: Path) -> str:
+    """Returns a digest of the source text of all modules of a package, folders in it included."""
+    found = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        text = hashlib.sha256(file.read_bytes()).hexdigest()
+        found.update(f"{file.relative_to(package).as_posix()} {text}\n".encode())
+    return found.hexdigest()
 
 
 def on_disk(name: str, make: Callable[[], TokenAutomaton]) -> TokenAutomaton:

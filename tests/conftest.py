@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Has tests compile constraints themselves, and write none into the home folder."""
-    os.environ["DLLM_CACHE"] = str(tmp_path_factory.mktemp("dllm_cache"))
+    dllm.constraints.cache_folder(tmp_path_factory.mktemp("dllm_cache"))
 
 
 @pytest.fixture(scope="session")

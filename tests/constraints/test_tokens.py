@@ -6,6 +6,8 @@ import itertools
 import logging
 import random
 import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,10 @@ from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 import dllm
-from dllm.constraints import Choice, Ends, Regex, TokenAutomaton
+from dllm.constraints import Choice, Ends, Regex, TokenAutomaton, cache_folder
 from dllm.constraints.automaton import DEAD, ENDLESS, NEVER
 from dllm.constraints.base import forget
-from dllm.constraints.stored import folder
+from dllm.constraints.stored import digest_of, folder, maker
 from dllm.constraints.vocabulary import vocabulary_of
 from tests.support.vocabularies import SPECIAL, byte_level, finished, large_byte_level, plain
 from tests.support.vocabularies import sentencepiece as marked
@@ -232,10 +234,12 @@ def same(one: TokenAutomaton, other: TokenAutomaton) -> bool:
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("DLLM_CACHE", str(tmp_path))
+def cache(tmp_path: Path) -> Iterator[Path]:
+    usual = folder()
+    cache_folder(tmp_path)
     forget()
-    return tmp_path / "constraints"
+    yield tmp_path
+    cache_folder(usual)
 
 
 def test_an_automaton_is_kept_in_memory_and_on_the_disk(
@@ -306,22 +310,44 @@ def held(automaton: TokenAutomaton) -> dict[str, Any]:
 
 
 def test_a_folder_that_takes_no_file_is_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    blocked = tmp_path / "file"
+    blocked = cache / "file"
     blocked.write_text("")
-    monkeypatch.setenv("DLLM_CACHE", str(blocked))
-    forget()
+    cache_folder(blocked / "folder")
     with caplog.at_level(logging.WARNING):
         assert Regex("a+").at(STYLES["plain"][0]).num_states == 3
     assert "a compiled constraint is not kept" in caplog.text
 
 
-def test_where_files_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("DLLM_CACHE", str(tmp_path))
-    assert folder() == tmp_path / "constraints"
-    monkeypatch.delenv("DLLM_CACHE")
+def test_where_files_are_kept(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert folder() == cache
+    cache_folder("~/elsewhere")
+    assert folder() == Path.home() / "elsewhere"
+    cache_folder(None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert folder() == tmp_path / "dllm" / "constraints"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert folder() == Path.home() / ".cache" / "dllm" / "constraints"
+
+
+def test_files_of_another_source_are_not_read(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, _ = STYLES["plain"]
+    Regex("(ab)+").at(tokenizer)
+    forget()
+    monkeypatch.setattr("dllm.constraints.base.maker", lambda: "another")
+    Regex("(ab)+").at(tokenizer)
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_any_module_that_changes_is_another_source(tmp_path: Path) -> None:
+    source = Path(dllm.constraints.__path__[0])
+    copied = tmp_path / "constraints"
+    shutil.copytree(source, copied, ignore=shutil.ignore_patterns("__pycache__"))
+    before = digest_of(copied)
+    assert maker().startswith(f"{before} ")  # files that are no source do not count
+    module = copied / "regular" / "determinise.py"
+    module.write_text(module.read_text() + "# more\n")
+    assert digest_of(copied) != before
+    module.rename(copied / "determinise.py")
+    assert digest_of(copied) != before
