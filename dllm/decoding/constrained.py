@@ -169,12 +169,16 @@ def together(
     Of `tokens` (B, W) those `chosen` (B, W) bool, the surest first; `masked` (B, W) bool are the
     columns where anything may stand unless it is written.
     """
-    choice = _Choice(sets, tokens, masked, chosen)
+    choice = _Choice(sets, tokens, masked)
     fits = choice.fits(chosen)
-    if bool(fits.all()):  # in most steps: the host waits for this alone
+    most = int((chosen.sum(1) * ~fits).max())  # the host waits for this alone
+    if not most:  # in most steps
         return chosen
-    order = rank(confidence, chosen)
-    return choice.add(chosen & fits[:, None], order, (0, int(chosen.sum(1).max())), ~fits)
+    order, kept = rank(confidence, chosen), chosen & fits[:, None]
+    for place in range(most):
+        trial = kept | (chosen & (order == place))
+        kept = torch.where(choice.fits(trial)[:, None], trial, kept)
+    return kept
 
 
 @dataclass(frozen=True)
@@ -184,23 +188,6 @@ class _Choice:
     sets: Sets
     tokens: Tensor  # (B, W) int64
     masked: Tensor  # (B, W) bool: may hold anything unless it is written
-    chosen: Tensor  # (B, W) bool: what is to be written
-
-    def add(self, kept: Tensor, order: Tensor, among: tuple[int, int], rows: Tensor) -> Tensor:
-        """Adds those of some ranks to what is kept in `rows` (B,), one by one where they clash.
-
-        What fits with all before it fits with some of them, so halves are tried at once.
-        """
-        low, high = among
-        wanted = self.chosen & (order >= low) & (order < high) & rows[:, None]
-        fits = self.fits(kept | wanted) & rows
-        kept = torch.where(fits[:, None], kept | wanted, kept)
-        clashing = rows & ~fits
-        if high - low > 1 and bool(clashing.any()):
-            middle = (low + high) // 2
-            kept = self.add(kept, order, (low, middle), clashing)
-            kept = self.add(kept, order, (middle, high), clashing)
-        return kept
 
     def fits(self, written: Tensor) -> Tensor:
         """Returns whether rows can still be filled once some columns are written, (B,) bool."""

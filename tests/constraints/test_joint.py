@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from dllm.constraints.engine import Segment
 from dllm.constraints.language import OPEN
 from dllm.constraints.viterbi import best_classes, best_tokens, class_scores
 from dllm.decoding.constrained import Sets, together
 from tests.support.languages import Case, enumerated, random_case
+from tests.support.laws import transfers_of
 
 
 @pytest.mark.few(2)
@@ -31,6 +33,25 @@ def test_many_more_canvases() -> None:
     for seed in range(1000, 1200):
         check_together(random_case(seed), seed)
         check_best(random_case(seed), seed)
+
+
+@pytest.mark.parametrize("seed", [0, 2, 5])
+def test_commits_that_clash_wait_for_the_device_once(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a device is not the host: however many commits clash, one number is read."""
+    monkeypatch.setattr(Segment, "kinds", property(lambda it: [(True, True)] * len(it.jumps)))
+    one = random_case(seed)
+    sets = sets_of(one)
+    tokens, chosen = one.tokens.flip(0), one.masked & one.tables.joined(sets.reach)[:, None]
+    found: list[Tensor] = []
+    tries = (
+        found.append(together(sets, tokens, one.masked, each, tokens.float()))
+        for each in (chosen, torch.zeros_like(chosen))
+    )
+    assert transfers_of(tries, monkeypatch) == [1, 1]
+    monkeypatch.undo()
+    assert not torch.equal(found[0], chosen)  # some clashed
 
 
 def sets_of(one: Case) -> Sets:
