@@ -15,7 +15,7 @@ from dllm.models.config import UniformSpec
 from dllm.models.model import DenoisingModel
 from dllm.schedulers import Scheduler
 from dllm.schedulers.renoise import Renoise
-from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings
+from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings, check_joint
 from dllm.state.noise import CounterNoise
 
 
@@ -49,6 +49,7 @@ def check(model: DenoisingModel, settings: Settings) -> tuple[Scheduler, Cache]:
         raise ValueError(f"scheduler {name!r} needs first_token='feed' of its cache")
     if model.spec.attention == "masks_last":
         _check_masks_last(model.name, scheduler, settings)
+    check_joint(settings)
     if settings.constraint is not None:
         _check_constraint(model, scheduler, settings)
     if settings.verifier is not None:

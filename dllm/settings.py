@@ -200,6 +200,15 @@ class Settings(Options):
         return replace(found, **{name: made[name] for name in made if name not in texts})
 
 
+def check_joint(settings: Settings) -> None:
+    """Raises ValueError for a way to choose among the texts of a constraint that there is not."""
+    if settings.joint != "confidence" and settings.constraint is None:
+        raise ValueError(
+            f"joint={settings.joint!r} chooses among texts that a constraint allows, and none is "
+            "given: give constraint=..., or leave joint out"
+        )
+
+
 def resolve(
     defaults: Mapping[str, Any], base: Settings | None, given: Mapping[str, Any]
 ) -> Settings:

@@ -117,6 +117,7 @@ def test_what_no_answer_can_be_held_to_is_refused_before_a_model_is_loaded(
         ),
         (["--regex", "[0-9]", "--stop", "b"], "constraint refuses stop=('b',)"),
         (["--regex", "[0-9]", "-s", "lopa"], "constraint refuses scheduler 'lopa'"),
+        (["--joint", "map"], "joint='map' chooses among texts that a constraint allows"),
         (["--regex", "[0-9]", "-t", "1", "--joint", "map"], "joint='map' takes the most probable"),
         (["--regex", "a", "--set", "constraint={regex: b}"], "constraint is given twice"),
         (["--set", "constraint={regex: '('}"], "constraint: regex '(' is invalid at position 0"),

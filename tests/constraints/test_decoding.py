@@ -288,6 +288,10 @@ REFUSALS = [
     ({"constraint": ConstraintSpan(Regex("1"), 3, 4)}, "at_eos='stop' may end a row before"),
     ({"constraint": "[0-9]"}, "must be a Constraint"),
     ({"constraint": Regex("1"), "joint": "map", "temperature": 1}, "joint='map' takes the most"),
+    (
+        {"joint": "map"},
+        "joint='map' chooses among texts that a constraint allows, and none",
+    ),
 ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
@@ -44,12 +46,14 @@ def test_commits_that_clash_wait_for_the_device_once(
     one = random_case(seed)
     sets = sets_of(one)
     tokens, chosen = one.tokens.flip(0), one.masked & one.tables.joined(sets.reach)[:, None]
-    found: list[Tensor] = []
-    tries = (
-        found.append(together(sets, tokens, one.masked, each, tokens.float()))
-        for each in (chosen, torch.zeros_like(chosen))
-    )
-    assert transfers_of(tries, monkeypatch) == [1, 1]
+    found = []
+
+    def steps() -> Iterator[None]:
+        for each in (chosen, torch.zeros_like(chosen)):
+            found.append(together(sets, tokens, one.masked, each, tokens.float()))
+            yield
+
+    assert transfers_of(steps(), monkeypatch) == [1, 1]
     monkeypatch.undo()
     assert not torch.equal(found[0], chosen)  # some clashed
 

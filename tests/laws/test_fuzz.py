@@ -187,7 +187,7 @@ def check_alone(drawn: Combination, out: GenerationOutput) -> None:
     options = {**drawn.options, "seed": own}
     options.pop("batch_size", None)
     if "constraint" in options:
-        options["constraint"] = options["constraint"][row]
+        options["constraint"] = [options["constraint"][row]]
     alone = dllm.generate(fuzzed_model(drawn.model), [drawn.prompts[row]], **options)
     assert alone.sequences[0] == out.sequences[row], "a row depends on its batch"
     verifier = drawn.options.get("verifier") or {}
