@@ -1,9 +1,10 @@
-"""What it takes to compile constraints for a large vocabulary, cold and from the disk.
+"""What it takes to compile constraints for a large vocabulary, and what they add to a step.
 
     python -m benchmarks.constraints
 
 The vocabulary is made up: byte-level tokens in the proportions of real ones, letters of three
-scripts, digits, punctuation and runs of spaces.
+scripts, digits, punctuation and runs of spaces. A step is all that a constraint adds to one: the
+sets, the logits held to them, and the commits that go together.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Annotated, Any
 
+import torch
 import typer
 
+from benchmarks.constrained_steps import of_steps
 from benchmarks.machine import machine, write
-from benchmarks.options import Output, Repeats
+from benchmarks.options import Output, Repeats, Threads
 from dllm.constraints import Choice, Constraint, JsonSchema, Regex, cache_folder
 from dllm.constraints.base import forget
 from dllm.constraints.vocabulary import vocabulary_of
@@ -52,6 +55,7 @@ LANGUAGES: dict[str, Callable[[], Constraint]] = {
     "any text": lambda: Regex("(?s).*"),
     "up to 200 characters": lambda: Regex(".{0,200}"),
     "words of Unicode": lambda: Regex(r"\w+( \w+)*"),
+    "a date and words": lambda: Regex(r"\d{4}-\d{2}-\d{2}( \w+)*"),
     "1000 choices": lambda: Choice(f"choice number {number}" for number in range(1000)),
 }
 
@@ -59,9 +63,11 @@ LANGUAGES: dict[str, Callable[[], Constraint]] = {
 def main(
     tokens: Annotated[int, typer.Option(help="Tokens of the vocabulary.")] = 151_643,
     repeats: Repeats = 5,
+    threads: Threads = 1,
     output: Output = None,
 ) -> None:
-    """Measures how long constraints take to compile."""
+    """Measures how long constraints take to compile, and in a step."""
+    torch.set_num_threads(threads)
     tokenizer = large_byte_level(tokens, seed=0)
     start = perf_counter()
     vocabulary = vocabulary_of(tokenizer)
@@ -74,6 +80,7 @@ def main(
         record: dict[str, Any] = {"language": name} | rounds[0]
         for key in ("automaton_ms", "cold_ms", "disk_ms", "memory_ms"):
             record[key] = statistics.median(one[key] for one in rounds)
+        record["step_ms"] = of_steps(language(), tokenizer, len(tokenizer))
         found.append(record)
     vocabulary_record = {
         "tokens": len(tokenizer),

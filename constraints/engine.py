@@ -18,8 +18,6 @@ from torch import Tensor
 from dllm.constraints.automaton import NEVER
 from dllm.constraints.lines import RowLanguage, lines_of
 
-_MANY = 4096  # tokens of a vocabulary from which on a CPU reads one column's sets after the other
-
 
 @dataclass(frozen=True)
 class Segment:
@@ -29,19 +27,6 @@ class Segment:
     follow: Tensor  # (W, N) int64 where a column's token leads; where any may stand, nowhere
     jumps: Tensor  # (W, N) float32 1 where any token may stand
     end: Tensor  # (N,) float32 0 or 1
-
-    @cached_property
-    def kinds(self) -> list[tuple[bool, bool]]:
-        """Whether any token may stand at a column of some row, and whether one does, (W,).
-
-        Only where the host knows it without waiting: two thirds of the work are left out then.
-        """
-        if self.jumps.device.type != "cpu":
-            return [(True, True)] * len(self.jumps)
-        if not self.jumps.shape[1]:
-            return [(False, False)] * len(self.jumps)
-        some, every = self.jumps.amax(1).tolist(), self.jumps.amin(1).tolist()
-        return [(bool(any_), not all_) for any_, all_ in zip(some, every, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -59,7 +44,7 @@ class Tables:
     """
 
     def __init__(self, rows: Sequence[RowLanguage | None], device: torch.device) -> None:
-        lines = lines_of(rows)
+        lines = self.lines = lines_of(rows)
         made = {name: torch.from_numpy(value).to(device) for name, value in vars(lines).items()}
         self.device, self.num_rows = device, len(rows)
         self.num_states, self.num_classes = len(lines.row_of), lines.sizes.shape[1]
@@ -125,10 +110,9 @@ class Tables:
         follow, end = self.follow(tokens, columns, masked), self._tails[tails].float()
         return Segment(found[: self.num_states], follow, nothing, end)
 
-    def moved(self, segment: Segment, tokens: Tensor, columns: Tensor, masked: Tensor) -> Segment:
-        """Returns a segment with other tokens in its columns."""
-        jumps = self.jumps_of(columns, masked)
-        return replace(segment, follow=self.follow(tokens, columns, masked), jumps=jumps)
+    def read(self, entry: Tensor, tokens: Tensor, columns: Tensor, masked: Tensor) -> OnDevice:
+        """Returns what the columns of a window may hold, see `segment`."""
+        return OnDevice(self, columns, self.segment(entry, tokens, columns, masked))
 
     def jumps_of(self, columns: Tensor, masked: Tensor) -> Tensor:
         """Returns where any token may stand, (W, N) float32; `masked` is (B, W)."""
@@ -155,37 +139,27 @@ class Tables:
 
     def reach(self, segment: Segment) -> Reach:
         """Returns the states on both sides of every column of a segment."""
-        before = self._forwards(segment)
-        after = torch.zeros_like(before)
+        after = segment.end.new_empty(len(segment.jumps) + 1, self.num_states)
         after[-1] = segment.end
-        lines, columns = after.unbind(), range(len(segment.kinds) - 1, -1, -1)
-        for column in columns:
+        lines = after.unbind()
+        for column in range(len(segment.jumps) - 1, -1, -1):
             found, later = lines[column], lines[column + 1]
-            jumps, steps = segment.kinds[column]
-            if steps:
-                torch.index_select(later, 0, segment.follow[column], out=found)
-            if jumps:
-                into = later.index_select(0, self.targets)
-                known = found if not steps else torch.zeros_like(found)
-                known.scatter_reduce_(0, self.sources, into, "amax")
-                if steps:
-                    found.addcmul_(known, segment.jumps[column])
-        return Reach(before, after)
+            torch.index_select(later, 0, segment.follow[column], out=found)
+            into = later.index_select(0, self.targets)
+            known = torch.zeros_like(found).scatter_reduce_(0, self.sources, into, "amax")
+            found.addcmul_(known, segment.jumps[column])
+        return Reach(self._forwards(segment), after)
 
     def _forwards(self, segment: Segment) -> Tensor:
         """Returns which states are reached before each column, (W + 1, N) float32."""
-        found = torch.zeros(len(segment.kinds) + 1, self.num_states, device=self.device)
+        found = torch.zeros(len(segment.jumps) + 1, self.num_states, device=self.device)
         found[0] = segment.entry
         lines = found.unbind()
-        for column, (jumps, steps) in enumerate(segment.kinds):
+        for column, (follow, jumps) in enumerate(zip(segment.follow, segment.jumps, strict=True)):
             now, later = lines[column], lines[column + 1]
-            if steps:
-                later.scatter_reduce_(0, segment.follow[column], now, "amax")
-            if jumps:
-                leaving = now * segment.jumps[column] if steps else now
-                later.scatter_reduce_(
-                    0, self.targets, leaving.index_select(0, self.sources), "amax"
-                )
+            later.scatter_reduce_(0, follow, now, "amax")
+            leaving = (now * jumps).index_select(0, self.sources)
+            later.scatter_reduce_(0, self.targets, leaving, "amax")
         return found
 
     def feasible(self, segment: Segment) -> Tensor:
@@ -201,31 +175,24 @@ class Tables:
 
         Any token of such a class, whatever is there now, if nothing else is written.
         """
-        width = reach.before.shape[0] - 1
+        return self.between(reach.before[:-1], reach.after[1:])
+
+    def between(self, before: Tensor, after: Tensor) -> Tensor:
+        """Returns which classes join states before and behind columns (W, N), (B, W, K) bool."""
         if not len(self._label_arrows):
-            return self.free[:, None, None].expand(-1, width, self.num_classes)
-        before = reach.before[:-1].T.contiguous().index_select(0, self.sources)
-        after = reach.after[1:].T.contiguous().index_select(0, self.targets)
+            return self.free[:, None, None].expand(-1, len(before), self.num_classes)
+        before = before.T.contiguous().index_select(0, self.sources)
+        after = after.T.contiguous().index_select(0, self.targets)
         taken = torch.embedding_bag(before.mul_(after), self._label_arrows, self._bags)[0] > 0
         sets = taken.unflatten(0, (self.num_rows, self.num_classes)).transpose(1, 2)
         return sets | self.free[:, None, None]
 
-    def penalty(self, sets: Tensor) -> Tensor:
-        """Returns what to add to logits, (B, w, V) float32: -inf to tokens not in a set.
-
-        `sets` (B, w, K) bool are of classes.
-        """
-        barred = torch.zeros(sets.shape, device=self.device).masked_fill_(~sets, -torch.inf)
-        if len(self.classes) > 1:
-            each = self.classes[self.language_of][:, None].expand(-1, sets.shape[1], -1)
-            return barred.gather(-1, each)
-        classes = self.classes[0]
-        if self.device.type != "cpu" or len(classes) < _MANY:
-            return barred.index_select(-1, classes)
-        found = barred.new_empty(*sets.shape[:2], len(classes))
-        for line, into in zip(barred.flatten(0, 1), found.flatten(0, 1), strict=True):
-            torch.index_select(line, 0, classes, out=into)  # a third of the time of all at once
-        return found
+    def barred(self, sets: Tensor) -> Tensor:
+        """Returns the tokens that are not in sets (B, w, K) bool of classes, (B, w, V) bool."""
+        if len(self.classes) == 1:
+            return (~sets).index_select(-1, self.classes[0])
+        each = self.classes[self.language_of][:, None].expand(-1, sets.shape[1], -1)
+        return (~sets).gather(-1, each)
 
     def _next(self, states: Tensor, classes: Tensor) -> Tensor:
         """Returns the states that classes of tokens lead to."""
@@ -236,3 +203,48 @@ class Tables:
         """Returns which rows have one of some states (N,), (B,) bool."""
         found = torch.zeros(self.num_rows, device=self.device)
         return found.index_add_(0, self.row_of, states) > 0
+
+
+@dataclass(frozen=True, eq=False)
+class OnDevice:
+    """What the columns of a window may hold, as tensors: the host waits for nothing."""
+
+    tables: Tables
+    columns: Tensor  # (B, W) int64
+    segment: Segment  # what stands there
+
+    @cached_property
+    def allowed(self) -> Tensor:
+        """The classes of tokens that each column may hold, (B, W, K) bool."""
+        inside = self.tables.inside(self.columns)[..., None]
+        return self.tables.allowed(self.tables.reach(self.segment)) | ~inside
+
+    @property
+    def single(self) -> Tensor:
+        """Which columns may hold one token alone, (B, W) bool."""
+        counts = torch.einsum("bwk,bk->bw", self.allowed.float(), self.tables.sizes)
+        return (counts == 1) & self.tables.inside(self.columns)
+
+    def hold(self, logits: Tensor, places: Tensor | None, keep: int, spare: bool) -> Tensor:
+        """Returns logits (B, w, V) with -inf for what their columns may not hold.
+
+        `places` (B, w) int64 are the columns that they are of, by place in the window; None: all.
+        The token `keep` keeps its logits. `spare` logits are nobody else's, and may be written.
+        """
+        allowed = self.allowed
+        if places is not None:
+            at = places[..., None].expand(-1, -1, allowed.shape[-1])
+            allowed = allowed.gather(1, at)
+        barred = self.tables.barred(allowed)
+        barred[..., keep] = False
+        return (logits.masked_fill_ if spare else logits.masked_fill)(barred, -torch.inf)
+
+    def fits(self, tokens: Tensor, masked: Tensor) -> Tensor:
+        """Returns which rows can still be filled with other tokens in the window, (B,) bool.
+
+        `masked` (B, W) bool are columns where any may stand.
+        """
+        tables, columns = self.tables, self.columns
+        follow = tables.follow(tokens, columns, masked)
+        moved = replace(self.segment, follow=follow, jumps=tables.jumps_of(columns, masked))
+        return tables.feasible(moved)

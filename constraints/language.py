@@ -26,6 +26,12 @@ class Language:
         return np.bincount(self.automaton.class_of, minlength=self.automaton.num_classes)
 
     @cached_property
+    def members(self) -> list[NDArray[np.int64]]:
+        """The tokens of each class."""
+        order = np.argsort(self.automaton.class_of, kind="stable")
+        return np.split(order, self.sizes.cumsum()[:-1])
+
+    @cached_property
     def _arrows(self) -> tuple[NDArray[np.int64], ...]:
         """The pairs of states that a token joins, (E,) twice, and pair and class of labels (n,)."""
         states, classes = np.nonzero(self.table >= 0)

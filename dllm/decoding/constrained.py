@@ -10,7 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dllm.constraints.engine import Reach, Segment, Tables
+from dllm.constraints.engine import OnDevice, Tables
+from dllm.constraints.host import Host, OnHost, on_host
 from dllm.constraints.lines import RowLanguage
 from dllm.constraints.viterbi import best_classes, best_tokens, class_scores
 from dllm.state.candidates import Candidates, rank
@@ -37,6 +38,7 @@ class Constrained:
     joint: Joint = "confidence"
     _seated: tuple[int, ...] = ()
     _tables: Tables | None = None
+    _host: Host | None = None  # where the host computes by itself
     _entry: Tensor = field(default_factory=lambda: torch.empty(0))  # (B,) int64
 
     def enter(self, canvas: Canvas, progress: Progress, prompts: tuple[int, ...]) -> None:
@@ -46,7 +48,8 @@ class Constrained:
         """
         if prompts != self._seated:
             seated = [self.rows[prompt] for prompt in prompts]
-            self._tables = Tables(seated, self.device) if any(seated) else None
+            self._tables = tables = Tables(seated, self.device) if any(seated) else None
+            self._host = Host(tables, seated) if tables is not None and on_host(tables) else None
             self._seated = prompts
         elif not progress.entered:
             return
@@ -56,15 +59,19 @@ class Constrained:
             most = int(passed.clamp(min=0).max())  # the host waits, once a block
             self._entry = self._tables.states_at(canvas.tokens, column, most)
 
-    def sets(self, canvas: Canvas) -> Sets | None:
-        """Returns what each column of the window may hold; None: no row has a language."""
-        if self._tables is None:
+    def sets(self, canvas: Canvas, spare: bool = False) -> Sets | None:
+        """Returns what each column of the window may hold; None: no row has a language.
+
+        Where `spare`, nobody else reads the logits that will be held to it.
+        """
+        tables, columns = self._tables, canvas.columns()
+        if tables is None:
             return None
-        columns = canvas.columns()
         tokens, masked = canvas.tokens.gather(1, columns), canvas.masked.gather(1, columns)
-        segment = self._tables.segment(self._entry, tokens, columns, masked)
+        given = (self._entry, tokens, columns, masked)
+        read = tables.read(*given) if self._host is None else self._host.read(*given)
         mask = canvas.layout.mask_token_id
-        return Sets(self._tables, columns, tokens, masked, segment, mask, self.joint)
+        return Sets(tables, read, *given, mask, self.joint, spare)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,42 +79,36 @@ class Sets:
     """The tokens that each column of a window may hold, if nothing else of its row changes."""
 
     tables: Tables
-    columns: Tensor  # (B, W) int64
+    read: OnDevice | OnHost
+    entry: Tensor  # (B,) int64 the states before the window
     tokens: Tensor  # (B, W) int64
+    columns: Tensor  # (B, W) int64
     masked: Tensor  # (B, W) bool: any token may still come here
-    segment: Segment  # the same as states
     mask_token_id: int
     joint: Joint
+    spare: bool = False  # `held` may write into the logits that it is given
 
-    @cached_property
-    def reach(self) -> Reach:
-        """The states on both sides of every column."""
-        return self.tables.reach(self.segment)
-
-    @cached_property
+    @property
     def allowed(self) -> Tensor:
         """The classes of tokens that each column may hold, (B, W, K) bool."""
-        inside = self.tables.inside(self.columns)[..., None]
-        return self.tables.allowed(self.reach) | ~inside
+        return self.read.allowed
 
     @cached_property
     def compelled(self) -> Tensor:
         """Which masked columns may hold a single token, (B, W) bool."""
-        count = torch.einsum("bwk,bk->bw", self.allowed.float(), self.tables.sizes)
-        return (count == 1) & self.masked & self.tables.inside(self.columns)
+        return self.read.single & self.masked
 
-    def held(self, logits: Tensor, places: Tensor | None) -> Tensor:
-        """Returns logits (B, w, V) with -inf for what their columns may not hold.
+    def held(
+        self, logits: Tensor, places: Tensor | None, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Returns logits (B, w, V) in a dtype, with -inf for what their columns may not hold.
 
         `places` (B, w) int64 are the columns that they are of, by place in the window; None: all.
+        The mask token is never proposed, and stays in the softmax.
         """
-        allowed = self.allowed
-        if places is not None:
-            at = places[..., None].expand(-1, -1, allowed.shape[-1])
-            allowed = allowed.gather(1, at)
-        penalty = self.tables.penalty(allowed).to(logits.dtype)
-        penalty[..., self.mask_token_id] = 0  # it is never proposed, and stays in the softmax
-        return penalty.add_(logits)
+        wide = logits.to(dtype)
+        spare = self.spare or wide is not logits
+        return self.read.hold(wide, places, self.mask_token_id, spare)
 
     def chosen(self, candidates: Candidates, logits: Tensor) -> Candidates:
         """Returns candidates with the tokens of the most probable filling, where it is asked for.
@@ -121,7 +122,8 @@ class Sets:
             at = places[..., None].expand_as(scores)
             wide = scores.new_zeros(*self.columns.shape, scores.shape[-1])
             scores = wide.scatter_(1, at, scores)
-        classes = best_classes(self.tables, self.segment, scores)
+        segment = self.tables.segment(self.entry, self.tokens, self.columns, self.masked)
+        classes = best_classes(self.tables, segment, scores)
         held = classes if places is None else classes.gather(1, places)
         tokens = best_tokens(self.tables, logits, held)
         if places is not None:
@@ -191,7 +193,5 @@ class _Choice:
 
     def fits(self, written: Tensor) -> Tensor:
         """Returns whether rows can still be filled once some columns are written, (B,) bool."""
-        sets = self.sets
-        tokens = torch.where(written, self.tokens, sets.tokens)
-        moved = sets.tables.moved(sets.segment, tokens, sets.columns, self.masked & ~written)
-        return sets.tables.feasible(moved)
+        tokens = torch.where(written, self.tokens, self.sets.tokens)
+        return self.sets.read.fits(tokens, self.masked & ~written)

@@ -65,6 +65,7 @@ class PassResult:
     logits: Tensor  # (B, w, V), with those of `plan.policy.further` behind
     store: KVStore | None = None  # as the pass left it
     shadow: Tensor | None = None  # (B, W, V) of the window's columns read without themselves
+    spare: bool = False  # nobody else reads the logits
 
 
 @dataclass(frozen=True)
@@ -99,11 +100,11 @@ class Step:
 
     def take(self, canvas: Canvas, window: Window, result: PassResult) -> StepEvent:
         """Decides on what a pass gave, and writes the decision."""
-        plan, logits, further, sets = result.plan, result.logits, None, self._sets(canvas)
+        plan, logits, further = result.plan, result.logits, None
+        sets = self._sets(canvas, result.spare)
         if canvas.scheduler_state is None:
             canvas.start_scheduler(self.scheduler.start(self._setup(canvas, logits)))
-        if plan.policy is not None and plan.policy.further is not None:
-            columns = plan.policy.further
+        if plan.policy is not None and (columns := plan.policy.further) is not None:
             own = logits.shape[1] - columns.shape[1]
             logits, more = logits[:, :own], logits[:, own:]
             more = self._processed(more, columns, canvas)
@@ -113,7 +114,7 @@ class Step:
         candidates, shadow = self.propose(canvas, plan, logits, sets), None
         if result.shadow is not None:
             alone = self._processed(result.shadow, window.columns, canvas)
-            alone = alone if sets is None else sets.held(alone, None)
+            alone = alone if sets is None else sets.held(alone, None, self.sampling.dtype)
             shadow = Candidates(alone.to(candidates.logits.dtype), candidates.token)
         if self.cache.watches:
             canvas.note_pass(self.cache.watch(canvas, plan, result.store, candidates, further))
@@ -134,13 +135,13 @@ class Step:
         logits = self._processed(logits, at, canvas)
         sets = self._sets(canvas) if sets is None else sets
         if sets is not None:
-            logits = sets.held(logits.to(self.sampling.dtype), places)
+            logits = sets.held(logits, places, self.sampling.dtype)
         proposed = self.sampling.propose(logits, self.noise, columns, canvas.step, places)
         return proposed if sets is None else sets.chosen(proposed, logits)
 
-    def _sets(self, canvas: Canvas) -> Sets | None:
+    def _sets(self, canvas: Canvas, spare: bool = False) -> Sets | None:
         """Returns what columns may hold; None: anything."""
-        return None if self.constrained is None else self.constrained.sets(canvas)
+        return None if self.constrained is None else self.constrained.sets(canvas, spare)
 
     def _processed(self, logits: Tensor, columns: Tensor, canvas: Canvas) -> Tensor:
         """Returns the logits (B, w, V) of columns (B, w) as the call's own rules leave them."""
@@ -192,7 +193,8 @@ class PlainPasses:
         if self.narrows:
             plan = keep_logits(plan, canvas, progress)
         window = canvas.window(plan)
-        result = PassResult(plan, forward(canvas.tokens, plan), forward.store)
+        spare, logits = self.observer is None, forward(canvas.tokens, plan)
+        result = PassResult(plan, logits, forward.store, spare=spare)
         if self.observer is not None:
             self.observer(self.record(canvas, window, result, progress, forward.model))
         return self.step.take(canvas, window, result)
@@ -248,13 +250,11 @@ class ComparingPasses:
         tokens = variants.fill(canvas.tokens)
         logits = forward(tokens, wide)
         view = canvas.view(window, step.noise).of_variants(variants.columns)
-        own = logits[:, : window.columns.shape[1]]
+        own, lengths = logits[:, : window.columns.shape[1]], (view.prompt_length, view.length)
         if step.processing is not None:
-            rows_ = Rows(tokens, view.prompt_length, view.length)
-            own = step.processing(own.to(step.sampling.dtype), view.columns, rows_)
+            own = step.processing(own.to(step.sampling.dtype), view.columns, Rows(tokens, *lengths))
         candidates = step.sampling.propose(own, step.noise, view.columns, view.step)
-        score = step.scheduler.appraise(candidates, view, variants)
-        winner = variants.pick(score, window.active)
+        winner = variants.pick(step.scheduler.appraise(candidates, view, variants), window.active)
         adopt_variants(canvas, winner, window.active)
         best = rows * count + winner
         if store is not None:

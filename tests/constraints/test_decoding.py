@@ -15,7 +15,6 @@ import torch
 import dllm
 from dllm.constraints import Choice, Constraint, ConstraintSpan, Ends, Regex
 from dllm.constraints.automaton import TokenAutomaton
-from dllm.constraints.engine import Segment
 from dllm.constraints.language import language_of, shortest_length
 from tests.support.languages import Spelled, automaton_of, random_automaton, universal
 from tests.support.laws import options_of, refusal, suited, transfers_of
@@ -122,7 +121,7 @@ def test_a_step_waits_for_the_device_once_more(monkeypatch: pytest.MonkeyPatch) 
     asked = [Spelled(automaton_of([[0, 1], [1, 0]], [True, False])), None] * 2
     how: dict[str, Any] = {"constraint": asked, "scheduler": "fixed_quota", **SLOTS}
     plain = dllm.generate(spoken(), prompts, **how)
-    monkeypatch.setattr(Segment, "kinds", property(lambda it: [(True, True)] * len(it.jumps)))
+    monkeypatch.setattr("dllm.decoding.constrained.on_host", lambda _: False)
     running = dllm.stream(spoken(), prompts, **how)
     events = iter(running)
     next(events)  # tables are built once

@@ -29,17 +29,17 @@ def check_sets(one: Case) -> None:
     reach = one.tables.reach(segment)
     feasible = one.tables.feasible(segment)
     assert torch.equal(feasible, one.tables.joined(reach))
-    penalty = one.tables.penalty(one.tables.allowed(reach))
+    barred = one.tables.barred(one.tables.allowed(reach))
     for place, (row, held) in enumerate(zip(one.rows, one.held, strict=True)):
         if row is None:
             assert feasible[place]
-            assert (penalty[place] == 0).all()
+            assert not barred[place].any()
             continue
         automaton = row.language.automaton
         all_of = enumerated(automaton, held)
         assert bool(feasible[place]) == bool(all_of.fillings)
         for column in range(len(held)):
-            (found,) = np.nonzero(penalty[place, row.start + column].numpy() == 0)
+            (found,) = np.nonzero(~barred[place, row.start + column].numpy())
             assert set(found.tolist()) == all_of.allowed(automaton, column)
 
 
@@ -62,7 +62,7 @@ def test_what_stands_before_a_window_is_one_state(seed: int) -> None:
     entry = tables.states_at(tokens, torch.tensor([4]), 4)
     columns = torch.arange(4, 7)[None]
     segment = tables.segment(entry, tokens[:, 4:7], columns, masked[:, 4:7])
-    allowed = tables.penalty(tables.allowed(tables.reach(segment)))[0] == 0
+    allowed = ~tables.barred(tables.allowed(tables.reach(segment)))[0]
     canvas = [*word[:2], OPEN, word[3], OPEN, OPEN]
     all_of = enumerated(automaton, canvas)
     for place in range(3):
@@ -79,7 +79,7 @@ def test_given_text_behind_the_window_counts() -> None:
     tables = Tables([row], torch.device("cpu"))
     first = torch.zeros(1, 1, dtype=torch.int64)
     segment = tables.segment(tables.first, first, first, torch.ones(1, 1, dtype=torch.bool))
-    allowed = tables.penalty(tables.allowed(tables.reach(segment)))[0, 0] == 0
+    allowed = ~tables.barred(tables.allowed(tables.reach(segment)))[0, 0]
     assert allowed.tolist() == [True, False]
 
 

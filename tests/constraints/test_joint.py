@@ -8,19 +8,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from dllm.constraints.engine import Segment
+from dllm.constraints.host import Host
 from dllm.constraints.language import OPEN
 from dllm.constraints.viterbi import best_classes, best_tokens, class_scores
 from dllm.decoding.constrained import Sets, together
 from tests.support.languages import Case, enumerated, random_case
 from tests.support.laws import transfers_of
 
+NO_TOKEN = -1  # the place of a mask token that is in no vocabulary
+
 
 @pytest.mark.few(2)
 @pytest.mark.parametrize("seed", range(6))
 def test_commits_together_are_those_of_enumeration(seed: int) -> None:
     for number in range(18 * seed, 18 * seed + 18):
-        check_together(random_case(number), number)
+        for host in (True, False):
+            check_together(random_case(number), number, host)
 
 
 @pytest.mark.few(2)
@@ -33,7 +36,8 @@ def test_the_most_probable_filling_is_that_of_enumeration(seed: int) -> None:
 @pytest.mark.slow
 def test_many_more_canvases() -> None:
     for seed in range(1000, 1200):
-        check_together(random_case(seed), seed)
+        for host in (True, False):
+            check_together(random_case(seed), seed, host)
         check_best(random_case(seed), seed)
 
 
@@ -42,10 +46,9 @@ def test_commits_that_clash_wait_for_the_device_once(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where a device is not the host: however many commits clash, one number is read."""
-    monkeypatch.setattr(Segment, "kinds", property(lambda it: [(True, True)] * len(it.jumps)))
     one = random_case(seed)
-    sets = sets_of(one)
-    tokens, chosen = one.tokens.flip(0), one.masked & one.tables.joined(sets.reach)[:, None]
+    sets = sets_of(one, host=False)
+    tokens, chosen = one.tokens.flip(0), one.masked & one.feasible[:, None]
     found = []
 
     def steps() -> Iterator[None]:
@@ -58,21 +61,22 @@ def test_commits_that_clash_wait_for_the_device_once(
     assert not torch.equal(found[0], chosen)  # some clashed
 
 
-def sets_of(one: Case) -> Sets:
-    mask = -1  # of no column
-    segment = one.segment()
-    return Sets(one.tables, one.columns, one.tokens, one.masked, segment, mask, "confidence")
+def sets_of(one: Case, host: bool) -> Sets:
+    """Returns the sets of a case as the host makes them, or as tensors."""
+    given = (one.tables.first, one.tokens, one.columns, one.masked)
+    read = Host(one.tables, one.rows).read(*given) if host else one.tables.read(*given)
+    return Sets(one.tables, read, *given, NO_TOKEN, "confidence")
 
 
-def check_together(one: Case, seed: int) -> None:
+def check_together(one: Case, seed: int, host: bool) -> None:
     """Each row takes the surest commits, one after the other, that leave some filling."""
     source = torch.Generator().manual_seed(seed)
-    sets = sets_of(one)
+    sets = sets_of(one, host)
     logits = torch.rand(*one.tokens.shape, one.tables.classes.shape[1], generator=source)
-    logits = logits + one.tables.penalty(sets.allowed)
+    logits = logits.masked_fill(one.tables.barred(sets.allowed), -torch.inf)
     tokens, confidence = logits.argmax(-1), torch.rand(one.tokens.shape, generator=source)
     chosen = one.masked & (torch.rand(one.tokens.shape, generator=source) < 0.7)
-    chosen = chosen & one.tables.joined(sets.reach)[:, None]
+    chosen = chosen & one.feasible[:, None]
     found = together(sets, tokens, one.masked, chosen, confidence)
     for place, (row, held) in enumerate(zip(one.rows, one.held, strict=True)):
         if row is None:

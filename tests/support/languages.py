@@ -122,6 +122,11 @@ class Case:
         """All columns of all rows, (B, C)."""
         return torch.arange(self.tokens.shape[1]).expand_as(self.tokens)
 
+    @property
+    def feasible(self) -> Tensor:
+        """Which rows some filling is in the language of, or that have none, (B,) bool."""
+        return self.tables.feasible(self.segment())
+
     def segment(self) -> Segment:
         """Returns all columns as a segment."""
         return self.tables.segment(self.tables.first, self.tokens, self.columns, self.masked)
