@@ -59,7 +59,7 @@ class Bound:
         elif self.most is not None:
             np.minimum(logits, self.most, out=into)
         else:
-            if into.ctypes.data != logits.ctypes.data:
+            if into is not logits:
                 into[:] = logits
             into[self.barred] = -np.inf
 
@@ -257,14 +257,14 @@ class OnHost:
         As `OnDevice.hold`, in their place where nobody else reads them: there is much of them.
         """
         found = logits if spare else torch.empty_like(logits)
-        kept = logits[..., keep].clone()
-        width = range(logits.shape[1])
+        kept, width = logits[..., keep].clone(), range(logits.shape[1])
         for row, (given, into) in enumerate(zip(logits.numpy(), found.numpy(), strict=True)):
             at = width if places is None else places[row].tolist()
             for column, old, line in zip(at, given, into, strict=True):
-                inside = self.inside[row, column]
-                bound = self.host.bound(row, self.held[column]) if inside else _ALL
-                bound.keep(old, line)
+                bound = _ALL
+                if self.inside[row, column]:
+                    bound = self.host.bound(row, self.held[column])
+                bound.keep(line if spare else old, line)
         found[..., keep] = kept
         return found
 

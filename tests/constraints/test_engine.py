@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dllm.constraints.engine import Tables
+from dllm.constraints.host import Host
 from dllm.constraints.language import OPEN, language_of, shortest_length
 from dllm.constraints.lines import RowLanguage
 from tests.support.languages import Case, automaton_of, enumerated, random_automaton, random_case
@@ -41,6 +42,47 @@ def check_sets(one: Case) -> None:
         for column in range(len(held)):
             (found,) = np.nonzero(~barred[place, row.start + column].numpy())
             assert set(found.tolist()) == all_of.allowed(automaton, column)
+
+
+@pytest.mark.parametrize("few", [0, 2, 4096])
+@pytest.mark.parametrize("spare", [False, True])
+def test_a_host_holds_logits_as_a_device_does(
+    few: int, spare: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the tokens that are few, or by a bound of each; in place where that is allowed."""
+    monkeypatch.setattr("dllm.constraints.host._FEW", few)
+    for seed in range(8):
+        one = random_case(seed)
+        given = (one.tables.first, one.tokens, one.columns, one.masked)
+        host, device = Host(one.tables, one.rows).read(*given), one.tables.read(*given)
+        assert torch.equal(host.allowed, device.allowed)
+        assert torch.equal(host.single, device.single)
+        shape = (*one.tokens.shape, one.tables.classes.shape[1])
+        logits = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        places = one.columns.flip(1)[:, ::2]
+        at = places[..., None].expand(-1, -1, shape[-1])
+        for chosen, where in ((logits, None), (logits.gather(1, at), places)):
+            own = chosen.clone()
+            expected = device.hold(chosen, where, seed % 2, False)
+            found = host.hold(own, where, seed % 2, spare)
+            assert torch.equal(found, expected)
+            assert torch.equal(own, expected if spare else chosen)
+            assert torch.equal(device.hold(chosen.clone(), where, seed % 2, True), expected)
+
+
+def test_a_host_forgets_and_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However little is kept between steps, and in whatever order canvases come."""
+    monkeypatch.setattr("dllm.constraints.host._MOST", 200)
+    one = random_case(3)
+    host, source = Host(one.tables, one.rows), torch.Generator().manual_seed(0)
+    for seed in range(20):
+        masked = one.masked & (torch.rand(one.tokens.shape, generator=source) < 0.5 + seed / 40)
+        given = (one.tables.first, one.tokens, one.columns, masked)
+        found, expected = host.read(*given), one.tables.read(*given)
+        assert torch.equal(found.allowed, expected.allowed)
+        assert torch.equal(
+            found.fits(one.tokens, one.masked), expected.fits(one.tokens, one.masked)
+        )
 
 
 @pytest.mark.parametrize("seed", range(12))
