@@ -72,7 +72,10 @@ class DenoisingModel(Protocol):
         ...
 
     def forward(self, tokens: Tensor, plan: StepPlan, store: KVStore | None) -> Tensor:
-        """Returns logits (B, w, V): the i-th of column `positions[logit_rows[i]] + logit_shift`."""
+        """Returns logits (B, w, V): the i-th of column `positions[logit_rows[i]] + logit_shift`.
+
+        They are new ones: the caller may write into them.
+        """
         ...
 
 
