@@ -1,17 +1,26 @@
-"""`Grammar`: the texts of a context-free grammar in Lark's syntax, nested to a bounded depth."""
+"""`Grammar`: the texts of a context-free grammar in Lark's syntax, and how rows are held to it."""
 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal, get_args
 
 from dllm.constraints.automaton import ByteAutomaton
 from dllm.constraints.base import Constraint, Kind
+from dllm.constraints.context_free.costs import costs_of
+from dllm.constraints.context_free.network import Network, network_of
 from dllm.constraints.regex import expression_of
-from dllm.constraints.regular.determinise import automaton_of
+from dllm.constraints.regular.determinise import TooLargeError, automaton_of
 from dllm.constraints.regular.expression import Either, Expression, Repeated, joined
 from dllm.constraints.regular.regularise import Bounded, Rules
+from dllm.constraints.span import ConstraintSpan
+
+# "depth": an automaton of texts nested to a bounded depth, and exact sets of tokens from it.
+# "emptiness": the whole language; each token is asked about before it is written.
+Method = Literal["depth", "emptiness"]
 
 _STANDARD = "lark"  # the package whose grammars %import may name
 
@@ -26,26 +35,41 @@ class Grammar(Constraint):
 
     A grammar that never stands inside itself is exact. Of others each rule is used up to `depth`
     times inside itself with text on both sides, and `kind` is "under"; repetitions at the left or
-    at the right end do not count as depth. Raises ValueError, with line and column, for what is no
-    grammar, for terminals that are no regular language, %declare and imports of files.
+    at the right end do not count as depth.
+
+    With `method="emptiness"` nothing is cut and `depth` has no part: a token is written if the
+    grammar has a text with what stands there, and any text where masks are (arXiv 2508.10111).
+    `kind` is "over", since the masks may be too few or too many for that text; where they are, some
+    tokens are written anew. Answers are in the language in any case.
+
+    Raises ValueError, with line and column, for what is no grammar, for terminals that are no
+    regular language, %declare and imports of files.
     """
 
     text: str
     start: str = "start"
     depth: int = 4
+    method: Method = "depth"
     _bounded: Bounded = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.depth < 0:
             raise ValueError(f"depth={self.depth} must be at least 0")
+        if self.method not in get_args(Method):
+            raise ValueError(f"method={self.method!r} must be one of {', '.join(get_args(Method))}")
         object.__setattr__(self, "_bounded", _read(self.text, self.start))
 
     @property
     def source(self) -> str:
-        return json.dumps([self.text, self.start, self.depth], ensure_ascii=False)
+        parts: list[str | int] = [self.text, self.start, self.depth]
+        if self.method != "depth":
+            parts.append(self.method)
+        return json.dumps(parts, ensure_ascii=False)
 
     @property
     def kind(self) -> Kind:
+        if self.method == "emptiness":
+            return "over"
         return "under" if self._bounded.cut else "exact"
 
     @property
@@ -53,7 +77,41 @@ class Grammar(Constraint):
         return self.text
 
     def build(self) -> ByteAutomaton:
+        if self.by_token:
+            raise ValueError(
+                f"a Grammar with method={self.method!r} has no automaton, which holes of templates "
+                "and exact sets need: take method='depth'"
+            )
         return automaton_of(self._bounded.expression(self.depth))
+
+    @property
+    def by_token(self) -> bool:
+        """Whether each token is asked about by itself: there is no automaton."""
+        return self.method != "depth"
+
+    @cached_property
+    def network(self) -> Network:
+        """The grammar as a network; raises ValueError where it has no text or is too large."""
+        bounded = self._bounded
+        try:
+            network = network_of(bounded.rules, bounded.start, bounded.behind)
+        except TooLargeError as error:
+            raise ValueError(f"{self} is too large: {error}") from None
+        if costs_of(network).rest[network.first] == math.inf:
+            raise ValueError(f"{self} accepts no text at all")
+        return network
+
+    def check(self) -> None:
+        """Raises ValueError where no text is in the language, or it is too large."""
+        _ = self.network if self.by_token else self.byte_automaton()
+
+
+def asks_by_token(given: object) -> bool:
+    """Returns whether a constraint, or one of a list, is a grammar that is asked token by token."""
+    if isinstance(given, list):
+        return any(map(asks_by_token, given))
+    one = given.constraint if isinstance(given, ConstraintSpan) else given
+    return isinstance(one, Grammar) and one.by_token
 
 
 def _read(text: str, start: str) -> Bounded:

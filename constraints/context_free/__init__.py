@@ -1,0 +1,1 @@
+"""Context-free languages as they are: whether gaps in a text can be filled, and how."""
