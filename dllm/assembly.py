@@ -9,7 +9,7 @@ import torch
 from dllm.cache import Cache
 from dllm.compatible import check, check_verifier
 from dllm.decoding.batching import continuous_batch
-from dllm.decoding.constrained import Constrained
+from dllm.decoding.held import HeldRows
 from dllm.decoding.languages import Asked, check_count, languages_of
 from dllm.decoding.loop import DenoisingLoop
 from dllm.decoding.passes import (
@@ -176,7 +176,7 @@ def _check_waiting(
 
 def _constrained(
     model: DenoisingModel, canvas: Canvas, settings: Settings, at_eos: AtEnd
-) -> Constrained | None:
+) -> HeldRows | None:
     """Returns the languages of rows; None: there are none."""
     if settings.constraint is None:
         return None
@@ -191,7 +191,7 @@ def _step(
     layout: Layout,
     settings: Settings,
     noise: Noise,
-    constrained: Constrained | None,
+    constrained: HeldRows | None,
 ) -> Step:
     """Returns what follows each pass."""
     sampling, rules = _sampling(parts[0], layout, settings), _processing(layout, settings)

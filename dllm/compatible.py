@@ -9,6 +9,8 @@ from dllm import cache as caches
 from dllm import schedulers
 from dllm.cache import Cache
 from dllm.cache.none import NoCache
+from dllm.constraints.grammar import asks_by_token
+from dllm.decoding.refused import CONSTRAINT_REFUSES, check_asking
 from dllm.decoding.speculation import verifiers
 from dllm.decoding.speculation.verifiers import Verifier
 from dllm.models.config import UniformSpec
@@ -51,7 +53,7 @@ def check(model: DenoisingModel, settings: Settings) -> tuple[Scheduler, Cache]:
         _check_masks_last(model.name, scheduler, settings)
     check_joint(settings)
     if settings.constraint is not None:
-        _check_constraint(model, scheduler, settings)
+        _check_constraint(model, scheduler, cache, settings)
     if settings.verifier is not None:
         verifier = check_verifier(settings, scheduler, cache)
         if verifier.execution == "tree":
@@ -172,7 +174,9 @@ def _check_masks_last(model: str, scheduler: Scheduler, settings: Settings) -> N
             )
 
 
-def _check_constraint(model: DenoisingModel, scheduler: Scheduler, settings: Settings) -> None:
+def _check_constraint(
+    model: DenoisingModel, scheduler: Scheduler, cache: Cache, settings: Settings
+) -> None:
     """Raises ValueError for what would write tokens that no language was asked about."""
     if model.tokenizer is None:
         raise ValueError(
@@ -192,25 +196,17 @@ def _check_constraint(model: DenoisingModel, scheduler: Scheduler, settings: Set
                 f"constraint refuses scheduler {name!r}: it {reason}; take one that fills or "
                 "replaces single columns (threshold, fixed_quota, wino, ...)"
             )
-    usual = Settings()
-    for one, reason in _CONSTRAINT_REFUSES.items():
-        if getattr(settings, one) != getattr(usual, one):
+    for one, reason in CONSTRAINT_REFUSES.items():
+        if getattr(settings, one) != getattr(Settings(), one):
             raise ValueError(f"constraint refuses {one}={getattr(settings, one)!r}: {reason}")
     if settings.joint == "map" and settings.temperature > 0:
         raise ValueError(
             f"joint='map' takes the most probable text, and temperature={settings.temperature} "
             "draws one: take temperature=0 or joint='confidence'"
         )
-
-
-# Settings that change which tokens may stand where, behind a constraint's back.
-_CONSTRAINT_REFUSES = {
-    "min_new_tokens": "say in the constraint how long a text is",
-    "logits_processors": "one may forbid the only token that a text can go on with",
-    "stop": "what it cuts off may be needed; end the text in the constraint",
-    "defer_eos": "where the text must end, an end token cannot come last",
-    "deferred_token_ids": "a token may be the only one that a text can go on with",
-}
+    if asks_by_token(settings.constraint):
+        verified = settings.verifier is not None
+        check_asking(scheduler, cache, verified, settings.joint, settings.at_eos)
 
 
 def _check_growing(name: str, cache: Cache, settings: Settings) -> None:
@@ -266,8 +262,8 @@ def check_verifier(settings: Settings, scheduler: Scheduler, cache: Cache) -> Ve
 
 def _check_scheduler(name: str, scheduler: Scheduler, cache: Cache, settings: Settings) -> None:
     asked = scheduler.summary()["name"]
-    block = settings.block_length or settings.max_new_tokens
-    needs = scheduler.needs(settings.max_new_tokens, block)
+    slots = settings.max_new_tokens
+    needs = scheduler.needs(slots, settings.block_length or slots)
     reasons = {
         "revises committed tokens, and a draft only adds to them": scheduler.can_revise,
         "feeds every column a second time": needs.shadow,

@@ -28,6 +28,9 @@ class RowMetrics:
     # Forwards after which a verifier had 1, 2, ... schedule steps for certain; () without one.
     accepted: tuple[int, ...] = ()
     forced: int = 0  # tokens that a constraint left no choice of, committed beside the scheduler's
+    # Of rows that a grammar was asked about token by token: how many it refused (`rejected`), those
+    # of them that it could not decide on (`undecided`), and the tokens that it wrote (`rewritten`).
+    asked: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def tokens_per_forward(self) -> float:

@@ -15,7 +15,7 @@ from dllm.metrics import Meter, Metrics, RowMetrics
 from dllm.state.canvas import NEVER, Canvas
 from dllm.state.stopping import StopStrings
 from dllm.state.trace import Trace
-from dllm.state.window import Layout
+from dllm.state.window import TALLIED, Layout
 
 _SHOWN = 4  # rows that a short form tells of
 _WIDTH = 60  # characters of an answer in it
@@ -89,7 +89,7 @@ def collect(
     accepted = None if drafts is None else chosen.of(drafts.taken).tolist()
     rows, sequences, answers = [], [], []
     row_forwards = chosen.of(canvas.row_forwards).tolist()
-    forced = chosen.of(canvas.compelled).tolist()
+    forced, tally = (chosen.of(one).tolist() for one in (canvas.compelled, canvas.tally))
     kept = torch.minimum(canvas.length, canvas.kept_length)
     for row, length in enumerate(chosen.of(kept).tolist()):
         shown, prompt = ~hidden[row, :length], int(trace.prompt_length[row])
@@ -108,6 +108,7 @@ def collect(
                 finish_reason=answer.finish_reason,
                 accepted=() if accepted is None else tuple(accepted[row]),
                 forced=forced[row],
+                asked=dict(zip(TALLIED, tally[row], strict=True)) if any(tally[row]) else {},
             )
         )
         sequences.append(tuple(ids))

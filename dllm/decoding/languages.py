@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dllm.constraints.automaton import TokenAutomaton
 from dllm.constraints.base import Constraint
+from dllm.constraints.context_free.row import FreeLanguage, FreeRow
+from dllm.constraints.context_free.spelling import TokenTexts
+from dllm.constraints.grammar import Grammar
 from dllm.constraints.language import OPEN
 from dllm.constraints.lines import RowLanguage
 from dllm.constraints.span import Compiler, ConstraintSpan
-from dllm.constraints.vocabulary import Ends
+from dllm.constraints.vocabulary import Ends, vocabulary_of
 from dllm.decoding.constrained import Constrained, Joint
+from dllm.decoding.held import HeldRows
+from dllm.decoding.row_by_row import GrammarRow, RowByRow
 from dllm.models.model import DenoisingModel
 from dllm.state.canvas import Canvas
 from dllm.state.progress import AtEnd
@@ -28,7 +32,7 @@ class Asked:
     barred_token_ids: tuple[int, ...]  # that no row may hold, beside the mask token
 
 
-def languages_of(model: DenoisingModel, canvas: Canvas, asked: Asked) -> Constrained:
+def languages_of(model: DenoisingModel, canvas: Canvas, asked: Asked) -> HeldRows:
     """Returns the languages of the rows of a canvas.
 
     Raises ValueError where a row cannot be in its language.
@@ -39,41 +43,89 @@ def languages_of(model: DenoisingModel, canvas: Canvas, asked: Asked) -> Constra
         check_count("constraint", len(given), num_prompts)
     each = given if isinstance(given, list) else [given] * num_prompts
     barred = (layout.mask_token_id, *asked.barred_token_ids)
-    compiler = Compiler(model.spec.vocab_size, barred)
+    compiler, grammars = Compiler(model.spec.vocab_size, barred), _Grammars(model, barred)
     held = canvas.tokens.where(~canvas.masked, OPEN).tolist()
     prompts = canvas.prompt_length.tolist()
-    rows: list[RowLanguage | None] = []
+    rows: list[RowLanguage | None] = [None] * layout.num_rows
+    asked_rows: list[GrammarRow | None] = [None] * layout.num_rows
     for row in range(layout.num_rows):
-        one, first, last = each[row // asked.samples], prompts[row], layout.kept[row]
+        one, answer = each[row // asked.samples], (prompts[row], layout.kept[row])
         if one is None:
-            rows.append(None)
             continue
         where = f"prompt {row // asked.samples}: {one}"
-        automaton, first, last = _automaton(model, layout, one, (first, last), asked)
-        rows.append(compiler.row(automaton, held[row][first:last], first, where))
-    return Constrained(rows, model.device, asked.joint)
+        constraint, ends, (first, last) = _within(model, layout, one, answer, asked.at_eos)
+        given_tokens = held[row][first:last]
+        if isinstance(constraint, Grammar) and constraint.by_token:
+            asked_rows[row] = grammars.row(constraint, ends, given_tokens, first, where)
+        else:
+            assert model.tokenizer is not None  # checked
+            automaton = constraint.at(model.tokenizer, ends)
+            rows[row] = compiler.row(automaton, given_tokens, first, where)
+    exact = Constrained(rows, model.device, asked.joint)
+    if not any(asked_rows):
+        return exact
+    return RowByRow(asked_rows, exact if any(rows) else None)
 
 
-def _automaton(
+def _within(
     model: DenoisingModel,
     layout: Layout,
     one: Constraint | ConstraintSpan,
     answer: tuple[int, int],
-    asked: Asked,
-) -> tuple[TokenAutomaton, int, int]:
-    """Returns the automaton of one row, and the columns from and before which it speaks of."""
-    tokenizer, size, (first, last) = model.tokenizer, model.spec.vocab_size, answer
-    assert tokenizer is not None  # checked
+    at_eos: AtEnd,
+) -> tuple[Constraint, Ends, tuple[int, int]]:
+    """Returns the constraint of a row, its ends, and the columns from and before which it is."""
+    size, (first, last) = model.spec.vocab_size, answer
     if isinstance(one, ConstraintSpan):
-        if asked.at_eos != "ignore":
+        if at_eos != "ignore":
             raise ValueError(
-                f"at_eos={asked.at_eos!r} may end a row before its ConstraintSpan: take 'ignore'"
+                f"at_eos={at_eos!r} may end a row before its ConstraintSpan: take 'ignore'"
             )
-        automaton = one.constraint.at(tokenizer, Ends((), (), size))
-        return automaton, first + one.start, min(first + one.stop, last)
+        columns = first + one.start, min(first + one.stop, last)
+        return one.constraint, Ends((), (), size), columns
     ends = layout.eos_token_ids
     padding = tuple({model.spec.pad_token_id} - {*ends, layout.mask_token_id, None})
-    return one.at(tokenizer, Ends(ends, padding, size)), first, last
+    return one, Ends(ends, padding, size), answer
+
+
+class _Grammars:
+    """Makes what rows must be of grammars; what rows have in common is made once."""
+
+    def __init__(self, model: DenoisingModel, barred: tuple[int, ...]) -> None:
+        self._model, self._barred = model, frozenset(barred)
+        self._made: dict[tuple[Grammar, Ends], FreeLanguage] = {}
+
+    def row(
+        self, grammar: Grammar, ends: Ends, given: list[int], start: int, where: str
+    ) -> GrammarRow:
+        """Returns a row whose columns from `start` on hold tokens, OPEN at masks.
+
+        Raises ValueError that begins with `where` if no filling of the masks is found.
+        """
+        if (grammar, ends) not in self._made:
+            assert self._model.tokenizer is not None  # checked
+            spellings = vocabulary_of(self._model.tokenizer).spellings
+            texts = TokenTexts(spellings, ends, self._barred)
+            self._made[grammar, ends] = FreeLanguage(grammar.network, texts)
+        language = FreeRow(self._made[grammar, ends])
+        if language.complete(given) is None:
+            raise ValueError(f"{where} {_reason(language, given)}")
+        return GrammarRow(language, start, start + len(given))
+
+
+def _reason(row: FreeRow, given: list[int]) -> str:
+    """Returns why no filling of a row was found."""
+    shortest = row.language.shortest
+    if shortest is None:
+        return "accepts no text of bytes that are tokens by themselves, which its method needs"
+    if any(token != OPEN for token in given):
+        return "has no filling of the gaps that was found, of one byte a slot: give other lengths"
+    if shortest > len(given):
+        return (
+            f"takes {shortest} bytes at least, and there are {len(given)} slots for it: give "
+            f"max_new_tokens={shortest} or more"
+        )
+    return f"has no text of exactly {len(given)} bytes, and no end may stand behind a shorter one"
 
 
 def check_count(name: str, given: int, num_rows: int) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from dllm.cache import Cache
 from dllm.decoding.batching import ContinuousBatch
-from dllm.decoding.constrained import Constrained
+from dllm.decoding.held import HeldRows
 from dllm.decoding.memory_limits import (
     GUARDED,
     Demand,
@@ -56,7 +56,7 @@ class DenoisingLoop:
     memory: PromptMemory | None = None
     batch: ContinuousBatch | None = None  # lets further prompts in; None: all are in the canvas
     stop: StopStrings | None = None  # texts that end a row
-    constrained: Constrained | None = None  # languages that rows must be in
+    constrained: HeldRows | None = None  # languages that rows must be in
     keep_stamps: bool = False  # the store notes when each slot was written
     reads: Feeds | None = None  # the columns that passes read beside what a cache plans
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dllm.cache import Cache
-from dllm.decoding.constrained import Constrained, Sets
+from dllm.decoding.held import HeldRows, HeldWindow
 from dllm.metrics import Meter
 from dllm.models.model import DenoisingModel
 from dllm.schedulers import Needs, Scheduler, Setup
@@ -96,7 +96,7 @@ class Step:
     sampling: Sampling
     noise: Noise
     processing: Processing | None = None  # of logits, before anything is proposed
-    constrained: Constrained | None = None  # languages that rows must be in
+    constrained: HeldRows | None = None  # languages that rows must be in
 
     def take(self, canvas: Canvas, window: Window, result: PassResult) -> StepEvent:
         """Decides on what a pass gave, and writes the decision."""
@@ -124,7 +124,7 @@ class Step:
         return canvas.apply(window, decision, candidates)
 
     def propose(
-        self, canvas: Canvas, plan: StepPlan, logits: Tensor, sets: Sets | None = None
+        self, canvas: Canvas, plan: StepPlan, logits: Tensor, sets: HeldWindow | None = None
     ) -> Candidates:
         """Returns the window's candidates from the logits (B, w, V) of a pass.
 
@@ -139,7 +139,7 @@ class Step:
         proposed = self.sampling.propose(logits, self.noise, columns, canvas.step, places)
         return proposed if sets is None else sets.chosen(proposed, logits)
 
-    def _sets(self, canvas: Canvas, spare: bool = False) -> Sets | None:
+    def _sets(self, canvas: Canvas, spare: bool = False) -> HeldWindow | None:
         """Returns what columns may hold; None: anything."""
         return None if self.constrained is None else self.constrained.sets(canvas, spare)
 

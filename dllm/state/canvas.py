@@ -69,11 +69,12 @@ class Canvas:
         self.step = torch.zeros_like(prompt_length)  # (B,) forwards the row took part in
         # (B,) the same, variants counted; commits that were the only choice
         self.row_forwards, self.compelled = (torch.zeros_like(prompt_length) for _ in range(2))
+        self.tally = torch.zeros(*self.step.shape, 3).to(prompt_length)  # (B, 3), of `Decision`
         self.block_step = torch.zeros_like(prompt_length)  # (B,) schedule steps of this block
         self.finished = torch.zeros_like(prompt_length, dtype=torch.bool)  # (B,)
         self.fresh = torch.ones_like(self.finished)  # (B,) no scheduler was asked in this block
-        self.broken = torch.zeros_like(self.finished)  # (B,)
-        self.held = torch.zeros_like(self.finished)  # (B,) stays at its block though it is full
+        # (B,) got logits that are no numbers; stays at its block though it is full
+        self.broken, self.held = (torch.zeros_like(self.finished) for _ in range(2))
         self.commit_step = torch.full_like(tokens, NEVER, dtype=torch.int32)  # (B, C)
         self.commit_confidence = torch.full_like(tokens, float("nan"), dtype=torch.float32)
         # (B, C) int32: forwards before a block that begins at the column; NEVER: none was entered
@@ -262,16 +263,15 @@ class Canvas:
             self.variants = before.merge(decision.variants, active)
         if decision.state is not None:
             self.scheduler_state = merged(self.scheduler_state or {}, decision.state, asked)
-        if decision.compelled is not None:
-            self.compelled = self.compelled + decision.compelled
+        for name in ("compelled", "tally"):
+            if (more := getattr(decision, name)) is not None:
+                setattr(self, name, getattr(self, name) + more)
         self.fresh = self.fresh & ~asked
         self.clean = self.block_start
         self.step += active
         self.row_forwards += active
-        if decision.num_steps is None:
-            self.block_step += active
-        else:
-            self.block_step += torch.where(asked, decision.num_steps, 1) * active
+        steps = 1 if decision.num_steps is None else torch.where(asked, decision.num_steps, 1)
+        self.block_step += steps * active
 
     def _of(self, window: Window, value: Tensor, instead: Tensor | bool) -> Tensor:
         """Returns a decision's value (B, W) of the rows that were asked, else `instead`."""

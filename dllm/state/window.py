@@ -83,6 +83,11 @@ class Window:
         return replace(self, active=active, masked=self.masked & active[:, None])
 
 
+# Tokens that a grammar refused, of them those about which it could not decide, and tokens that it
+# wrote where no others would do.
+TALLIED = ("rejected", "undecided", "rewritten")
+
+
 @dataclass(frozen=True)
 class Decision:
     """What to write after a step; everything but `commit` may be left out."""
@@ -100,6 +105,7 @@ class Decision:
     planned: Tensor | None = None  # (B, n) int64 what the next step commits, -1 where less
     state: State | None = None  # what the next step finds in `view.state`; None: as it was
     compelled: Tensor | None = None  # (B,) int64 commits that a language left no choice of
+    tally: Tensor | None = None  # (B, 3) int64 what a grammar cost, by `TALLIED`
 
 
 @dataclass(frozen=True)

@@ -85,8 +85,8 @@ FAULTS = [
         ),
         (
             "block-step-stands",
-            "            self.block_step += active\n",
-            "            self.block_step += 0 * active\n",
+            "        self.block_step += steps * active\n",
+            "        self.block_step += 0 * active\n",
             f"tests/golden/test_replay.py {ALONE}",
         ),
         (

@@ -1,0 +1,174 @@
+"""Rows that are asked about token by token: in the language, by themselves, never stuck."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from lark import Lark
+
+import dllm
+from dllm.constraints import ConstraintSpan, Grammar, Regex
+from dllm.decoding.one_row import Outcome, Proposal, Turn, UnfillableRowError, take
+from tests.support.grammars import Rows
+from tests.support.marks import crossed, some
+
+GRAMMARS = {
+    "brackets": 'start: "(" start ")" start |',
+    "sums": 'start: start "+" start | "(" start ")" | /[0-9]+/',
+    "values": """
+        start: list | /[0-9]+/ | "null"
+        list: "[" [start ("," start)*] "]"
+        %ignore " "
+    """,
+}
+PROMPTS = ["zoe has 62 eggs.", "tom has 3", "12 + 5"]
+SLOTS: dict[str, Any] = {"max_new_tokens": 20, "block_length": 8, "temperature": 2.0, "seed": 5}
+
+
+def asked(name: str) -> Grammar:
+    return Grammar(GRAMMARS[name], method="emptiness")
+
+
+def check_text(name: str, text: str) -> None:
+    """Raises LarkError where a text is not in the language."""
+    Lark(GRAMMARS[name], parser="earley", lexer="dynamic_complete").parse(text)
+
+
+def goes(**options: Any) -> bool:
+    try:
+        dllm.stream(tiny(), ["x"], constraint=asked("brackets"), **{**SLOTS, **options})
+    except ValueError:
+        return False
+    return True
+
+
+def tiny() -> dllm.HostedModel:
+    return dllm.load("tiny")
+
+
+SCHEDULERS = [one for one in dllm.schedulers.registry.names() if goes(scheduler=one)]
+CACHES = [one for one in dllm.cache.registry.names() if goes(scheduler="threshold", cache=one)]
+
+
+def test_most_schedulers_and_caches_go_with_it() -> None:
+    assert len(SCHEDULERS) > 15
+    assert len(CACHES) > 6
+
+
+@pytest.mark.parametrize(("scheduler", "cache"), crossed(SCHEDULERS, CACHES))
+def test_answers_are_in_the_language(scheduler: str, cache: str) -> None:
+    for name in GRAMMARS:
+        options = {**SLOTS, "scheduler": scheduler, "cache": cache}
+        found = dllm.generate(tiny(), PROMPTS, constraint=asked(name), **options)
+        assert found.texts is not None
+        for text, row in zip(found.texts, found.metrics.rows, strict=True):
+            check_text(name, text)
+            assert row.finish_reason in ("eos", "length")
+
+
+@pytest.mark.parametrize("seed", some(range(12), every=6))
+def test_ends_may_be_forbidden_and_rows_of_any_length(seed: int) -> None:
+    for name, count in (("brackets", 2 * seed + 2), ("sums", seed + 1), ("values", seed + 2)):
+        options = {**SLOTS, "max_new_tokens": count, "seed": seed, "forbid_eos": True}
+        found = dllm.generate(tiny(), PROMPTS[0], constraint=asked(name), **options)
+        assert found.texts is not None
+        check_text(name, found.texts[0])
+        assert found.metrics.rows[0].valid_tokens == count
+
+
+@pytest.mark.parametrize("at_eos", ["ignore", "stop", "skip", "block"])
+def test_ends_act_as_they_are_told(at_eos: str) -> None:
+    options = {**SLOTS, "at_eos": at_eos}
+    found = dllm.generate(tiny(), PROMPTS, constraint=asked("sums"), **options)
+    assert found.texts is not None
+    for text in found.texts:
+        check_text("sums", text)
+
+
+def test_rows_do_not_depend_on_others() -> None:
+    constraints = [asked("brackets"), Regex("[0-9]{1,4}"), asked("values"), None, asked("sums")]
+    prompts = [*PROMPTS, *PROMPTS[:2]]
+    alone = [
+        dllm.generate(tiny(), prompt, constraint=one, **{**SLOTS, "seed": 5 + row})
+        for row, (prompt, one) in enumerate(zip(prompts, constraints, strict=True))
+    ]
+    for batch in (None, 2):
+        found = dllm.generate(tiny(), prompts, constraint=constraints, batch_size=batch, **SLOTS)
+        assert found.sequences == tuple(one.sequences[0] for one in alone)
+        assert found.metrics.rows == tuple(one.metrics.rows[0] for one in alone)
+        if batch is None:
+            assert sum(row.asked.get("rejected", 0) for row in found.metrics.rows) > 20
+            assert [bool(row.asked) for row in found.metrics.rows][1::2] == [False, False]
+
+
+def test_a_span_is_filled_to_its_last_slot() -> None:
+    span = ConstraintSpan(asked("sums"), 3, 9)
+    options = {**SLOTS, "at_eos": "ignore", "forbid_eos": True}
+    found = dllm.generate(tiny(), PROMPTS[0], constraint=span, **options)
+    answer = found.sequences[0][-SLOTS["max_new_tokens"] :]
+    tokenizer: Any = tiny().tokenizer
+    check_text("sums", tokenizer.decode(answer[3:9]))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"scheduler": "wino"}, "scheduler 'wino': it masks or edits"),
+        ({"verifier": "freedave"}, "a verifier"),
+        ({"joint": "map", "temperature": 0.0}, "joint='map'"),
+        ({"at_eos": "truncate"}, "at_eos='truncate'"),
+        ({"max_new_tokens": 1}, "takes 2 bytes at least, and there are 1 slots"),
+        ({"max_new_tokens": 3, "forbid_eos": True}, "has no text of exactly 3 bytes"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(options: dict[str, Any], reason: str) -> None:
+    pairs = Grammar('start: "(" start ")" | "()"', method="emptiness")
+    with pytest.raises(ValueError, match=reason.replace("(", "\\(")):
+        dllm.generate(tiny(), PROMPTS[0], constraint=pairs, **{**SLOTS, **options})
+
+
+# One row by itself, over the tokens a, b and ab, an end and padding.
+
+ROWS = Rows(("a", "b", "ab"))
+A, B, AB, END = 0, 1, 2, ROWS.end
+
+
+def turn_of(text: str, tokens: list[int], proposals: list[Proposal], **options: Any) -> Turn:
+    language = ROWS.row(Grammar(text, method="emptiness"))
+    options = {"ranked": lambda column: [A, B, AB, END], "written": {}, **options}
+    return Turn(language, tokens, proposals, **{"block": (0, len(tokens)), **options})
+
+
+def test_the_surest_is_asked_first_and_the_next_is_barred() -> None:
+    proposals = [Proposal(1, B, 0.9), Proposal(0, B, 0.5)]
+    found = take(turn_of('start: "ab" | "ba"', [-1, -1], proposals))
+    assert found == Outcome([-1, B], {0: {B}}, rejected=1)
+
+
+def test_a_step_writes_something_where_all_is_refused() -> None:
+    found = take(turn_of('start: "ba"', [-1, -1], [Proposal(0, A, 0.9)]))
+    assert found == Outcome([B, -1], {0: {A}}, rejected=1)
+
+
+def test_the_least_sure_gives_way_where_nothing_is_accepted() -> None:
+    """Of b?b the grammar has texts of four letters alone, and no token has two of them."""
+    written = {0: 0.4, 2: 0.8}
+    turn = turn_of('start: "bb" "bb" | "aab"', [B, -1, B], [Proposal(1, A, 0.9)], written=written)
+    found = take(turn)
+    assert found.tokens == [A, A, B]
+    assert found.rewritten == 2
+    assert found.barred == {}
+
+
+def test_a_block_is_left_only_if_the_slots_behind_it_suffice() -> None:
+    turn = turn_of('start: "a" start "b" | "ab"', [A, -1, -1], [Proposal(1, A, 0.9)], block=(0, 2))
+    found = take(turn)
+    assert found.tokens == [A, B, -1]
+    assert (found.rejected, found.rewritten) == (0, 1)
+
+
+def test_a_row_without_any_filling_says_so() -> None:
+    turn = turn_of('start: "bbbb"', [B, -1, B], [Proposal(1, A, 0.9)])
+    with pytest.raises(UnfillableRowError, match="when its block began"):
+        take(turn)
