@@ -42,6 +42,7 @@ def chat(
     regex: constrained.Pattern = None,
     json_schema: constrained.Schema = None,
     grammar: constrained.Grammar = None,
+    grammar_method: constrained.Method = None,
     choice: constrained.Choices = None,
     joint: constrained.Joint = None,
     settings: options.Set = None,
@@ -66,7 +67,7 @@ def chat(
     dllm chat --scheduler threshold:0.9 --cache dual
     """
     named = options.read_config(config)
-    held = constrained.constraint_of(regex, json_schema, grammar, choice, joint)
+    held = constrained.constraint_of(regex, json_schema, grammar, choice, joint, grammar_method)
     place = placed(device, device_map, revision, adapter, family, attention)
     loaded = load_model(model, dtype, place, speed)
     parts = {"scheduler": scheduler, "cache": cache, **held}

@@ -10,6 +10,7 @@ from typer import Option
 
 from dllm.cli.shown import say
 from dllm.constraints.base import Constraint
+from dllm.constraints.grammar import Grammar as ContextFree
 from dllm.constraints.written import FILE, from_plain
 from dllm.options import checked
 
@@ -37,6 +38,15 @@ Grammar = Annotated[
         show_default="none",
     ),
 ]
+Method = Annotated[
+    str | None,
+    Option(
+        "--grammar-method",
+        help="The texts of --grammar nested to a bounded depth, with exact sets of tokens (depth), "
+        "or all of them, asked about token by token (emptiness).",
+        show_default="depth",
+    ),
+]
 Choices = Annotated[
     list[str] | None,
     Option(
@@ -62,6 +72,7 @@ def constraint_of(
     grammar: Path | None,
     choice: list[str] | None,
     joint: str | None,
+    method: str | None = None,
 ) -> dict[str, Any]:
     """Returns the settings that these options are, those not given left out.
 
@@ -74,6 +85,8 @@ def constraint_of(
     if len(given) > 1:
         first, second = (f"--{kind.replace('_', '-')}" for kind in list(given)[:2])
         raise ValueError(f"{first} and {second} both say what an answer is: keep one of them")
+    if method is not None and grammar is None:
+        raise ValueError(f"--grammar-method={method} is of --grammar, which is not given")
     found: dict[str, Any] = {}
     if joint is not None:
         found["joint"] = checked("--joint", joint, Literal["confidence", "map"])
@@ -81,7 +94,8 @@ def constraint_of(
         option = f"--{kind.replace('_', '-')}"
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
-            constraint = from_plain({kind: one}, option)
+            options = {} if method is None else {"method": method}
+            constraint = from_plain({kind: one, **options}, option)
         for warning in warned:  # of Python's re, about what may be meant otherwise
             say(f"warning: {option}: {warning.message}")
         assert isinstance(constraint, Constraint)
@@ -93,6 +107,6 @@ def constraint_of(
 def _check(constraint: Constraint, option: str) -> None:
     """Raises ValueError where no text fulfils it, or it is too large: before a model is loaded."""
     try:
-        constraint.byte_automaton()
+        constraint.check() if isinstance(constraint, ContextFree) else constraint.byte_automaton()
     except ValueError as error:
         raise ValueError(f"{option}: {error}") from None

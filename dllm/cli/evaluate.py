@@ -129,6 +129,7 @@ def evaluate(
     regex: constrained.Pattern = None,
     json_schema: constrained.Schema = None,
     grammar: constrained.Grammar = None,
+    grammar_method: constrained.Method = None,
     choice: constrained.Choices = None,
     joint: constrained.Joint = None,
     settings: options.Set = None,
@@ -161,7 +162,7 @@ def evaluate(
     name = task or ("arithmetic" if data is None and own == (None,) * 4 else "own")
     chosen = find_task(name, TaskOptions(data, style, examples, shots, run_code, *own))
     problems = chosen.take(limit)
-    held = constrained.constraint_of(regex, json_schema, grammar, choice, joint)
+    held = constrained.constraint_of(regex, json_schema, grammar, choice, joint, grammar_method)
     named, compared = options.read_config(config), lineup is not None or plot is not None
     if compared:
         check_comparison(output, plot, alone=samples > 1 or with_record, scored=chosen.scored)

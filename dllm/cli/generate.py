@@ -76,6 +76,7 @@ def generate(
     regex: constrained.Pattern = None,
     json_schema: constrained.Schema = None,
     grammar: constrained.Grammar = None,
+    grammar_method: constrained.Method = None,
     choice: constrained.Choices = None,
     joint: constrained.Joint = None,
     settings: options.Set = None,
@@ -111,7 +112,7 @@ def generate(
         trace.parent.mkdir(parents=True, exist_ok=True)
         check_free(trace)
     named = options.read_config(config)
-    held = constrained.constraint_of(regex, json_schema, grammar, choice, joint)
+    held = constrained.constraint_of(regex, json_schema, grammar, choice, joint, grammar_method)
     asked = [one.prompt for one in given] if given is not None else _read(texts or ())
     place = placed(device, device_map, revision, adapter, family, attention)
     loaded = load_model(model, dtype, place, speed)

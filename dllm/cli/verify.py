@@ -50,6 +50,7 @@ def verify(
     regex: constrained.Pattern = None,
     json_schema: constrained.Schema = None,
     grammar: constrained.Grammar = None,
+    grammar_method: constrained.Method = None,
     choice: constrained.Choices = None,
     joint: constrained.Joint = None,
     settings: options.Set = None,
@@ -68,7 +69,7 @@ def verify(
 
     dllm verify --scheduler fixed_quota --verifier ssd:draft_length=4 --limit 20
     """
-    held = constrained.constraint_of(regex, json_schema, grammar, choice, joint)
+    held = constrained.constraint_of(regex, json_schema, grammar, choice, joint, grammar_method)
     parts = {"verifier": verifier, "scheduler": scheduler, "cache": cache, **held}
     chosen = options.collect(settings, max_new_tokens, block_length, temperature, seed, **parts)
     chosen.setdefault("scheduler", STEADY)

@@ -49,6 +49,10 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (["--grammar", "sum.lark"], {"constraint": Grammar(SUM)}),
         (
+            ["--grammar", "sum.lark", "--grammar-method", "emptiness"],
+            {"constraint": Grammar(SUM, method="emptiness")},
+        ),
+        (
             ["--choice", "tom", "--choice", "53-3=50"],
             {"constraint": Choice(["tom", "53-3=50"])},
         ),
@@ -93,6 +97,12 @@ def test_generate_tells_forced_tokens_where_figures_are(inside: Inside) -> None:
         (["--json-schema", "sum.lark"], "--json-schema: sum.lark is not valid JSON: .* line 1"),
         (["--json-schema", "odd.json"], "--json-schema: JSON schema: .*'strin'"),
         (["--grammar", "number.json"], "--grammar: the grammar is invalid: .*line 1 column 1"),
+        (["--grammar", "loop.lark", "--grammar-method", "emptiness"], "accepts no text at all"),
+        (
+            ["--grammar", "sum.lark", "--grammar-method", "all"],
+            "--grammar: method='all' must be 'depth' or 'emptiness'$",
+        ),
+        (["--grammar-method", "depth"], "--grammar-method=depth is of --grammar, which is not"),
         (["--joint", "maps"], "--joint='maps' must be 'confidence' or 'map'$"),
     ],
 )
@@ -100,6 +110,7 @@ def test_generate_tells_forced_tokens_where_figures_are(inside: Inside) -> None:
 def test_what_no_answer_can_be_held_to_is_refused_before_a_model_is_loaded(
     flags: list[str], said: str, command: str, files: Path, inside: Inside
 ) -> None:
+    (files / "loop.lark").write_text('start: "a" start', encoding="utf-8")
     (files / "odd.json").write_text('{"type": "strin"}', encoding="utf-8")
     words = ["generate", TOM] if command == "generate" else [command]
     done = inside(*words, *flags)

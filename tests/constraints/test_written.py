@@ -45,6 +45,7 @@ WRITTEN: list[tuple[Any, Any]] = [
         {"json_schema": {"enum": [1.5, "file", None, 10**20]}, "whitespace": "spaced"},
     ),
     (Grammar(LIST), {"grammar": LIST}),
+    (Grammar(LIST, method="emptiness"), {"grammar": LIST, "method": "emptiness"}),
     (
         Grammar('one: "a" one?', start="one", depth=2),
         {"grammar": 'one: "a" one?', "start": "one", "depth": 2},
