@@ -20,7 +20,8 @@ from dllm.constraints.span import ConstraintSpan
 
 # "depth": an automaton of texts nested to a bounded depth, and exact sets of tokens from it.
 # "emptiness": the whole language; each token is asked about before it is written.
-Method = Literal["depth", "emptiness"]
+# "prefix": the same from left to right, where llguidance says which tokens may come next.
+Method = Literal["depth", "emptiness", "prefix"]
 
 _STANDARD = "lark"  # the package whose grammars %import may name
 
@@ -40,7 +41,8 @@ class Grammar(Constraint):
     With `method="emptiness"` nothing is cut and `depth` has no part: a token is written if the
     grammar has a text with what stands there, and any text where masks are (arXiv 2508.10111).
     `kind` is "over", since the masks may be too few or too many for that text; where they are, some
-    tokens are written anew. Answers are in the language in any case.
+    tokens are written anew. Answers are in the language in any case. `method="prefix"` is the same
+    for rows that are decoded from left to right, with llguidance to say which tokens may come next.
 
     Raises ValueError, with line and column, for what is no grammar, for terminals that are no
     regular language, %declare and imports of files.
@@ -68,7 +70,7 @@ class Grammar(Constraint):
 
     @property
     def kind(self) -> Kind:
-        if self.method == "emptiness":
+        if self.by_token:
             return "over"
         return "under" if self._bounded.cut else "exact"
 
@@ -106,12 +108,12 @@ class Grammar(Constraint):
         _ = self.network if self.by_token else self.byte_automaton()
 
 
-def asks_by_token(given: object) -> bool:
-    """Returns whether a constraint, or one of a list, is a grammar that is asked token by token."""
+def methods_by_token(given: object) -> set[Method]:
+    """Returns the methods of the grammars that a constraint, or a list, asks token by token."""
     if isinstance(given, list):
-        return any(map(asks_by_token, given))
+        return set().union(*map(methods_by_token, given))
     one = given.constraint if isinstance(given, ConstraintSpan) else given
-    return isinstance(one, Grammar) and one.by_token
+    return {one.method} if isinstance(one, Grammar) and one.by_token else set()
 
 
 def _read(text: str, start: str) -> Bounded:

@@ -9,8 +9,8 @@ from dllm import cache as caches
 from dllm import schedulers
 from dllm.cache import Cache
 from dllm.cache.none import NoCache
-from dllm.constraints.grammar import asks_by_token
-from dllm.decoding.refused import CONSTRAINT_REFUSES, check_asking
+from dllm.constraints.grammar import methods_by_token
+from dllm.decoding.refused import CONSTRAINT_REFUSES, check_asking, check_left_to_right
 from dllm.decoding.speculation import verifiers
 from dllm.decoding.speculation.verifiers import Verifier
 from dllm.models.config import UniformSpec
@@ -204,9 +204,11 @@ def _check_constraint(
             f"joint='map' takes the most probable text, and temperature={settings.temperature} "
             "draws one: take temperature=0 or joint='confidence'"
         )
-    if asks_by_token(settings.constraint):
+    if methods := methods_by_token(settings.constraint):
         verified = settings.verifier is not None
         check_asking(scheduler, cache, verified, settings.joint, settings.at_eos)
+        if "prefix" in methods:
+            check_left_to_right(scheduler, settings.max_new_tokens, settings.block_length)
 
 
 def _check_growing(name: str, cache: Cache, settings: Settings) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from dllm.constraints.grammar import asks_by_token
+from dllm.constraints.grammar import methods_by_token
 from dllm.models.config import ModelSpec, UniformSpec
 from dllm.models.model import DenoisingModel
 from dllm.prompts import Row
@@ -50,7 +50,7 @@ def canvas_of(
         num_spare=width if needs.shadow else 0,
         can_shorten=needs.shortens,
         whole_block=needs.whole_block,
-        keep_history=scheduler.can_revise or asks_by_token(settings.constraint),
+        keep_history=scheduler.can_revise or bool(methods_by_token(settings.constraint)),
         expand_token_id=spec.expand_token_id,
         skip_after_end=at_eos_of(rows, settings, spec.mask_token_id) == "skip",
     )

@@ -18,6 +18,7 @@ from types import ModuleType
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import grammar_methods
 import hosted_families
 
 from dllm.cli.methods import MARKER, escape, markdown_table, render, section
@@ -45,6 +46,7 @@ def pages() -> dict[Path, str]:
         "caches.md": cache_list([method for method in methods if method.kind == "cache"]),
         "configurations.md": configurations(read_ablation(path) for path in shipped().values()),
     }
+    parts["grammars.md"] = grammar_methods.page()
     parts.update({f"api/{name}.md": api(name, more) for name, more in PUBLIC.items()})
     paths = {REFERENCE / name: part for name, part in parts.items()}
     paths[DOCS / "models.md"] = hosted_families.page()

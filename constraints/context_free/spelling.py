@@ -38,7 +38,7 @@ class TokenTexts:
         return tuple(one for one in self.ends.eos_token_ids if one not in self.barred)
 
     @cached_property
-    def _ending(self) -> frozenset[int]:
+    def ending(self) -> frozenset[int]:
         """Tokens that stand at a text's end and behind it."""
         pads = self.ends.pad_token_ids if self.eos else ()
         return frozenset(self.eos) | (frozenset(pads) - self.barred)
@@ -81,8 +81,8 @@ class TokenTexts:
 
         A gap before other text is any text at all, or if `exact` of one byte a mask.
         """
-        stop = next((at for at, one in enumerate(tokens) if one in self._ending), len(tokens))
-        if any(one != OPEN and one not in self._ending for one in tokens[stop:]):
+        stop = next((at for at, one in enumerate(tokens) if one in self.ending), len(tokens))
+        if any(one != OPEN and one not in self.ending for one in tokens[stop:]):
             return None
         run = 0
         while run < stop and tokens[stop - 1 - run] == OPEN:

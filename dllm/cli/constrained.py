@@ -43,7 +43,8 @@ Method = Annotated[
     Option(
         "--grammar-method",
         help="The texts of --grammar nested to a bounded depth, with exact sets of tokens (depth), "
-        "or all of them, asked about token by token (emptiness).",
+        "or all of them, asked about token by token: in any order (emptiness), or from left to "
+        "right with blocks of one slot (prefix).",
         show_default="depth",
     ),
 ]

@@ -10,6 +10,7 @@ from dllm.constraints.context_free.spelling import TokenTexts
 from dllm.constraints.grammar import Grammar
 from dllm.constraints.language import OPEN
 from dllm.constraints.lines import RowLanguage
+from dllm.constraints.prefix import PrefixEngine, PrefixRow
 from dllm.constraints.span import Compiler, ConstraintSpan
 from dllm.constraints.vocabulary import Ends, vocabulary_of
 from dllm.decoding.constrained import Constrained, Joint
@@ -94,6 +95,7 @@ class _Grammars:
     def __init__(self, model: DenoisingModel, barred: tuple[int, ...]) -> None:
         self._model, self._barred = model, frozenset(barred)
         self._made: dict[tuple[Grammar, Ends], FreeLanguage] = {}
+        self._engines: dict[tuple[Grammar, Ends], PrefixEngine] = {}
 
     def row(
         self, grammar: Grammar, ends: Ends, given: list[int], start: int, where: str
@@ -107,10 +109,27 @@ class _Grammars:
             spellings = vocabulary_of(self._model.tokenizer).spellings
             texts = TokenTexts(spellings, ends, self._barred)
             self._made[grammar, ends] = FreeLanguage(grammar.network, texts)
-        language = FreeRow(self._made[grammar, ends])
+        language, prefix = FreeRow(self._made[grammar, ends]), None
+        if grammar.method == "prefix":
+            prefix = PrefixRow(self._engine(grammar, ends, where))
         if language.complete(given) is None:
             raise ValueError(f"{where} {_reason(language, given)}")
-        return GrammarRow(language, start, start + len(given))
+        return GrammarRow(language, start, start + len(given), prefix)
+
+    def _engine(self, grammar: Grammar, ends: Ends, where: str) -> PrefixEngine:
+        """Returns llguidance's engine of a grammar; raises ValueError that begins with `where`."""
+        if (grammar, ends) not in self._engines:
+            if grammar.start != "start":
+                raise ValueError(
+                    f"{where}: llguidance begins with the rule start, not {grammar.start!r}: "
+                    "rename it, or take method='emptiness'"
+                )
+            texts, size = self._made[grammar, ends].texts, self._model.spec.vocab_size
+            try:
+                self._engines[grammar, ends] = PrefixEngine(grammar.text, texts, size)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
+        return self._engines[grammar, ends]
 
 
 def _reason(row: FreeRow, given: list[int]) -> str:

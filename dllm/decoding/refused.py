@@ -43,6 +43,23 @@ def check_asking(
     for reason, holds in reasons.items():
         if holds:
             raise ValueError(
-                f"a Grammar with method='emptiness' refuses {reason}. With method='depth' it goes "
-                "together"
+                f"a Grammar that is asked token by token refuses {reason}. With method='depth' it "
+                "goes together"
             )
+
+
+def check_left_to_right(scheduler: Scheduler, num_slots: int, block_length: int | None) -> None:
+    """Raises ValueError, with the way out, unless rows are decoded column by column."""
+    out = "or take method='emptiness', which goes with any order"
+    if block_length != 1:
+        raise ValueError(
+            f"method='prefix' knows what may come next from left to right, and block_length="
+            f"{block_length} lets other slots come first: give block_length=1, {out}"
+        )
+    needs = scheduler.needs(num_slots, block_length)
+    if needs.whole_row or needs.window > 1:
+        raise ValueError(
+            f"method='prefix' knows what may come next from left to right, and scheduler "
+            f"{scheduler.summary()['name']!r} looks beyond a block of one slot: take 'threshold' "
+            f"or another that keeps to the block, {out}"
+        )

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dllm.constraints.context_free.row import FreeRow
 from dllm.constraints.language import OPEN
+from dllm.constraints.prefix import PrefixRow
 from dllm.decoding.held import HeldRows, HeldWindow
 from dllm.decoding.one_row import MAX_REJECTED, Outcome, Proposal, Turn, take
 from dllm.state.candidates import Candidates
@@ -31,6 +35,7 @@ class GrammarRow:
     language: FreeRow
     start: int
     stop: int
+    prefix: PrefixRow | None = None  # says what may come next, where that is asked for
 
 
 @dataclass
@@ -80,15 +85,47 @@ class AskedWindow:
             for column, tokens in columns.items()
             for token in tokens
         ]
+        logits = self._only_next(logits, places)
         if not listed:
             return logits
         seat, column, token = torch.tensor(listed, device=logits.device).T
-        own = self.canvas.columns()
-        own = own if places is None else own.gather(1, places)
-        here = own[seat] == column[:, None]
+        here = self._is_at(seat, column, places)
         place = here.int().argmax(1)
         value = logits[seat, place, token].masked_fill(here.any(1), -torch.inf)
         return logits.index_put((seat, place, token), value)
+
+    def _only_next(self, logits: Tensor, places: Tensor | None) -> Tensor:
+        """Returns logits (B, w, V) with -inf for what a prefix engine does not let come next."""
+        if not self._next:
+            return logits
+        seats, columns, allowed = zip(*self._next, strict=True)
+        seat, column = torch.tensor([seats, columns], device=logits.device)
+        barred = ~torch.from_numpy(np.stack(allowed)).to(logits.device)
+        barred[:, self.canvas.layout.mask_token_id] = False
+        refused = self._is_at(seat, column, places)[..., None] & barred[:, None]
+        return logits.index_copy(0, seat, logits[seat].masked_fill(refused, -torch.inf))
+
+    @cached_property
+    def _next(self) -> list[tuple[int, int, NDArray[np.bool_]]]:
+        """Seat and first masked column of rows with a prefix engine, and what may come there."""
+        canvas = self.canvas
+        found, tokens = [], canvas.tokens.where(~canvas.masked, OPEN).tolist()
+        for seat, row in enumerate(self.rows):
+            if row is None or row.prefix is None:
+                continue
+            own = tokens[seat][row.start : row.stop]
+            if OPEN in own:
+                place = own.index(OPEN)
+                allowed = row.prefix.allowed(own[:place])
+                if allowed is not None:
+                    found.append((seat, row.start + place, allowed))
+        return found
+
+    def _is_at(self, seat: Tensor, column: Tensor, places: Tensor | None) -> Tensor:
+        """Returns which logits of some rows (n,) are those of a column of each, (n, w) bool."""
+        own = self.canvas.columns()
+        own = own if places is None else own.gather(1, places)
+        return own[seat] == column[:, None]
 
     def chosen(self, candidates: Candidates, logits: Tensor) -> Candidates:
         """Returns the candidates as they are, of rows without a grammar with others' tokens."""

@@ -100,7 +100,7 @@ def test_generate_tells_forced_tokens_where_figures_are(inside: Inside) -> None:
         (["--grammar", "loop.lark", "--grammar-method", "emptiness"], "accepts no text at all"),
         (
             ["--grammar", "sum.lark", "--grammar-method", "all"],
-            "--grammar: method='all' must be 'depth' or 'emptiness'$",
+            "--grammar: method='all' must be one of 'depth', 'emptiness', 'prefix'$",
         ),
         (["--grammar-method", "depth"], "--grammar-method=depth is of --grammar, which is not"),
         (["--joint", "maps"], "--joint='maps' must be 'confidence' or 'map'$"),

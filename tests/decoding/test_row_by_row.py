@@ -37,7 +37,7 @@ def check_text(name: str, text: str) -> None:
 
 def goes(**options: Any) -> bool:
     try:
-        dllm.stream(tiny(), ["x"], constraint=asked("brackets"), **{**SLOTS, **options})
+        dllm.stream(tiny(), ["x"], **{"constraint": asked("brackets"), **SLOTS, **options})
     except ValueError:
         return False
     return True
@@ -109,6 +109,56 @@ def test_a_span_is_filled_to_its_last_slot() -> None:
     answer = found.sequences[0][-SLOTS["max_new_tokens"] :]
     tokenizer: Any = tiny().tokenizer
     check_text("sums", tokenizer.decode(answer[3:9]))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"forbid_eos": True}, {"at_eos": "ignore"}, {"cache": "dual"}]
+)
+@pytest.mark.parametrize("name", GRAMMARS)
+def test_a_prefix_engine_proposes_what_may_come_next(name: str, options: dict[str, Any]) -> None:
+    prefix = Grammar(GRAMMARS[name], method="prefix")
+    options = {**SLOTS, "block_length": 1, **options}
+    found = dllm.generate(tiny(), PROMPTS, constraint=prefix, batch_size=2, **options)
+    other = dllm.generate(tiny(), PROMPTS, constraint=asked(name), **options)
+    assert found.texts is not None
+    for text in found.texts:
+        check_text(name, text)
+    counts = [
+        sum(row.asked.get("rejected", 0) for row in one.metrics.rows) for one in (found, other)
+    ]
+    assert counts[0] <= 2 * len(PROMPTS)  # where the slots end
+    assert counts[1] > 2 * len(PROMPTS)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"block_length": 8}, "block_length=8 lets other slots come first: give block_length=1"),
+        ({"block_length": None}, "block_length=None lets other slots come first"),
+        ({"scheduler": "multi_block"}, "scheduler 'multi_block' looks beyond a block of one slot"),
+    ],
+)
+def test_a_prefix_engine_goes_from_left_to_right(options: dict[str, Any], reason: str) -> None:
+    prefix = Grammar(GRAMMARS["sums"], method="prefix")
+    with pytest.raises(ValueError, match=reason):
+        dllm.generate(tiny(), PROMPTS, constraint=prefix, **{**SLOTS, "block_length": 1, **options})
+
+
+PREFIX = {"constraint": Grammar(GRAMMARS["values"], method="prefix"), "block_length": 1}
+
+
+@pytest.mark.parametrize("scheduler", [one for one in SCHEDULERS if goes(scheduler=one, **PREFIX)])
+def test_schedulers_of_the_block_go_with_a_prefix_engine(scheduler: str) -> None:
+    found = dllm.generate(tiny(), PROMPTS, **{**SLOTS, **PREFIX, "scheduler": scheduler})
+    assert found.texts is not None
+    for text in found.texts:
+        check_text("values", text)
+
+
+def test_a_prefix_engine_begins_at_the_rule_start() -> None:
+    prefix = Grammar('one: "1"', start="one", method="prefix")
+    with pytest.raises(ValueError, match=r"prompt 0: .*begins with the rule start, not 'one'"):
+        dllm.generate(tiny(), PROMPTS[0], constraint=prefix, **{**SLOTS, "block_length": 1})
 
 
 @pytest.mark.parametrize(

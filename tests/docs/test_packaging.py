@@ -161,6 +161,7 @@ def test_imports_are_declared() -> None:
     extras = PROJECT["project"]["optional-dependencies"]
     optional = {
         "dllm/constraints/grammar": distribution_names(extras["structured"]),
+        "dllm/constraints/prefix": distribution_names(extras["structured"]),
         "dllm/eval/": distribution_names(extras["eval"] + extras["lm-eval"]),
         "dllm/kernels/": distribution_names(extras["kernels"]),
         "dllm/state/trace": distribution_names(extras["pandas"]),

@@ -40,8 +40,8 @@ def written(rules: Rules) -> str:
     return "\n".join(lines)
 
 
-def short_texts(rules: Rules, longest: int) -> set[str]:
-    """Returns the texts of `start` with so many letters at most, rule by rule until all is in."""
+def short_texts(rules: Rules, longest: int, start: str = "start") -> set[str]:
+    """Returns the texts of a rule with so many letters at most, rule by rule until all is in."""
     found: dict[str, set[str]] = {name: set() for name in rules} | {one: {one} for one in LETTERS}
     while True:
         before = sum(map(len, found.values()))
@@ -52,7 +52,7 @@ def short_texts(rules: Rules, longest: int) -> set[str]:
                     texts = {a + b for a in texts for b in found[symbol] if len(a + b) <= longest}
                 found[name] |= texts
         if sum(map(len, found.values())) == before:
-            return found["start"]
+            return found[start]
 
 
 @dataclass(frozen=True)
