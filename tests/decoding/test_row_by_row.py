@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -100,6 +101,36 @@ def test_rows_do_not_depend_on_others() -> None:
         if batch is None:
             assert sum(row.asked.get("rejected", 0) for row in found.metrics.rows) > 20
             assert [bool(row.asked) for row in found.metrics.rows][1::2] == [False, False]
+
+
+@pytest.mark.parametrize("block_length", [4, 20])
+def test_what_is_given_stays(block_length: int) -> None:
+    options = {**SLOTS, "fixed": {2: "+", 9: "+", 13: ")"}, "block_length": block_length}
+    found = dllm.generate(tiny(), PROMPTS, constraint=asked("sums"), **options)
+    assert found.texts is not None
+    for text in found.texts:
+        check_text("sums", text)
+        assert text.count("+") >= 2
+
+
+@pytest.mark.parametrize("seed", some(range(40), every=20))
+def test_nothing_that_goes_together_leaves_the_language(seed: int) -> None:
+    source = random.Random(seed)
+    names = [source.choice(list(GRAMMARS)) for _ in PROMPTS]
+    options: dict[str, Any] = {
+        "scheduler": source.choice(SCHEDULERS),
+        "cache": source.choice(CACHES),
+        "max_new_tokens": source.choice([12, 16, 24]),
+        "block_length": source.choice([None, 4, 8, 16]),
+        "temperature": source.choice([0.0, 1.0, 3.0]),
+        "seed": seed,
+        "batch_size": source.choice([None, 2]),
+        "forbid_eos": source.random() < 0.2,
+    }
+    found = dllm.generate(tiny(), PROMPTS, constraint=[asked(one) for one in names], **options)
+    assert found.texts is not None
+    for name, text in zip(names, found.texts, strict=True):
+        check_text(name, text)
 
 
 def test_a_span_is_filled_to_its_last_slot() -> None:
