@@ -24,6 +24,7 @@ from dllm.decoding.prompt_memory import PromptMemory
 from dllm.decoding.shadow import ShadowPasses
 from dllm.decoding.speculation.passes import VerifiedPasses
 from dllm.decoding.speculation.verifiers import Verifier
+from dllm.decoding.toll import Toll
 from dllm.decoding.uniform import UniformPasses, unread
 from dllm.layout import at_eos_of, block_length_of, canvas_of, needs_of, with_room
 from dllm.models.diffusion_gemma import DiffusionGemma
@@ -43,12 +44,13 @@ from dllm.state.variants import no_drafts
 from dllm.state.window import Layout
 
 
-def loop_of(
+def loop_of(  # noqa: PLR0913 beside the settings, who looks on
     model: DenoisingModel,
     rows: list[Row],
     settings: Settings,
     memory: PromptMemory | None = None,
     observer: Observer | None = None,
+    toll: Toll | None = None,
 ) -> tuple[DenoisingLoop, Canvas]:
     """Returns the loop that decodes rows under settings, and the canvas that it decodes.
 
@@ -67,7 +69,7 @@ def loop_of(
     if canvas.layout.ragged and isinstance(model, WrappedModel):
         model.check_padding()
     at_eos = at_eos_of(rows, settings, model.spec.mask_token_id)
-    constrained, batch = _constrained(model, canvas, settings, at_eos), None
+    constrained, batch = _constrained(model, canvas, settings, at_eos, toll), None
     noise = settings.noise or _noise(len(rows), settings, model.device)
     if settings.batch_size is not None and settings.batch_size < len(rows):
         seeded = _check_waiting(settings.batch_size, len(rows), noise, memory, observer)
@@ -175,15 +177,20 @@ def _check_waiting(
 
 
 def _constrained(
-    model: DenoisingModel, canvas: Canvas, settings: Settings, at_eos: AtEnd
+    model: DenoisingModel, canvas: Canvas, settings: Settings, at_eos: AtEnd, toll: Toll | None
 ) -> HeldRows | None:
-    """Returns the languages of rows; None: there are none."""
+    """Returns the languages of rows, behind the toll if there is one; None: there are none."""
     if settings.constraint is None:
         return None
     ends = canvas.layout.eos_token_ids if settings.forbid_eos else ()
     barred = (*settings.forbidden_token_ids, *ends)
     asked = Asked(settings.constraint, settings.joint, settings.n, at_eos, barred)
-    return languages_of(model, canvas, asked)
+    found = languages_of(model, canvas, asked)
+    return (
+        found
+        if toll is None
+        else toll.on(found, (canvas.layout.mask_token_id, *barred), model.device)
+    )
 
 
 def _step(

@@ -15,6 +15,7 @@ from dllm.decoding.loop import BrokenLogitsError
 from dllm.decoding.memory_limits import NotEnoughMemoryError
 from dllm.decoding.passes import Observer
 from dllm.decoding.prompt_memory import PromptMemory
+from dllm.decoding.toll import Toll
 from dllm.metrics import Meter
 from dllm.models.model import DenoisingModel
 from dllm.output import (
@@ -143,17 +144,18 @@ def _check_kinds(model: Any, settings: Any) -> None:
 class Stream:
     """A generation that runs as it is iterated over; `output` is what there is so far."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 beside the settings, who looks on
         self,
         model: DenoisingModel,
         prompts: Prompts,
         settings: Settings,
         memory: PromptMemory | None = None,
         observer: Observer | None = None,
+        toll: Toll | None = None,
     ) -> None:
         encoded = encode_all(model, prompts, settings)
         rows = [row for row in encoded for _ in range(settings.n)]
-        loop, self.canvas = loop_of(model, rows, settings, memory, observer)
+        loop, self.canvas = loop_of(model, rows, settings, memory, observer, toll)
         self.model, self.meter, self.batch = model, Meter(model.device), loop.batch
         self.scheduler, self.cache, self.stop = loop.scheduler, loop.cache, loop.stop
         self._changes: dict[int, list[Write]] = {}  # of a method that revises, by prompt

@@ -59,6 +59,10 @@ class Constrained:
             most = int(passed.clamp(min=0).max())  # the host waits, once a block
             self._entry = self._tables.states_at(canvas.tokens, column, most)
 
+    def holds(self, prompt: int) -> bool:
+        """Whether the row of a prompt must be in a language."""
+        return self.rows[prompt] is not None
+
     def sets(self, canvas: Canvas, spare: bool = False) -> Sets | None:
         """Returns what each column of the window may hold; None: no row has a language.
 

@@ -43,6 +43,10 @@ class HeldRows(Protocol):
         """Notes which prompts are at the seats, and rows that entered a block."""
         ...
 
+    def holds(self, prompt: int) -> bool:
+        """Whether the row of a prompt must be in a language."""
+        ...
+
     def sets(self, canvas: Canvas, spare: bool = False) -> HeldWindow | None:
         """Returns what the columns of the window may hold; None: no row has a language.
 

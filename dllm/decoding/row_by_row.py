@@ -53,6 +53,11 @@ class RowByRow:
         if self.others is not None:
             self.others.enter(canvas, progress, prompts)
 
+    def holds(self, prompt: int) -> bool:
+        """Whether the row of a prompt must be in a language."""
+        other = self.others is not None and self.others.holds(prompt)
+        return self.rows[prompt] is not None or other
+
     def sets(self, canvas: Canvas, spare: bool = False) -> HeldWindow | None:
         """Returns what was refused so far; None: no row at the seats has a language."""
         others = None if self.others is None else self.others.sets(canvas, spare)
