@@ -42,17 +42,17 @@ def evaluate(
     task: Annotated[
         str | None,
         Option(
-            help="arithmetic, lists, functions, gsm8k, humaneval, own (with --data) or "
-            "parallel_bench; of this one also a part, as in parallel_bench:shuffle,names=3-6; "
-            "your own as module:Name or path/file.py:Name.",
+            help="arithmetic, lists, functions, json, gsm8k, humaneval, json_mode_eval, own (with "
+            "--data) or parallel_bench; of two of them also a part, as in json:records,fields=2-5 "
+            "or parallel_bench:shuffle,names=3-6; your own as module:Name or path/file.py:Name.",
             show_default="arithmetic",
         ),
     ] = None,
     data: Annotated[
         Path | None,
         Option(
-            help="JSON lines with the problems of gsm8k or humaneval; without --task your own "
-            "questions and answers as .jsonl, .json or .csv.",
+            help="JSON lines with the problems of gsm8k, humaneval or json_mode_eval; without "
+            "--task your own questions and answers as .jsonl, .json or .csv.",
             show_default="the hub's",
         ),
     ] = None,
@@ -77,7 +77,7 @@ def evaluate(
         str | None,
         Option(
             help="gsm8k: fewshot, cot, zeroshot, chat, ...; humaneval: base, instruct; "
-            "parallel_bench, own: plain, chat.",
+            "parallel_bench, own, json: plain, chat.",
             show_default="the task's first",
         ),
     ] = None,
@@ -132,6 +132,13 @@ def evaluate(
     grammar_method: constrained.Method = None,
     choice: constrained.Choices = None,
     joint: constrained.Joint = None,
+    held: Annotated[
+        bool,
+        Option(
+            "--constrained/--no-constrained",
+            help="Hold each answer to what its problem says it must be, where problems do.",
+        ),
+    ] = True,
     settings: options.Set = None,
     config: options.Config = None,
     dtype: options.Dtype = None,
@@ -162,7 +169,7 @@ def evaluate(
     name = task or ("arithmetic" if data is None and own == (None,) * 4 else "own")
     chosen = find_task(name, TaskOptions(data, style, examples, shots, run_code, *own))
     problems = chosen.take(limit)
-    held = constrained.constraint_of(regex, json_schema, grammar, choice, joint, grammar_method)
+    given = constrained.constraint_of(regex, json_schema, grammar, choice, joint, grammar_method)
     named, compared = options.read_config(config), lineup is not None or plot is not None
     if compared:
         check_comparison(output, plot, alone=samples > 1 or with_record, scored=chosen.scored)
@@ -173,7 +180,7 @@ def evaluate(
         model, dtype, placed(place, device_map, revision, adapter, family, attention), speed
     )
     shared = options.collect(
-        settings, max_new_tokens, block_length, temperature, seed, verifier=verifier, **held
+        settings, max_new_tokens, block_length, temperature, seed, verifier=verifier, **given
     )
 
     def run_of(one_scheduler: Any, one_cache: str | None) -> Run:
@@ -181,7 +188,7 @@ def evaluate(
         resolved = options.over(named, {**shared, **parts}, loaded.defaults)
         if batch_size is not None and "batch_size" not in shared:  # so many, whatever a file says
             resolved = replace(resolved, batch_size=None)
-        return Run(loaded, chosen, resolved, num_rows, processes, keep_trace=trace)
+        return Run(loaded, chosen, resolved, num_rows, processes, trace, held)
 
     names: list[str | None] = [*cache] if cache else [None]
     if compared:

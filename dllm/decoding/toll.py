@@ -172,7 +172,7 @@ class TolledSets:
     def settle(
         self, window: Window, decision: Decision, candidates: Candidates
     ) -> tuple[Window, Decision]:
-        """Passes on `HeldWindow.settle`, and notes what the columns that it lets be written lost."""
+        """Passes on `HeldWindow.settle`, and notes what the columns lost that are written."""
         with self._clock.running():
             window, decision = self.inner.settle(window, decision, candidates)
         if self.real and self._nats is not None:

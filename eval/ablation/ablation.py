@@ -37,7 +37,7 @@ class TaskChoice(Options):
         if not is_task(self.name):
             raise ValueError(f"unknown task {self.name!r}: {nearest(self.name, known())}")
         options = [f"{key}={value}" for key, value in vars(self).items() if value is not None][1:]
-        if self.name in TASKS and options:
+        if self.name in TASKS and TASKS[self.name].select is None and options:
             listed = ", ".join(options)
             raise ValueError(f"task {self.name!r} makes its own problems and has no {listed}")
 

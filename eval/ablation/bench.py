@@ -152,7 +152,7 @@ def trials_of(ablation: Ablation, limit: int | None, *, run_code: bool) -> list[
         code = run_code and choice.name in _WITH_CODE
         options = TaskOptions(choice.data, choice.style, choice.examples, choice.shots, code)
         task = find_task(choice.name, options)
-        count = limit or ablation.limit or (_ALL if task.options else USUAL)
+        count = limit or ablation.limit or (_ALL if task.options and task.select is None else USUAL)
         tasks[choice] = task, task.take(count)
     return [Trial.of(n, row, *tasks[row.task]) for n, row in enumerate(ablation.rows, start=1)]
 

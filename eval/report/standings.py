@@ -12,7 +12,7 @@ from dllm.constraints.written import title_of
 from dllm.decoding.speculation import verifiers
 from dllm.eval.ablation.lines import Candidate, Line, front
 from dllm.eval.ablation.read import Entry
-from dllm.eval.report.tables import NUMBERS, Table, accuracy
+from dllm.eval.report.tables import NUMBERS, TOLLS, Table, accuracy, with_tolls
 from dllm.eval.run.describe import short
 from dllm.eval.run.run import Run
 from dllm.eval.run.summary import Summary
@@ -68,6 +68,7 @@ def heading(run: Run, num_problems: int) -> str:
     verified = f", verifier {short(verifier, verifiers.registry)}" if verifier else ""
     held = run.settings.constraint
     constrained = "" if held is None else f", held to {title_of(held)}"
+    constrained = ", each held to its constraint" if run.holds else constrained
     return (
         f"{run.task.name}: {num_problems} held-out problems, {run.model.name}, "
         f"{run.settings.max_new_tokens} new tokens, blocks of {run.block_length}, "
@@ -122,7 +123,7 @@ def records(lines: Sequence[Line[Contender]]) -> list[dict[str, Any]]:
             "label": line.curve,
             "scheduler": line.name,
             "cache": line.candidate.cache,
-            **{name: known.get(name) for name in NUMBERS},
+            **{name: known.get(name) for name in (*NUMBERS, *TOLLS)},
             "verdict": verdict,
             "on_front": line.number in leaders,
         }
@@ -140,4 +141,4 @@ def table(title: str, lines: Sequence[Line[Contender]]) -> Table:
             figures = [accuracy(known), f"{known.tokens_per_forward:.2f}"]
             figures += [f"{known.forwards:.1f}", f"{known.row_forwards:.1f}"]
         rows.append((name, *figures, verdict))
-    return Table(title, HEADS, rows, LEGEND)
+    return with_tolls(Table(title, HEADS, rows, LEGEND), [line.summary for line in lines])

@@ -23,6 +23,13 @@ NUMBERS = (
     *("raw_tokens_per_forward", "tokens_per_row_forward", "forwards", "row_forwards"),
     *("tokens_fed", "tokens_per_second"),
 )
+# Those that a constraint adds, with the heads of their columns.
+TOLLS = {"forced": "forced", "nats_lost": "nats lost", "constraint_ms": "constraint ms"}
+TOLL_LEGEND = (
+    "Forced: tokens of an answer that its constraint left no choice of. Nats lost: by how much its "
+    "tokens were less probable than the model's own, when they were written. Constraint ms: of one "
+    "step of the batch."
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,37 @@ def accuracy(summary: Summary) -> str:
     """Returns the accuracy with its interval as a cell has it; "-" if nothing was scored."""
     low, high = 100 * summary.accuracy_low, 100 * summary.accuracy_high
     return f"{summary.accuracy:.1%} ({low:.0f}-{high:.0f})" if summary.scored else "-"
+
+
+def notes_of(summary: Summary) -> list[str]:
+    """Returns what stands below a table: further scores, and what a constraint cost."""
+    shares = {**summary.scores, **{f"pass@{k}": part for k, part in summary.pass_at.items()}}
+    tolls = {"tokens forced": summary.forced, "nats lost": summary.nats_lost}
+    spent = summary.constraint_ms
+    costs = [f"{value:.2f} {name}" for name, value in tolls.items() if value is not None]
+    costs += [] if spent is None else [f"{spent:.2f} ms of a step for the constraint"]
+    lines = [f"{name} {part:.1%}" for name, part in shares.items()]
+    return [", ".join(listed) for listed in (lines, costs) if listed]
+
+
+def with_tolls(table: Table, summaries: Sequence[Summary | None]) -> Table:
+    """Returns a table with what constraints cost in its last columns, if any run had one.
+
+    `summaries` are those of its rows.
+    """
+    names = [
+        name for name in TOLLS if any(getattr(one, name, None) is not None for one in summaries)
+    ]
+    if not names:
+        return table
+    more = [[_figure(getattr(one, name, None)) for name in names] for one in summaries]
+    rows = [[*row, *cells] for row, cells in zip(table.rows, more, strict=True)]
+    heads = [*table.heads, *(TOLLS[name] for name in names)]
+    return Table(table.title, heads, rows, f"{table.legend} {TOLL_LEGEND}")
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def write_csv(path: Path, records: Sequence[Mapping[str, Any]]) -> None:

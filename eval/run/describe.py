@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +18,9 @@ from dllm.eval.run import digest_of, stable
 from dllm.eval.run.processes import Processes
 from dllm.eval.run.record import checkpoint_digest
 from dllm.eval.tasks import Task
+from dllm.eval.tasks.task import Problem
 from dllm.models.model import DenoisingModel
-from dllm.options import Count, Options
+from dllm.options import Count, Options, shown
 from dllm.registry import Registry
 from dllm.settings import DEFAULT_BLOCK_LENGTH, PARTS, Settings
 
@@ -32,6 +33,8 @@ _DRAWN = ("generator", "noise")  # named by their content, where they are given
 _DESCRIBED = {*PARTS, *_NAMED, *_DRAWN, "batch_size"}  # or no part of it, as the last
 # What an edit changes, and another version; results of before it was noted have none of them.
 ORIGIN = ("version", "checkpoint", "sources")
+# In place of a constraint, of a task whose problems have some: all of them, or none.
+OF_EACH, FREE = "of each problem", "none"
 _EMBEDDED = "tiny"  # comes with the package, whatever lies in the folder
 
 
@@ -48,6 +51,7 @@ class Setup(Options):
     batch_size: Count = 32  # rows decoded at a time
     processes: Processes = field(default_factory=Processes)  # that share the problems
     keep_trace: bool = False  # in each result; decides no answer, so the name is the same
+    constrained: bool = True  # problems that say what their answers must be are held to it
 
     def describe(self) -> dict[str, Any]:
         """Returns what decides the answers, as JSON-ready values.
@@ -61,12 +65,15 @@ class Setup(Options):
     @cached_property
     def _described(self) -> dict[str, Any]:
         dtype, options = getattr(self.model, "dtype", None), self.task.options
+        given = settings_of(self.settings)
+        if self.task.constrained:  # their digest is among the options, or the code makes them
+            given["other"].setdefault("constraint", OF_EACH if self.holds else FREE)
         return {
             "model": self.model.name,
             "dtype": None if dtype is None else str(dtype),
             "task": self.task.name,
             **({"task_options": dict(options)} if options else {}),
-            **settings_of(self.settings),
+            **given,
             **origin_of(self.model, self.settings, self.task),
         }
 
@@ -74,6 +81,40 @@ class Setup(Options):
     def name(self) -> str:
         """A short name that is the same for the same settings."""
         return name_of(self.describe())
+
+    @property
+    def holds(self) -> bool:
+        """Whether problems are decoded under constraints of their own."""
+        return self.task.constrained and self.constrained
+
+    def check(self, problems: Sequence[Problem]) -> None:
+        """Raises ValueError for settings that are one for each prompt, or say what problems say."""
+        held, name = self.settings.constraint, self.task.name
+        if isinstance(held, list):
+            raise ValueError(
+                f"constraint={shown(held)} is one for each prompt, and a run has one for all "
+                "problems"
+            )
+        if self.holds and held is not None:
+            raise ValueError(
+                f"constraint={shown(held)} says what an answer must be, and so does each problem "
+                f"of {name!r}: leave it out, or theirs (--no-constrained, constrained=False)"
+            )
+        if not self.constrained and not self.task.constrained:
+            raise ValueError(
+                f"--no-constrained (constrained=False): problems of {name!r} do not say what an "
+                "answer must be, so there is nothing to leave out"
+            )
+        if not self.task.constrained and any(problem.constraint for problem in problems):
+            raise ValueError(
+                f"problems of {name!r} have a constraint, which no run would be named after: make "
+                "the task with constrained=True"
+            )
+        if self.settings.n != 1:
+            raise ValueError(
+                f"n={self.settings.n}: a problem is answered once; give it several times, with ids "
+                "of their own (--samples, eval.sampled)"
+            )
 
     @property
     def num_rows(self) -> int:

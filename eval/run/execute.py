@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
+from dllm.decoding.toll import Toll
 from dllm.eval.run.describe import Setup, label_of, name_of, seed_of
 from dllm.eval.run.record import now
 from dllm.eval.run.results import RefusedError, Result, asked
 from dllm.eval.tasks.task import Problem, Task
-from dllm.generate import Stream, stream
+from dllm.generate import Stream
 from dllm.metrics import Meter
 from dllm.output import GenerationOutput
 from dllm.state.window import StepEvent
@@ -28,10 +30,13 @@ def results(run: Setup, problems: Sequence[Problem]) -> Iterator[list[Result]]:
     seeds = [seed_of(run.settings.seed, problem.id) for problem in problems]
     prompts: list[Any] = [problem.given for problem in problems]
     settings = replace(run.settings, seed=seeds, batch_size=run.num_rows)
-    with _refused():
-        running = stream(run.model, prompts, settings)
-    shares = Shares(running.meter)
-    for event in _refusing(shares.watch(running)):
+    if run.holds:
+        settings = replace(settings, constraint=[problem.constraint for problem in problems])
+    toll = None if settings.constraint is None else Toll()
+    with _refused(problems):
+        running = Stream(run.model, prompts, settings, toll=toll)
+    shares = Shares(running.meter, toll)
+    for event in _refusing(shares.watch(running), problems):
         if event.finished:
             ended = {prompt: left.pop(prompt) for prompt in event.finished}
             yield answers.results(ended, running, shares)
@@ -39,18 +44,23 @@ def results(run: Setup, problems: Sequence[Problem]) -> Iterator[list[Result]]:
         yield answers.results(left, running, shares)
 
 
-def _refusing(events: Iterator[StepEvent]) -> Iterator[StepEvent]:
-    with _refused():
+def _refusing(events: Iterator[StepEvent], problems: Sequence[Problem]) -> Iterator[StepEvent]:
+    with _refused(problems):
         yield from events
 
 
 @contextmanager
-def _refused() -> Iterator[None]:
-    """Turns the errors by which a generation says why it cannot be into refusals."""
+def _refused(problems: Sequence[Problem]) -> Iterator[None]:
+    """Turns the errors by which a generation says why it cannot be into refusals.
+
+    One about a prompt, which it counts, names the problem.
+    """
     try:
         yield
     except ValueError as error:
-        raise RefusedError(str(error)) from error
+        found = re.match(r"prompt (\d+)\b", str(error))
+        named = "" if found is None else f"problem {problems[int(found[1])].id!r}: "
+        raise RefusedError(f"{named}{error}") from error
 
 
 class Answers:
@@ -99,6 +109,10 @@ class Answers:
             rows_fed=spent.rows_fed,
             peak_memory=metrics.peak_memory_bytes,
             trace=trace,
+            steps=spent.steps,
+            forced=None if share.lost is None else counted.forced,
+            nats_lost=share.lost,
+            constraint_seconds=spent.constraint if share.tolled else None,
         )
 
 
@@ -117,6 +131,8 @@ class Spent:
     rows_fed: float = 0.0
     tokens_fed: float = 0.0
     flops: float = 0.0
+    steps: float = 0.0  # of the batch
+    constraint: float = 0.0  # seconds of those above that what answers must be has taken
 
     def plus(self, other: Spent, times: float = 1.0) -> Spent:
         """Returns the sum of this and a multiple of another."""
@@ -131,6 +147,8 @@ class Share:
     spent: Spent  # shares of its steps
     first: float  # seconds of them that its first step took
     latency: float  # seconds from the beginning of its first step to the end of its last
+    lost: float | None = None  # nats; None: nothing says what the answer must be
+    tolled: bool = False  # whether it is known what a constraint has taken
 
 
 class Shares:
@@ -140,8 +158,8 @@ class Shares:
     included. The clock stands still between two steps, while answers are judged and written.
     """
 
-    def __init__(self, meter: Meter) -> None:
-        self._meter = meter
+    def __init__(self, meter: Meter, toll: Toll | None = None) -> None:
+        self._meter, self._toll = meter, toll
         self._total = Spent()
         self._each = Spent()  # of a row that is under way from the first step on
         self._begun: dict[int, Share] = {}  # counters when a row began
@@ -160,16 +178,20 @@ class Shares:
 
     def of(self, prompt: int) -> Share:
         """Returns the cost of a prompt's row; right after the step that finished it."""
-        begun = self._begun.get(prompt)
+        begun, toll = self._begun.get(prompt), self._toll
+        lost = None if toll is None else toll.lost(prompt)
+        tolled = toll is not None and toll.seconds is not None
         if begun is None:  # it had nothing to fill
-            return Share(Spent(), 0.0, 0.0)
+            return Share(Spent(), 0.0, 0.0, lost, tolled)
         spent = self._each.plus(begun.spent, -1)
-        return Share(spent, begun.first, self._total.seconds - begun.latency)
+        return Share(spent, begun.first, self._total.seconds - begun.latency, lost, tolled)
 
     def _divide(self, event: StepEvent, seconds: float) -> None:
         meter = self._meter
-        seconds += self._total.seconds
-        total = Spent(seconds, meter.rows_fed, meter.tokens_fed, meter.flops)
+        seconds, steps = seconds + self._total.seconds, self._total.steps + 1
+        held = 0.0 if self._toll is None else self._toll.seconds or 0.0
+        fed = (meter.rows_fed, meter.tokens_fed, meter.flops)
+        total = Spent(seconds, *fed, steps, held)
         step = total.plus(self._total, -1)
         running = [prompt for prompt in event.prompts if prompt not in self._ended]
         for prompt in running:

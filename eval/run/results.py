@@ -75,6 +75,11 @@ class Result:
     start: str | None = None  # names the `Start` in the record beside the file
     finished: str | None = None  # UTC, ISO 8601
     problem: str | None = None  # the id of the problem that this is a sample of
+    steps: Figure | None = None  # of the batch; a share
+    # None without a constraint.
+    forced: Number | None = None  # tokens that it left no choice of, beside the scheduler's
+    nats_lost: Figure | None = None  # by how much its tokens are less probable, see `Toll.lost`
+    constraint_seconds: Figure | None = None  # of `seconds`, a share; None too: nothing tells
 
     @property
     def problem_id(self) -> str:

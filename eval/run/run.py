@@ -33,7 +33,6 @@ from dllm.eval.run.processes import (
 from dllm.eval.run.record import Environment, RunRecord, Start, begun, environment_of, note, now
 from dllm.eval.run.results import Result, Writer, read_lines, read_results, writing
 from dllm.eval.tasks.task import Problem
-from dllm.options import shown
 
 # Problems decoded in one call, so that what is kept of all of them stays small: 22 bytes a column.
 _TOGETHER = 1024
@@ -89,16 +88,7 @@ class Run(Setup):
         """
         # What the run is called stands from here on, whatever becomes of the objects it has.
         run = replace(self)
-        if isinstance(self.settings.constraint, list):
-            raise ValueError(
-                f"constraint={shown(self.settings.constraint)} is one for each prompt, and a run "
-                "has one for all problems"
-            )
-        if self.settings.n != 1:
-            raise ValueError(
-                f"n={self.settings.n}: a problem is answered once; give it several times, with ids "
-                "of their own (--samples, eval.sampled)"
-            )
+        run.check(problems)
         if fresh and output is not None and self.processes.is_main:
             set_all_aside(output)
         yield from run._results(problems, output)

@@ -38,6 +38,10 @@ class Summary:
     scores: Mapping[str, float] = field(default_factory=dict)  # further ones, parts of the scored
     verifier: str = ""
     pass_at: Mapping[int, float] = field(default_factory=dict)  # k to pass@k, of several samples
+    # Of answers that were held to a constraint; None without any.
+    forced: float | None = None  # tokens of an answer that it left no choice of
+    nats_lost: float | None = None  # of an answer
+    constraint_ms: float | None = None  # of a step of the batch; None too: nothing tells
 
 
 def record(summary: Summary) -> dict[str, Any]:
@@ -81,7 +85,21 @@ def summarise(results: Sequence[Result]) -> Summary:
         scores=_further(judged),
         verifier=names.get("verifier", ""),
         pass_at=passes(results),
+        **tolls_of(results),
     )
+
+
+def tolls_of(results: Sequence[Result]) -> dict[str, float | None]:
+    """Returns what constraints cost: tokens and nats of an answer, milliseconds of a step."""
+    forced = [float(r.forced) for r in results if r.forced is not None]
+    nats = [r.nats_lost for r in results if r.nats_lost is not None]
+    timed = [(r.constraint_seconds, r.steps) for r in results if r.constraint_seconds is not None]
+    seconds, steps = (math.fsum(pair[part] or 0.0 for pair in timed) for part in (0, 1))
+    return {
+        "forced": math.fsum(forced) / len(forced) if forced else None,
+        "nats_lost": math.fsum(nats) / len(nats) if nats else None,
+        "constraint_ms": 1000 * ratio(seconds, steps) if timed else None,
+    }
 
 
 def wilson(successes: float, trials: int) -> tuple[float, float]:
@@ -96,10 +114,10 @@ def wilson(successes: float, trials: int) -> tuple[float, float]:
 
 def _further(judged: Sequence[Result]) -> dict[str, float]:
     """Returns the mean of each score in the details, over the results that have it."""
-    found: dict[str, list[bool]] = {}
+    found: dict[str, list[float]] = {}
     for result in judged:
         for name, value in result.details.items():
-            if isinstance(value, bool):
+            if isinstance(value, bool | float):
                 found.setdefault(name, []).append(value)
     return {name: sum(values) / len(values) for name, values in found.items()}
 
@@ -163,6 +181,7 @@ def totals_of(results: Sequence[Result]) -> dict[str, Any]:
         "tokens_fed": math.fsum(r.tokens_fed for r in results),  # columns
         "tokens_per_forward": ratio(valid, forwards),  # valid ones
         "raw_tokens_per_forward": ratio(raw, forwards),
+        **tolls_of(results),  # the first two of an answer, the last of a step
         "seconds": seconds,  # of decoding, summed over the processes
         "prefill_seconds": prefill,  # the part of it that went to each row's first pass
         "tokens_per_second": ratio(valid, seconds),  # valid ones; sums divided

@@ -53,7 +53,8 @@ def find_task(name: str, options: TaskOptions | None = None) -> Task:
     if options.flags:
         raise ValueError(
             f"{', '.join(options.flags)}: the task {name!r} makes its own problems; only "
-            f"{', '.join(READ)} and, for two of them, parallel_bench have these options"
+            f"{', '.join(READ)} and, for some of them, {', '.join(_with_parts())} have these "
+            "options"
         )
     return task
 
@@ -65,7 +66,12 @@ def known() -> list[str]:
 
 def is_task(name: str) -> bool:
     """Whether there is a task of this name, or a place elsewhere that the name is of."""
-    return name in known() or _own(name) is not None
+    return name in known() or name.partition(":")[0] in _with_parts() or _own(name) is not None
+
+
+def _with_parts() -> list[str]:
+    """Lists the tasks of which a part may be named, as in `parallel_bench:shuffle`."""
+    return [name for name, task in TASKS.items() if task.select is not None]
 
 
 def _own(name: str) -> Task | ReadTask | None:

@@ -26,7 +26,7 @@ def problems(
     """Yields word problems of a split, of one to five operations if their number is not fixed."""
     if operations is not None and not 1 <= operations <= MOST_OPERATIONS:
         raise ValueError(f"operations={operations} must be from 1 to {MOST_OPERATIONS}")
-    return draw("arithmetic", partial(_make, operations=operations), split, seed, num)
+    return draw("arithmetic", partial(make, operations=operations), split, seed, num)
 
 
 def extract(text: str) -> str | None:
@@ -66,7 +66,8 @@ def equation(value: int, sign: str, operand: int, result: int) -> str:
     return f"{value:02d}{sign}{operand}={result:02d}"
 
 
-def _make(source: random.Random, operations: int | None) -> tuple[str, str, str]:
+def make(source: random.Random, operations: int | None = None) -> tuple[str, str, str]:
+    """Returns a prompt, its response and its answer, of one to five operations."""
     name, thing = source.choice(NAMES), source.choice(THINGS)
     value = source.randint(2, LARGEST)
     sentences, lines = [f"{name} has {value} {thing}."], []

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+from dllm.constraints.base import Constraint
+from dllm.constraints.span import ConstraintSpan
+from dllm.constraints.written import described
 from dllm.options import Count, Options, Range, checked
 from dllm.registry import nearest
 
@@ -37,6 +40,8 @@ class Problem:
     # The id of the problem that this is a sample of; None: it is that one. Not in the `repr`, whose
     # digest names runs.
     sample_of: str | None = field(default=None, repr=False)
+    # What the answer must be, unless a run decodes without it. Not in the `repr` either.
+    constraint: Constraint | ConstraintSpan | None = field(default=None, repr=False)
 
     @property
     def given(self) -> str | list[dict[str, str]]:
@@ -50,7 +55,8 @@ class Judgement:
     """Whether an answer counts as right, and how that came about."""
 
     correct: bool | None  # None: not scored
-    details: Mapping[str, Any] = field(default_factory=dict)  # JSON-ready; bools are scores
+    # JSON-ready; bools are scores, and so are floats, which are shares
+    details: Mapping[str, Any] = field(default_factory=dict)
     extracted: bool | None = None  # whether the text states an answer; None: not looked for
 
 
@@ -92,6 +98,7 @@ class Task:
     repeats: bool = False  # whether problems with one prompt are several, as those of a data set
     # The task by the text behind its name's colon and by options; None: it has neither.
     select: Callable[[str, TaskOptions], Task] | None = None
+    constrained: bool = False  # whether problems say what their answers must be
 
     def judgement(self, problem: Problem, text: str) -> Judgement:
         """Returns what the judge says of an answer."""
@@ -137,7 +144,10 @@ class ReadTask:
                 raise ValueError(f"split={split!r}: of {self.name} only the test split is read")
             return iter(problems[:num])
 
-        digest = hashlib.sha256(repr(problems).encode()).hexdigest()[:12]
+        held, text = any(problem.constraint for problem in problems), repr(problems)
+        if held:
+            text += described([problem.constraint for problem in problems])
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         return Task(
             name=self.name,
             description=self.description,
@@ -146,6 +156,7 @@ class ReadTask:
             options={"style": style, "problems": digest},
             scored=scored,
             notes=notes,
+            constrained=held,
         )
 
 

@@ -1,4 +1,4 @@
-"""A stand-in for `stream` that answers from a table: what a run does with texts of all kinds."""
+"""A stand-in for `Stream` that answers from a table: what a run does with texts of all kinds."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def answer_with(monkeypatch: pytest.MonkeyPatch, text_of: Callable[[Any], str]) 
     """Makes runs answer with `text_of(prompt)`; returns the prompts that they will ask."""
     asked: list[Any] = []
 
-    def stream(model: Any, prompts: list[Any], settings: Any) -> Answered:
+    def stream(model: Any, prompts: list[Any], settings: Any, toll: Any) -> Answered:
         asked.extend(prompts)
         return Answered([text_of(prompt) for prompt in prompts])
 
-    monkeypatch.setattr(execute, "stream", stream)
+    monkeypatch.setattr(execute, "Stream", stream)
     return asked

@@ -22,7 +22,7 @@ from dllm.decoding.loop import BrokenLogitsError
 from dllm.decoding.memory_limits import NotEnoughMemoryError
 from dllm.eval.ablation.lines import C, Candidate, Line
 from dllm.eval.report.standings import heading
-from dllm.eval.report.tables import WORDS, Table
+from dllm.eval.report.tables import WORDS, Table, notes_of
 from dllm.eval.run.describe import label_of
 from dllm.eval.run.processes import set_all_aside
 from dllm.eval.run.record import read_records
@@ -227,10 +227,8 @@ def _report(
     title = heading(first, max((summary.problems for summary in summaries), default=0))
     console.print_table(_comparison(title, summaries))
     for line, summary in zip(lines, summaries, strict=True):
-        shares = {**summary.scores, **{f"pass@{k}": part for k, part in summary.pass_at.items()}}
-        if shares:
-            listed = ", ".join(f"{name} {part:.1%}" for name, part in shares.items())
-            console.print(f"{line.name}: {listed}", markup=False)
+        for note in notes_of(summary):
+            console.print(f"{line.name}: {note}", markup=False)
     for line in lines if with_record else ():
         print(yaml.safe_dump(_record(line, output), sort_keys=False, allow_unicode=True))
     if not first.task.scored:

@@ -34,7 +34,7 @@ from tests.support.runs import ARITHMETIC, FAST, Counting, run_of
 
 OF_THE_MOMENT = (
     *("seconds", "prefill_seconds", "latency", "finished", "start", "tokens_fed", "rows_fed"),
-    "flops",
+    *("flops", "steps", "constraint_seconds"),
 )
 
 
@@ -50,11 +50,11 @@ def streams(monkeypatch: pytest.MonkeyPatch) -> Streams:
     """The generations that runs have started."""
     found: Streams = []
 
-    def kept(model: Any, prompts: Any, settings: Any) -> Stream:
-        found.append(dllm.stream(model, prompts, settings))
+    def kept(model: Any, prompts: Any, settings: Any, toll: Any) -> Stream:
+        found.append(Stream(model, prompts, settings, toll=toll))
         return found[-1]
 
-    monkeypatch.setattr(execute, "stream", kept)
+    monkeypatch.setattr(execute, "Stream", kept)
     return found
 
 
