@@ -93,6 +93,7 @@ class Row(Options):
     missing: str = ""  # files that the settings need and that are not there, and how to get them
     revision: str | None = None  # of a hub id
     adapter: str | None = None  # merged into the model
+    constrained: bool = True  # problems that say what their answers must be are held to it
 
     @property
     def whole(self) -> str:

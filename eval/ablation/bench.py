@@ -6,7 +6,7 @@ import gc
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,7 @@ def key_of(row: Row, task: Task) -> str:
         "files": _stamps(row.model),
         "dtype": row.dtype,
         "task": [task.name, dict(task.options)],
+        **({} if row.constrained else {"constrained": False}),
         **({} if row.revision is None else {"revision": row.revision}),
         **({} if row.adapter is None else {"adapter": [row.adapter, _stamps(row.adapter)]}),
         "settings": ", ".join(f"{name}={value!r}" for name, value in vars(settings).items()),
@@ -231,8 +232,10 @@ class Bench:
         model = self._model(row)
         settings = resolve(model.defaults, None, row.given)
         run = Run(model, trial.task, settings, row.batch_size, keep_trace=self.keep_trace)
+        run = replace(run, constrained=row.constrained)
         try:
             check(model, settings)
+            run.check(trial.problems)
         except ValueError as error:
             raise RefusedError(str(error)) from error
         return run

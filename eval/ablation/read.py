@@ -30,7 +30,17 @@ ALL = CONFIGS / "schedulers.yaml"  # of `dllm eval --schedulers all`
 _TOP = ("about", "notes", "common", "grid", "exclude", "settings", "limit")
 # Keys of a row that are no settings of a generation.
 _OWN = (
-    *("name", "method", "model", "dtype", "revision", "adapter", "task", "batch_size"),
+    *(
+        "name",
+        "method",
+        "model",
+        "dtype",
+        "revision",
+        "adapter",
+        "task",
+        "batch_size",
+        "constrained",
+    ),
     *("requires", "published", "because"),
 )
 _SETTINGS = (*(field.name for field in fields(Settings)), *ALIASES, *SCHEDULER_OPTIONS)
@@ -137,9 +147,10 @@ def _row(where: str, values: Mapping[str, Any]) -> Row:
         if constraint is not None and not missing:  # read once: a file may change meanwhile
             settings["constraint"] = _constraint(constraint)
         method = values["name"] if missing else method_of(settings)
+        constrained = values.get("constrained", True)
         return Row(
             name=values["name"],
-            method=values.get("method") or method,
+            method=values.get("method") or (method if constrained else f"{method} (free)"),
             model=values.get("model") or "tiny",
             dtype=values.get("dtype"),
             revision=values.get("revision"),
@@ -149,6 +160,7 @@ def _row(where: str, values: Mapping[str, Any]) -> Row:
             given=settings,
             published=_published(values),
             missing=missing,
+            constrained=constrained,
         )
     except (ValueError, TypeError) as error:
         raise ValueError(f"{where}: {error}") from error

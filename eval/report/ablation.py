@@ -13,7 +13,7 @@ from dllm.eval.ablation.bench import FILE, State, Trial
 from dllm.eval.ablation.lines import Line, front, groups
 from dllm.eval.compare.paired import Counts
 from dllm.eval.report.aup import areas
-from dllm.eval.report.tables import NUMBERS, TOLLS, Table, accuracy, with_tolls
+from dllm.eval.report.tables import NUMBERS, Table, accuracy, tolls, with_tolls
 from dllm.eval.run.record import Start
 from dllm.eval.run.results import Result, read_results
 from dllm.eval.run.summary import record as numbers_of
@@ -91,7 +91,8 @@ class Report:
             "verifier": row.given.get("verifier"),
             **{key: settings.get(key) for key in ("max_new_tokens", "block_length", "temperature")},
             "batch_size": row.batch_size,
-            **{name: numbers.get(name) for name in (*NUMBERS, *TOLLS)},
+            **{name: numbers.get(name) for name in NUMBERS},
+            **tolls(line.summary),
             "on_front": line.number in self.leaders,
             "state": line.state,
             **{f"published_{name}": getattr(published, name, None) for name in figures},

@@ -12,7 +12,7 @@ from dllm.constraints.written import title_of
 from dllm.decoding.speculation import verifiers
 from dllm.eval.ablation.lines import Candidate, Line, front
 from dllm.eval.ablation.read import Entry
-from dllm.eval.report.tables import NUMBERS, TOLLS, Table, accuracy, with_tolls
+from dllm.eval.report.tables import NUMBERS, Table, accuracy, tolls, with_tolls
 from dllm.eval.run.describe import short
 from dllm.eval.run.run import Run
 from dllm.eval.run.summary import Summary
@@ -123,7 +123,8 @@ def records(lines: Sequence[Line[Contender]]) -> list[dict[str, Any]]:
             "label": line.curve,
             "scheduler": line.name,
             "cache": line.candidate.cache,
-            **{name: known.get(name) for name in (*NUMBERS, *TOLLS)},
+            **{name: known.get(name) for name in NUMBERS},
+            **tolls(line.summary),
             "verdict": verdict,
             "on_front": line.number in leaders,
         }

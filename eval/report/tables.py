@@ -23,12 +23,17 @@ NUMBERS = (
     *("raw_tokens_per_forward", "tokens_per_row_forward", "forwards", "row_forwards"),
     *("tokens_fed", "tokens_per_second"),
 )
-# Those that a constraint adds, with the heads of their columns.
-TOLLS = {"forced": "forced", "nats_lost": "nats lost", "constraint_ms": "constraint ms"}
+# What there is of answers of a form and of constraints, with the heads of their columns.
+TOLLS = {
+    "valid": "valid",
+    "forced": "forced",
+    "nats_lost": "nats lost",
+    "constraint_ms": "constraint ms",
+}
 TOLL_LEGEND = (
-    "Forced: tokens of an answer that its constraint left no choice of. Nats lost: by how much its "
-    "tokens were less probable than the model's own, when they were written. Constraint ms: of one "
-    "step of the batch."
+    "Valid: answers of the form that was asked for. Forced: tokens of an answer that its "
+    "constraint left no choice of. Nats lost: by how much its tokens were less probable than the "
+    "model's own, when they were written. Constraint ms: of one step of the batch."
 )
 
 
@@ -65,24 +70,33 @@ def notes_of(summary: Summary) -> list[str]:
     return [", ".join(listed) for listed in (lines, costs) if listed]
 
 
+def tolls(summary: Summary | None) -> dict[str, float | None]:
+    """Returns the share of valid answers, and what a constraint cost; None where there is none."""
+    if summary is None:
+        return dict.fromkeys(TOLLS)
+    costs = {name: getattr(summary, name) for name in TOLLS if name != "valid"}
+    return {"valid": summary.scores.get("valid"), **costs}
+
+
 def with_tolls(table: Table, summaries: Sequence[Summary | None]) -> Table:
-    """Returns a table with what constraints cost in its last columns, if any run had one.
+    """Returns a table with validity and what constraints cost last, as far as any run has them.
 
     `summaries` are those of its rows.
     """
-    names = [
-        name for name in TOLLS if any(getattr(one, name, None) is not None for one in summaries)
-    ]
+    found = [tolls(summary) for summary in summaries]
+    names = [name for name in TOLLS if any(one[name] is not None for one in found)]
     if not names:
         return table
-    more = [[_figure(getattr(one, name, None)) for name in names] for one in summaries]
+    more = [[_figure(name, one[name]) for name in names] for one in found]
     rows = [[*row, *cells] for row, cells in zip(table.rows, more, strict=True)]
     heads = [*table.heads, *(TOLLS[name] for name in names)]
     return Table(table.title, heads, rows, f"{table.legend} {TOLL_LEGEND}")
 
 
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def _figure(name: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.1%}" if name == "valid" else f"{value:.2f}"
 
 
 def write_csv(path: Path, records: Sequence[Mapping[str, Any]]) -> None:

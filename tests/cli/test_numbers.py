@@ -28,6 +28,7 @@ from dllm.eval.run.record import Environment, Start
 from dllm.eval.run.results import Result
 from dllm.eval.run.run import Run
 from dllm.eval.sandbox.verdict import Limits
+from dllm.eval.tasks.json import Selection as Records
 from dllm.eval.tasks.parallel_bench import Selection
 from dllm.eval.tasks.task import TaskOptions
 from dllm.options import Range
@@ -37,7 +38,7 @@ from dllm.training.learn2pd_examples import Source
 # Filled by a user: by a command line, a file, or a call.
 FILLED = {
     *(Setup, Run, TaskOptions, TaskChoice, Published, Row, Ablation, CacheErrorRun, Trial, Limits),
-    *(Selection, Arguments, Scorer, Result, Recipe, Source, Prompted, Environment, Start),
+    *(Records, Selection, Arguments, Scorer, Result, Recipe, Source, Prompted, Environment, Start),
 }
 # Filled by dllm with what it counted, measured or drew, or with constants of its own.
 MADE = {
@@ -96,7 +97,7 @@ def test_every_dataclass_with_numbers_is_bounded_or_made_by_dllm() -> None:
 
 FIELDS = [
     pytest.param(owner, name, id=f"{owner.__name__}.{name}")
-    for owner in sorted(FILLED, key=lambda one: one.__name__)
+    for owner in sorted(FILLED, key=lambda one: (one.__name__, one.__module__))
     for name in of_numbers(owner)
 ]
 

@@ -332,6 +332,28 @@ def test_a_refused_row_does_not_stop_the_others(tmp_path: Path) -> None:
     assert {path.name for path in out.iterdir()} >= {"report.md", "report.html", "report.png"}
 
 
+def test_rows_with_and_without_the_constraints_of_problems(tmp_path: Path) -> None:
+    sums = {"task": "json", "max_new_tokens": 8}
+    settings = [
+        {"name": "held", **sums},
+        {"name": "free", "constrained": False, **sums},
+        {"name": "none to leave out", "constrained": False},
+        {"name": "records", **sums, "task": {"name": "json:records,fields=1", "style": "chat"}},
+    ]
+    folder = tmp_path / "out"
+    done = ablate(written(tmp_path / "a.yaml", settings=settings), "--output", folder)
+    assert done.exit_code == 0, done.output
+    held, free, nothing, records = report(folder)
+    assert float(held["valid"]) == 1 >= float(free["valid"])
+    assert float(held["constraint_ms"]) > 0
+    assert (free["forced"], free["nats_lost"], free["constraint_ms"]) == ("", "", "")
+    assert [row["method"] for row in (held, free)] == ["threshold", "threshold (free)"]
+    assert "refused: --no-constrained" in nothing["state"]
+    assert "no text that the tokenizer's tokens can spell" in records["state"]
+    again = ablate(tmp_path / "a.yaml", "--output", folder)
+    assert "2 of 4 runs were there already" in again.output
+
+
 def test_if_all_rows_are_refused_that_is_an_error(tmp_path: Path) -> None:
     rows = [{"name": "odd", "scheduler": "fixed_quota:steps=7"}]
     path = written(tmp_path / "x.yaml", settings=rows)

@@ -110,6 +110,27 @@ def test_states_are_told() -> None:
     assert "refused: because" in said[6]
 
 
+def test_what_constraints_cost_is_there_if_any_run_had_one() -> None:
+    free, held = outcome("free", "110011"), outcome("held", "111111")
+    (plain,) = report_of(free, outcome("other", "111111")).tables()[:1]
+    assert "forced" not in plain.heads
+    costs: dict[str, Any] = {
+        "forced": 3,
+        "nats_lost": 0.5,
+        "constraint_seconds": 0.002,
+        "steps": 0.5,
+    }
+    results = [replace(one, details={"valid": True}, **costs) for one in held.results]
+    report = report_of(free, replace(held, results=results))
+    table = report.tables()[0]
+    assert table.heads[-4:] == ["valid", "forced", "nats lost", "constraint ms"]
+    assert [list(row[-4:]) for row in table.rows] == [["-"] * 4, ["100.0%", "3.00", "0.50", "4.00"]]
+    assert "Nats lost" in table.legend
+    first, second = report.records()
+    assert first["valid"] is first["forced"] is first["constraint_ms"] is None
+    assert (second["valid"], second["forced"], second["nats_lost"]) == (1, 3, 0.5)
+
+
 def test_files_are_written_and_hold_the_figures(tmp_path: Path) -> None:
     written = write(tmp_path, report_of(*MIXED), 3)
     assert [path.name for path in written] == [
