@@ -128,7 +128,8 @@ class Toll:
     def best(self, logits: Tensor) -> Tensor:
         """Returns the largest of logits (B, w, V) that are of tokens that may be proposed."""
         values, tokens = logits.topk(min(len(self._barred) + 1, logits.shape[-1]), -1)
-        return values.masked_fill(torch.isin(tokens, self._barred), -torch.inf).amax(-1).float()
+        barred = (tokens[..., None] == self._barred).any(-1)
+        return values.masked_fill(barred, -torch.inf).amax(-1).float()
 
     def note(self, columns: Tensor, written: Tensor, nats: Tensor) -> None:
         """Notes the nats (B, W) that were lost at the columns (B, W) that are `written`, bool."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
+from dllm.compatible import check
 from dllm.decoding.toll import Toll
 from dllm.eval.run.describe import Setup, label_of, name_of, seed_of
 from dllm.eval.run.record import now
@@ -16,7 +17,9 @@ from dllm.eval.run.results import RefusedError, Result, asked
 from dllm.eval.tasks.task import Problem, Task
 from dllm.generate import Stream
 from dllm.metrics import Meter
+from dllm.models.model import DenoisingModel
 from dllm.output import GenerationOutput
+from dllm.settings import Settings
 from dllm.state.window import StepEvent
 from dllm.trace import record_of
 
@@ -30,10 +33,10 @@ def results(run: Setup, problems: Sequence[Problem]) -> Iterator[list[Result]]:
     seeds = [seed_of(run.settings.seed, problem.id) for problem in problems]
     prompts: list[Any] = [problem.given for problem in problems]
     settings = replace(run.settings, seed=seeds, batch_size=run.num_rows)
-    if run.holds:
-        settings = replace(settings, constraint=[problem.constraint for problem in problems])
-    toll = None if settings.constraint is None else Toll()
     with _refused(problems):
+        if run.holds:
+            settings = _held(run.model, settings, problems)
+        toll = None if settings.constraint is None else Toll()
         running = Stream(run.model, prompts, settings, toll=toll)
     shares = Shares(running.meter, toll)
     for event in _refusing(shares.watch(running), problems):
@@ -42,6 +45,17 @@ def results(run: Setup, problems: Sequence[Problem]) -> Iterator[list[Result]]:
             yield answers.results(ended, running, shares)
     if left:  # they had nothing to fill, so no step finished them
         yield answers.results(left, running, shares)
+
+
+def _held(model: DenoisingModel, settings: Settings, problems: Sequence[Problem]) -> Settings:
+    """Returns the settings with the constraint of each problem; raises ValueError by one of them.
+
+    An error that showed all of them would be as long as their schemas.
+    """
+    constraints = [problem.constraint for problem in problems]
+    one = next((held for held in constraints if held is not None), None)
+    check(model, replace(settings, constraint=one))
+    return replace(settings, constraint=constraints)
 
 
 def _refusing(events: Iterator[StepEvent], problems: Sequence[Problem]) -> Iterator[StepEvent]:

@@ -1,7 +1,9 @@
 """Chats that ask for JSON of a schema, from a file in the form of NousResearch/json-mode-eval.
 
 An object a line: `prompt`, a list of messages with `role` and `content`, or a text; `schema` and
-`completion`, the schema of the answer and the answer, each as JSON inside a text, or as it is.
+`completion`, the schema of the answer and the answer, each as JSON inside a text, or as it is. Or,
+as in eth-sri/json-mode-eval-extended (2508.10111), `input`, `schema` and `output`, where `input` is
+a text that does not state the schema.
 """
 
 from __future__ import annotations
@@ -12,13 +14,15 @@ from dataclasses import replace
 from typing import Any
 
 from dllm.eval.tasks.dataset import Literal, Row, checked, rows
-from dllm.eval.tasks.json import Asked, asked, check_package, judge
+from dllm.eval.tasks.json import Asked, asked, check_package, judge, written
 from dllm.eval.tasks.task import ReadTask, Task, TaskOptions, choose
 from dllm.reading import parse_json
 
 STYLES = {"chat": True, "plain": False}  # whether prompts are chats
 DEFAULT_STYLE = "chat"
 _KEYS = ("prompt", "schema", "completion")
+_KEYS_EXTENDED = ("input", "schema", "output")
+_STATED = "You answer in JSON. The schema that the answer must follow:\n<schema>\n{}\n</schema>"
 
 
 def read_task(options: TaskOptions) -> Task:
@@ -50,16 +54,20 @@ TASK = ReadTask(
 
 
 def _problem(number: int, row: Row, chat: bool) -> Asked:
-    missing = [key for key in _KEYS if key not in row.fields]
+    extended = "prompt" not in row.fields and "input" in row.fields
+    keys = _KEYS_EXTENDED if extended else _KEYS
+    missing = [key for key in keys if key not in row.fields]
     if missing:
         there = ", ".join(row.fields) or "none"
         raise ValueError(
             f"{row.where} has no field {missing[0]!r}: it must be an object with "
-            f"{', '.join(_KEYS)}; its fields are: {there}"
+            f"{', '.join(keys)}; its fields are: {there}"
         )
-    turns = _turns(row)
+    schema, answer = _value(row, "schema"), _value(row, keys[-1])
+    turns = _turns(row, keys[0])
+    if extended:
+        turns = (("system", _STATED.format(written(schema))), *turns)
     prompt = "\n\n".join(text for _, text in turns)
-    schema, answer = _value(row, "schema"), _value(row, "completion")
     try:
         problem = asked(f"json_mode_eval-{number}", prompt, answer, schema)
     except ValueError as error:
@@ -67,9 +75,9 @@ def _problem(number: int, row: Row, chat: bool) -> Asked:
     return replace(problem, turns=turns) if chat else problem
 
 
-def _turns(row: Row) -> tuple[tuple[str, str], ...]:
+def _turns(row: Row, key: str) -> tuple[tuple[str, str], ...]:
     """Returns role and text of each message of the prompt; a text is that of a user."""
-    given, where = row.fields["prompt"], f"{row.where}, field 'prompt'"
+    given, where = row.fields[key], f"{row.where}, field {key!r}"
     if isinstance(given, str) and not isinstance(given, Literal):
         return (("user", checked(given, where)),)
     if not isinstance(given, list) or not given:

@@ -140,6 +140,16 @@ def test_what_contradicts_itself_is_refused(
         list(run_of(tiny, **given).results(MIXED, None))
 
 
+@pytest.mark.parametrize("given", [{"scheduler": "lopa"}, {"stop": ("x",)}])
+def test_what_goes_with_no_constraint_is_refused_in_few_words(
+    tiny: dllm.HostedModel, given: Any
+) -> None:
+    long = [replace(problem, constraint=Choice(["add"] * 1000)) for problem in MIXED]
+    with pytest.raises(RefusedError, match="constraint refuses") as refused:
+        list(run_of(tiny, **given).results(long, None))
+    assert len(str(refused.value)) < 300
+
+
 def test_a_problem_without_room_for_its_answer_is_named(tiny: dllm.HostedModel) -> None:
     problems = [MIXED[2], replace(MIXED[0], constraint=Choice(["add, add, add"]))]
     with pytest.raises(RefusedError, match=f"problem '{MIXED[0].id}': prompt . *: Choice.*5 tok"):

@@ -184,6 +184,17 @@ def test_a_file_is_read_as_it_is(tmp_path: Path) -> None:
     assert (plain.prompt, plain.turns) == ("Ann?", ())
 
 
+def test_the_extended_form_states_the_schema_beside_the_text(tmp_path: Path) -> None:
+    line = {"instance_id": "a", "input": "Ann?", "schema": json.dumps(SCHEMA), "output": "{}"}
+    (problem,) = read(tmp_path, line).take(1)
+    (system, stated), user = problem.turns
+    assert (system, user) == ("system", ("user", "Ann?"))
+    assert json.dumps(SCHEMA, separators=(",", ":")) in stated
+    assert problem.answer == "{}"
+    (plain,) = read(tmp_path, line, style="plain").take(1)
+    assert plain.prompt == f"{stated}\n\nAnn?"
+
+
 def test_another_schema_is_another_run(tmp_path: Path) -> None:
     other = {**SCHEMA, "required": []}
     lines = (GOOD, {**GOOD, "schema": json.dumps(other)}, {**GOOD, "completion": "{}"})
@@ -199,6 +210,7 @@ def test_another_schema_is_another_run(tmp_path: Path) -> None:
             {"prompt": "a", "schema": "{}"},
             "line 2 has no field 'completion': .*are: prompt, schema",
         ),
+        ({"input": "a", "schema": "{}"}, "line 2 has no field 'output': .*are: input, schema"),
         ([1], "line 2 has no field 'prompt': .*its fields are: none"),
         ({**GOOD, "prompt": 3}, "line 2, field 'prompt' must be a list of messages, or a text"),
         ({**GOOD, "prompt": []}, "line 2, field 'prompt' must be a list of messages"),
