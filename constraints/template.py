@@ -1,9 +1,12 @@
-"""`Template`: fixed text with holes, each with a constraint of its own."""
+"""`Template`: fixed text with holes, each with a constraint and a length of its own."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence as Sequenced
 from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
 
 from dllm.constraints.automaton import ByteAutomaton
 from dllm.constraints.base import Constraint, Kind
@@ -18,19 +21,28 @@ from dllm.constraints.regular.expression import (
     literal,
 )
 
+AUTO = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32)  # tokens that an "auto" hole is tried with
+
+Lengths = int | str | Sequenced[int]  # one, several or "auto"
+
 
 @dataclass(frozen=True)
 class Hole:
-    """A place for text: of any kind without a constraint, of any length without `tokens`."""
+    """A place for text: of any kind without a constraint.
+
+    `tokens` are the slots of a canvas that its text fills to the last one, where the template is
+    laid out: a number, several of which the best one wins, such as `(4, 8)` or `range(2, 9)`, or
+    "auto" for those of `AUTO`; None is "auto". A hole that ends the template is as long as the
+    longest of these, as its text may end before. To a constraint they say nothing.
+    """
 
     constraint: Constraint | None = None
-    tokens: int | None = None  # slots of the canvas, all of which the text takes
+    tokens: Lengths | None = None
 
     def __post_init__(self) -> None:
         if self.constraint is not None and not isinstance(self.constraint, Constraint):
             raise TypeError(f"Hole({self.constraint!r}) takes a constraint, such as Regex")
-        if self.tokens is not None and self.tokens < 1:
-            raise ValueError(f"tokens={self.tokens} of a hole must be at least 1")
+        object.__setattr__(self, "tokens", _lengths(self.tokens))
 
     @property
     def expression(self) -> Expression:
@@ -46,8 +58,9 @@ class Template(Constraint):
 
     `Template("Name: ", Regex("[A-Z][a-z]+"), "\nNote: ", Hole())` has two holes. A constraint is
     short for a hole with it. As a language it is one part after the other, whatever number of
-    tokens each hole is given; `parts` says how a canvas is laid out. Raises ValueError where there
-    is no hole, and where one hole accepts too much and another too little.
+    tokens each hole is given. As `template=` of a generation it is laid out on the canvas: fixed
+    parts stand there from the beginning, and each hole has exactly so many slots. Raises ValueError
+    where there is no hole, and where one hole accepts too much and another too little.
     """
 
     parts: tuple[str | Hole, ...]
@@ -64,6 +77,19 @@ class Template(Constraint):
         object.__setattr__(self, "parts", found)
         if {"over", "under"} <= self._kinds:
             raise ValueError(f"{self} has a hole that accepts too much and one that has too little")
+
+    @staticmethod
+    def between(
+        prefix: str,
+        suffix: str,
+        tokens: Lengths = "auto",
+        constraint: Constraint | None = None,
+    ) -> Template:
+        """Returns the template of one hole between two texts, such as the two ends of a file.
+
+        What is between them can be asked for without any prompt.
+        """
+        return Template(prefix, Hole(constraint, tokens), suffix)
 
     @property
     def holes(self) -> tuple[Hole, ...]:
@@ -94,6 +120,26 @@ class Template(Constraint):
     @property
     def _kinds(self) -> set[Kind]:
         return {hole.constraint.kind for hole in self.holes if hole.constraint is not None}
+
+
+def _lengths(given: Any) -> Lengths | None:
+    """Returns lengths as a hole keeps them, several as a tuple; raises ValueError for others."""
+    if given is None or (isinstance(given, str) and given == "auto"):
+        return given
+    several = isinstance(given, Sequenced) and not isinstance(given, str)
+    counts = tuple(given) if several else (given,)
+    for count in counts:
+        if isinstance(count, bool) or not isinstance(count, Integral):
+            raise ValueError(
+                f"tokens={given!r} of a hole must be a whole number, several, such as (4, 8, 16) "
+                'or range(2, 9), or "auto"'
+            )
+        if count < 1:
+            raise ValueError(f"tokens={given!r} of a hole must be at least 1")
+    if not counts:
+        raise ValueError(f"tokens={given!r} of a hole names no length")
+    found = tuple(dict.fromkeys(map(int, counts)))
+    return found if several else found[0]
 
 
 def _named(hole: Hole) -> list[str]:

@@ -77,14 +77,14 @@ def to_plain(constraint: Constraint | ConstraintSpan) -> Written:
     return _written(constraint, True)
 
 
-def read_setting(value: Any) -> Any:
+def read_setting(value: Any, name: str = "constraint") -> Any:
     """Returns the value of the setting: constraints as they are, plain data made into them.
 
     A list is one for each prompt, None for those without.
     """
     if isinstance(value, list | tuple):
-        return [_read_one(one, f"constraint[{number}]") for number, one in enumerate(value)]
-    return _read_one(value, "constraint")
+        return [_read_one(one, f"{name}[{number}]") for number, one in enumerate(value)]
+    return _read_one(value, name)
 
 
 def write_setting(value: Any) -> Any:

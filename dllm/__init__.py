@@ -27,11 +27,11 @@ from dllm.decoding.memory_limits import NotEnoughMemoryError
 from dllm.decoding.prompt_memory import PromptMemory
 from dllm.decoding.speculation import verifiers
 from dllm.generate import Stream, generate, stream
+from dllm.infilling.gaps import Infill
 from dllm.metrics import Metrics
 from dllm.models import HostedModel, ModelSpec, load, save, wrap
 from dllm.models.speed import speed_up
 from dllm.output import GenerationInterrupted, GenerationOutput
-from dllm.prompts import Infill
 from dllm.settings import Settings
 from dllm.state.trace import Trace
 from dllm.state.window import StepEvent

@@ -14,6 +14,7 @@ import torch
 from dllm.cache import Cache
 from dllm.constraints.base import Constraint
 from dllm.constraints.span import ConstraintSpan
+from dllm.constraints.template import Template
 from dllm.decoding.speculation.verifiers import Verifier
 from dllm.schedulers import Scheduler
 from dllm.state.candidates import ConfidenceSource
@@ -221,6 +222,7 @@ class Given(TypedDict, total=False):
     repetition_penalty: float
     logits_processors: LogitsProcessor | Sequence[LogitsProcessor]
     constraint: Constraint | ConstraintSpan | Sequence[Constraint | ConstraintSpan | None] | None
+    template: Template | Sequence[Template]
     joint: Literal["confidence", "map"]
     fixed: Mapping[int, int | str] | None
     infill: bool

@@ -6,7 +6,6 @@ from functools import partial
 
 import torch
 
-from dllm.cache import Cache
 from dllm.compatible import check, check_verifier
 from dllm.decoding.batching import continuous_batch
 from dllm.decoding.held import HeldRows
@@ -26,6 +25,7 @@ from dllm.decoding.speculation.passes import VerifiedPasses
 from dllm.decoding.speculation.verifiers import Verifier
 from dllm.decoding.toll import Toll
 from dllm.decoding.uniform import UniformPasses, unread
+from dllm.infilling.languages import first_ends, holes_of
 from dllm.layout import at_eos_of, block_length_of, canvas_of, needs_of, with_room
 from dllm.models.diffusion_gemma import DiffusionGemma
 from dllm.models.model import DenoisingModel
@@ -69,15 +69,23 @@ def loop_of(  # noqa: PLR0913 beside the settings, who looks on
     if canvas.layout.ragged and isinstance(model, WrappedModel):
         model.check_padding()
     at_eos = at_eos_of(rows, settings, model.spec.mask_token_id)
-    constrained, batch = _constrained(model, canvas, settings, at_eos, toll), None
-    noise = settings.noise or _noise(len(rows), settings, model.device)
+    constrained, batch = _constrained(model, canvas, rows, settings), None
+    if toll is not None and constrained is not None:
+        constrained = toll.on(constrained, _never(canvas.layout, settings), model.device)
+    noise = settings.noise or _noise(rows, settings, model.device)
     if settings.batch_size is not None and settings.batch_size < len(rows):
         seeded = _check_waiting(settings.batch_size, len(rows), noise, memory, observer)
         batch = continuous_batch(canvas, settings.batch_size, seeded)
         canvas, noise = batch.canvas, batch.noise
     if settings.guidance_scale > 0:
         model = GuidedModel(model, settings.guidance_scale, given=canvas.given)
-    step = _step(parts, canvas.layout, settings, noise, constrained)
+    step = Step(
+        *parts,
+        _sampling(scheduler, canvas.layout, settings),
+        noise,
+        _processing(model, canvas.layout, rows, settings),
+        constrained,
+    )
     needs = needs_of(scheduler, canvas.layout.num_slots, block)
     passes, store_variants = _passes(model, step, needs, canvas, observer), needs.num_variants
     if settings.verifier is not None:
@@ -125,7 +133,9 @@ def _check_observed(model: DenoisingModel, settings: Settings) -> None:
     if settings.verifier is not None:
         raise ValueError("passes that verify drafts are not observed: leave the verifier out")
     usual = Settings()
-    rules = ("min_new_tokens", "repetition_penalty", "logits_processors", "constraint")
+    rules = (
+        *("min_new_tokens", "repetition_penalty", "logits_processors", "constraint", "template"),
+    )
     if any(getattr(settings, rule) != getattr(usual, rule) for rule in rules):
         raise ValueError(
             f"passes are observed with the model's own logits: leave {', '.join(rules)} out"
@@ -177,32 +187,23 @@ def _check_waiting(
 
 
 def _constrained(
-    model: DenoisingModel, canvas: Canvas, settings: Settings, at_eos: AtEnd, toll: Toll | None
+    model: DenoisingModel, canvas: Canvas, rows: list[Row], settings: Settings
 ) -> HeldRows | None:
-    """Returns the languages of rows, behind the toll if there is one; None: there are none."""
+    """Returns the languages of rows; None: there are none."""
+    if settings.template is not None:
+        return holes_of(model, rows, settings)
     if settings.constraint is None:
         return None
-    ends = canvas.layout.eos_token_ids if settings.forbid_eos else ()
-    barred = (*settings.forbidden_token_ids, *ends)
+    barred = _never(canvas.layout, settings)
+    at_eos = at_eos_of(rows, settings, model.spec.mask_token_id)
     asked = Asked(settings.constraint, settings.joint, settings.n, at_eos, barred)
-    found = languages_of(model, canvas, asked)
-    return (
-        found
-        if toll is None
-        else toll.on(found, (canvas.layout.mask_token_id, *barred), model.device)
-    )
+    return languages_of(model, canvas, asked)
 
 
-def _step(
-    parts: tuple[Scheduler, Cache],
-    layout: Layout,
-    settings: Settings,
-    noise: Noise,
-    constrained: HeldRows | None,
-) -> Step:
-    """Returns what follows each pass."""
-    sampling, rules = _sampling(parts[0], layout, settings), _processing(layout, settings)
-    return Step(*parts, sampling, noise, rules, constrained)
+def _never(layout: Layout, settings: Settings) -> tuple[int, ...]:
+    """Returns the tokens that are never proposed."""
+    ends = layout.eos_token_ids if settings.forbid_eos else ()
+    return (layout.mask_token_id, *settings.forbidden_token_ids, *ends)
 
 
 def _sampling(scheduler: Scheduler, layout: Layout, settings: Settings) -> Sampling:
@@ -224,14 +225,19 @@ def _sampling(scheduler: Scheduler, layout: Layout, settings: Settings) -> Sampl
     )
 
 
-def _processing(layout: Layout, settings: Settings) -> Processing | None:
+def _processing(
+    model: DenoisingModel, layout: Layout, rows: list[Row], settings: Settings
+) -> Processing | None:
     """Returns the call's own rules for logits; None: there are none."""
+    padding = {model.spec.pad_token_id} - {layout.mask_token_id, None, *layout.eos_token_ids}
     rules = Processing(
         mask_token_id=layout.mask_token_id,
         eos_token_ids=layout.eos_token_ids,
         min_new_tokens=settings.min_new_tokens,
         repetition_penalty=settings.repetition_penalty,
         processors=settings.logits_processors,
+        first_end=first_ends(rows, model.device),
+        pad_token_ids=tuple(one for one in padding if one is not None),
     )
     return rules if rules else None
 
@@ -249,9 +255,14 @@ def stop_of(model: DenoisingModel, settings: Settings) -> StopStrings | None:
     return StopStrings(settings.stop, text_of)
 
 
-def _noise(num_rows: int, settings: Settings, device: torch.device) -> Noise:
-    """Returns noise whose seeds are given, drawn from given generators, or drawn anew."""
+def _noise(rows: list[Row], settings: Settings, device: torch.device) -> Noise:
+    """Returns noise whose seeds are given, drawn from given generators, or drawn anew.
+
+    Rows of one answer share a seed.
+    """
     seed, generator = settings.seed, settings.generator
+    answers = [number if row.laid is None else row.laid.answer for number, row in enumerate(rows)]
+    num_rows = max(answers) + 1
     if seed is not None and generator is not None:
         raise ValueError("give seed or generator, not both")
     if isinstance(generator, list):
@@ -265,4 +276,4 @@ def _noise(num_rows: int, settings: Settings, device: torch.device) -> Noise:
     else:
         where = generator.device if generator is not None else "cpu"
         drawn = torch.randint(2**62, (num_rows,), generator=generator, device=where).tolist()
-    return CounterNoise(torch.tensor(drawn, device=device))
+    return CounterNoise(torch.tensor(drawn, device=device)[answers])

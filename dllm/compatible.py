@@ -13,12 +13,15 @@ from dllm.constraints.grammar import methods_by_token
 from dllm.decoding.refused import CONSTRAINT_REFUSES, check_asking, check_left_to_right
 from dllm.decoding.speculation import verifiers
 from dllm.decoding.speculation.verifiers import Verifier
+from dllm.infilling.refused import check_scheduler, has_constraint
 from dllm.models.config import UniformSpec
 from dllm.models.model import DenoisingModel
-from dllm.schedulers import Scheduler
+from dllm.schedulers import Needs, Scheduler
 from dllm.schedulers.renoise import Renoise
 from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings, check_joint
 from dllm.state.noise import CounterNoise
+
+_MASKS_BEHIND = "in {!r} masks stand behind all tokens, so that a commit changes what is seen"
 
 
 def check(model: DenoisingModel, settings: Settings) -> tuple[Scheduler, Cache]:
@@ -50,10 +53,10 @@ def check(model: DenoisingModel, settings: Settings) -> tuple[Scheduler, Cache]:
     if needs.num_variants > 1 and getattr(cache, "first_token", "feed") == "force":
         raise ValueError(f"scheduler {name!r} needs first_token='feed' of its cache")
     if model.spec.attention == "masks_last":
-        _check_masks_last(model.name, scheduler, settings)
+        _check_masks_last(model.name, scheduler, settings, needs)
     check_joint(settings)
-    if settings.constraint is not None:
-        _check_constraint(model, scheduler, cache, settings)
+    if settings.constraint is not None or has_constraint(settings.template):
+        _check_constraint(model, settings, scheduler, cache, needs)
     if settings.verifier is not None:
         verifier = check_verifier(settings, scheduler, cache)
         if verifier.execution == "tree":
@@ -69,6 +72,8 @@ def _check_model(
         _check_uniform(model.name, scheduler, cache, settings)
     check_cache(model, cache)
     scheduler.check_model(model.spec)
+    if settings.template is not None:
+        check_scheduler(scheduler, scheduler.needs(settings.max_new_tokens, 1))
     if scheduler.needs(settings.max_new_tokens, 1).room:
         _check_growing(scheduler.summary()["name"], cache, settings)
     if model.spec.blocks_from == "prompt" and settings.blocks_from == "zero":
@@ -118,7 +123,7 @@ def check_cache(model: DenoisingModel, cache: Cache) -> None:
         )
     if model.spec.attention == "masks_last" and not cache.masks_last:
         raise ValueError(
-            f"{_masks_behind(model.name)}, which cache {cache.summary()['name']!r} does not "
+            f"{_MASKS_BEHIND.format(model.name)}, which cache {cache.summary()['name']!r} does not "
             "follow: use cache='streaming', which is exact, or 'none'"
         )
     if model.spec.attention == "encoder_decoder" and not cache.encodes:
@@ -153,13 +158,8 @@ def _beside(model: DenoisingModel, verifier: str) -> Iterator[str]:
         yield name
 
 
-def _masks_behind(model: str) -> str:
-    return f"in {model!r} masks stand behind all tokens, so that a commit changes what is seen"
-
-
-def _check_masks_last(model: str, scheduler: Scheduler, settings: Settings) -> None:
+def _check_masks_last(model: str, scheduler: Scheduler, settings: Settings, needs: Needs) -> None:
     """Raises ValueError for what takes a column's attention to stay while its token changes."""
-    needs = scheduler.needs(settings.max_new_tokens, settings.block_length or DEFAULT_BLOCK_LENGTH)
     reasons = {
         f"verifier {settings.verifier!r} runs drafts": settings.verifier is not None,
         f"scheduler {scheduler.summary()['name']!r} runs variants": needs.num_variants > 1,
@@ -167,15 +167,14 @@ def _check_masks_last(model: str, scheduler: Scheduler, settings: Settings) -> N
             settings.guidance_scale > 0
         ),
     }
+    behind = _MASKS_BEHIND.format(model)
     for reason, holds in reasons.items():
         if holds:
-            raise ValueError(
-                f"{_masks_behind(model)}, and {reason} under one mask of attention: leave it out"
-            )
+            raise ValueError(f"{behind}, and {reason} under one mask of attention: leave it out")
 
 
 def _check_constraint(
-    model: DenoisingModel, scheduler: Scheduler, cache: Cache, settings: Settings
+    model: DenoisingModel, settings: Settings, scheduler: Scheduler, cache: Cache, needs: Needs
 ) -> None:
     """Raises ValueError for what would write tokens that no language was asked about."""
     if model.tokenizer is None:
@@ -183,7 +182,6 @@ def _check_constraint(
             f"constraint is about texts, and {model.name!r} has no tokenizer to spell them: load "
             "one, dllm.load(..., tokenizer=...)"
         )
-    needs = scheduler.needs(settings.max_new_tokens, settings.block_length or DEFAULT_BLOCK_LENGTH)
     name = scheduler.summary()["name"]
     reasons = {
         "writes variants of a row that nobody has checked": needs.num_variants > 1,

@@ -13,9 +13,12 @@ from dllm.aliases import Given
 from dllm.assembly import loop_of
 from dllm.decoding.loop import BrokenLogitsError
 from dllm.decoding.memory_limits import NotEnoughMemoryError
-from dllm.decoding.passes import Observer
+from dllm.decoding.passes import Forward, Observer
 from dllm.decoding.prompt_memory import PromptMemory
 from dllm.decoding.toll import Toll
+from dllm.infilling.gaps import Infill
+from dllm.infilling.rows import rows_of
+from dllm.infilling.search import Search
 from dllm.metrics import Meter
 from dllm.models.model import DenoisingModel
 from dllm.output import (
@@ -26,7 +29,7 @@ from dllm.output import (
     collect,
     read_history,
 )
-from dllm.prompts import Infill, Prompts, encode_all, join
+from dllm.prompts import Prompts, join
 from dllm.settings import Settings, resolve
 from dllm.state.canvas import Canvas
 from dllm.state.window import StepEvent
@@ -84,8 +87,10 @@ def stream(
     _check_kinds(model, settings)
     named: dict[str, Any] = {**given}
     encoding = {name: named.pop(name) for name in _ENCODING if name in named}
-    prompts = join(prompts, encoding)
-    return Stream(model, prompts, resolve(model.defaults, settings, named), memory)
+    resolved = resolve(model.defaults, settings, named)
+    if resolved.template is None or prompts is not None or encoding:
+        prompts = join(prompts, encoding)
+    return Stream(model, prompts, resolved, memory)
 
 
 @contextmanager
@@ -96,7 +101,7 @@ def _bar(running: Stream) -> Iterator[Callable[[StepEvent], None]]:
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
     layout = running.canvas.layout
-    rows, most = len(layout.lengths), max(layout.num_slots, 1)
+    rows, most = running.num_answers, max(layout.num_slots, 1)
     ended = forwards = 0
     reached = 0.0
     text = TextColumn("{task.fields[done]} of {task.fields[rows]} rows, {task.fields[steps]} steps")
@@ -142,31 +147,46 @@ def _check_kinds(model: Any, settings: Any) -> None:
 
 
 class Stream:
-    """A generation that runs as it is iterated over; `output` is what there is so far."""
+    """A generation that runs as it is iterated over; `output` is what there is so far.
+
+    A row is an answer. With templates whose holes may have several lengths, an answer has a row of
+    the canvas for each of them: it is finished with the last one, and is then the best one.
+    """
 
     def __init__(  # noqa: PLR0913 beside the settings, who looks on
         self,
         model: DenoisingModel,
-        prompts: Prompts,
+        prompts: Prompts | None,
         settings: Settings,
         memory: PromptMemory | None = None,
         observer: Observer | None = None,
         toll: Toll | None = None,
     ) -> None:
-        encoded = encode_all(model, prompts, settings)
-        rows = [row for row in encoded for _ in range(settings.n)]
+        rows = rows_of(model, prompts, settings)
         loop, self.canvas = loop_of(model, rows, settings, memory, observer, toll)
         self.model, self.meter, self.batch = model, Meter(model.device), loop.batch
         self.scheduler, self.cache, self.stop = loop.scheduler, loop.cache, loop.stop
         self._changes: dict[int, list[Write]] = {}  # of a method that revises, by prompt
         self._events = loop.run(self.canvas, self.meter)
+        self.search: Search | None = None
+        if settings.template is not None:
+            ends = self.canvas.layout.eos_token_ids
+            self.search = Search(rows, ends, Forward(model, None, self.meter))
+            self._events = self.search.follow(self._events, self.canvas, self._tokens)
 
     def __iter__(self) -> Iterator[StepEvent]:
         return self._events
 
     @property
+    def num_answers(self) -> int:
+        """Answers to all prompts together."""
+        return len(self.canvas.layout.lengths) if self.search is None else self.search.num_answers
+
+    @property
     def output(self) -> GenerationOutput:
         """The rows as they stand, finished or not."""
+        if self.search is not None:
+            return self.rows(range(self.num_answers))
         return self._collect(self._all_rows(), None)
 
     def rows(self, prompts: Sequence[int]) -> GenerationOutput:
@@ -175,6 +195,10 @@ class Stream:
         Of rows that are in the canvas, such as those of `event.finished`, no others are copied.
         What is counted of the whole batch is that of all its rows so far.
         """
+        if self.search is not None:
+            canvas = self._all_rows()
+            out = self._collect(canvas, [self.search.shown(prompt) for prompt in prompts])
+            return self.search.finish(out, canvas, prompts)
         if self.batch is None:
             return self._collect(self.canvas, prompts)
         seats = {prompt: seat for seat, prompt in enumerate(self.batch.prompt_ids)}
@@ -186,15 +210,27 @@ class Stream:
         """Returns the answer to a prompt as it stands, open slots shown as the mask token."""
         if self.model.tokenizer is None:
             raise ValueError("the model has no tokenizer: read canvas.tokens instead")
-        prompt = range(len(self.canvas.layout.lengths))[row]
-        canvas, seat = self.canvas, prompt
-        if self.batch is not None:  # who left was copied then, and who waits is as it was
-            seated = prompt in self.batch.prompt_ids
-            canvas = self.canvas if seated else self.batch.all_rows
-            seat = self.batch.prompt_ids.index(prompt) if seated else prompt
+        answer = range(self.num_answers)[row]
+        prompt = answer if self.search is None else self.search.shown(answer)
+        canvas, seat = self._seat(prompt)
         start, end = int(canvas.prompt_length[seat]), canvas.layout.kept[prompt]
+        start -= 0 if self.search is None else self.search.lead(prompt)
         shown = ~canvas.hidden[seat, start:end]
         return str(self.model.tokenizer.decode(canvas.tokens[seat, start:end][shown].tolist()))
+
+    def _tokens(self, prompt: int) -> list[int]:
+        """Returns what the row of a prompt holds, prompt included."""
+        canvas, seat = self._seat(prompt)
+        return list(canvas.tokens[seat, : canvas.layout.kept[prompt]].tolist())
+
+    def _seat(self, prompt: int) -> tuple[Canvas, int]:
+        """Returns the canvas in which the row of a prompt is, and where."""
+        if self.batch is None:
+            return self.canvas, prompt
+        # Who left was copied then, and who waits is as it was.
+        if prompt in self.batch.prompt_ids:
+            return self.canvas, self.batch.prompt_ids.index(prompt)
+        return self.batch.all_rows, prompt
 
     def _collect(self, canvas: Canvas, seats: Sequence[int] | None) -> GenerationOutput:
         if canvas.layout.keep_history:

@@ -10,7 +10,7 @@ import torch
 from dllm.constraints.grammar import methods_by_token
 from dllm.models.config import ModelSpec, UniformSpec
 from dllm.models.model import DenoisingModel
-from dllm.prompts import Row
+from dllm.prompts import Row, end_tokens
 from dllm.schedulers import Needs, Scheduler
 from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings
 from dllm.state.canvas import Canvas
@@ -33,7 +33,7 @@ def canvas_of(
         rows = [row if row.infilled else _to_block_end(row, block, spec, from_zero) for row in rows]
     num_slots = max(len(row.slots) for row in rows)
     needs = needs_of(scheduler, num_slots, block)
-    ends = _end_tokens(spec.eos_token_ids, settings.eos_token_id)
+    ends = end_tokens(spec.eos_token_ids, settings.eos_token_id)
     width = needs.width(num_slots, block)
     layout = Layout(
         num_rows=len(rows),
@@ -145,12 +145,6 @@ def block_length_of(
     return block
 
 
-def _end_tokens(known: tuple[int, ...], given: int | list[int] | None) -> tuple[int, ...]:
-    if given is None:
-        return known
-    return tuple(given) if isinstance(given, list | tuple) else (given,)
-
-
 def needs_of(scheduler: Scheduler, num_slots: int, block: int) -> Needs:
     """Returns what a scheduler asks of the loop; revising takes logits of the whole block."""
     needs = scheduler.needs(num_slots, block)
@@ -159,5 +153,7 @@ def needs_of(scheduler: Scheduler, num_slots: int, block: int) -> Needs:
 
 def at_eos_of(rows: list[Row], settings: Settings, mask_token_id: int) -> AtEnd:
     """Returns what an end token does; rows with text behind a gap go on unless they are told."""
-    infilled = any(token != mask_token_id for row in rows for token in row.slots)
+    # Inner holes of a template hold no end token, so that one ends the last hole alone.
+    untold = [row for row in rows if row.laid is None]
+    infilled = any(token != mask_token_id for row in untold for token in row.slots)
     return settings.at_eos or ("ignore" if settings.infill or infilled else "stop")

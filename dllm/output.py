@@ -23,6 +23,22 @@ _LISTED = 50  # rows of a table
 _REPLAYED = 64  # steps and slots of a row that is replayed; a longer one has a page of `dllm trace`
 
 
+@dataclass(frozen=True)
+class Filled:
+    """What a hole of a template was filled with."""
+
+    text: str  # without special tokens
+    tokens: tuple[int, ...]  # up to the answer's end token
+
+
+@dataclass(frozen=True)
+class Tried:
+    """Lengths of a template's holes, and how well they did."""
+
+    lengths: tuple[int, ...]  # tokens of each hole
+    score: float  # mean log probability of a token, in nats, by the model's own logits
+
+
 @dataclass(frozen=True, repr=False)
 class GenerationOutput:
     """The rows of a batch, in the order of their prompts."""
@@ -32,6 +48,10 @@ class GenerationOutput:
     metrics: Metrics
     trace: Trace
     tokenizer: PreTrainedTokenizerBase | None = field(default=None, compare=False)  # to show rows
+    # Of each answer the holes of its template, and the lengths that were compared, () where there
+    # is one; () of answers without a template.
+    holes: tuple[tuple[Filled, ...], ...] = ()
+    tried: tuple[tuple[Tried, ...], ...] = ()
 
     def __repr__(self) -> str:
         metrics, answers = self.metrics, self.texts or self.sequences
@@ -115,7 +135,7 @@ def collect(
         answers.append(answer.tokens)
     texts = None
     if tokenizer is not None:
-        texts = tuple(_decode(tokenizer, tokens, trace.mask_token_id) for tokens in answers)
+        texts = tuple(decode_tokens(tokenizer, tokens, trace.mask_token_id) for tokens in answers)
         texts = texts if stop is None else tuple(map(stop.cut, texts))
     return GenerationOutput(tuple(sequences), texts, meter.finish(tuple(rows)), trace, tokenizer)
 
@@ -181,9 +201,11 @@ def read_history(canvas: Canvas, changes: dict[int, list[Write]]) -> None:
     canvas.history.clear()
 
 
-def _decode(tokenizer: PreTrainedTokenizerBase, tokens: list[int], mask_token_id: int) -> str:
+def decode_tokens(
+    tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], mask_token_id: int
+) -> str:
     """Returns the text of an answer; special tokens are left out unless a mask is among them."""
-    return str(tokenizer.decode(tokens, skip_special_tokens=mask_token_id not in tokens))
+    return str(tokenizer.decode(list(tokens), skip_special_tokens=mask_token_id not in tokens))
 
 
 # How rows are shown.

@@ -11,33 +11,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from dllm.infilling.gaps import Infill, Laid
 from dllm.models.config import ModelSpec
 from dllm.models.loading.tokenizer import render_chat
 from dllm.models.model import DenoisingModel
 from dllm.settings import Settings
-
-
-@dataclass(frozen=True)
-class Infill:
-    """A text with gaps: strings are kept, an integer n is a gap of n tokens to fill.
-
-    `Infill("def f(x):", 12, "return x")` asks for the twelve tokens in between.
-    """
-
-    parts: tuple[str | int, ...]
-
-    def __init__(self, *parts: str | int) -> None:
-        for part in parts:
-            if isinstance(part, bool) or not isinstance(part, str | Integral):
-                raise TypeError(
-                    f"Infill part {reprlib.repr(part)} must be a text or a number of tokens"
-                )
-            if isinstance(part, Integral) and part < 1:
-                raise ValueError(f"Infill gap {part!r} must be a number of tokens of at least 1")
-        if all(isinstance(part, str) for part in parts):
-            raise ValueError(f"Infill{parts!r} has no gap: give the number of tokens to fill")
-        object.__setattr__(self, "parts", parts)
-
 
 MOST_NEW_TOKENS = 2**20  # of a row, whatever a model's limit: they are listed before it runs
 
@@ -63,17 +41,21 @@ class Row:
     slots: list[int]
     infilled: bool = False  # the slots are those between and behind what was given
     hidden: int = 0  # slots behind the open ones that a gap grows into
+    laid: Laid | None = None  # the template that the slots are of
 
 
 def encode_all(model: DenoisingModel, prompts: Any, settings: Settings) -> list[Row]:
-    """Returns the rows of a batch; raises ValueError or TypeError for what cannot be decoded."""
+    """Returns the rows of a batch; raises ValueError or TypeError for what cannot be decoded.
+
+    With a template they have no slots yet.
+    """
     _check_ids(settings, model.spec)
     listed = _as_list(prompts)
     if not listed:
         raise ValueError("no prompts were given: the list is empty")
     rows = [_row(model, prompt, settings, f"prompt {n}") for n, prompt in enumerate(listed)]
     for index, row in enumerate(rows):
-        _check(index, row, model.spec)
+        check_row(index, row, model.spec)
     return rows
 
 
@@ -104,6 +86,13 @@ def join(prompts: Any, encoding: Mapping[str, Any]) -> Any:
     if prompts is None and "input_ids" not in encoding:
         raise TypeError("attention_mask was given without input_ids")
     return {"input_ids": prompts, **encoding}
+
+
+def end_tokens(known: tuple[int, ...], given: int | list[int] | None) -> tuple[int, ...]:
+    """Returns the end tokens of a generation: those given, else those known of the model."""
+    if given is None:
+        return known
+    return tuple(given) if isinstance(given, list | tuple) else (given,)
 
 
 def _check_ids(settings: Settings, spec: ModelSpec) -> None:
@@ -176,6 +165,8 @@ def _unpadded(encoding: Mapping[str, Any]) -> list[list[int]]:
 
 def _row(model: DenoisingModel, prompt: Any, settings: Settings, where: str) -> Row:
     mask = model.spec.mask_token_id
+    if isinstance(prompt, Infill) and settings.template is not None:
+        raise ValueError(f"{where} is an Infill, and template= says what is laid out: give one")
     if isinstance(prompt, Infill):
         return _split_at_gap(_encode_infill(model, prompt, where), mask)
     ids = _encode(model.tokenizer, prompt, where)
@@ -188,7 +179,9 @@ def _row(model: DenoisingModel, prompt: Any, settings: Settings, where: str) -> 
             f"the prompt holds the mask token (id {mask}) at position {ids.index(mask)}: "
             "remove it, or pass infill=True to have it filled"
         )
-    _check_new("max_new_tokens", settings.max_new_tokens, model.spec)
+    if settings.template is not None:
+        return Row(ids, [])
+    check_new("max_new_tokens", settings.max_new_tokens, model.spec)
     slots = [mask] * settings.max_new_tokens
     for offset, kept in (settings.fixed or {}).items():
         _keep(slots, offset, kept, model)
@@ -256,7 +249,7 @@ def _encode_chat(
 
 def _encode_infill(model: DenoisingModel, infill: Infill, where: str) -> list[int]:
     gaps = sum(part for part in infill.parts if not isinstance(part, str))
-    _check_new(f"{where}: the tokens to fill", gaps, model.spec)
+    check_new(f"{where}: the tokens to fill", gaps, model.spec)
     ids: list[int] = []
     for part in infill.parts:
         if not isinstance(part, str):
@@ -266,7 +259,7 @@ def _encode_infill(model: DenoisingModel, infill: Infill, where: str) -> list[in
     return ids
 
 
-def _check_new(name: str, count: int, spec: ModelSpec) -> None:
+def check_new(name: str, count: int, spec: ModelSpec) -> None:
     """Raises ValueError for more new tokens than can be, before a list of them is made."""
     if count > spec.max_length:
         raise ValueError(
@@ -282,18 +275,20 @@ def _split_at_gap(ids: list[int], mask_token_id: int) -> Row:
     return Row(ids[:first], ids[first:], infilled=True)
 
 
-def _check(index: int, row: Row, spec: ModelSpec) -> None:
+def check_row(index: int, row: Row, spec: ModelSpec) -> None:
+    """Raises ValueError for a row that is too long, or has token ids that the model has not."""
     length = len(row.prompt) + len(row.slots)
+    fewer = "lower max_new_tokens" if row.laid is None else "give holes fewer tokens"
     if length > spec.max_length:
         raise ValueError(
             f"prompt {index} has {len(row.prompt)} tokens and with {len(row.slots)} new ones comes "
             f"to {length}, over the model's limit of {spec.max_length}: shorten the prompt or "
-            "lower max_new_tokens, or set too_long='cut' to leave out its beginning"
+            f"{fewer}, or set too_long='cut' to leave out its beginning"
         )
     name = f"prompt {index}: token id"
     spec.check_token_ids(name, row.prompt)
     spec.check_token_ids(name, row.slots, mask=True)
-    if spec.logit_shift and not row.prompt:
+    if spec.logit_shift and row.slots and not row.prompt:
         raise ValueError(
             f"prompt {index} is empty, but this model predicts each token from the one before: "
             "start with at least one token, such as its beginning-of-text token"

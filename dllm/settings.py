@@ -14,9 +14,11 @@ from dllm.cache import Cache
 from dllm.cache import registry as caches
 from dllm.constraints.base import Constraint
 from dllm.constraints.span import ConstraintSpan
+from dllm.constraints.template import Template
 from dllm.constraints.written import read_setting, write_setting
 from dllm.decoding.speculation.verifiers import Verifier
 from dllm.decoding.speculation.verifiers import registry as verifiers
+from dllm.infilling.refused import REFUSED, check_settings
 from dllm.options import (
     Count,
     CountOrNone,
@@ -52,6 +54,7 @@ PARTS: dict[str, Registry[Any]] = {
 _NOT_OF_CHECKPOINTS = frozenset(
     {"eos_token_id", "min_new_tokens", "repetition_penalty", "stop", "n"}
 )
+_LANGUAGES = ("constraint", "template")
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 # What transformers' `generate` takes and a model that fills a canvas has no such thing for: the
@@ -135,6 +138,9 @@ class Settings(Options):
     # What an answer must be; a list: one for each prompt, None for those without. As plain data:
     # {"regex": "[0-9]+"}, see `dllm.constraints.from_plain`.
     constraint: Constraint | ConstraintSpan | list[Constraint | ConstraintSpan | None] | None = None
+    # What is laid out behind each prompt: fixed texts and holes; a list: one for each prompt. As
+    # plain data: {"template": ["Name: ", {"hole": null, "tokens": 4}]}.
+    template: Template | list[Template] | None = None
     # "confidence": commits of a step that exclude each other, the surest first; "map": those of the
     # most probable text in the language (arXiv 2505.23061).
     joint: Literal["confidence", "map"] = "confidence"
@@ -172,6 +178,8 @@ class Settings(Options):
                 "text goes on behind its gaps: leave one of them out"
             )
         check_processors(self.logits_processors)
+        if self.template is not None:
+            check_settings(self)
 
     def to_json(self) -> str:
         """Returns every setting as JSON text, of which `from_json` makes equal settings.
@@ -228,9 +236,8 @@ def resolve(
                 raise TypeError(f"{key}={value!r} sets {name} a second time")
             named[name] = translated
     if base is None:
-        recommended = {
-            k: v for k, v in defaults.items() if k in known - _NOT_OF_CHECKPOINTS and v is not None
-        }
+        left = _NOT_OF_CHECKPOINTS | (REFUSED.keys() if named.get("template") else set())
+        recommended = {k: v for k, v in defaults.items() if k in known - left and v is not None}
         base = Settings(**{k: v for k, v in recommended.items() if k not in named})
     if options:
         scheduler = registry.create(named.get("scheduler", base.scheduler))
@@ -246,7 +253,7 @@ def _written(settings: Settings, name: str) -> Any:
     part = PARTS[name].create(value) if name in PARTS and value is not None else None
     if isinstance(value, str):
         return value
-    if name == "constraint":
+    if name in _LANGUAGES:
         return write_setting(value)
     try:
         written = plain(value if part is None else part.summary())
@@ -271,8 +278,8 @@ def _written(settings: Settings, name: str) -> Any:
 def _translate(key: str, value: Any, known: set[str]) -> dict[str, Any]:
     if key == "statistics_dtype" and isinstance(value, str):  # of a command line or of YAML
         return {key: _DTYPES.get(value, value)}
-    if key == "constraint":  # plain data, of JSON and YAML
-        return {key: read_setting(value)}
+    if key in _LANGUAGES:  # plain data, of JSON and YAML
+        return {key: read_setting(value, key)}
     if key == "fixed" and isinstance(value, Mapping):  # in JSON every key is text
         return {key: {_slot(slot): kept for slot, kept in value.items()}}
     if key in known:

@@ -30,7 +30,7 @@ class Asked:
     joint: Joint
     samples: int  # rows of each prompt, which follow each other
     at_eos: AtEnd
-    barred_token_ids: tuple[int, ...]  # that no row may hold, beside the mask token
+    barred_token_ids: tuple[int, ...]  # that no row may hold, the mask among them
 
 
 def languages_of(model: DenoisingModel, canvas: Canvas, asked: Asked) -> HeldRows:
@@ -43,7 +43,7 @@ def languages_of(model: DenoisingModel, canvas: Canvas, asked: Asked) -> HeldRow
     if isinstance(given, list):
         check_count("constraint", len(given), num_prompts)
     each = given if isinstance(given, list) else [given] * num_prompts
-    barred = (layout.mask_token_id, *asked.barred_token_ids)
+    barred = asked.barred_token_ids
     compiler, grammars = Compiler(model.spec.vocab_size, barred), _Grammars(model, barred)
     held = canvas.tokens.where(~canvas.masked, OPEN).tolist()
     prompts = canvas.prompt_length.tolist()

@@ -244,15 +244,16 @@ class ComparingPasses:
         assert variants is not None
         num_rows, count = variants.columns.shape
         rows = torch.arange(num_rows, device=canvas.tokens.device)
+        each = rows.repeat_interleave(count)
         if store is not None:
-            store.copy_rows((rows * count).repeat_interleave(count))
-        wide = plan.of_rows(rows.repeat_interleave(count))
+            store.copy_rows(each * count)
         tokens = variants.fill(canvas.tokens)
-        logits = forward(tokens, wide)
+        logits = forward(tokens, plan.of_rows(each))
         view = canvas.view(window, step.noise).of_variants(variants.columns)
         own, lengths = logits[:, : window.columns.shape[1]], (view.prompt_length, view.length)
         if step.processing is not None:
-            own = step.processing(own.to(step.sampling.dtype), view.columns, Rows(tokens, *lengths))
+            rows_ = Rows(tokens, *lengths, canvas.prompts[each])
+            own = step.processing(own.to(step.sampling.dtype), view.columns, rows_)
         candidates = step.sampling.propose(own, step.noise, view.columns, view.step)
         winner = variants.pick(step.scheduler.appraise(candidates, view, variants), window.active)
         adopt_variants(canvas, winner, window.active)

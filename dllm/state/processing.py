@@ -33,10 +33,15 @@ class Processing:
     min_new_tokens: int = 0  # slots of a row that hold no end token
     repetition_penalty: float = 1.0  # arXiv 1909.05858, section 4.1, over prompt and answer
     processors: tuple[LogitsProcessor, ...] = ()
+    # (P,) int64 of each prompt the column before which no text ends: neither end tokens nor
+    # `pad_token_ids` may stand there; None: anywhere.
+    first_end: Tensor | None = None
+    pad_token_ids: tuple[int, ...] = ()
 
     def __bool__(self) -> bool:
         late = self.min_new_tokens > 0 and bool(self.eos_token_ids)
-        return late or self.repetition_penalty != 1 or bool(self.processors)
+        held = late or self.first_end is not None
+        return held or self.repetition_penalty != 1 or bool(self.processors)
 
     def __call__(self, logits: Tensor, columns: Tensor, rows: Rows) -> Tensor:
         """Returns the logits (B, w, V) of columns (B, w) int64 as the rules leave them."""
@@ -49,11 +54,11 @@ class Processing:
         if self.processors:
             logits = self._processed(logits, rows)
         if self.min_new_tokens > 0 and self.eos_token_ids:
-            early = (columns - rows.prompt_length[:, None] < self.min_new_tokens)[..., None]
-            ends = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-            for token in self.eos_token_ids:  # a few, known to the host
-                ends[token] = True
-            logits = logits.masked_fill(early & ends, -torch.inf)
+            early = columns - rows.prompt_length[:, None] < self.min_new_tokens
+            logits = _barred(logits, early, self.eos_token_ids)
+        if self.first_end is not None:
+            early = columns < self.first_end[rows.prompts][:, None]
+            logits = _barred(logits, early, (*self.eos_token_ids, *self.pad_token_ids))
         return logits
 
     def _seen(self, rows: Rows, vocab_size: int) -> Tensor:
@@ -84,6 +89,14 @@ class Processing:
         return scores.unflatten(0, (num_rows, width))
 
 
+def _barred(logits: Tensor, where: Tensor, tokens: tuple[int, ...]) -> Tensor:
+    """Returns logits (B, w, V) with -inf for tokens at the columns `where` (B, w) bool."""
+    barred = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+    for token in tokens:  # a few, known to the host
+        barred[token] = True
+    return logits.masked_fill(where[..., None] & barred, -torch.inf)
+
+
 @dataclass(frozen=True)
 class Rows:
     """The rows that columns stand in, as rules see them."""
@@ -91,6 +104,7 @@ class Rows:
     tokens: Tensor  # (B, C) int64
     prompt_length: Tensor  # (B,) int64
     length: Tensor  # (B,) int64 tokens, prompt and slots together
+    prompts: Tensor  # (B,) int64 whose rows
 
 
 def check_processors(processors: Iterable[LogitsProcessor]) -> None:

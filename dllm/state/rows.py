@@ -29,7 +29,7 @@ def text_of(canvas: Canvas) -> Rows:
     tokens = canvas.tokens
     if canvas.gap is not None:
         tokens = tokens.masked_fill(canvas.hidden, canvas.layout.mask_token_id)
-    return Rows(tokens, canvas.prompt_length, canvas.length)
+    return Rows(tokens, canvas.prompt_length, canvas.length, canvas.prompts)
 
 
 def copied(canvas: Canvas) -> Canvas:

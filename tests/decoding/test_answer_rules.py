@@ -169,7 +169,7 @@ def test_a_least_length_is_counted_from_each_prompts_end() -> None:
 def test_a_penalty_is_that_of_transformers() -> None:
     penalty = transformers.RepetitionPenaltyLogitsProcessor(1.7)
     tokens = torch.tensor([[3, 4, 99, 5, 6, 99, 99], [7, 7, 8, 99, 9, 9, 9]])
-    rows = Rows(tokens, torch.tensor([2, 3]), torch.tensor([7, 4]))
+    rows = Rows(tokens, torch.tensor([2, 3]), torch.tensor([7, 4]), torch.arange(2))
     logits = torch.randn(2, 3, 100, generator=torch.manual_seed(0))
     own = Processing(99, (9,), repetition_penalty=1.7)(logits, torch.tensor([[2, 5, 6]] * 2), rows)
     seen = [tokens[0][tokens[0] != 99][None], tokens[1, :3][None]]  # no masks and no padding

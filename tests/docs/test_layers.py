@@ -19,7 +19,7 @@ FLOORS = (
     ("dllm.models", "dllm.learn2pd"),
     ("dllm.schedulers", "dllm.cache", "dllm.metrics", "dllm.output"),
     ("dllm.decoding",),
-    ("dllm.settings", "dllm.aliases", "dllm.prompts"),
+    ("dllm.settings", "dllm.aliases", "dllm.prompts", "dllm.infilling"),
     ("dllm.compatible", "dllm.layout", "dllm.assembly", "dllm.generate"),
     ("dllm.trace",),
     ("dllm.eval",),
