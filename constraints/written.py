@@ -7,8 +7,9 @@
     {"template": ["Name: ", {"regex": "[A-Z][a-z]+"}, "!", {"hole": null, "tokens": 4}]}
     {"span": {"regex": "[0-9]+"}, "start": 0, "stop": 8}
 
-Options at their default are left out. In place of a pattern, texts, a schema or a grammar may stand
-`{"file": "person.json"}`: what is made of it holds what the file holds, and not its name.
+Options at their default are left out. In place of a pattern, texts, a schema, a grammar or parts
+may stand `{"file": "person.json"}`: what is made of it holds what the file holds, and not its name.
+A hole's `tokens` are a number, a list of several, or "auto".
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from dllm.constraints.regex import Regex
 from dllm.constraints.span import ConstraintSpan
 from dllm.constraints.template import Hole, Template
 from dllm.options import MismatchError, checked, plain, shown
-from dllm.reading import LARGEST_JSON, parse_json
+from dllm.reading import LARGEST_JSON, parse_json, parse_yaml
 from dllm.registry import nearest
 
 Written = dict[str, Any]
@@ -276,13 +277,21 @@ def _lines(text: str, name: str) -> list[str]:
     return [line for line in text.split("\n") if line]
 
 
+def _parts_of(text: str, name: str) -> list[Any]:
+    """Returns the parts that a file in JSON or YAML lists, perhaps under the key `template`."""
+    value = parse_json(text, name) if name.endswith(".json") else parse_yaml(text)
+    if isinstance(value, Mapping) and set(value) == {"template"}:
+        value = value["template"]
+    return _parts(value, name)
+
+
 _SPAN = 'such as {"span": {"regex": "[0-9]+"}, "start": 0, "stop": 8}'
 _LANGUAGES = {
     "regex": _Form(Regex, _text, _same, lambda text, _: text.removesuffix("\n")),
     "choice": _Form(Choice, _texts, lambda texts, _: list(texts), _lines),
     "json_schema": _Form(JsonSchema, _schema, lambda text, _: parse_json(text, "it"), parse_json),
     "grammar": _Form(Grammar, _text, _same, lambda text, _: text),
-    "template": _Form(Template, _parts, _write_parts),
+    "template": _Form(Template, _parts, _write_parts, _parts_of),
 }
 _FORMS = {**_LANGUAGES, "span": _Form(ConstraintSpan, _needed, _write_inner)}
 _HOLES = {**_LANGUAGES, "hole": _Form(Hole, _inner, _write_inner)}

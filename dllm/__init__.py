@@ -31,7 +31,7 @@ from dllm.infilling.gaps import Infill
 from dllm.metrics import Metrics
 from dllm.models import HostedModel, ModelSpec, load, save, wrap
 from dllm.models.speed import speed_up
-from dllm.output import GenerationInterrupted, GenerationOutput
+from dllm.output import Filled, GenerationInterrupted, GenerationOutput, Tried
 from dllm.settings import Settings
 from dllm.state.trace import Trace
 from dllm.state.window import StepEvent
@@ -40,6 +40,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BrokenLogitsError",
+    "Filled",
     "GenerationInterrupted",
     "GenerationOutput",
     "HostedModel",
@@ -52,6 +53,7 @@ __all__ = [
     "StepEvent",
     "Stream",
     "Trace",
+    "Tried",
     "cache",
     "constraints",
     "eval",

@@ -11,6 +11,7 @@ from typer import Option
 from dllm.cli.shown import say
 from dllm.constraints.base import Constraint
 from dllm.constraints.grammar import Grammar as ContextFree
+from dllm.constraints.template import Template
 from dllm.constraints.written import FILE, from_plain
 from dllm.options import checked
 
@@ -53,6 +54,14 @@ Choices = Annotated[
     Option(
         "--choice",
         help="Each answer is this text, or another that is given so; repeatable.",
+        show_default="none",
+    ),
+]
+Laid = Annotated[
+    Path | None,
+    Option(
+        "--template",
+        help="JSON or YAML with a list of texts and holes, which is laid out behind each prompt.",
         show_default="none",
     ),
 ]
@@ -103,6 +112,18 @@ def constraint_of(
         _check(constraint, option)
         found["constraint"] = constraint
     return found
+
+
+def template_of(path: Path | None) -> dict[str, Any]:
+    """Returns the setting that a file with a template is; raises ValueError, without any model."""
+    if path is None:
+        return {}
+    template = from_plain({"template": {FILE: str(path)}}, "--template")
+    assert isinstance(template, Template)
+    for hole in template.holes:
+        if hole.constraint is not None:
+            _check(hole.constraint, "--template")
+    return {"template": template}
 
 
 def _check(constraint: Constraint, option: str) -> None:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from textwrap import shorten
 from typing import Annotated, Any
@@ -79,6 +80,7 @@ def generate(
     grammar_method: constrained.Method = None,
     choice: constrained.Choices = None,
     joint: constrained.Joint = None,
+    template: constrained.Laid = None,
     settings: options.Set = None,
     config: options.Config = None,
     dtype: options.Dtype = None,
@@ -103,8 +105,10 @@ def generate(
     dllm generate --prompts prompts.txt --output answers.jsonl
 
     dllm generate "copy: tom, ann." --config mine.json --temperature 0.5
+
+    dllm generate --template gap.json
     """
-    given = _given(texts, prompts, output)
+    given, asked = _prompts(texts, prompts, output, alone=template is not None)
     if given is not None and (trace is not None or watch):
         raise ValueError("--watch and --trace do not go with --prompts and --output")
     if trace is not None:
@@ -113,7 +117,7 @@ def generate(
         check_free(trace)
     named = options.read_config(config)
     held = constrained.constraint_of(regex, json_schema, grammar, choice, joint, grammar_method)
-    asked = [one.prompt for one in given] if given is not None else _read(texts or ())
+    held |= constrained.template_of(template)
     place = placed(device, device_map, revision, adapter, family, attention)
     loaded = load_model(model, dtype, place, speed)
     parts: dict[str, Any] = {"scheduler": scheduler, "cache": cache, "verifier": verifier}
@@ -133,6 +137,18 @@ def generate(
     report(running.output, as_json)
     if interrupted:
         raise typer.Exit(options.INTERRUPTED)
+
+
+def _prompts(
+    texts: Sequence[str] | None, prompts: Path | None, output: Path | None, alone: bool
+) -> tuple[list[Asked] | None, list[Any]]:
+    """Returns what `_given` does, and all prompts; an empty one where a template goes `alone`."""
+    if alone and prompts is None and not texts:
+        if output is not None:
+            raise ValueError("--output is of prompts: give one beside --template, or leave it out")
+        return None, [""]
+    given = _given(texts, prompts, output)
+    return given, _read(texts or ()) if given is None else [one.prompt for one in given]
 
 
 def _given(
@@ -196,6 +212,9 @@ def report(out: GenerationOutput, as_json: bool) -> None:
             "metrics": out.metrics.to_dict(),
             "trace": out.trace.to_dict(),
         }
+        if out.holes:
+            record |= {"holes": [list(map(asdict, row)) for row in out.holes]}
+            record |= {"tried": [list(map(asdict, row)) for row in out.tried]}
         print(json.dumps(record))
         return
     console = Terminal()

@@ -21,13 +21,14 @@ from dllm.eval.run.describe import Setup, name_of
 from dllm.eval.run.results import append_lines, mend, writing
 from dllm.eval.tasks.task import Task
 from dllm.generate import Stream, stream
+from dllm.infilling.rows import rows_of
 from dllm.models.model import DenoisingModel
-from dllm.prompts import encode_all
 from dllm.reading import parse_json
 from dllm.settings import PARTS, Settings
 
 ROWS = 16  # decoded at a time unless --batch-size says otherwise
 _TOGETHER = 1024  # prompts of one call, so that what is kept of all of them stays small
+_OF_PROMPTS = ("constraint", "template")  # settings that may be lists with one for each prompt
 _KEYS = {"run", "text", "settings"}  # of every line that was written here
 
 
@@ -43,15 +44,16 @@ class Job:
         """Checks every prompt before any is decoded; errors say where it stands."""
         if isinstance(self.settings.seed, list):
             raise ValueError("seed: give one number for a file; each prompt adds its own to it")
-        held = self.settings.constraint
-        if isinstance(held, list) and len(held) != len(asked):
-            raise ValueError(
-                f"constraint has {len(held)} entries and there are {len(asked)} prompts: give one "
-                "for all, or a list with one for each, null for those without"
-            )
+        for name in _OF_PROMPTS:
+            held = getattr(self.settings, name)
+            if isinstance(held, list) and len(held) != len(asked):
+                raise ValueError(
+                    f"{name} has {len(held)} entries and there are {len(asked)} prompts: give one "
+                    "for all, or a list with one for each, null for those without"
+                )
         for one in asked:
             try:
-                encode_all(self.model, self._input(one), self.settings)
+                rows_of(self.model, self._input(one), self._of([one]))
             except (ValueError, TypeError) as error:
                 raise ValueError(f"{one.where}: {str(error).removeprefix('prompt 0 ')}") from None
 
@@ -83,11 +85,18 @@ class Job:
         if isinstance(seed, int):
             seeds = [seed + (one.number - 1) * several + (one.sample or 0) for one in asked]
         prompts = [prompt for one in asked for prompt in self._input(one)]
-        held = self.settings.constraint
-        if isinstance(held, list):  # prompts are not in the file's order
-            held = [held[one.number - 1] for one in asked]
-        once = replace(self.settings, seed=seeds, batch_size=size, n=1, constraint=held)
+        once = replace(self._of(asked), seed=seeds, batch_size=size, n=1)
         return stream(self.model, prompts, once)
+
+    def _of(self, asked: Sequence[Asked]) -> Settings:
+        """Returns the settings of some prompts, which are not in the file's order."""
+        listed = {name: getattr(self.settings, name) for name in _OF_PROMPTS}
+        own = {
+            name: [held[one.number - 1] for one in asked]
+            for name, held in listed.items()
+            if isinstance(held, list)
+        }
+        return replace(self.settings, **own)
 
     def _input(self, one: Asked) -> Any:
         return options.inputs([one.prompt], self.as_chats and isinstance(one.prompt, str))
@@ -110,6 +119,7 @@ def _written(
             "tokens": metrics.valid_tokens,
             "forwards": metrics.forwards,
             **({} if constrained is None else {"forced": metrics.forced}),
+            **({"holes": [hole.text for hole in out.holes[row]]} if out.holes else {}),
             "settings": common[1],
         }
         lines.append(line)

@@ -90,11 +90,12 @@ class Setup(Options):
     def check(self, problems: Sequence[Problem]) -> None:
         """Raises ValueError for settings that are one for each prompt, or say what problems say."""
         held, name = self.settings.constraint, self.task.name
-        if isinstance(held, list):
-            raise ValueError(
-                f"constraint={shown(held)} is one for each prompt, and a run has one for all "
-                "problems"
-            )
+        for one in ("constraint", "template"):
+            if isinstance(given := getattr(self.settings, one), list):
+                raise ValueError(
+                    f"{one}={shown(given)} is one for each prompt, and a run has one for all "
+                    "problems"
+                )
         if self.holds and held is not None:
             raise ValueError(
                 f"constraint={shown(held)} says what an answer must be, and so does each problem "
@@ -256,6 +257,6 @@ def _changed(settings: Settings) -> dict[str, str]:
         if field.name not in _DESCRIBED and getattr(settings, field.name) != field.default
     }
     return {
-        name: constraint_text(value) if name == "constraint" else str(value)
+        name: constraint_text(value) if name in ("constraint", "template") else str(value)
         for name, value in changed.items()
     }

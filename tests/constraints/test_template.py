@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 
+import numpy as np
 import pytest
 
 from dllm.constraints import Choice, Hole, JsonSchema, Regex, Template
@@ -31,6 +32,21 @@ def test_the_parts_are_kept_for_the_canvas() -> None:
 def test_the_kind_is_that_of_the_holes() -> None:
     assert Template("a", Hole()).kind == "exact"
     assert Template("a", JsonSchema({}), Hole()).kind == "under"
+
+
+def test_lengths_are_kept_as_numbers_each_once() -> None:
+    assert Hole(tokens=range(2, 5)).tokens == (2, 3, 4)
+    assert Hole(tokens=[4, 2, 4]).tokens == (4, 2)
+    assert Hole(tokens=(3,)) != Hole(tokens=3)
+    assert Hole(tokens=np.int64(3)) == Hole(tokens=3)  # type: ignore[arg-type]
+    assert Hole(tokens="auto").tokens == "auto"
+    for wrong in ("4", 2.5, True, (2, "4"), [None]):
+        with pytest.raises(ValueError, match=r"must be a whole number, several, such as"):
+            Hole(tokens=wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"tokens=\(3, 0\) of a hole must be at least 1"):
+        Hole(tokens=(3, 0))
+    with pytest.raises(ValueError, match=r"tokens=range\(0, 0\) of a hole names no length"):
+        Hole(tokens=range(0))
 
 
 def test_templates_that_are_refused() -> None:

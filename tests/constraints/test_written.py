@@ -63,6 +63,16 @@ WRITTEN: list[tuple[Any, Any]] = [
             ]
         },
     ),
+    (
+        Template("a", Hole(tokens=(2, 4)), Hole(DIGITS, "auto")),
+        {
+            "template": [
+                "a",
+                {"hole": None, "tokens": [2, 4]},
+                {"hole": {"regex": "[0-9]+"}, "tokens": "auto"},
+            ]
+        },
+    ),
     (ConstraintSpan(DIGITS, 2, 5), {"span": {"regex": "[0-9]+"}, "start": 2, "stop": 5}),
 ]
 
@@ -207,7 +217,11 @@ def test_a_class_of_the_users_own_is_described_and_not_written() -> None:
         ({"template": [{"regx": "a"}]}, r"constraint.template\[0\]={'regx': 'a'} has no kind: did"),
         ({"template": ["a", {"regex": "("}]}, r"^constraint.template\[1\]: regex '\('"),
         ({"template": [{"hole": None, "tokens": 0}]}, "tokens=0 of a hole must be at least 1"),
-        ({"template": {"file": "x"}}, "cannot be in a file"),
+        ({"span": {"file": "x"}, "start": 0, "stop": 2}, "cannot be in a file"),
+        ({"template": [{"hole": None, "tokens": "all"}]}, "must be a whole number, several, such"),
+        ({"template": [{"hole": None, "tokens": []}]}, "names no length"),
+        ({"template": [{"hole": None, "tokens": [2, 0]}]}, "must be at least 1"),
+        ({"template": [{"hole": None, "tokens": 2.5}]}, "tokens=2.5 must be"),
         ({"span": {"regex": "a"}}, "constraint: span needs start, such as {"),
         (
             {"span": None, "start": 0, "stop": 1},
