@@ -206,7 +206,7 @@ def warn_unknown_words(model: DenoisingModel, texts: list[str]) -> None:
 def report(out: GenerationOutput, as_json: bool) -> None:
     """Prints the texts and what they cost, or everything as JSON."""
     if as_json:
-        record = {
+        record: dict[str, Any] = {
             "texts": out.texts,
             "sequences": out.sequences,
             "metrics": out.metrics.to_dict(),

@@ -91,7 +91,7 @@ class Job:
     def _of(self, asked: Sequence[Asked]) -> Settings:
         """Returns the settings of some prompts, which are not in the file's order."""
         listed = {name: getattr(self.settings, name) for name in _OF_PROMPTS}
-        own = {
+        own: dict[str, Any] = {
             name: [held[one.number - 1] for one in asked]
             for name, held in listed.items()
             if isinstance(held, list)

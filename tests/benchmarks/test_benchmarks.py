@@ -56,6 +56,14 @@ def test_compiling_constraints(tmp_path: Path) -> None:
     assert schema["mib"] > 0 < schema["classes"]
 
 
+def test_lengths_of_gaps(tmp_path: Path) -> None:
+    file = tmp_path / "lengths.json"
+    assert run("hole_lengths", "--problems", "2", "--output", str(file)).exit_code == 0
+    for task in json.loads(file.read_text())["tasks"]:
+        assert 0 < task["gaps"] <= 2
+        assert all(task.get(name, 0) <= task["gaps"] for name in ("score", "commit", "first"))
+
+
 def test_the_cost_curve(tmp_path: Path) -> None:
     file, plot = tmp_path / "costs.json", tmp_path / "costs.png"
     lengths = ("--batches", "1,2", "--prompts", "16,32", "--answers", "64,96", "--repeats", "1")

@@ -38,7 +38,7 @@ def test_lengths_are_kept_as_numbers_each_once() -> None:
     assert Hole(tokens=range(2, 5)).tokens == (2, 3, 4)
     assert Hole(tokens=[4, 2, 4]).tokens == (4, 2)
     assert Hole(tokens=(3,)) != Hole(tokens=3)
-    assert Hole(tokens=np.int64(3)) == Hole(tokens=3)  # type: ignore[arg-type]
+    assert Hole(tokens=np.int64(3)) == Hole(tokens=3)
     assert Hole(tokens="auto").tokens == "auto"
     for wrong in ("4", 2.5, True, (2, "4"), [None]):
         with pytest.raises(ValueError, match=r"must be a whole number, several, such as"):
