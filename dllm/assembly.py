@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 
 from dllm.compatible import check, check_verifier
-from dllm.decoding.batching import continuous_batch
+from dllm.decoding.batching import ContinuousBatch, OpenBatch, Opening, continuous_batch
 from dllm.decoding.held import HeldRows
 from dllm.decoding.languages import Asked, check_count, languages_of
 from dllm.decoding.loop import DenoisingLoop
@@ -26,7 +27,7 @@ from dllm.decoding.speculation.verifiers import Verifier
 from dllm.decoding.toll import Toll
 from dllm.decoding.uniform import UniformPasses, unread
 from dllm.infilling.languages import first_ends, holes_of
-from dllm.layout import at_eos_of, block_length_of, canvas_of, needs_of, with_room
+from dllm.layout import at_eos_of, canvas_of, needs_of, with_room
 from dllm.models.diffusion_gemma import DiffusionGemma
 from dllm.models.model import DenoisingModel
 from dllm.models.wrap import GuidedModel, WrappedModel
@@ -44,49 +45,43 @@ from dllm.state.variants import no_drafts
 from dllm.state.window import Layout
 
 
-def loop_of(  # noqa: PLR0913 beside the settings, who looks on
-    model: DenoisingModel,
-    rows: list[Row],
-    settings: Settings,
-    memory: PromptMemory | None = None,
-    observer: Observer | None = None,
-    toll: Toll | None = None,
+@dataclass(frozen=True)
+class Beside:
+    """What a generation has beside its rows and settings."""
+
+    memory: PromptMemory | None = None  # keeps what is stored for the next one
+    observer: Observer | None = None  # sees every pass
+    toll: Toll | None = None  # measures what languages cost
+    opening: Opening | None = None  # lets further rows in, of the same number of slots
+
+
+def loop_of(
+    model: DenoisingModel, rows: list[Row], settings: Settings, beside: Beside
 ) -> tuple[DenoisingLoop, Canvas]:
     """Returns the loop that decodes rows under settings, and the canvas that it decodes.
 
     Raises ValueError where settings, model and rows do not go together.
     """
     scheduler, cache = parts = check(model, settings)
+    memory, observer, opening = beside.memory, beside.observer, beside.opening
     if observer is not None:
         _check_observed(model, settings)
-    _check_rows(model, rows)
-    rows = with_room(rows, scheduler, model.spec)
     if memory is not None:
         memory.check(model, cache, settings.guidance_scale)
-    block = block_length_of(model, rows, settings, scheduler)
-    canvas = canvas_of(model, rows, settings, block, scheduler)
-    scheduler.check(int(canvas.num_blocks.max()), block)
-    if canvas.layout.ragged and isinstance(model, WrappedModel):
-        model.check_padding()
+    rows, canvas = _laid_out(model, rows, settings, 0 if opening is None else opening.num_columns)
     at_eos = at_eos_of(rows, settings, model.spec.mask_token_id)
-    constrained, batch = _constrained(model, canvas, rows, settings), None
-    if toll is not None and constrained is not None:
-        constrained = toll.on(constrained, _never(canvas.layout, settings), model.device)
+    constrained = _constrained(model, canvas, rows, settings)
+    if beside.toll is not None and constrained is not None:
+        constrained = beside.toll.on(constrained, _never(canvas.layout, settings), model.device)
     noise = settings.noise or _noise(rows, settings, model.device)
-    if settings.batch_size is not None and settings.batch_size < len(rows):
-        seeded = _check_waiting(settings.batch_size, len(rows), noise, memory, observer)
-        batch = continuous_batch(canvas, settings.batch_size, seeded)
+    batch = _batch(canvas, noise, settings.batch_size or len(rows), beside)
+    if batch is not None:
         canvas, noise = batch.canvas, batch.noise
     if settings.guidance_scale > 0:
         model = GuidedModel(model, settings.guidance_scale, given=canvas.given)
-    step = Step(
-        *parts,
-        _sampling(scheduler, canvas.layout, settings),
-        noise,
-        _processing(model, canvas.layout, rows, settings),
-        constrained,
-    )
-    needs = needs_of(scheduler, canvas.layout.num_slots, block)
+    rules = _processing(model, canvas.layout, rows, settings)
+    step = Step(*parts, _sampling(scheduler, canvas.layout, settings), noise, rules, constrained)
+    needs = needs_of(scheduler, canvas.layout.num_slots, canvas.layout.block_length)
     passes, store_variants = _passes(model, step, needs, canvas, observer), needs.num_variants
     if settings.verifier is not None:
         verifier = check_verifier(settings, scheduler, cache)
@@ -108,6 +103,40 @@ def loop_of(  # noqa: PLR0913 beside the settings, who looks on
         reads=unread if isinstance(passes, UniformPasses) else None,
     )
     return loop, canvas
+
+
+def row_like(
+    model: DenoisingModel, row: Row, settings: Settings, canvas: Canvas
+) -> tuple[Canvas, HeldRows | None]:
+    """Returns a canvas of one row that can enter an open one, and the row's languages."""
+    rows, alone = _laid_out(model, [row], settings, canvas.layout.num_columns)
+    return alone, _constrained(model, alone, rows, settings)
+
+
+def _laid_out(
+    model: DenoisingModel, rows: list[Row], settings: Settings, num_columns: int
+) -> tuple[list[Row], Canvas]:
+    """Returns rows with the room that they need, and their canvas of at least so many columns."""
+    scheduler, _ = check(model, settings)
+    _check_rows(model, rows)
+    rows = with_room(rows, scheduler, model.spec)
+    canvas = canvas_of(model, rows, settings, scheduler, num_columns)
+    scheduler.check(int(canvas.num_blocks.max()), canvas.layout.block_length)
+    if canvas.layout.ragged and isinstance(model, WrappedModel):
+        model.check_padding()
+    return rows, canvas
+
+
+def _batch(
+    canvas: Canvas, noise: Noise, num_seats: int, beside: Beside
+) -> ContinuousBatch | OpenBatch | None:
+    """Returns what fills the seats of finished rows; None: no other rows come."""
+    if beside.opening is not None:
+        assert isinstance(noise, CounterNoise)  # others cannot tell rows apart that enter
+        return OpenBatch(canvas, noise, beside.opening.take, canvas.prompts.tolist())
+    if num_seats >= canvas.layout.num_rows:
+        return None
+    return continuous_batch(canvas, num_seats, _check_waiting(canvas, noise, num_seats, beside))
 
 
 def _check_rows(model: DenoisingModel, rows: list[Row]) -> None:
@@ -162,14 +191,9 @@ def _verified(step: Step, needs: Needs, verifier: Verifier, at_eos: AtEnd) -> tu
     return VerifiedPasses(plain, verifier, at_eos, step.cache.refreshes), variants
 
 
-def _check_waiting(
-    num_seats: int,
-    num_rows: int,
-    noise: Noise,
-    memory: PromptMemory | None,
-    observer: Observer | None,
-) -> CounterNoise:
+def _check_waiting(canvas: Canvas, noise: Noise, num_seats: int, beside: Beside) -> CounterNoise:
     """Returns the noise, which tells prompts apart; raises ValueError where none can wait."""
+    memory, observer, num_rows = beside.memory, beside.observer, canvas.layout.num_rows
     where = f"batch_size={num_seats} has {num_rows - num_seats} prompt(s) wait"
     if memory is not None:
         raise ValueError(

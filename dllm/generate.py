@@ -10,7 +10,8 @@ from typing import Any
 from typing_extensions import Unpack
 
 from dllm.aliases import Given
-from dllm.assembly import loop_of
+from dllm.assembly import Beside, loop_of
+from dllm.decoding.batching import ContinuousBatch
 from dllm.decoding.loop import BrokenLogitsError
 from dllm.decoding.memory_limits import NotEnoughMemoryError
 from dllm.decoding.passes import Forward, Observer
@@ -163,8 +164,9 @@ class Stream:
         toll: Toll | None = None,
     ) -> None:
         rows = rows_of(model, prompts, settings)
-        loop, self.canvas = loop_of(model, rows, settings, memory, observer, toll)
-        self.model, self.meter, self.batch = model, Meter(model.device), loop.batch
+        loop, self.canvas = loop_of(model, rows, settings, Beside(memory, observer, toll))
+        self.model, self.meter = model, Meter(model.device)
+        self.batch = loop.batch if isinstance(loop.batch, ContinuousBatch) else None
         self.scheduler, self.cache, self.stop = loop.scheduler, loop.cache, loop.stop
         self._changes: dict[int, list[Write]] = {}  # of a method that revises, by prompt
         self._events = loop.run(self.canvas, self.meter)

@@ -23,9 +23,17 @@ WHOLE_BLOCKS = ("block_causal", "causal_context", "encoder_decoder")
 
 
 def canvas_of(
-    model: DenoisingModel, rows: list[Row], settings: Settings, block: int, scheduler: Scheduler
+    model: DenoisingModel,
+    rows: list[Row],
+    settings: Settings,
+    scheduler: Scheduler,
+    room: int = 0,
 ) -> Canvas:
-    """Returns the canvas of encoded prompts, cut into blocks of so many columns."""
+    """Returns the canvas of encoded prompts, cut into blocks.
+
+    `room` are columns for rows that enter it later, of other lengths; 0: none does.
+    """
+    block = block_length_of(model, rows, settings, scheduler)
     spec, kept = model.spec, tuple(len(row.prompt) + len(row.slots) for row in rows)
     aligned = spec.attention == "block_causal" and spec.blocks_from == "zero"
     from_zero = aligned or settings.blocks_from == "zero"
@@ -37,7 +45,7 @@ def canvas_of(
     width = needs.width(num_slots, block)
     layout = Layout(
         num_rows=len(rows),
-        num_columns=max(len(row.prompt) + len(row.slots) for row in rows),
+        num_columns=max(room, *(len(row.prompt) + len(row.slots) for row in rows)),
         block_length=block,
         mask_token_id=spec.mask_token_id,
         fill_token_id=ends[0] if ends else spec.pad_token_id,
@@ -53,6 +61,7 @@ def canvas_of(
         keep_history=scheduler.can_revise or bool(methods_by_token(settings.constraint)),
         expand_token_id=spec.expand_token_id,
         skip_after_end=at_eos_of(rows, settings, spec.mask_token_id) == "skip",
+        admits=room > 0,
     )
     canvas = new_canvas(layout, [r.prompt for r in rows], [r.slots for r in rows], model.device)
     if needs.room:

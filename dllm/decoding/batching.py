@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,7 +13,24 @@ from torch import Tensor
 from dllm.state.canvas import Canvas
 from dllm.state.noise import CounterNoise
 from dllm.state.progress import Feeds, Progress, progress_of_rows, settle
-from dllm.state.rows import copied, file_rows, first_rows, seat_rows
+from dllm.state.rows import copied, file_rows, first_rows, number_row, seat_rows
+
+
+class Batch(Protocol):
+    """What gives the seats of finished rows to others."""
+
+    @property
+    def prompts(self) -> tuple[int, ...]:
+        """The prompt at each seat."""
+        ...
+
+    def begin(self, feeds: Feeds | None) -> None:
+        """Is told once, before the first step, what counts the columns that passes feed."""
+        ...
+
+    def enter(self, progress: Progress) -> tuple[Progress, Tensor | None]:
+        """Fills the seats of finished rows; returns the new progress and the seats (n,), if any."""
+        ...
 
 
 @dataclass
@@ -79,3 +98,65 @@ def continuous_batch(all_rows: Canvas, num_seats: int, noise: CounterNoise) -> C
         prompt_ids=list(range(num_seats)),
         waiting=deque(range(num_seats, len(all_rows.tokens))),
     )
+
+
+@dataclass(frozen=True)
+class Entering:
+    """A row that comes while others are decoded: a canvas of its own, as wide as theirs."""
+
+    number: int  # what events call it
+    canvas: Canvas  # of one row, before its first step
+    seed: int
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What an open batch is told: its columns, and who gives it rows that wait."""
+
+    num_columns: int
+    take: Callable[[int], Sequence[Entering]]  # at most so many rows
+
+
+@dataclass
+class OpenBatch:
+    """Gives the seats of finished rows to rows that nobody knew of when the batch began.
+
+    The same as `ContinuousBatch` but for its end, which there is none of: whoever drives the loop
+    reads a row's answer before its seat is taken.
+    """
+
+    canvas: Canvas  # the rows that are decoded
+    noise: CounterNoise  # of these
+    take: Callable[[int], Sequence[Entering]]
+    prompt_ids: list[int]  # the number of the row at each seat
+    _feeds: Feeds | None = None
+
+    @property
+    def prompts(self) -> tuple[int, ...]:
+        """The number of the row at each seat."""
+        return tuple(self.prompt_ids)
+
+    def begin(self, feeds: Feeds | None) -> None:
+        """Notes what counts the columns that passes feed."""
+        self._feeds = feeds
+
+    def enter(self, progress: Progress) -> tuple[Progress, Tensor | None]:
+        """Fills the seats of finished rows; returns the new progress and the seats (n,), if any."""
+        free = [seat for seat, done in enumerate(progress.finished) if done]
+        entering = self.take(len(free)) if free else ()
+        if not entering:
+            return progress, None
+        free, device = free[: len(entering)], self.canvas.tokens.device
+        seats = torch.tensor(free, device=device)
+        first, alone = [], torch.zeros(1, dtype=torch.int64, device=device)
+        for place, row in zip(seats.split(1), entering, strict=True):
+            settle(row.canvas, lockstep=False, at_eos="ignore")
+            number_row(row.canvas, row.number)
+            first += progress_of_rows(row.canvas, self._feeds)
+            seat_rows(self.canvas, place, row.canvas, alone)
+        for seat, row in zip(free, entering, strict=True):
+            self.prompt_ids[seat] = row.number
+        seeds = torch.tensor([row.seed for row in entering], device=device)
+        self.noise.seeds.index_copy_(0, seats, seeds)
+        finished = tuple(done and seat not in free for seat, done in enumerate(progress.finished))
+        return replace(progress, finished=finished).joined(first), seats

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
@@ -33,7 +32,7 @@ class Constrained:
     take their seats, and the state in which a row's window begins, until it enters a block.
     """
 
-    rows: Sequence[RowLanguage | None]  # of each prompt
+    rows: dict[int, RowLanguage | None]  # of each prompt
     device: torch.device
     joint: Joint = "confidence"
     _seated: tuple[int, ...] = ()
@@ -62,6 +61,10 @@ class Constrained:
     def holds(self, prompt: int) -> bool:
         """Whether the row of a prompt must be in a language."""
         return self.rows[prompt] is not None
+
+    def adopt(self, prompt: int, alone: Constrained) -> None:
+        """Takes the language of the only row of another call, for a prompt that enters late."""
+        self.rows[prompt] = alone.rows[0]
 
     def sets(self, canvas: Canvas, spare: bool = False) -> Sets | None:
         """Returns what each column of the window may hold; None: no row has a language.

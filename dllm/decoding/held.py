@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -45,6 +45,10 @@ class HeldRows(Protocol):
 
     def holds(self, prompt: int) -> bool:
         """Whether the row of a prompt must be in a language."""
+        ...
+
+    def adopt(self, prompt: int, alone: Any) -> None:
+        """Takes the language of the only row of another call, for a prompt that enters late."""
         ...
 
     def sets(self, canvas: Canvas, spare: bool = False) -> HeldWindow | None:

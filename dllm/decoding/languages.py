@@ -47,8 +47,8 @@ def languages_of(model: DenoisingModel, canvas: Canvas, asked: Asked) -> HeldRow
     compiler, grammars = Compiler(model.spec.vocab_size, barred), _Grammars(model, barred)
     held = canvas.tokens.where(~canvas.masked, OPEN).tolist()
     prompts = canvas.prompt_length.tolist()
-    rows: list[RowLanguage | None] = [None] * layout.num_rows
-    asked_rows: list[GrammarRow | None] = [None] * layout.num_rows
+    rows: dict[int, RowLanguage | None] = dict.fromkeys(range(layout.num_rows))
+    asked_rows: dict[int, GrammarRow | None] = dict.fromkeys(range(layout.num_rows))
     for row in range(layout.num_rows):
         one, answer = each[row // asked.samples], (prompts[row], layout.kept[row])
         if one is None:
@@ -63,9 +63,9 @@ def languages_of(model: DenoisingModel, canvas: Canvas, asked: Asked) -> HeldRow
             automaton = constraint.at(model.tokenizer, ends)
             rows[row] = compiler.row(automaton, given_tokens, first, where)
     exact = Constrained(rows, model.device, asked.joint)
-    if not any(asked_rows):
+    if not any(asked_rows.values()):
         return exact
-    return RowByRow(asked_rows, exact if any(rows) else None)
+    return RowByRow(asked_rows, exact if any(rows.values()) else None)
 
 
 def _within(

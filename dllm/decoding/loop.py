@@ -10,7 +10,7 @@ from time import perf_counter
 import torch
 
 from dllm.cache import Cache
-from dllm.decoding.batching import ContinuousBatch
+from dllm.decoding.batching import Batch
 from dllm.decoding.held import HeldRows
 from dllm.decoding.memory_limits import (
     GUARDED,
@@ -54,7 +54,7 @@ class DenoisingLoop:
     at_eos: AtEnd = "stop"
     refreshes: bool = False  # the first pass of a block cuts no row off, see `Cache.refreshes`
     memory: PromptMemory | None = None
-    batch: ContinuousBatch | None = None  # lets further prompts in; None: all are in the canvas
+    batch: Batch | None = None  # lets further prompts in; None: all are in the canvas
     stop: StopStrings | None = None  # texts that end a row
     constrained: HeldRows | None = None  # languages that rows must be in
     keep_stamps: bool = False  # the store notes when each slot was written

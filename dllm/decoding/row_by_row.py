@@ -42,7 +42,7 @@ class GrammarRow:
 class RowByRow:
     """The grammars of all prompts, and the tokens that their rows were refused."""
 
-    rows: Sequence[GrammarRow | None]  # of each prompt
+    rows: dict[int, GrammarRow | None]  # of each prompt
     others: HeldRows | None = None  # the languages of rows without a grammar
     _seated: tuple[int, ...] = ()
     _barred: dict[int, Barred] = field(default_factory=dict)  # by prompt
@@ -57,6 +57,10 @@ class RowByRow:
         """Whether the row of a prompt must be in a language."""
         other = self.others is not None and self.others.holds(prompt)
         return self.rows[prompt] is not None or other
+
+    def adopt(self, prompt: int, alone: RowByRow) -> None:
+        """Takes the grammar of the only row of another call, for a prompt that enters late."""
+        self.rows[prompt] = alone.rows[0]
 
     def sets(self, canvas: Canvas, spare: bool = False) -> HeldWindow | None:
         """Returns what was refused so far; None: no row at the seats has a language."""

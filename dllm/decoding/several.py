@@ -30,6 +30,11 @@ class Several:
         """Whether the row of a prompt must be in one of them."""
         return any(part.holds(prompt) for part in self.parts)
 
+    def adopt(self, prompt: int, alone: Several) -> None:
+        """Takes the languages of the only row of another call, for a prompt that enters late."""
+        for part, other in zip(self.parts, alone.parts, strict=True):
+            part.adopt(prompt, other)
+
     def sets(self, canvas: Canvas, spare: bool = False) -> HeldWindow | None:
         """Returns what each column may hold by all of them."""
         found = [part.sets(canvas, spare) for part in self.parts]

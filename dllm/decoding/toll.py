@@ -117,6 +117,11 @@ class Toll:
         """Passes on `HeldRows.holds`."""
         return self._inner is not None and self._inner.holds(prompt)
 
+    def adopt(self, prompt: int, alone: HeldRows) -> None:
+        """Passes on `HeldRows.adopt`."""
+        assert self._inner is not None
+        self._inner.adopt(prompt, alone)
+
     def sets(self, canvas: Canvas, spare: bool = False) -> TolledSets | None:
         """Returns what `HeldRows.sets` does, watched."""
         assert self._inner is not None

@@ -67,7 +67,7 @@ def holes_of(
     count = max(map(len, each))
     # The first hole with a constraint of each row, then the second of each, ...
     lists = [[held[n] if n < len(held) else None for held in each] for n in range(count)]
-    parts = tuple(Constrained(list_, model.device, settings.joint) for list_ in lists)
+    parts = tuple(Constrained(dict(enumerate(one)), model.device, settings.joint) for one in lists)
     if not parts:
         return None
     return parts[0] if len(parts) == 1 else Several(parts)

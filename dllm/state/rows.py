@@ -88,6 +88,16 @@ def seat_rows(canvas: Canvas, seats: Tensor, source: Canvas, rows: Tensor) -> No
     canvas.cache_state = None  # caches that have one let prompts in when nobody is left
 
 
+def number_row(canvas: Canvas, number: int) -> None:
+    """Names the only row of a canvas, as events will."""
+    canvas.prompts = torch.full_like(canvas.prompts, number)
+
+
+def release_rows(canvas: Canvas, seats: Tensor) -> None:
+    """Has rows (n,) int64 take no further part, as they stand."""
+    canvas.finished = canvas.finished.index_fill(0, seats, True)
+
+
 def adopt_variants(canvas: Canvas, winner: Tensor, active: Tensor) -> None:
     """Writes what the best variant (B,) of each active row (B,) has over the canvas."""
     variants, at = canvas.variants, winner[:, None]

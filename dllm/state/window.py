@@ -40,6 +40,7 @@ class Layout:
     keep_history: bool = False  # a scheduler revises: `commit_step` alone cannot tell the story
     expand_token_id: int | None = None  # stands for two masks, in models that were taught it
     skip_after_end: bool = False  # what follows an end token is not committed
+    admits: bool = False  # rows of any length may enter, of which nothing is known yet
     # Blocks that a row may have, where a wrapper calls other columns a block; None: by its length.
     own_most_blocks: int | None = None
 
@@ -51,7 +52,7 @@ class Layout:
     @cached_property
     def ragged(self) -> bool:
         """Whether rows differ in length, so that attention needs a key mask."""
-        return self.can_shorten or len(set(self.lengths)) > 1
+        return self.can_shorten or self.admits or len(set(self.lengths)) > 1
 
     @cached_property
     def width(self) -> int:
