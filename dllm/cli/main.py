@@ -26,6 +26,7 @@ from dllm.cli.evaluate import evaluate
 from dllm.cli.generate import generate
 from dllm.cli.methods import methods
 from dllm.cli.options import INTERRUPTED
+from dllm.cli.serve import serve
 from dllm.cli.shown import say
 from dllm.cli.trace import trace
 from dllm.cli.train_filter import train_filter
@@ -95,7 +96,7 @@ def _command(run: Callable[..., None]) -> Callable[..., None]:
     return whole
 
 
-RUNNING = (generate, chat, evaluate, compare, demo)
+RUNNING = (generate, chat, serve, evaluate, compare, demo)
 BESIDE = (methods, train_filter, cache_error, verify, doctor, trace, ablate)
 for command in (*RUNNING, *BESIDE):
     app.command("eval" if command is evaluate else None)(_command(command))

@@ -166,6 +166,7 @@ def test_imports_are_declared() -> None:
         "dllm/kernels/": distribution_names(extras["kernels"]),
         "dllm/state/trace": distribution_names(extras["pandas"]),
         "dllm/models/speed/": distribution_names(extras["quantise"]),
+        "dllm/serve/": distribution_names(extras["serve"]),
     }
     providers = packages_distributions()
     for name, path in source_files().items():

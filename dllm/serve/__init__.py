@@ -1,0 +1,1 @@
+"""A server: many requests share one model, and the batch that it decodes."""

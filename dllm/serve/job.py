@@ -1,0 +1,146 @@
+"""One answer that is asked for, and what whoever asked is told of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from time import monotonic
+
+from dllm.assembly import Beside, loop_of
+from dllm.metrics import RowMetrics
+from dllm.models.model import DenoisingModel
+from dllm.prompts import Prompt, Row, encode_all
+from dllm.settings import Settings
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text that is final and goes on where the text before it ended."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What one step did to the canvas; places count from the first token of the answer."""
+
+    step: int  # forwards of this answer
+    committed: tuple[tuple[int, int, str], ...]  # place, token, text: edits are among them
+    remasked: tuple[int, ...]
+    drafts: tuple[tuple[int, int, str, float], ...]  # place, token, text, confidence
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A finished answer."""
+
+    text: str
+    tokens: tuple[int, ...]
+    confidence: tuple[float, ...]  # of each token when it was committed
+    row: RowMetrics
+    queued_seconds: float
+    decoding_seconds: float
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why there is no answer."""
+
+    error: Exception
+
+
+Update = Piece | Drawn | Answer | Failure
+
+
+class LateError(TimeoutError):
+    """The answer was not there in time."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"the answer was not there after {seconds:.1f} s: ask for fewer tokens, or later"
+        )
+
+
+class StoppedError(RuntimeError):
+    """The server ends before the answer is there."""
+
+
+@dataclass
+class Counts:
+    """What became of jobs so far, and the passes that it took."""
+
+    answered: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    forwards: int = 0
+
+
+@dataclass(frozen=True)
+class Key:
+    """What rows of one canvas have in common."""
+
+    settings: str  # as JSON, but for what each row has of its own
+    num_slots: int  # masks and what is given between and behind them
+    block_length: int
+    constrained: bool
+    infilled: bool
+
+
+@dataclass(eq=False)
+class Job:
+    """One row to decode; `tell` is called from the engine's thread and must not wait."""
+
+    row: Row
+    settings: Settings  # with the constraint of this row, without a seed
+    seed: int
+    key: Key
+    tell: Callable[[Update], None]
+    pieces: bool = False  # tell of text as it becomes final
+    drawn: bool = False  # tell of every step
+    deadline: float | None = None  # on the monotonic clock
+    asked: float = field(default_factory=monotonic)
+    begun: float | None = None
+    cancelled: bool = False  # set by who asked: nobody waits any more
+    told: str = ""  # the text of its pieces so far
+
+    @property
+    def num_columns(self) -> int:
+        """Columns that the row needs, to the end of its last block."""
+        return len(self.row.prompt) + len(self.row.slots) + self.key.block_length
+
+    @property
+    def late(self) -> bool:
+        """Whether the deadline has passed."""
+        return self.deadline is not None and monotonic() > self.deadline
+
+    @cached_property
+    def num_open(self) -> int:
+        """Tokens of the answer: the slots before what was given behind a gap."""
+        given = [place for place, token in enumerate(self.row.slots) if token != self.row.slots[0]]
+        return given[0] if given else len(self.row.slots)
+
+
+def jobs_of(
+    model: DenoisingModel,
+    prompt: Prompt,
+    settings: Settings,
+    seeds: Sequence[int],
+    tell: Callable[[int], Callable[[Update], None]],
+) -> list[Job]:
+    """Returns a job for each seed; `tell` is called with its number.
+
+    Raises ValueError or TypeError for what cannot be decoded.
+    """
+    (row,) = encode_all(model, [prompt], settings)
+    shared = replace(settings, n=1, seed=None)
+    loop, canvas = loop_of(model, [row], replace(shared, seed=0), Beside())
+    layout = canvas.layout
+    key = Key(
+        settings=replace(shared, constraint=None).to_json(),
+        num_slots=layout.num_slots,
+        block_length=layout.block_length,
+        constrained=loop.constrained is not None,
+        infilled=row.infilled,
+    )
+    return [Job(row, shared, seed, key, tell(number)) for number, seed in enumerate(seeds)]
