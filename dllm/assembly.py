@@ -12,13 +12,13 @@ from dllm.decoding.batching import ContinuousBatch, OpenBatch, Opening, continuo
 from dllm.decoding.held import HeldRows
 from dllm.decoding.languages import Asked, check_count, languages_of
 from dllm.decoding.loop import DenoisingLoop
+from dllm.decoding.narrow import can_narrow
 from dllm.decoding.passes import (
     ComparingPasses,
     Observer,
     Passes,
     PlainPasses,
     Step,
-    can_narrow,
 )
 from dllm.decoding.prompt_memory import PromptMemory
 from dllm.decoding.shadow import ShadowPasses
@@ -27,7 +27,7 @@ from dllm.decoding.speculation.verifiers import Verifier
 from dllm.decoding.toll import Toll
 from dllm.decoding.uniform import UniformPasses, unread
 from dllm.infilling.languages import first_ends, holes_of
-from dllm.layout import at_eos_of, canvas_of, needs_of, with_room
+from dllm.layout import at_eos_of, canvas_of, check_rows, needs_of, with_room
 from dllm.models.diffusion_gemma import DiffusionGemma
 from dllm.models.model import DenoisingModel
 from dllm.models.wrap import GuidedModel, WrappedModel
@@ -118,7 +118,7 @@ def _laid_out(
 ) -> tuple[list[Row], Canvas]:
     """Returns rows with the room that they need, and their canvas of at least so many columns."""
     scheduler, _ = check(model, settings)
-    _check_rows(model, rows)
+    check_rows(model, rows)
     rows = with_room(rows, scheduler, model.spec)
     canvas = canvas_of(model, rows, settings, scheduler, num_columns)
     scheduler.check(int(canvas.num_blocks.max()), canvas.layout.block_length)
@@ -137,19 +137,6 @@ def _batch(
     if num_seats >= canvas.layout.num_rows:
         return None
     return continuous_batch(canvas, num_seats, _check_waiting(canvas, noise, num_seats, beside))
-
-
-def _check_rows(model: DenoisingModel, rows: list[Row]) -> None:
-    """Raises ValueError for prompts that an encoder cannot read, or that have gaps to fill."""
-    if not isinstance(model, DiffusionGemma):
-        return
-    for index, row in enumerate(rows):
-        if row.infilled:
-            raise ValueError(
-                f"prompt {index} has gaps to fill, and {model.name!r} writes behind its prompt "
-                "alone: give the text before the gap"
-            )
-        model.check_prompt(row.prompt, f"prompt {index}")
 
 
 def _check_observed(model: DenoisingModel, settings: Settings) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from dllm.constraints.grammar import methods_by_token
 from dllm.models.config import ModelSpec, UniformSpec
+from dllm.models.diffusion_gemma import DiffusionGemma
 from dllm.models.model import DenoisingModel
 from dllm.prompts import Row, end_tokens
 from dllm.schedulers import Needs, Scheduler
@@ -70,6 +71,19 @@ def canvas_of(
     if from_zero:
         canvas.count_blocks_from_zero()
     return canvas
+
+
+def check_rows(model: DenoisingModel, rows: list[Row]) -> None:
+    """Raises ValueError for prompts that an encoder cannot read, or that have gaps to fill."""
+    if not isinstance(model, DiffusionGemma):
+        return
+    for index, row in enumerate(rows):
+        if row.infilled:
+            raise ValueError(
+                f"prompt {index} has gaps to fill, and {model.name!r} writes behind its prompt "
+                "alone: give the text before the gap"
+            )
+        model.check_prompt(row.prompt, f"prompt {index}")
 
 
 def with_room(rows: list[Row], scheduler: Scheduler, spec: ModelSpec) -> list[Row]:

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from dllm.constraints import JsonSchema
+from dllm.infilling.gaps import Infill
 from dllm.models.model import DenoisingModel
-from dllm.prompts import Infill, Prompt
+from dllm.prompts import Prompt
 from dllm.serve.fields import ChatRequest, Common, CompletionRequest
 from dllm.settings import PARTS, Settings, resolve
 

@@ -83,7 +83,7 @@ class Key:
     settings: str  # as JSON, but for what each row has of its own
     num_slots: int  # masks and what is given between and behind them
     block_length: int
-    constrained: bool
+    constrained: str  # how rows are held to languages; "": they are not
     infilled: bool
 
 
@@ -140,7 +140,7 @@ def jobs_of(
         settings=replace(shared, constraint=None).to_json(),
         num_slots=layout.num_slots,
         block_length=layout.block_length,
-        constrained=loop.constrained is not None,
+        constrained="" if loop.constrained is None else type(loop.constrained).__name__,
         infilled=row.infilled,
     )
     return [Job(row, shared, seed, key, tell(number)) for number, seed in enumerate(seeds)]

@@ -113,9 +113,9 @@ class Wave:
         entering = []
         for job in self._take(self, num_free):
             number, self._taken = self._taken, self._taken + 1
-            alone, language = row_like(self._model, job.row, job.settings, self._canvas)
+            alone, languages = row_like(self._model, job.row, job.settings, self._canvas)
             if self._loop.constrained is not None:
-                self._loop.constrained.rows[number] = language
+                self._loop.constrained.adopt(number, languages)
             self.jobs[number], job.begun = job, job.begun or monotonic()
             entering.append(Entering(number, alone, job.seed))
         return entering

@@ -71,6 +71,7 @@ def test_caches_serve_rows_that_come_and_go(tiny: dllm.HostedModel, cache: Any) 
         {"temperature": 0.7, "scheduler": "fixed_quota"},
         {"guidance_scale": 0.5},
         {"constraint": {"regex": "[0-9]+"}},
+        {"constraint": {"grammar": 'start: start "+" start | /[0-9]+/', "method": "emptiness"}},
         {"stop": ["="]},
         {"statistics_dtype": "float64", "min_new_tokens": 9},
     ],
@@ -290,4 +291,4 @@ def test_keys_tell_what_cannot_share_a_canvas(tiny: dllm.HostedModel) -> None:
     ):
         other, _ = job_of(tiny, PROMPTS[0], **{**QUICK, **options})
         assert other.key != job.key
-    assert replace(job.key, constrained=True) != job.key
+    assert replace(job.key, constrained="Constrained") != job.key
