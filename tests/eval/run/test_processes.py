@@ -216,3 +216,18 @@ def test_an_error_is_said_once(launch: Launch, tmp_path: Path) -> None:
     assert "multiple of the 4 blocks" in main[2]
     assert other[2] == ""
     assert not output.exists()
+
+
+def test_processes_hold_each_problem_to_its_own_constraint(launch: Launch, tmp_path: Path) -> None:
+    outputs = [tmp_path / f"{count}.jsonl" for count in (1, 2)]
+    command = ("eval", "--task", "json", "--limit", "8", "-n", "8", "--batch-size", "2")
+    for count, output in enumerate(outputs, start=1):
+        for code, _, err in finished(launch(count, *command, "--output", str(output))):
+            assert code == 0, err
+    alone, shared = ({r.id: r for r in read_lines(output)} for output in outputs)
+    assert alone.keys() == shared.keys()
+    for name, result in alone.items():
+        other = shared[name]
+        assert (result.run, result.text, result.forced) == (other.run, other.text, other.forced)
+        assert result.nats_lost == pytest.approx(other.nats_lost, abs=1e-3)
+        assert result.details["valid"]
