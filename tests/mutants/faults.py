@@ -778,7 +778,7 @@ FAULTS = [
     ),
     *in_file(
         "dllm/decoding/constrained.py",
-        ("commits-may-clash", "    if bool(fits.all()):", "    if True:", f"{JOINT} {HELD}"),
+        ("commits-may-clash", "    if not most:", "    if True:", f"{JOINT} {HELD}"),
         (
             "entry-of-the-first-block",
             "        elif not progress.entered:\n            return",
@@ -806,6 +806,16 @@ FAULTS = [
             ".clamp(min=0, max=0)",
             f"{SETS} {HELD}",
         ),
+    ),
+    *in_file(
+        "constraints/host.py",
+        (
+            "text-beyond-the-row-of-a-host",
+            "np.maximum(lines.stop - columns[:, -1] - 1, 0)",
+            "np.zeros_like(lines.stop)",
+            HELD,
+        ),
+        ("what-may-not-come-is-few", "classes == few", "classes != few", f"{SETS} {HELD}"),
     ),
     *in_file(
         "constraints/viterbi.py",
