@@ -9,6 +9,7 @@ go into a new folder in bench/, named by the time, so that no run writes over an
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from datetime import datetime
@@ -23,6 +24,7 @@ import dllm
 from benchmarks.shapes import SHAPES, random_model
 
 _FEW = ("--batches", "1,2", "--prompts", "32,64", "--answers", "64", "--repeats", "1")
+_SHORT = ("--prompt", "32", "--new-tokens", "32", "--block", "16")
 _FAST = "fused+packed"
 
 
@@ -65,11 +67,11 @@ def jobs(shape: str, threads: int, quick: bool) -> list[tuple[str, str, list[str
     found = _of_device(shape, on_cpu, few)
     made_up = ["--tokens", "2000", "--repeats", "1"] if quick else []
     found.append(("constraints", "constraints", made_up))
-    for dtype in _dtypes():
-        for speed in (_FAST, f"{_FAST}+compiled"):
-            options = ["--shape", shape, "--dtype", dtype, "--speed", speed, *on_cpu]
-            options += ["--repeats", "1", "--no-overhead"] if quick else []
-            found.append(("step", f"step_{shape}_{dtype}_{speed}", options))
+    steps = list(itertools.product(_dtypes(), (_FAST, f"{_FAST}+compiled")))
+    for dtype, speed in steps[:: len(steps) - 1] if quick else steps:  # each value
+        options = ["--shape", shape, "--dtype", dtype, "--speed", speed, *on_cpu]
+        options += [*_SHORT, "--repeats", "1", "--no-overhead"] if quick else []
+        found.append(("step", f"step_{shape}_{dtype}_{speed}", options))
     return found
 
 
@@ -81,7 +83,11 @@ def _of_device(shape: str, device: list[str], few: list[str]) -> list[tuple[str,
     return [
         ("generation", f"generation_{shape}", [*common, *speed, *device, *few]),
         ("cost_curve", f"cost_curve_{shape}", [*common, *speed, *device, *few]),
-        ("memory", f"memory_{shape}", [*common, *no_threads, *(["--prompt", "32"] if few else [])]),
+        (
+            "memory",
+            f"memory_{shape}",
+            [*common, *no_threads, *(["--prompt", "32", "--few"] if few else [])],
+        ),
     ]
 
 

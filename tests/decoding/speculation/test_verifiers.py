@@ -133,10 +133,20 @@ def test_nothing_changes(run: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@given(run=runs())
+def test_nothing_changes_in_many_runs(run: Any) -> None:
+    name, prompts, options = run
+    check_unchanged(model_of(name), prompts, options)
+
+
+@pytest.mark.slow
+@pytest.mark.whole
 @pytest.mark.timeout(3600)
 @settings(deadline=None, max_examples=1200, suppress_health_check=[HealthCheck.too_slow])
 @given(run=runs())
-def test_nothing_changes_in_many_runs(run: Any) -> None:
+def test_nothing_changes_in_many_more_runs(run: Any) -> None:
     name, prompts, options = run
     check_unchanged(model_of(name), prompts, options)
 
