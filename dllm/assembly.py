@@ -9,16 +9,16 @@ import torch
 
 from dllm.compatible import check, check_verifier
 from dllm.decoding.batching import ContinuousBatch, OpenBatch, Opening, continuous_batch
+from dllm.decoding.comparing import ComparingPasses
 from dllm.decoding.held import HeldRows
 from dllm.decoding.languages import Asked, check_count, languages_of
 from dllm.decoding.loop import DenoisingLoop
-from dllm.decoding.narrow import can_narrow
 from dllm.decoding.passes import (
-    ComparingPasses,
     Observer,
     Passes,
     PlainPasses,
     Step,
+    can_narrow,
 )
 from dllm.decoding.prompt_memory import PromptMemory
 from dllm.decoding.shadow import ShadowPasses

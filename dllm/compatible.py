@@ -54,8 +54,9 @@ def check(model: DenoisingModel, settings: Settings) -> tuple[Scheduler, Cache]:
         raise ValueError(f"scheduler {name!r} needs first_token='feed' of its cache")
     if model.spec.attention == "masks_last":
         _check_masks_last(model.name, scheduler, settings, needs)
-    check_joint(settings)
-    if settings.constraint is not None or has_constraint(settings.template):
+    if settings.constraint is None and not has_constraint(settings.template):
+        check_joint(settings)
+    else:
         _check_constraint(model, settings, scheduler, cache, needs)
     if settings.verifier is not None:
         verifier = check_verifier(settings, scheduler, cache)

@@ -210,7 +210,7 @@ class Settings(Options):
 
 def check_joint(settings: Settings) -> None:
     """Raises ValueError for a way to choose among the texts of a constraint that there is not."""
-    if settings.joint != "confidence" and settings.constraint is None:
+    if settings.joint != "confidence":
         raise ValueError(
             f"joint={settings.joint!r} chooses among texts that a constraint allows, and none is "
             "given: give constraint=..., or leave joint out"

@@ -15,7 +15,9 @@ from dllm.cli import options
 from dllm.cli.loading import load_model, placed
 from dllm.cli.shown import say
 from dllm.compatible import check
+from dllm.options import Range, checked
 
+Seconds = Annotated[float, Range(0, 1e6)]
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 
 
@@ -39,16 +41,18 @@ def serve(
         list[str] | None,
         Option(help="Page elsewhere that may ask, as a browser names it.", show_default="none"),
     ] = None,
-    batch_size: Annotated[int, Option("--batch-size", min=1, help="Rows decoded at a time.")] = 16,
+    batch_size: Annotated[
+        int, Option("--batch-size", min=1, max=2**12, help="Rows decoded at a time.")
+    ] = 16,
     max_waiting: Annotated[
-        int, Option(min=1, help="Answers that may wait; more are refused with 429.")
+        int, Option(min=1, max=2**20, help="Answers that may wait; more are refused with 429.")
     ] = 256,
-    max_tokens: Annotated[int, Option(min=1, help="The most that an answer may have.")] = 4096,
-    timeout: Annotated[
-        float, Option(min=0.1, help="Seconds after which an answer comes too late.")
-    ] = 600.0,
+    max_tokens: Annotated[
+        int, Option(min=1, max=2**20, help="The most that an answer may have.")
+    ] = 4096,
+    timeout: Annotated[float, Option(help="Seconds after which an answer comes too late.")] = 600.0,
     grace: Annotated[
-        float, Option(min=0.0, help="Seconds for running answers once a signal ends the server.")
+        float, Option(help="Seconds for running answers once a signal ends the server.")
     ] = 60.0,
     revision: options.Revision = None,
     scheduler: options.Scheduler = None,
@@ -81,6 +85,8 @@ def serve(
     from dllm.serve.run import run
     from dllm.serve.service import Access, Limits, Service
 
+    checked("--timeout", timeout, Seconds)
+    checked("--grace", grace, Seconds)
     key = None if api_key_file is None else _key(api_key_file)
     listening = _listen(host, port)
     named = options.read_config(config)

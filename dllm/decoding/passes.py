@@ -11,19 +11,20 @@ from torch import Tensor
 
 from dllm.cache import Cache
 from dllm.decoding.held import HeldRows, HeldWindow
-from dllm.decoding.narrow import in_window, keep_logits
 from dllm.metrics import Meter
 from dllm.models.model import DenoisingModel
-from dllm.schedulers import Scheduler, Setup
+from dllm.schedulers import Needs, Scheduler, Setup
 from dllm.state.candidates import Candidates, Sampling
 from dllm.state.canvas import Canvas
 from dllm.state.noise import Noise
 from dllm.state.plan import PassShape, StepPlan
-from dllm.state.processing import Processing, Rows
+from dllm.state.processing import Processing
 from dllm.state.progress import Progress
-from dllm.state.rows import adopt_variants, text_of
+from dllm.state.rows import text_of
 from dllm.state.store import KVStore
 from dllm.state.window import StepEvent, Window
+
+_GROUP = 8  # logit rows: passes of the same number share a captured graph
 
 
 @dataclass(frozen=True)
@@ -212,52 +213,38 @@ class PlainPasses:
         return PassRecord(model, *moment, self.num_variants)
 
 
-@dataclass(frozen=True)
-class ComparingPasses:
-    """Passes over all variants of a row where there are any, of which the best goes on."""
+def can_narrow(needs: Needs) -> bool:
+    """Whether a scheduler reads statistics of masked columns of its block alone."""
+    wide = needs.whole_row or needs.whole_block or needs.distributions
+    return not (wide or needs.shadow or needs.num_variants > 1)
 
-    plain: PlainPasses
-    num_variants: int
 
-    def __call__(
-        self, canvas: Canvas, plan: StepPlan, progress: Progress, forward: Forward
-    ) -> StepEvent:
-        window = canvas.window(plan)
-        if progress.comparing:
-            before = window.tokens
-            logits = self._compare(canvas, window, plan, forward)
-            window = canvas.window(plan, window.active)
-        else:
-            logits = forward(canvas.tokens, plan)
-        result = PassResult(plan, logits, forward.store)
-        if self.plain.observer is not None:
-            record = self.plain.record(canvas, window, result, progress, forward.model)
-            self.plain.observer(replace(record, num_variants=self.num_variants))
-        event = self.plain.step.take(canvas, window, result)
-        # What the best variant has over the canvas was written before the window was taken.
-        return event.since(before, canvas.layout.mask_token_id) if progress.comparing else event
+def keep_logits(plan: StepPlan, canvas: Canvas, progress: Progress) -> StepPlan:
+    """Returns the plan with logits of masked columns alone; `known` names them.
 
-    def _compare(self, canvas: Canvas, window: Window, plan: StepPlan, forward: Forward) -> Tensor:
-        """Runs a pass over all variants, keeps each row's best; returns its logits (B, w, V)."""
-        variants, store, step = canvas.variants, forward.store, self.plain.step
-        assert variants is not None
-        num_rows, count = variants.columns.shape
-        rows = torch.arange(num_rows, device=canvas.tokens.device)
-        each = rows.repeat_interleave(count)
-        if store is not None:
-            store.copy_rows(each * count)
-        tokens = variants.fill(canvas.tokens)
-        logits = forward(tokens, plan.of_rows(each))
-        view = canvas.view(window, step.noise).of_variants(variants.columns)
-        own, lengths = logits[:, : window.columns.shape[1]], (view.prompt_length, view.length)
-        if step.processing is not None:
-            rows_ = Rows(tokens, *lengths, canvas.prompts[each])
-            own = step.processing(own.to(step.sampling.dtype), view.columns, rows_)
-        candidates = step.sampling.propose(own, step.noise, view.columns, view.step)
-        winner = variants.pick(step.scheduler.appraise(candidates, view, variants), window.active)
-        adopt_variants(canvas, winner, window.active)
-        best = rows * count + winner
-        if store is not None:
-            store.copy_rows(best.repeat_interleave(count))
-            store.weights[:] = [attention[best] for attention in store.weights]
-        return logits[best]
+    In most steps most of a block is committed already, and a row of logits costs as much as
+    vocabulary times width. Rows are as many as the row with the most masks needs, in groups.
+    """
+    policy, width = plan.policy, plan.logit_rows.shape[1]
+    count = -(-progress.num_open // _GROUP) * _GROUP
+    if count >= width or (policy is not None and policy.keeps_weights):
+        return plan
+    wanted = canvas.open_columns()
+    if plan.known is not None:
+        wanted = wanted & plan.known
+    columns = wanted.int().sort(dim=1, descending=True, stable=True).indices[:, :count]
+    known = torch.zeros_like(wanted).scatter(1, columns, True)
+    return replace(
+        plan,
+        logit_rows=plan.logit_rows.gather(1, columns),
+        logit_columns=columns,
+        known=known if plan.known is None else known & plan.known,
+    )
+
+
+def in_window(logits: Tensor, plan: StepPlan, width: int) -> Tensor:
+    """Returns the logits (B, w, V) of a pass at the columns of the window, (B, W, V); else 0."""
+    if plan.logit_columns is None:
+        return logits
+    at = plan.logit_columns[..., None].expand_as(logits)
+    return logits.new_zeros(logits.shape[0], width, logits.shape[2]).scatter(1, at, logits)

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from dllm.cache.passes import every_column
-from dllm.decoding.narrow import in_window
-from dllm.decoding.passes import Forward, PassRecord
+from dllm.decoding.passes import Forward, PassRecord, in_window
 from dllm.decoding.shadow import run_shadowed, with_shadows
 from dllm.generate import Stream
 from dllm.metrics import Meter

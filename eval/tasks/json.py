@@ -200,7 +200,7 @@ def judge(problem: Problem, text: str) -> Judgement:
     paths, that are there and the same.
     """
     assert isinstance(problem, Asked)
-    right, found = json.loads(problem.answer), _stated(text)
+    right, found = parse_json(problem.answer, "the right answer"), _stated(text)
     known = leaves(right)
     there = {} if found is None else leaves(found[0])
     fields = sum(path in there and same(there[path], value) for path, value in known.items())
@@ -291,6 +291,6 @@ def _validator(schema: str) -> Any:
             "answers in JSON are validated with the package `jsonschema`, which is not installed: "
             "install dllm[eval]"
         ) from None
-    value = json.loads(schema)
+    value = parse_json(schema, "the schema")
     made = validators.validator_for(value, default=validators.Draft202012Validator)
     return made(value, format_checker=FormatChecker())

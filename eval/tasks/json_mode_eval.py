@@ -8,7 +8,6 @@ a text that does not state the schema.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -105,7 +104,7 @@ def _value(row: Row, key: str) -> Any:
 def _numbers(value: Any) -> Any:
     """Returns a value whose numbers are numbers: files keep them as they are written."""
     if isinstance(value, Literal):
-        return json.loads(value)
+        return parse_json(value, "a number")
     if isinstance(value, dict):
         return {key: _numbers(one) for key, one in value.items()}
     return [_numbers(one) for one in value] if isinstance(value, list) else value

@@ -185,7 +185,7 @@ def test_logits_equal_the_reference(name: str) -> None:
         assert expected.std() > 1
         torch.testing.assert_close(given, expected, rtol=0, atol=1e-12)
     given, expected = forward(dllm.load(GOLDEN / "models" / name, dtype="float32"), name, 1, "f32")
-    torch.testing.assert_close(given, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(given, expected, rtol=0, atol=1e-4)
 
 
 def checkpoint(folder: Path, name: str = "e2d2_tied", **changed: Any) -> Path:

@@ -127,6 +127,7 @@ NEEDED = {
     "demo": ["--limit", "1"],
     "eval": ["--limit", "1", *SMALL],
     "generate": ["copy: tom, ann.", *SMALL],
+    "serve": ["--port", "0", *SMALL],
     "trace": ["rows.jsonl"],
     "train-filter": ["-o", "f.safetensors", "--task", "arithmetic", "--count", "10", *SMALL],
     "verify": ["--limit", "1", *SMALL],

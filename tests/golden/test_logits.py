@@ -87,9 +87,9 @@ def test_cached_logits_equal_the_reference(
 
 
 MIXTURES = ["llada_moe", "llada2_moe"]
-# The most and the mean that logits may be apart, which are 6 on average. On the kind of CPU that they
-# were recorded on they are equal bit by bit; elsewhere exp and rsqrt of float32, which norms and
-# softmax are computed in whatever the dtype, are rounded otherwise, up to which expert is taken.
+# The most and the mean that logits, which are 6 on average, may be apart. On CPUs of the kind that
+# they were recorded on they are equal bit by bit; on others exp and rsqrt of float32, in which
+# norms and softmax are computed whatever the dtype, are rounded otherwise.
 ROUNDED = {"f64": (5e-5, 5e-6), "f32": (2e-4, 2e-5), "bf16": (0.5, 0.03)}
 
 

@@ -281,12 +281,6 @@ FAULTS = [
             "count = max(progress.num_open // _GROUP, 1) * _GROUP",
             f"{FUZZ} {ALONE} tests/golden/test_replay.py {BOUNDARIES}",
         ),
-        (
-            "wrong-variant-goes-on",
-            "return logits[best]",
-            "return logits[rows * count]",
-            BOUNDARIES,
-        ),
     ),
     *in_file(
         "dllm/assembly.py",
@@ -837,6 +831,15 @@ FAULTS = [
             "moved < (_ROUNDING * torch.finfo(moved.dtype).eps) ** 2",
             "moved < 0",
             "tests/laws/test_fuzz.py::test_columns_that_rounding_alone_moves_are_not_preferred",
+        ),
+    ),
+    *in_file(
+        "dllm/decoding/comparing.py",
+        (
+            "wrong-variant-goes-on",
+            "return logits[best]",
+            "return logits[rows * count]",
+            BOUNDARIES,
         ),
     ),
 ]

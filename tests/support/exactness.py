@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import dllm
-from dllm.decoding.narrow import in_window
+from dllm.decoding.passes import in_window
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore
 from tests.support.models import MASK

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dllm.decoding.narrow import keep_logits
-from dllm.decoding.passes import Forward, PassResult, PlainPasses, Step
+from dllm.decoding.passes import Forward, PassResult, PlainPasses, Step, keep_logits
 from dllm.decoding.speculation.execution import EXECUTIONS
 from dllm.decoding.speculation.verifiers import Verifier
 from dllm.schedulers import Scheduler, View
