@@ -106,8 +106,8 @@ def serve(
         limits=Limits(max_tokens=max_tokens, answer_seconds=timeout),
         access=Access(key, tuple(allow_origin or ())),
     )
-    at = listening.getsockname()
-    say(f"{service.name} at http://{host}:{at[1]}/v1; Ctrl-C ends")
+    where = f"http://{host}:{listening.getsockname()[1]}"
+    say(f"{service.name} at {where}/v1, a page to chat at {where}; Ctrl-C ends")
     run(app_of(service), service, listening, grace)
 
 

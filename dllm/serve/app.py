@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -16,6 +16,7 @@ from dllm.serve.asked import FieldError
 from dllm.serve.errors import body_of, invalid, response_of
 from dllm.serve.fields import ChatRequest, CompletionRequest
 from dllm.serve.guard import Guard
+from dllm.serve.page import page
 from dllm.serve.service import Service
 from dllm.serve.shapes import chat_shape, text_shape
 
@@ -88,6 +89,13 @@ def _add_state(app: FastAPI, service: Service) -> None:
         service.check_name(name)
         one = {"id": service.name, "object": "model", "created": 0, "owned_by": "dllm"}
         return JSONResponse(one)
+
+    @app.get("/", include_in_schema=False)
+    async def chat_page() -> Response:
+        """Returns a page to chat on."""
+        made, policy = page(service)
+        headers = {"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer"}
+        return HTMLResponse(made, headers=headers)
 
     @app.get("/health")
     async def health() -> Response:

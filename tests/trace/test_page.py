@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 import dllm
 from dllm.trace import TraceRecord, record_of
 from dllm.trace.page import assets, count, page, texts
+from tests.support.browser import chrome
 from tests.support.traces import BY_HAND, GAPS, METHODS, OPTIONS, QUESTIONS, hostile
 
 if TYPE_CHECKING:
@@ -22,10 +22,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-FLAGS = (
-    *("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync"),
-    *("disable-background-networking", "disable-component-update", "window-size=1000,800"),
-)
 # Overwritten after the end; one character of two tokens; three edits in a row.
 CUT = replace(BY_HAND, changes=((0, 1, 5), (1, 3, 6)), tokens=(9, 5, 3, 1), num_steps=2)
 JOINED = replace(BY_HAND, joined=((1, 3, "é"),))
@@ -35,21 +31,7 @@ CELLS = "[...document.querySelectorAll('.trace-canvas .trace-token')]"
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
-    driver = shutil.which("chromedriver")
-    program = shutil.which("chromium") or shutil.which("chromium-browser")
-    if driver is None or program is None:
-        pytest.skip("no chromium and chromedriver here: apt-get install chromium chromium-driver")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for flag in (*FLAGS, f"user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    running = webdriver.Chrome(options=options, service=Service(driver))
-    yield running
-    running.quit()
+    yield from chrome(tmp_path_factory.mktemp("profile"))
 
 
 def opened(browser: Chrome, folder: Path, records: list[TraceRecord], title: str = "Rows") -> None:
