@@ -192,8 +192,10 @@ def test_a_language_of_everything_changes_no_bit(scheduler: str, temperature: fl
     plain = list(dllm.stream(spoken(), prompts, **how))
     held = list(dllm.stream(spoken(), prompts, constraint=Everything(universal(1)), **how))
     assert len(plain) == len(held)
+    exactly: dict[str, Any] = {"rtol": 0, "atol": 0, "equal_nan": True}
     for one, other in zip(plain, held, strict=True):
         assert torch.equal(one.tokens, other.tokens)
+        torch.testing.assert_close(one.confidence, other.confidence, **exactly)
 
 
 def test_a_stream_is_what_generate_returns() -> None:
