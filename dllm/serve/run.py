@@ -52,4 +52,7 @@ def config_of(app: FastAPI) -> uvicorn.Config:
 def run(app: FastAPI, service: Service, listening: socket, grace: float) -> None:
     """Answers requests at a bound socket until a signal ends the process."""
     service.engine.start()
-    Server(config_of(app), service, grace).run(sockets=[listening])
+    try:
+        Server(config_of(app), service, grace).run(sockets=[listening])
+    finally:
+        service.engine.close(0)

@@ -83,6 +83,8 @@ def run_all(page: Path, inside: Inside) -> None:
             for prompt in asked:
                 assert f"{RIGHT[prompt]}\n" in done.stdout, words
             assert asked or len(Path("answers.jsonl").read_text().splitlines()) == len(prompts)
+        elif words[0] == "serve":
+            assert "a page to chat at http://" in done.stderr
         elif words[0] == "chat":
             assert RIGHT[TOM] in done.stdout
         elif words[0] == "verify":
@@ -118,6 +120,7 @@ def test_commands_of_the_guides_do_what_they_say(
 ) -> None:
     if page.name == "add_a_task.md":  # its file, as if it were in eval/tasks
         monkeypatch.setitem(TASKS, "sorting", find_task("sorting:TASK"))
+    monkeypatch.setattr("dllm.serve.run.Server.run", lambda *_, **__: None)  # which has no end
     for room in (schedulers, cache):  # where the files of the walk-throughs belong
         monkeypatch.setattr(room, "__path__", [*room.__path__, str(folder)])
     run_all(page, runner(monkeypatch, capsys))

@@ -890,9 +890,9 @@ FAULTS = [
     *in_file(
         "dllm/decoding/batching.py",
         (
-            "entering-row-keeps-a-seed",
-            "seeds = torch.tensor([row.seed",
-            "seeds = torch.tensor([0",
+            "entering-row-has-no-seed",
+            "torch.tensor([row.seed for",
+            "torch.tensor([0 for",
             ENGINE,
         ),
     ),
