@@ -107,14 +107,14 @@ def until_active(address: str) -> None:
 def test_a_signal_ends_it_once_answers_are_there() -> None:
     with served() as (process, address):
         found: list[Any] = []
-        thread = ask(address, {**SLOW, "n": 16}, found)
+        thread = ask(address, {**SLOW, "n": 4}, found)
         until_active(address)
         process.send_signal(signal.SIGTERM)
         late: list[Any] = []
         ask(address, SLOW, late).join(LONG)
         thread.join(LONG)
         assert found[0].status_code == 200
-        assert len(found[0].json()["choices"]) == 16
+        assert len(found[0].json()["choices"]) == 4
         assert isinstance(late[0], httpx.HTTPError) or late[0].status_code == 503
         assert process.wait(LONG) == 0
 
@@ -137,7 +137,7 @@ def test_two_signals_end_it_at_once() -> None:
 def test_a_kill_is_an_error_of_the_connection() -> None:
     with served() as (process, address):
         found: list[Any] = []
-        thread = ask(address, {**SLOW, "n": 16}, found)
+        thread = ask(address, {**SLOW, "n": 4}, found)
         until_active(address)
         process.kill()
         thread.join(LONG)
