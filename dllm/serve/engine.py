@@ -132,25 +132,29 @@ class Engine:
                 del self._waiting[key]
 
     def _grouped(self) -> list[list[Job]]:
-        """Returns jobs that begin together on new canvases, those that waited longest first."""
+        """Returns jobs that begin together on new canvases, those that waited longest first.
+
+        Not those for whom there are seats.
+        """
         found = []
         room = self.max_rows - self.num_active
         for key, queue in sorted(self._waiting.items(), key=lambda item: item[1][0].asked):
             waves = [wave for wave in self._waves if wave.key == key]
-            wanted = min(len(queue), self.max_rows)
+            seats = min(sum(len(self._seated(wave)) for wave in waves), len(queue))
+            room, left = room - seats, len(queue) - seats
             # A few rows more are not worth a canvas of their own while others are being decoded.
-            if room < 1 or (waves and room < wanted / 2 and self._refilled(waves)):
+            few = bool(waves) and room < min(left, self.max_rows) / 2
+            if few or room < 1 or not left:
                 continue
-            count = min(len(queue), room)
-            found.append([queue.popleft() for _ in range(count)])
-            room -= count
+            # Who came first takes the seats, where that is no other length.
+            begin = list(queue)[-min(left, room) :] if seats else list(queue)[:room]
+            for job in begin:
+                queue.remove(job)
+            found.append(begin)
+            room -= len(begin)
             if not queue:
                 del self._waiting[key]
         return found
-
-    def _refilled(self, waves: Sequence[Wave]) -> bool:
-        """Whether one of some canvases will have free seats for those who wait."""
-        return any(not wave.worn for wave in waves)
 
     def _begin(self, jobs: list[Job]) -> None:
         """Starts a canvas; where it cannot be, each job is tried alone."""
@@ -162,22 +166,26 @@ class Engine:
     def _take(self, wave: Wave, num_free: int) -> list[Job]:
         """Returns jobs for the free seats of a canvas, where that is worth it."""
         with self._changed:
-            queue = self._waiting.get(wave.key)
-            if not queue or wave.worn:
-                return []
-            if queue[0].num_columns > wave.num_columns or self._passed(queue[0]):
-                return []  # who waited longest needs another canvas, for which there must be room
-            count = min(num_free, self.max_rows - self.num_active)
-            fitting = [job for job in queue if job.num_columns <= wave.num_columns][:count]
-            # Finished rows are fed until their seats are taken: of a canvas that is mostly empty
-            # the rest is left to end, and who waits begins on a new one.
-            if 2 * (wave.num_active + len(fitting)) < wave.num_seats:
-                return []
-            for job in fitting:
-                queue.remove(job)
-            if not queue:
+            taken = self._seated(wave)[:num_free]
+            for job in taken:
+                self._waiting[wave.key].remove(job)
+            if taken and not self._waiting[wave.key]:
                 del self._waiting[wave.key]
-            return fitting
+            return taken
+
+    def _seated(self, wave: Wave) -> list[Job]:
+        """Returns the jobs that wait and would take free seats of a canvas."""
+        queue = self._waiting.get(wave.key)
+        if not queue or not wave.admits:
+            return []
+        if queue[0].num_columns > wave.num_columns or self._passed(queue[0]):
+            return []  # who waited longest needs another canvas, for which there must be room
+        count = min(wave.num_seats - wave.num_active, self.max_rows - self.num_active)
+        fitting = [job for job in queue if job.num_columns <= wave.num_columns][:count]
+        # Finished rows are fed until their seats are taken: of a canvas that is mostly empty the
+        # rest is left to end, and who waits begins on a new one.
+        few = 2 * (wave.num_active + len(fitting)) < wave.num_seats
+        return [] if few else fitting
 
     def _passed(self, job: Job) -> bool:
         """Whether a job waits for a canvas that came earlier."""

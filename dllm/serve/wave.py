@@ -17,10 +17,23 @@ from dllm.models.model import DenoisingModel
 from dllm.output import Chosen, Write, collect, read_history
 from dllm.serve.job import Answer, Counts, Drawn, Failure, Job, LateError, Piece
 from dllm.serve.transcript import Transcript, more
+from dllm.state.progress import Progress
 from dllm.state.rows import release_rows
 from dllm.state.window import StepEvent
 
 _ROOM = 128  # columns: rows that are a little longer than those before still find room
+# Between two steps, where some rows are not done, and a block may begin.
+_BETWEEN = Progress(
+    unfinished=True,
+    entered=True,
+    broken=False,
+    remaining=1,
+    length=1,
+    reach=1,
+    num_fed=0,
+    comparing=False,
+    block_forwards=0,
+)
 _STEPS = 10_000  # after which a canvas takes no more rows, so that its records stay small
 
 
@@ -67,9 +80,9 @@ class Wave:
         return len(self.jobs)
 
     @property
-    def worn(self) -> bool:
-        """Whether it is time for a new canvas."""
-        return self._steps >= _STEPS
+    def admits(self) -> bool:
+        """Whether rows may enter while others are decoded: the cache says, and it is not worn."""
+        return self._steps < _STEPS and self._loop.cache.admits(_BETWEEN)
 
     def broken(self) -> list[Job]:
         """Returns the jobs whose logits were not numbers."""

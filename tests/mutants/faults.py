@@ -27,11 +27,9 @@ GEMMA = "tests/models/test_diffusion_gemma.py"
 HELD = "tests/constraints/test_decoding.py"
 SETS = "tests/constraints/test_engine.py"
 JOINT = "tests/constraints/test_joint.py"
-TOLL = "tests/decoding/test_toll.py"
 HOLES = "tests/infilling/test_laws.py"
 SEARCH = "tests/infilling/test_search.py"
 ROWS = "tests/decoding/test_row_by_row.py"
-FREE = "tests/constraints/test_context_free.py tests/decoding/test_row_by_row.py"
 ENGINE = "tests/serve/test_engine.py"
 TRANSCRIPT = "tests/serve/test_transcript.py"
 
@@ -856,16 +854,6 @@ FAULTS = [
         ),
     ),
     *in_file(
-        "dllm/decoding/toll.py",
-        (
-            "toll-of-what-was-drafted",
-            "        if self.real and self._nats is not None:",
-            "        if self._nats is not None:",
-            TOLL,
-        ),
-        ("toll-counts-the-masked", "nats.masked_fill(decision.remask, 0)", "nats", TOLL),
-    ),
-    *in_file(
         "dllm/decoding/several.py",
         ("first-hole-alone", "for part in self.parts]", "for part in self.parts[:1]]", HOLES),
     ),
@@ -882,10 +870,6 @@ FAULTS = [
         "dllm/decoding/one_row.py",
         ("block-left-without-room", "stuck or not _may_go_on(turn, outcome)", "stuck", ROWS),
         ("refused-token-stays", "    outcome.tokens[column] = before\n", "", ROWS),
-    ),
-    *in_file(
-        "constraints/context_free/row.py",
-        ("no-room-for-an-ending", "path.room * self.texts.longest", "10**9", FREE),
     ),
     *in_file(
         "dllm/decoding/batching.py",
@@ -912,7 +896,6 @@ FAULTS = [
     ),
     *in_file(
         "dllm/serve/engine.py",
-        ("late-is-not-late", "if job.cancelled or job.late]", "if job.cancelled]", ENGINE),
         ("broken-take-others-along", "if job not in broken]", "if job in broken]", ENGINE),
     ),
 ]

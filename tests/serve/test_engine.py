@@ -15,6 +15,7 @@ from dllm.decoding.loop import BrokenLogitsError
 from dllm.decoding.memory_limits import NotEnoughMemoryError
 from dllm.serve.engine import Engine, FullError
 from dllm.serve.job import LateError, StoppedError
+from dllm.serve.wave import Wave
 from tests.support.laws import OF_CACHES, OF_SCHEDULERS, settings_of, text_of
 from tests.support.serving import LONG, assert_as_alone, job_of, running
 
@@ -33,15 +34,35 @@ QUICK: dict[str, Any] = {
 }
 
 
-def serve_all(model: Any, seats: int = 3, **options: Any) -> None:
-    """Checks that more requests than there are seats get the answers that they get alone."""
-    asked = [job_of(model, prompt, seed, **options) for seed, prompt in enumerate(PROMPTS)]
-    with running(Engine(model, max_rows=seats)) as engine:
-        for job, _ in asked:
-            engine.submit([job])
-        answers = [heard.wait() for _, heard in asked]
+def serve_all(model: Any, seats: int = 3, **options: Any) -> int:
+    """Checks that more requests than there are seats get the answers that they get alone.
+
+    Returns how many of them took the seat of another.
+    """
+    asked = [job_of(model, prompt, 7 * seed, **options) for seed, prompt in enumerate(PROMPTS)]
+    engine = Engine(model, max_rows=seats)
+    engine.submit([job for job, _ in asked])
+    with pytest.MonkeyPatch.context() as patched:
+        entered = watched(patched)
+        with running(engine):
+            answers = [heard.wait() for _, heard in asked]
     for (job, _), answer, prompt in zip(asked, answers, PROMPTS, strict=True):
         assert_as_alone(model, job, answer, prompt, **options)
+    return len(entered)
+
+
+def watched(patched: pytest.MonkeyPatch) -> list[Any]:
+    """Returns a list of all rows that will enter a canvas which is decoded already."""
+    entered: list[Any] = []
+    enter = Wave._enter
+
+    def noting(wave: Wave, num_free: int) -> Any:
+        found = enter(wave, num_free)
+        entered.extend(found)
+        return found
+
+    patched.setattr(Wave, "_enter", noting)
+    return entered
 
 
 @pytest.mark.parametrize(
@@ -79,6 +100,35 @@ def test_caches_serve_rows_that_come_and_go(tiny: dllm.HostedModel, cache: Any) 
 )
 def test_whatever_is_asked_for(tiny: dllm.HostedModel, options: Any) -> None:
     serve_all(tiny, **{"max_new_tokens": 16, "block_length": 8, **options})
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("cache", ["none", "dual", "prefix"])
+def test_seats_are_taken_while_others_are_decoded(
+    tiny: dllm.HostedModel, cache: str, temperature: float
+) -> None:
+    options = {**QUICK, "cache": cache, "temperature": temperature, "block_length": 4}
+    assert serve_all(tiny, seats=2, **options) > 0
+
+
+def test_a_seat_that_is_left_is_taken(tiny: dllm.HostedModel) -> None:
+    """By who waits, in the next step: those who stay would take much longer."""
+    slow: dict[str, Any] = {"scheduler": "fixed_quota", "max_new_tokens": 200, "at_eos": "ignore"}
+    asked = [job_of(tiny, prompt, streamed=True, **slow) for prompt in PROMPTS[:3]]
+    (stays, one), (leaves, other), (comes, third) = asked
+    engine = Engine(tiny, max_rows=2)
+    engine.submit([job for job, _ in asked])
+    with running(engine):
+        while not other.steps:
+            sleep(0.001)
+        leaves.cancelled = True
+        first = len(one.steps)
+        while not third.steps:
+            sleep(0.001)
+        assert len(one.steps) - first < 100
+        for job, heard, prompt in ((stays, one, PROMPTS[0]), (comes, third, PROMPTS[2])):
+            assert_as_alone(tiny, job, heard.wait(), prompt, **slow)
+    assert not other.over.is_set()
 
 
 def test_many_settings_take_turns(tiny: dllm.HostedModel) -> None:
