@@ -14,7 +14,7 @@ from torch import Tensor
 
 import dllm
 from dllm.constraints import Constraint
-from dllm.decoding.constrained import Constrained, Sets
+from dllm.decoding.languages.constrained import Constrained, Sets
 
 SLOTS, BLOCK, STEPS = 128, 32, 64
 _PARTS = {"sets": Constrained, "held": Sets, "settle": Sets}

@@ -10,8 +10,9 @@ import torch
 from dllm.compatible import check, check_verifier
 from dllm.decoding.batching import ContinuousBatch, OpenBatch, Opening, continuous_batch
 from dllm.decoding.comparing import ComparingPasses
-from dllm.decoding.held import HeldRows
-from dllm.decoding.languages import Asked, check_count, languages_of
+from dllm.decoding.languages.asked import Asked, check_count, languages_of
+from dllm.decoding.languages.held import HeldRows
+from dllm.decoding.languages.toll import Toll
 from dllm.decoding.loop import DenoisingLoop
 from dllm.decoding.passes import (
     Observer,
@@ -24,7 +25,6 @@ from dllm.decoding.prompt_memory import PromptMemory
 from dllm.decoding.shadow import ShadowPasses
 from dllm.decoding.speculation.passes import VerifiedPasses
 from dllm.decoding.speculation.verifiers import Verifier
-from dllm.decoding.toll import Toll
 from dllm.decoding.uniform import UniformPasses, unread
 from dllm.infilling.languages import first_ends, holes_of
 from dllm.layout import at_eos_of, canvas_of, check_rows, needs_of, with_room

@@ -10,7 +10,7 @@ from dllm import schedulers
 from dllm.cache import Cache
 from dllm.cache.none import NoCache
 from dllm.constraints.grammar import methods_by_token
-from dllm.decoding.refused import CONSTRAINT_REFUSES, check_asking, check_left_to_right
+from dllm.decoding.languages.refused import CONSTRAINT_REFUSES, check_asking, check_left_to_right
 from dllm.decoding.speculation import verifiers
 from dllm.decoding.speculation.verifiers import Verifier
 from dllm.infilling.refused import check_scheduler, has_constraint

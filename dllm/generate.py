@@ -12,11 +12,11 @@ from typing_extensions import Unpack
 from dllm.aliases import Given
 from dllm.assembly import Beside, loop_of
 from dllm.decoding.batching import ContinuousBatch
+from dllm.decoding.languages.toll import Toll
 from dllm.decoding.loop import BrokenLogitsError
 from dllm.decoding.memory_limits import NotEnoughMemoryError
 from dllm.decoding.passes import Forward, Observer
 from dllm.decoding.prompt_memory import PromptMemory
-from dllm.decoding.toll import Toll
 from dllm.infilling.gaps import Infill
 from dllm.infilling.rows import rows_of
 from dllm.infilling.search import Search

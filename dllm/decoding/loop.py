@@ -11,7 +11,7 @@ import torch
 
 from dllm.cache import Cache
 from dllm.decoding.batching import Batch
-from dllm.decoding.held import HeldRows
+from dllm.decoding.languages.held import HeldRows
 from dllm.decoding.memory_limits import (
     GUARDED,
     Demand,

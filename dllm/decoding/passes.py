@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dllm.cache import Cache
-from dllm.decoding.held import HeldRows, HeldWindow
+from dllm.decoding.languages.held import HeldRows, HeldWindow
 from dllm.metrics import Meter
 from dllm.models.model import DenoisingModel
 from dllm.schedulers import Needs, Scheduler, Setup

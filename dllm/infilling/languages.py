@@ -13,8 +13,8 @@ from dllm.constraints.language import OPEN
 from dllm.constraints.lines import RowLanguage
 from dllm.constraints.span import Compiler
 from dllm.constraints.vocabulary import Ends
-from dllm.decoding.constrained import Constrained
-from dllm.decoding.several import Several
+from dllm.decoding.languages.constrained import Constrained
+from dllm.decoding.languages.several import Several
 from dllm.models.model import DenoisingModel
 from dllm.prompts import Row, end_tokens
 from dllm.settings import Settings

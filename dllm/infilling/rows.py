@@ -17,7 +17,7 @@ from typing import Any
 from dllm.constraints.base import Constraint
 from dllm.constraints.language import OPEN, Language, language_of
 from dllm.constraints.template import AUTO, Hole, Template
-from dllm.decoding.languages import check_count
+from dllm.decoding.languages.asked import check_count
 from dllm.infilling.gaps import Gap, Laid
 from dllm.infilling.languages import automaton_of, barred_tokens
 from dllm.models.config import UniformSpec

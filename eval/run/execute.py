@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import Any
 
 from dllm.compatible import check
-from dllm.decoding.toll import Toll
+from dllm.decoding.languages.toll import Toll
 from dllm.eval.run.describe import Setup, label_of, name_of, seed_of
 from dllm.eval.run.record import now
 from dllm.eval.run.results import RefusedError, Result, asked

@@ -121,7 +121,7 @@ def test_a_step_waits_for_the_device_once_more(monkeypatch: pytest.MonkeyPatch) 
     asked = [Spelled(automaton_of([[0, 1], [1, 0]], [True, False])), None] * 2
     how: dict[str, Any] = {"constraint": asked, "scheduler": "fixed_quota", **SLOTS}
     plain = dllm.generate(spoken(), prompts, **how)
-    monkeypatch.setattr("dllm.decoding.constrained.on_host", lambda _: False)
+    monkeypatch.setattr("dllm.decoding.languages.constrained.on_host", lambda _: False)
     running = dllm.stream(spoken(), prompts, **how)
     events = iter(running)
     next(events)  # tables are built once

@@ -11,7 +11,7 @@ from torch import Tensor
 from dllm.constraints.host import Host
 from dllm.constraints.language import OPEN
 from dllm.constraints.viterbi import best_classes, best_tokens, class_scores
-from dllm.decoding.constrained import Sets, together
+from dllm.decoding.languages.constrained import Sets, together
 from tests.support.languages import Case, enumerated, random_case
 from tests.support.laws import transfers_of
 

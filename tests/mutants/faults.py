@@ -29,7 +29,7 @@ SETS = "tests/constraints/test_engine.py"
 JOINT = "tests/constraints/test_joint.py"
 HOLES = "tests/infilling/test_laws.py"
 SEARCH = "tests/infilling/test_search.py"
-ROWS = "tests/decoding/test_row_by_row.py"
+ROWS = "tests/decoding/languages/test_row_by_row.py"
 ENGINE = "tests/serve/test_engine.py"
 TRANSCRIPT = "tests/serve/test_transcript.py"
 
@@ -776,7 +776,7 @@ FAULTS = [
         ),
     ),
     *in_file(
-        "dllm/decoding/constrained.py",
+        "dllm/decoding/languages/constrained.py",
         ("commits-may-clash", "    if not most:", "    if True:", f"{JOINT} {HELD}"),
         (
             "entry-of-the-first-block",
@@ -854,7 +854,7 @@ FAULTS = [
         ),
     ),
     *in_file(
-        "dllm/decoding/several.py",
+        "dllm/decoding/languages/several.py",
         ("first-hole-alone", "for part in self.parts]", "for part in self.parts[:1]]", HOLES),
     ),
     *in_file(
@@ -867,7 +867,7 @@ FAULTS = [
         ("the-last-row-wins", "max(rows, key=", "min(rows, key=", SEARCH),
     ),
     *in_file(
-        "dllm/decoding/one_row.py",
+        "dllm/decoding/languages/one_row.py",
         ("block-left-without-room", "stuck or not _may_go_on(turn, outcome)", "stuck", ROWS),
         ("refused-token-stays", "    outcome.tokens[column] = before\n", "", ROWS),
     ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dllm.cache import Cache
-from dllm.decoding.constrained import Joint
+from dllm.decoding.languages.constrained import Joint
 from dllm.schedulers import Scheduler
 from dllm.state.progress import AtEnd
 

@@ -10,7 +10,7 @@ import torch
 
 import dllm
 from dllm.constraints import Choice, Constraint, Regex
-from dllm.decoding.toll import Toll
+from dllm.decoding.languages.toll import Toll
 from dllm.generate import Stream
 from dllm.settings import resolve
 

@@ -13,9 +13,9 @@ from dllm.constraints.lines import RowLanguage
 from dllm.constraints.prefix import PrefixEngine, PrefixRow
 from dllm.constraints.span import Compiler, ConstraintSpan
 from dllm.constraints.vocabulary import Ends, vocabulary_of
-from dllm.decoding.constrained import Constrained, Joint
-from dllm.decoding.held import HeldRows
-from dllm.decoding.row_by_row import GrammarRow, RowByRow
+from dllm.decoding.languages.constrained import Constrained, Joint
+from dllm.decoding.languages.held import HeldRows
+from dllm.decoding.languages.row_by_row import GrammarRow, RowByRow
 from dllm.models.model import DenoisingModel
 from dllm.state.canvas import Canvas
 from dllm.state.progress import AtEnd

@@ -18,8 +18,8 @@ from torch import Tensor
 from dllm.constraints.context_free.row import FreeRow
 from dllm.constraints.language import OPEN
 from dllm.constraints.prefix import PrefixRow
-from dllm.decoding.held import HeldRows, HeldWindow
-from dllm.decoding.one_row import MAX_REJECTED, Outcome, Proposal, Turn, take
+from dllm.decoding.languages.held import HeldRows, HeldWindow
+from dllm.decoding.languages.one_row import MAX_REJECTED, Outcome, Proposal, Turn, take
 from dllm.state.candidates import Candidates
 from dllm.state.canvas import Canvas
 from dllm.state.progress import Progress

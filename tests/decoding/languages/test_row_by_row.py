@@ -10,7 +10,7 @@ from lark import Lark
 
 import dllm
 from dllm.constraints import ConstraintSpan, Grammar, Regex
-from dllm.decoding.one_row import Outcome, Proposal, Turn, UnfillableRowError, take
+from dllm.decoding.languages.one_row import Outcome, Proposal, Turn, UnfillableRowError, take
 from tests.support.grammars import Rows
 from tests.support.marks import crossed, some
 

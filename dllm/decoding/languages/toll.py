@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dllm.decoding.held import HeldRows, HeldWindow
+from dllm.decoding.languages.held import HeldRows, HeldWindow
 from dllm.state.candidates import Candidates
 from dllm.state.canvas import Canvas
 from dllm.state.progress import Progress

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dllm.decoding.held import HeldRows, HeldWindow
+from dllm.decoding.languages.held import HeldRows, HeldWindow
 from dllm.state.candidates import Candidates
 from dllm.state.canvas import Canvas
 from dllm.state.progress import Progress
