@@ -95,6 +95,7 @@ class Job:
     settings: Settings  # with the constraint of this row, without a seed
     seed: int
     key: Key
+    num_columns: int  # of its canvas, to the end of its last block where models decode whole ones
     tell: Callable[[Update], None]
     pieces: bool = False  # tell of text as it becomes final
     drawn: bool = False  # tell of every step
@@ -103,11 +104,6 @@ class Job:
     begun: float | None = None
     cancelled: bool = False  # set by who asked: nobody waits any more
     told: str = ""  # the text of its pieces so far
-
-    @property
-    def num_columns(self) -> int:
-        """Columns that the row needs, to the end of its last block."""
-        return len(self.row.prompt) + len(self.row.slots) + self.key.block_length
 
     @property
     def late(self) -> bool:
@@ -143,4 +139,7 @@ def jobs_of(
         constrained="" if loop.constrained is None else type(loop.constrained).__name__,
         infilled=row.infilled,
     )
-    return [Job(row, shared, seed, key, tell(number)) for number, seed in enumerate(seeds)]
+    return [
+        Job(row, shared, seed, key, layout.num_columns, tell(number))
+        for number, seed in enumerate(seeds)
+    ]

@@ -21,7 +21,7 @@ from dllm.state.progress import Progress
 from dllm.state.rows import release_rows
 from dllm.state.window import StepEvent
 
-_ROOM = 128  # columns: rows that are a little longer than those before still find room
+_ROOM = 32  # columns: rows that are a little longer than those before still find room
 # Between two steps, where some rows are not done, and a block may begin.
 _BETWEEN = Progress(
     unfinished=True,
@@ -50,7 +50,7 @@ class Wave:
         first = jobs[0]
         needed = max(job.num_columns for job in jobs)
         self.key, self.num_seats = first.key, len(jobs)
-        self.num_columns = min(-(-needed // _ROOM) * _ROOM, max(model.spec.max_length, needed))
+        self.num_columns = -(-needed // _ROOM) * _ROOM
         self.jobs = dict(enumerate(jobs))  # by number, those that are decoded
         self._model, self._take, self._counts = model, take, counts
         self._taken, self._steps = len(jobs), 0
