@@ -104,19 +104,26 @@ class Engine:
             job.tell(Failure(StoppedError("the server has ended before the answer was there")))
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._drop()
-                if not self._waves and not self._waiting:
-                    if self._closing:
-                        return
+        while self._turn():
+            pass
+
+    def _turn(self) -> bool:
+        """Lets jobs in and steps each canvas once; False once all is over.
+
+        What it names is gone with it: an idle engine holds no canvas.
+        """
+        with self._changed:
+            self._drop()
+            if not self._waves and not self._waiting:
+                if not self._closing:
                     self._changed.wait(_IDLE)
-                    continue
-                starting = self._grouped()
-            for jobs in starting:
-                self._begin(jobs)
-            for wave in list(self._waves):
-                self._step(wave)
+                return not self._closing or bool(self._waiting)
+            starting = self._grouped()
+        for jobs in starting:
+            self._begin(jobs)
+        for wave in list(self._waves):
+            self._step(wave)
+        return True
 
     def _drop(self) -> None:
         """Takes out who does not wait any more, or has waited too long."""

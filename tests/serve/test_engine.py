@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from dataclasses import replace
 from time import monotonic, sleep
 from typing import Any
@@ -342,3 +344,17 @@ def test_keys_tell_what_cannot_share_a_canvas(tiny: dllm.HostedModel) -> None:
         other, _ = job_of(tiny, PROMPTS[0], **{**QUICK, **options})
         assert other.key != job.key
     assert replace(job.key, constrained="Constrained") != job.key
+
+
+def test_nothing_stays_of_what_was_answered(tiny: dllm.HostedModel) -> None:
+    asked = [job_of(tiny, prompt, **QUICK) for prompt in PROMPTS * 3]
+    kept = [weakref.ref(job) for job, _ in asked]
+    with running(Engine(tiny, max_rows=4)) as engine:
+        engine.submit([job for job, _ in asked])
+        assert all(heard.wait() for _, heard in asked)
+        del asked
+        until = monotonic() + LONG
+        while any(one() is not None for one in kept):
+            assert monotonic() < until
+            gc.collect()
+            sleep(0.01)
