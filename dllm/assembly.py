@@ -133,7 +133,7 @@ def _batch(
     """Returns what fills the seats of finished rows; None: no other rows come."""
     if beside.opening is not None:
         assert isinstance(noise, CounterNoise)  # others cannot tell rows apart that enter
-        return OpenBatch(canvas, noise, beside.opening.take, canvas.prompts.tolist())
+        return OpenBatch(canvas, noise, beside.opening.take, list(range(canvas.layout.num_rows)))
     if num_seats >= canvas.layout.num_rows:
         return None
     return continuous_batch(canvas, num_seats, _check_waiting(canvas, noise, num_seats, beside))

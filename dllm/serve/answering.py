@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from anyio import move_on_after
@@ -33,7 +33,7 @@ class _Inbox:
         """Returns what the engine's thread calls with the updates of one job."""
 
         def put(update: Update) -> None:
-            if not self._loop.is_closed():  # nobody reads it any more
+            with suppress(RuntimeError):  # the loop is closed: nobody reads it any more
                 self._loop.call_soon_threadsafe(self._updates.put_nowait, (number, update))
 
         return put

@@ -86,7 +86,8 @@ class Engine:
     @property
     def num_waiting(self) -> int:
         """Jobs that have no seat yet."""
-        return sum(map(len, self._waiting.values()))
+        with self._changed:
+            return sum(map(len, self._waiting.values()))
 
     @property
     def num_active(self) -> int:
@@ -97,7 +98,7 @@ class Engine:
         """Has nobody wait for an answer any more."""
         with self._changed:
             jobs = [job for queue in self._waiting.values() for job in queue]
-            jobs += [job for wave in self._waves for job in wave.jobs.values()]
+            jobs += [job for wave in list(self._waves) for job in list(wave.jobs.values())]
             for job in jobs:
                 job.cancelled = True
         for job in jobs:

@@ -124,12 +124,14 @@ class Wave:
     def _enter(self, num_free: int) -> list[Entering]:
         """Returns rows for free seats, as the loop asks for them."""
         entering = []
-        for job in self._take(self, num_free):
-            number, self._taken = self._taken, self._taken + 1
+        taken = dict(enumerate(self._take(self, num_free), start=self._taken))
+        self.jobs |= taken  # before anything can go wrong with one of them
+        self._taken += len(taken)
+        for number, job in taken.items():
             alone, languages = row_like(self._model, job.row, job.settings, self._canvas)
             if self._loop.constrained is not None:
                 self._loop.constrained.adopt(number, languages)
-            self.jobs[number], job.begun = job, job.begun or monotonic()
+            job.begun = job.begun or monotonic()
             entering.append(Entering(number, alone, job.seed))
         return entering
 

@@ -13,8 +13,11 @@ import pytest
 import torch
 
 import dllm
+from dllm.assembly import loop_of, row_like
 from dllm.decoding.loop import BrokenLogitsError
 from dllm.decoding.memory_limits import NotEnoughMemoryError
+from dllm.prompts import Row
+from dllm.serve import wave
 from dllm.serve.engine import Engine, FullError
 from dllm.serve.job import LateError, StoppedError
 from dllm.serve.wave import Wave
@@ -290,6 +293,33 @@ def test_a_poisoned_request_fails_alone(tiny: dllm.HostedModel, fail: Any, error
             else:
                 assert_as_alone(tiny, job, heard.wait(), ids[number], **options)
         assert engine.counts.failed == 1
+
+
+def test_a_row_that_cannot_enter_fails_alone(
+    tiny: dllm.HostedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it waits in no queue any more, and has no seat yet."""
+    options = {**QUICK, "block_length": 4}
+    asked = [job_of(tiny, prompt, **options) for prompt in PROMPTS]
+    poisoned = asked[3][0].row
+    made = loop_of, row_like
+
+    def failing(model: Any, rows: Any, *given: Any) -> Any:
+        if poisoned in (rows if isinstance(rows, list) else [rows]):
+            raise OverflowError("a fault of this row's")
+        return made[isinstance(rows, Row)](model, rows, *given)
+
+    monkeypatch.setattr(wave, "loop_of", failing)
+    monkeypatch.setattr(wave, "row_like", failing)
+    engine = Engine(tiny, max_rows=2)
+    engine.submit([job for job, _ in asked])
+    with running(engine):
+        for number, (job, heard) in enumerate(asked):
+            assert heard.over.wait(LONG), "nobody told it"
+            if number == 3:
+                assert isinstance(heard.error, OverflowError)
+            else:
+                assert_as_alone(tiny, job, heard.wait(), PROMPTS[number], **options)
 
 
 def test_fewer_rows_where_memory_runs_out(tiny: dllm.HostedModel) -> None:
