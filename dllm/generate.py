@@ -12,6 +12,7 @@ from typing_extensions import Unpack
 from dllm.aliases import Given
 from dllm.assembly import Beside, loop_of
 from dllm.decoding.batching import ContinuousBatch
+from dllm.decoding.languages.one_row import UnfillableRowError
 from dllm.decoding.languages.toll import Toll
 from dllm.decoding.loop import BrokenLogitsError
 from dllm.decoding.memory_limits import NotEnoughMemoryError
@@ -58,7 +59,8 @@ def generate(  # noqa: PLR0913 beside the settings, who is told of the steps
 
     Raises ValueError for input that cannot be decoded, `BrokenLogitsError` when the model returns
     NaN, `NotEnoughMemoryError` when the batch does not fit, `GenerationInterrupted` (a
-    KeyboardInterrupt) on Ctrl-C; the last three have `.partial`.
+    KeyboardInterrupt) on Ctrl-C, `UnfillableRowError` when a grammar that is asked token by token
+    leaves a row no way; the last four have `.partial`.
     """
     running = stream(model, prompts, settings, memory=memory, **given)
     try:
@@ -70,7 +72,7 @@ def generate(  # noqa: PLR0913 beside the settings, who is told of the steps
                     callback(event)
     except KeyboardInterrupt:
         raise GenerationInterrupted(running.output) from None
-    except (BrokenLogitsError, NotEnoughMemoryError) as error:
+    except (BrokenLogitsError, NotEnoughMemoryError, UnfillableRowError) as error:
         error.partial = running.output
         raise
     return running.output

@@ -31,6 +31,7 @@ from dllm.cli.shown import say
 from dllm.cli.trace import trace
 from dllm.cli.train_filter import train_filter
 from dllm.cli.verify import verify
+from dllm.decoding.languages.one_row import UnfillableRowError
 from dllm.decoding.loop import BrokenLogitsError
 from dllm.decoding.memory_limits import NotEnoughMemoryError
 
@@ -48,6 +49,7 @@ _MEANING = {
     errno.ENOSPC: "its disk is full: make room, or choose another path",
 }
 
+_DECODING = (BrokenLogitsError, NotEnoughMemoryError, UnfillableRowError)
 _WIDEST = 100  # columns of help: longer lines are hard to read
 _LONGEST = 1000  # characters of a line of a message: a file that it quotes may be one line
 
@@ -128,7 +130,7 @@ def main() -> None:
     except KeyboardInterrupt:
         say("interrupted")
         sys.exit(INTERRUPTED)
-    except (ValueError, TypeError, OSError, BrokenLogitsError, NotEnoughMemoryError) as error:
+    except (ValueError, TypeError, OSError, *_DECODING) as error:
         if isinstance(error, TypeError) and not _OF_SETTINGS.search(str(error)):
             raise  # a fault of ours, not of the user's
         if isinstance(error, OSError) and error.filename is None:

@@ -13,12 +13,15 @@ from dataclasses import dataclass, field
 
 from dllm.constraints.context_free.row import FreeRow
 from dllm.constraints.language import OPEN
+from dllm.output import GenerationOutput
 
 MAX_REJECTED = 100  # tokens of a row in one step (the authors' max_resamples)
 
 
 class UnfillableRowError(RuntimeError):
     """A row for which no filling was found, though there was one when its block began."""
+
+    partial: GenerationOutput | None = None  # what was committed before
 
 
 @dataclass(frozen=True)

@@ -253,3 +253,23 @@ def test_a_row_without_any_filling_says_so() -> None:
     turn = turn_of('start: "bbbb"', [B, -1, B], [Proposal(1, A, 0.9)])
     with pytest.raises(UnfillableRowError, match="when its block began"):
         take(turn)
+
+
+def test_what_was_committed_stays_where_a_row_finds_no_way(
+    tiny: dllm.HostedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [3]
+
+    def failing(turn: Turn) -> Outcome:
+        left[0] -= 1
+        if not left[0]:
+            raise UnfillableRowError("no text was found")
+        return take(turn)
+
+    monkeypatch.setattr("dllm.decoding.languages.row_by_row.take", failing)
+    held = Grammar('start: start "+" start | /[0-9]+/', method="emptiness")
+    asked: dict[str, Any] = {"scheduler": "fixed_quota", "max_new_tokens": 12, "constraint": held}
+    with pytest.raises(UnfillableRowError) as caught:
+        dllm.generate(tiny, "12 + 5", **asked)
+    assert caught.value.partial is not None
+    assert caught.value.partial.metrics.rows[0].forwards == 2
