@@ -1,0 +1,1 @@
+"""Our decoding inside what people already run: transformers, Ray, SGLang."""
