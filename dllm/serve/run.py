@@ -44,6 +44,8 @@ def config_of(app: FastAPI) -> uvicorn.Config:
         app,
         log_level="warning",
         lifespan="off",
+        http="h11",  # which bounds headers; httptools, taken where it is installed, does not
+        ws="none",
         h11_max_incomplete_event_size=_TOO_LONG,
         timeout_graceful_shutdown=5,
     )
