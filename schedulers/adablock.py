@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -10,12 +9,12 @@ import torch
 from torch import Tensor
 
 from dllm.options import Probability, Range, TokenId
-from dllm.schedulers.base import Candidates, Decision, Needs, Setup, State, View, best
-from dllm.schedulers.wrapper import Wrapper
+from dllm.schedulers.base import Candidates, Decision, Needs, View, best
+from dllm.schedulers.wrapper import Bounded
 
 
 @dataclass(frozen=True)
-class AdaBlock(Wrapper):
+class AdaBlock(Bounded):
     """Ends each block after the surest delimiter that is proposed, if >= `delimiter_threshold`.
 
     Decided in the first forward of a block, over at most `reach` of the generated region; that
@@ -31,6 +30,7 @@ class AdaBlock(Wrapper):
         0.25  # part of the row's slots that a block may span
     )
 
+    bounded_by = "reach"
     source = (
         "arXiv 2509.26432; lgxi24/AdaBlock-dLLM llada/generate_adablock.py:compute_block_length"
     )
@@ -44,45 +44,11 @@ class AdaBlock(Wrapper):
         "dream": {"delimiters": (198,), "delimiter_threshold": 0.5},
     }
 
-    def __post_init__(self) -> None:
-        needs, inner = self.inner.needs(2, 1), self.inner
-        if needs.window or needs.num_variants > 1:
-            raise ValueError(
-                f"inner={inner.summary()['name']!r} commits in several blocks, which have no end "
-                "yet: adablock needs a scheduler that stays in its block"
-            )
-        while isinstance(inner, Wrapper):
-            if inner.own_needs(2, 1).whole_row:
-                name = inner.summary()["name"]
-                raise ValueError(
-                    f"inner={name!r} acts on the whole row, and adablock would keep it in its "
-                    f"block: put it around, as {name}:inner=adablock"
-                )
-            inner = inner.inner
-
     def token_ids(self) -> dict[str, tuple[int, ...]]:
         return {"delimiters": self.delimiters, **super().token_ids()}
 
     def own_needs(self, num_slots: int, block_length: int) -> Needs:
         return Needs(window=max(block_length, int(self.reach * num_slots)))
-
-    def check(self, num_blocks: int, block_length: int) -> None:
-        self.inner.check(num_blocks, block_length)
-        longest = self.own_needs(num_blocks * block_length, block_length).window
-        try:  # what is made for one length, as a filter is, may not serve the longest block
-            self.inner.check(num_blocks, longest)
-        except ValueError as error:
-            raise ValueError(
-                f"adablock with reach={self.reach} has blocks of up to {longest} columns: {error}"
-            ) from None
-
-    def revision_limit(self, block_length: int) -> int:
-        return sys.maxsize  # `inner` holds its own, for the longest block
-
-    def start(self, setup: Setup) -> State:
-        # It sees the whole window: blocks differ in length.
-        longest = self.own_needs(setup.num_slots, setup.block_length).window
-        return self.inner.start(replace(setup, block_length=longest))
 
     def select(self, candidates: Candidates, view: View) -> Decision:
         start = view.columns.gather(1, view.first_of_block()[:, None])
@@ -90,17 +56,8 @@ class AdaBlock(Wrapper):
         chosen = self._end(candidates, view, start, nominal)
         end = torch.where(view.fresh[:, None], chosen, nominal)
         block = (view.columns >= start) & (view.columns < end)
-        decision = self.inner.decide(candidates, self._within(view, block))
+        decision = self.inner.decide(candidates, self.within(view, block))
         return replace(decision, block_end=end[:, 0])
-
-    def _within(self, view: View, block: Tensor) -> View:
-        """Returns the view as if each row's block had always been `block`, (B, W) bool."""
-        layout, masks = view.layout, (block & ~view.fixed).sum(1)
-        longest = self.own_needs(layout.num_slots, layout.block_length).window
-        # So that wrappers look at all of it; blocks are as many as they were.
-        layout = replace(layout, block_length=longest, own_most_blocks=layout.most_blocks)
-        masked = view.masked & block
-        return replace(view, block=block, masked=masked, block_masks=masks, layout=layout)
 
     def _end(self, candidates: Candidates, view: View, start: Tensor, nominal: Tensor) -> Tensor:
         """Returns the column after the surest delimiter, else the usual end, (B, 1) int64."""

@@ -82,8 +82,7 @@ class FixedQuota(Scheduler):
         if self.schedule == "block":
             steps = self.steps // view.num_blocks
             return masks.minimum(share_of_block(steps, block_step, view.layout.block_length))
-        left = (self.steps // view.num_blocks - block_step).clamp(min=1)
-        return (masks + left - 1) // left
+        return even_share(self.steps, masks, block_step, view.num_blocks)
 
     def _follow_plan(self, view: View) -> Decision:
         """Commits the next columns of the block's order, and announces those after them.
@@ -109,6 +108,16 @@ class FixedQuota(Scheduler):
             return min(self.tokens_per_step or 1, block)
         num_blocks = view.layout.num_slots // block + 2  # a first and a last one may be partial
         return min(block, -(-block // max(self.steps // num_blocks, 1)))
+
+
+def even_share(steps: int, masks: Tensor, block_step: Tensor, num_blocks: Tensor) -> Tensor:
+    """Returns how many of a block's masks a step commits, (B,) int64, larger shares first (LLaDA).
+
+    All of rows (B,): the masks that are left, the block's steps that are over, the row's blocks.
+    `steps` is the total of all blocks; in a block's last step, and after it, all are committed.
+    """
+    left = (steps // num_blocks - block_step).clamp(min=1)
+    return (masks + left - 1) // left
 
 
 def share_of_block(steps: Tensor, block_step: Tensor, block_length: int) -> Tensor:

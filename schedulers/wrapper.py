@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from dllm.registry import name_of
 from dllm.schedulers.base import Build, Decision, ModelSpec, Needs, Scheduler, Setup, State, View
 from dllm.schedulers.threshold import Threshold
 from dllm.state.candidates import Candidates, ConfidenceSource
@@ -95,6 +97,62 @@ class Wrapper(Scheduler):
             return self.inner.decide(candidates, view)
         index = view.first_of_block()[:, None] + torch.arange(width, device=view.columns.device)
         return _spread(self.inner.decide(candidates.at(index), view.at(index)), index, view)
+
+
+@dataclass(frozen=True)
+class Bounded(Wrapper):
+    """A wrapper that says where a row's block ends; `inner` decides what is committed in it."""
+
+    bounded_by: ClassVar[str] = ""  # the option that says how long a block may be
+
+    def __post_init__(self) -> None:
+        name, needs, inner = name_of(type(self)), self.inner.needs(2, 1), self.inner
+        if needs.window or needs.num_variants > 1:
+            raise ValueError(
+                f"inner={inner.summary()['name']!r} commits in several blocks, which have no end "
+                f"yet: {name} needs a scheduler that stays in its block"
+            )
+        while isinstance(inner, Wrapper):
+            if inner.own_needs(2, 1).whole_row:
+                other = inner.summary()["name"]
+                raise ValueError(
+                    f"inner={other!r} acts on the whole row, and {name} would keep it in its "
+                    f"block: put it around, as {other}:inner={name}"
+                )
+            inner = inner.inner
+
+    def longest(self, num_slots: int, block_length: int) -> int:
+        """Returns the most columns that a block may have."""
+        return self.own_needs(num_slots, block_length).window
+
+    def check(self, num_blocks: int, block_length: int) -> None:
+        self.inner.check(num_blocks, block_length)
+        longest = self.longest(num_blocks * block_length, block_length)
+        try:  # what is made for one length, as a filter is, may not serve the longest block
+            self.inner.check(num_blocks, longest)
+        except ValueError as error:
+            name, option = name_of(type(self)), self.bounded_by
+            bound = f" with {option}={getattr(self, option)}" if option else ""
+            raise ValueError(
+                f"{name}{bound} has blocks of up to {longest} columns: {error}"
+            ) from None
+
+    def revision_limit(self, block_length: int) -> int:
+        return sys.maxsize  # `inner` holds its own, for the longest block
+
+    def start(self, setup: Setup) -> State:
+        # It sees the whole window: blocks differ in length.
+        longest = self.longest(setup.num_slots, setup.block_length)
+        return self.inner.start(replace(setup, block_length=longest))
+
+    def within(self, view: View, block: Tensor) -> View:
+        """Returns the view as if each row's block had always been `block`, (B, W) bool."""
+        layout, masks = view.layout, (block & ~view.fixed).sum(1)
+        longest = self.longest(layout.num_slots, layout.block_length)
+        # So that wrappers look at all of it; blocks are as many as they were.
+        layout = replace(layout, block_length=longest, own_most_blocks=layout.most_blocks)
+        masked = view.masked & block
+        return replace(view, block=block, masked=masked, block_masks=masks, layout=layout)
 
 
 def _spread(decision: Decision, index: Tensor, view: View) -> Decision:

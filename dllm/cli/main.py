@@ -17,6 +17,7 @@ import typer
 
 from dllm import __version__
 from dllm.cli.ablate import ablate
+from dllm.cli.background_frequency import background_frequency
 from dllm.cli.cache_error import cache_error
 from dllm.cli.chat import chat
 from dllm.cli.compare import compare
@@ -99,7 +100,7 @@ def _command(run: Callable[..., None]) -> Callable[..., None]:
 
 
 RUNNING = (generate, chat, serve, evaluate, compare, demo)
-BESIDE = (methods, train_filter, cache_error, verify, doctor, trace, ablate)
+BESIDE = (methods, train_filter, background_frequency, cache_error, verify, doctor, trace, ablate)
 for command in (*RUNNING, *BESIDE):
     app.command("eval" if command is evaluate else None)(_command(command))
 

@@ -480,6 +480,39 @@ FAULTS = [
         ),
     ),
     *in_file(
+        "schedulers/saber.py",
+        (
+            "taken-back-are-forgotten",
+            'surest = torch.where(commit, sure, state["surest"])',
+            'surest = torch.where(commit & ~again, sure, state["surest"])',
+            "tests/schedulers/test_saber.py",
+        ),
+        (
+            "all-may-go",
+            ".minimum(chosen - 1)",
+            ".minimum(chosen)",
+            "tests/schedulers/test_saber.py",
+        ),
+    ),
+    *in_file(
+        "schedulers/sliding.py",
+        (
+            "end-stands",
+            "block_end=self._end(left, view)[:, 0]",
+            "block_end=self._end(left | decision.commit, view)[:, 0]",
+            "tests/schedulers/test_sliding.py",
+        ),
+    ),
+    *in_file(
+        "schedulers/pc_sampler.py",
+        (
+            "no-cap",
+            ".clamp(max=self.cap)",
+            "",
+            "tests/schedulers/test_pc_sampler.py",
+        ),
+    ),
+    *in_file(
         "schedulers/lopa.py",
         (
             "lopa-tie",

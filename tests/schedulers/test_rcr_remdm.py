@@ -38,6 +38,7 @@ SETTINGS: list[str] = [
     "rcr:steps=18,schedule=cosine",
     "remdm:remask=2,begin=0.5,loops=4",
     "remdm:remask=99,begin=0.7,loops=3,per_step=3",
+    "saber:4",
 ]
 CACHES = ["none", "prefix", "dual", "dkv", {"name": "none", "beyond_block": False}]
 

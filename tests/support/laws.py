@@ -13,10 +13,11 @@ import torch
 
 import dllm
 from dllm.registry import Registry
-from tests.support import GOLDEN
+from tests.support import DATA, GOLDEN
 from tests.support.marks import SLOW, WHOLE, covering
 from tests.support.models import golden_model, model_of, random_prompts, taught
 
+FREQUENCIES = str(DATA / "frequencies.json")  # of the 128 tokens of the golden models
 FILTER = str(GOLDEN / "models" / "l2p_filter" / "filter16.safetensors")
 
 
@@ -69,6 +70,10 @@ OF_SCHEDULERS: dict[str, tuple[Any, ...]] = {
     "localleap": ("localleap:0.7,relaxed_threshold=0.4,radius=2",),
     "lopa": ("lopa:0.6,branches=3",),
     "multi_block": ("multi_block:0.4,blocks=3",),
+    "pc_sampler": (
+        f"pc_sampler:{FREQUENCIES},decay=0.1,cap=10",
+        "pc_sampler:decay=0.25,steps=8",
+    ),
     "prophet": (
         "prophet:inner=threshold,high=2.5,mid=1.5,low=1",
         "prophet:region=fixed,answer_start=8,high=3,mid=2,low=1",
@@ -77,6 +82,8 @@ OF_SCHEDULERS: dict[str, tuple[Any, ...]] = {
     "renoise": (),  # refuses masks; tests/models/test_diffusion_gemma.py has its laws
     "rcr": ("rcr", "rcr:16,schedule=cosine"),
     "remdm": ("remdm:remask=2,begin=0.5,loops=4",),
+    "saber": ("saber:4",),
+    "sliding": ("sliding:threshold:0.3", {"name": "sliding", "inner": "threshold:0.3", "most": 9}),
     "slowfast": ("slowfast:0.5,low=0.2", "slowfast@code:0.5,most_slow=3"),
     "threshold": ("threshold:0.3", "threshold:0.9"),
     "token_editing": ("token_editing:0.4,editing_threshold=0.3,post_steps=3",),
