@@ -75,8 +75,9 @@ def _check_model(
     scheduler.check_model(model.spec)
     if settings.template is not None:
         check_scheduler(scheduler, scheduler.needs(settings.max_new_tokens, 1))
-    if scheduler.needs(settings.max_new_tokens, 1).room:
-        _check_growing(scheduler.summary()["name"], cache, settings)
+    needs = scheduler.needs(settings.max_new_tokens, 1)
+    if needs.room:
+        _check_growing(scheduler.summary()["name"], needs, cache, settings)
     if model.spec.blocks_from == "prompt" and settings.blocks_from == "zero":
         raise ValueError(
             f"blocks_from='zero': {model.name!r} was trained on blocks that are counted from the "
@@ -210,7 +211,7 @@ def _check_constraint(
             check_left_to_right(scheduler, settings.max_new_tokens, settings.block_length)
 
 
-def _check_growing(name: str, cache: Cache, settings: Settings) -> None:
+def _check_growing(name: str, needs: Needs, cache: Cache, settings: Settings) -> None:
     """Raises ValueError for what goes by columns, where a gap grows and text behind it moves."""
     where = f"scheduler {name!r} lets a gap grow and shrink, and the text behind it moves"
     if cache != NoCache():
@@ -218,6 +219,8 @@ def _check_growing(name: str, cache: Cache, settings: Settings) -> None:
             f"{where}: cache {cache.summary()['name']!r} goes by columns; use cache='none'"
         )
     for option, usual in (("block_length", None), ("blocks_from", "prompt")):
+        if option == "block_length" and needs.begin:
+            continue  # what such a method decodes together
         if (given := getattr(settings, option)) != usual:
             raise ValueError(f"{where}, as one block: give {option}={usual!r}, not {given!r}")
 

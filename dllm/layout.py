@@ -63,6 +63,7 @@ def canvas_of(
         expand_token_id=spec.expand_token_id,
         skip_after_end=at_eos_of(rows, settings, spec.mask_token_id) == "skip",
         admits=room > 0,
+        span_length=settings.block_length or DEFAULT_BLOCK_LENGTH,
     )
     canvas = new_canvas(layout, [r.prompt for r in rows], [r.slots for r in rows], model.device)
     if needs.room:
@@ -91,14 +92,14 @@ def with_room(rows: list[Row], scheduler: Scheduler, spec: ModelSpec) -> list[Ro
 
     As far as the model's limit allows. Raises ValueError for a row with several gaps.
     """
-    room = scheduler.needs(max(len(row.slots) for row in rows), 1).room
-    if not room:
+    needs = scheduler.needs(max(len(row.slots) for row in rows), 1)
+    if not needs.room:
         return rows
     asked = f"scheduler {scheduler.summary()['name']!r}"
-    return [_with_room(f"prompt {n}", row, room, spec, asked) for n, row in enumerate(rows)]
+    return [_with_room(f"prompt {n}", row, needs, spec, asked) for n, row in enumerate(rows)]
 
 
-def _with_room(name: str, row: Row, room: int, spec: ModelSpec, asked: str) -> Row:
+def _with_room(name: str, row: Row, needs: Needs, spec: ModelSpec, asked: str) -> Row:
     gap = row.slots.count(spec.mask_token_id)
     if any(token != spec.mask_token_id for token in row.slots[:gap]):
         raise ValueError(
@@ -106,10 +107,11 @@ def _with_room(name: str, row: Row, room: int, spec: ModelSpec, asked: str) -> R
             "behind the beginning grow: give one, or decode at a fixed length with another "
             "scheduler, such as 'dream'"
         )
-    more = min(room - gap, spec.max_length - len(row.prompt) - len(row.slots))
-    hidden = max(more, 0)
+    more = min(needs.room - gap, spec.max_length - len(row.prompt) - len(row.slots))
+    begin = min(gap, needs.begin or gap)
+    hidden = gap - begin if needs.begin else max(more, 0)
     empty = spec.eos_token_ids[0] if spec.eos_token_ids else spec.pad_token_id  # no mask
-    slots = [*row.slots[:gap], *[empty] * hidden, *row.slots[gap:]]
+    slots = [*row.slots[:begin], *[empty] * hidden, *row.slots[gap:]]
     return replace(row, slots=slots, hidden=hidden)
 
 

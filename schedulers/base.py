@@ -48,6 +48,7 @@ class Needs:
     whole_block: bool = False  # logits of the block's committed columns too
     distributions: bool = False  # reads `Candidates.logits`, not only what is made of them
     room: int = 0  # tokens that a row's gap may grow to; 0: rows keep their length
+    begin: int = 0  # masks that the gap begins with, of those that it has; 0: all of them
 
     @property
     def reads_logits(self) -> bool:

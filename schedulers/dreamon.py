@@ -21,6 +21,7 @@ from dllm.schedulers.base import (
     View,
     best,
 )
+from dllm.schedulers.gap import rewritten
 
 
 @dataclass(frozen=True)
@@ -89,15 +90,7 @@ class DreamOn(Scheduler):
         goes = view.masked & (_ends(one, candidates.token, view).cumsum(1) > 0)
         tokens = torch.where(one, candidates.token, view.tokens)
         after, gap = _moved(tokens, goes, expands, view)
-        masked = after == view.layout.mask_token_id
-        return Decision(
-            view.masked & ~masked,
-            tokens=after,
-            edit=view.committed & ~masked & (after != view.tokens),
-            remask=view.committed & masked,
-            gap=gap,
-            state={"added": view.state["added"] + expands.sum(1)},
-        )
+        return rewritten(after, gap, {"added": view.state["added"] + expands.sum(1)}, view)
 
     @property
     def _most(self) -> int:

@@ -43,6 +43,7 @@ class Layout:
     admits: bool = False  # rows of any length may enter, of which nothing is known yet
     # Blocks that a row may have, where a wrapper calls other columns a block; None: by its length.
     own_most_blocks: int | None = None
+    span_length: int = 1  # slots that a method which finds a row's length decodes together
 
     @property
     def most_blocks(self) -> int:

@@ -504,6 +504,30 @@ FAULTS = [
         ),
     ),
     *in_file(
+        "schedulers/gap.py",
+        (
+            "all-ends-count",
+            "counted = ends & (from_right <= _CHECKED)",
+            "counted = ends",
+            "tests/schedulers/test_growing.py",
+        ),
+        (
+            "span-begins-at-the-mask",
+            'whole = start + (first - start).div(span, rounding_mode="floor") * span',
+            "whole = first",
+            "tests/schedulers/test_growing.py",
+        ),
+    ),
+    *in_file(
+        "schedulers/daedal.py",
+        (
+            "committed-ones-open",
+            " & ~chosen\n",
+            "\n",
+            "tests/schedulers/test_growing.py",
+        ),
+    ),
+    *in_file(
         "schedulers/pc_sampler.py",
         (
             "no-cap",
