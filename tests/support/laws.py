@@ -82,6 +82,7 @@ OF_SCHEDULERS: dict[str, tuple[Any, ...]] = {
     "renoise": (),  # refuses masks; tests/models/test_diffusion_gemma.py has its laws
     "rcr": ("rcr", "rcr:16,schedule=cosine"),
     "remdm": ("remdm:remask=2,begin=0.5,loops=4",),
+    "relaxed_threshold": ("relaxed_threshold:0.4,relax=0.5,window=8",),
     "saber": ("saber:4",),
     "sliding": ("sliding:threshold:0.3", {"name": "sliding", "inner": "threshold:0.3", "most": 9}),
     "slowfast": ("slowfast:0.5,low=0.2", "slowfast@code:0.5,most_slow=3"),
