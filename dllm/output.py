@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from dllm.metrics import Meter, Metrics, RowMetrics
 from dllm.state.canvas import NEVER, Canvas
 from dllm.state.stopping import StopStrings
 from dllm.state.trace import Trace
 from dllm.state.window import TALLIED, Layout
+
+if TYPE_CHECKING:  # start-up time: whoever has a tokenizer has imported it
+    from transformers import PreTrainedTokenizerBase
 
 _SHOWN = 4  # rows that a short form tells of
 _WIDTH = 60  # characters of an answer in it

@@ -6,16 +6,18 @@ import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from dllm.infilling.gaps import Infill, Laid
 from dllm.models.config import ModelSpec
 from dllm.models.loading.tokenizer import render_chat
 from dllm.models.model import DenoisingModel
 from dllm.settings import Settings
+
+if TYPE_CHECKING:  # start-up time: whoever has a tokenizer has imported it
+    from transformers import PreTrainedTokenizerBase
 
 MOST_NEW_TOKENS = 2**20  # of a row, whatever a model's limit: they are listed before it runs
 

@@ -6,35 +6,14 @@ import errno
 import os
 import re
 import shutil
-import signal
 import sys
-from collections.abc import Callable
-from functools import wraps
 from io import TextIOWrapper
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from dllm import __version__
-from dllm.cli.ablate import ablate
-from dllm.cli.background_frequency import background_frequency
-from dllm.cli.cache_error import cache_error
-from dllm.cli.chat import chat
-from dllm.cli.compare import compare
-from dllm.cli.demo import demo
-from dllm.cli.doctor import doctor
-from dllm.cli.evaluate import evaluate
-from dllm.cli.generate import generate
-from dllm.cli.methods import methods
-from dllm.cli.options import INTERRUPTED
-from dllm.cli.serve import serve
-from dllm.cli.shown import say
-from dllm.cli.trace import trace
-from dllm.cli.train_filter import train_filter
-from dllm.cli.verify import verify
-from dllm.decoding.languages.one_row import UnfillableRowError
-from dllm.decoding.loop import BrokenLogitsError
-from dllm.decoding.memory_limits import NotEnoughMemoryError
+from dllm.cli.commands import INTERRUPTED, SUMMARIES, Commands
 
 _OF_SETTINGS = re.compile("^unknown setting | a second time$")  # the TypeErrors of `resolve`
 _MEANING = {
@@ -50,12 +29,12 @@ _MEANING = {
     errno.ENOSPC: "its disk is full: make room, or choose another path",
 }
 
-_DECODING = (BrokenLogitsError, NotEnoughMemoryError, UnfillableRowError)
 _WIDEST = 100  # columns of help: longer lines are hard to read
 _LONGEST = 1000  # characters of a line of a message: a file that it quotes may be one line
 
 # Without rich's boxes, which cut the names of options in a narrow terminal.
 app = typer.Typer(
+    cls=Commands,
     help="Parallel decoding for diffusion language models.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -84,25 +63,12 @@ def _common(
     """Parallel decoding for diffusion language models."""
 
 
-def _command(run: Callable[..., None]) -> Callable[..., None]:
-    """Returns a command that says so when Ctrl-C ends it, and has written all it prints."""
-
-    @wraps(run)
-    def whole(*given: Any, **named: Any) -> None:
-        try:
-            run(*given, **named)
-            sys.stdout.flush()  # what fails here is reported, at exit it would be a traceback
-        except KeyboardInterrupt:
-            say("interrupted")
-            raise typer.Exit(INTERRUPTED) from None
-
-    return whole
+def _listed() -> None:
+    """Stands for a command in lists."""
 
 
-RUNNING = (generate, chat, serve, evaluate, compare, demo)
-BESIDE = (methods, train_filter, background_frequency, cache_error, verify, doctor, trace, ablate)
-for command in (*RUNNING, *BESIDE):
-    app.command("eval" if command is evaluate else None)(_command(command))
+for command, summary in SUMMARIES.items():
+    app.command(command, help=summary)(_listed)
 
 
 def message(error: Exception) -> str:
@@ -121,26 +87,44 @@ def _shortened(line: str) -> str:
 
 def main() -> None:
     """Runs the command line; what a user can mend is one line on stderr, not a traceback."""
-    if callable(signal.getsignal(signal.SIGINT)):  # from here on it is ours to say what ends
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # text that a terminal's encoding lacks is escaped
             stream.reconfigure(errors="backslashreplace")
     try:
         app(terminal_width=min(shutil.get_terminal_size().columns, _WIDEST))
+    except SystemExit:  # help, or a command that is done: no error is looked up
+        raise
     except KeyboardInterrupt:
-        say("interrupted")
+        _say("interrupted")
         sys.exit(INTERRUPTED)
-    except (ValueError, TypeError, OSError, *_DECODING) as error:
+    except _mendable() as error:
         if isinstance(error, TypeError) and not _OF_SETTINGS.search(str(error)):
             raise  # a fault of ours, not of the user's
         if isinstance(error, OSError) and error.filename is None:
             _drop_output()
-        say(f"error: {message(error)}")
+        _say(f"error: {message(error)}")
         sys.exit(2)
     except RecursionError:
-        say("error: a file or a value that was given is nested too deeply to be read")
+        _say("error: a file or a value that was given is nested too deeply to be read")
         sys.exit(2)
+
+
+def _say(line: str) -> None:
+    """Prints a line on stderr."""
+    from dllm.cli.shown import say  # start-up time: it imports torch
+
+    say(line)
+
+
+def _mendable() -> tuple[type[Exception], ...]:
+    """Returns the errors that a user can mend, those of a decoding among them."""
+    # Start-up time: looked up when there is an error.
+    from dllm.decoding.languages.one_row import UnfillableRowError
+    from dllm.decoding.loop import BrokenLogitsError
+    from dllm.decoding.memory_limits import NotEnoughMemoryError
+
+    of_decoding = (BrokenLogitsError, NotEnoughMemoryError, UnfillableRowError)
+    return (ValueError, TypeError, OSError, *of_decoding)
 
 
 def _drop_output() -> None:

@@ -10,11 +10,11 @@ from typing import Annotated, Any
 
 from typer import Option
 
+from dllm.cli.commands import INTERRUPTED as INTERRUPTED
 from dllm.options import shown
 from dllm.reading import parse_json, parse_yaml, read_yaml
 from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings, resolve
 
-INTERRUPTED = 130  # what a shell reports after Ctrl-C
 _BEGINNING = 1 << 16  # characters in which a file says what it is
 
 _OWN = "the checkpoint's, else {}"  # of a setting that a checkpoint may recommend

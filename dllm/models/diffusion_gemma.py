@@ -18,17 +18,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from dllm.models.config import CheckpointError, UniformSpec
 from dllm.models.encoder_keys import EncoderKeys, Sight
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore
+
+if TYPE_CHECKING:  # start-up time: whoever has a tokenizer has imported it
+    from transformers import PreTrainedTokenizerBase
 
 ARCHITECTURE = "DiffusionGemmaForBlockDiffusion"
 TESTED = "5.24"  # the oldest transformers that this was run with
@@ -138,6 +139,8 @@ def load_module(folder: Path, dtype: torch.dtype, where: Mapping[str, Any]) -> n
 
     `where` are the arguments that place it. No code of the folder is run.
     """
+    import transformers  # start-up time: only this family is run by it
+
     # Looked up when asked for: transformers before it has everything else that is needed.
     kind = getattr(transformers, ARCHITECTURE, None)
     if kind is None:

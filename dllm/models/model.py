@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from dllm.models.config import ModelSpec
 from dllm.models.cost import Cost, network_cost
@@ -16,6 +15,9 @@ from dllm.models.layer_policies import FeatureReuse, partly_computed
 from dllm.models.transformer import Transformer
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore, StoreShape
+
+if TYPE_CHECKING:  # start-up time: whoever has a tokenizer has imported it
+    from transformers import PreTrainedTokenizerBase
 
 Pass = Callable[[Tensor, StepPlan, KVStore | None], Tensor]  # what `Transformer` is
 

@@ -6,11 +6,10 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from dllm.models.config import ModelSpec
 from dllm.models.cost import Cost, cost_of
@@ -18,6 +17,9 @@ from dllm.models.fields import NO_LIMIT
 from dllm.models.model import DenoisingModel
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore
+
+if TYPE_CHECKING:  # start-up time: whoever has a tokenizer has imported it
+    from transformers import PreTrainedTokenizerBase
 
 MaskStyle = Literal["none", "padding", "additive"]
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedTokenizerBase
+if TYPE_CHECKING:  # start-up time: whoever has a tokenizer has imported it
+    from transformers import PreTrainedTokenizerBase
+
 
 _PART = "\ufffd"  # stands for bytes of a character that is not whole yet
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from math import isfinite
-from typing import Any, Literal
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any, Literal
 
 from dllm.output import GenerationOutput
 from dllm.state.canvas import NEVER
 from dllm.trace.text import joined, pieces_of, special_of, visible
+
+if TYPE_CHECKING:  # start-up time: whoever has a tokenizer has imported it
+    from transformers import PreTrainedTokenizerBase
 
 FORMAT = 1
 _DIGITS = 4  # of a confidence

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedTokenizerBase
+if TYPE_CHECKING:  # start-up time: whoever has a tokenizer has imported it
+    from transformers import PreTrainedTokenizerBase
+
 
 BROKEN = "\ufffd"  # what decoders put where bytes are no character
 _JOINERS = "\u200c\u200d"  # parts of emoji and of some scripts; harmless, unlike other formats

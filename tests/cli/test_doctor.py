@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
 
+import huggingface_hub
 import pytest
 import torch
 from jinja2 import TemplateError
@@ -32,7 +33,6 @@ from dllm.doctor.checkpoint import LocalCheckpoint
 from dllm.doctor.finding import Finding, failure, ok, run, warning
 from dllm.models.config import CheckpointError
 from dllm.models.families import FAMILIES
-from dllm.models.loading import folder as folder_module
 from dllm.models.loading.folder import EMBEDDED
 from dllm.models.loading.weights import parse_device
 from dllm.models.speed import Way
@@ -576,7 +576,7 @@ def test_the_checkpoint_that_a_shape_is_taken_from_is_not_downloaded(
         asked.append(local_files_only)
         raise OSError("not here")
 
-    monkeypatch.setattr(folder_module, "snapshot_download", snapshot)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     checkpoint = LocalCheckpoint(str(tmp_path))
     with pytest.raises(CheckpointError, match="takes its shape from 'someone/base'"):
         _ = checkpoint.network

@@ -17,11 +17,11 @@ from rich.table import Table
 from rich.text import Text
 
 import dllm
-from dllm.cli.main import app
+from dllm.cli.commands import SUMMARIES, parser_of
 from dllm.cli.shown import Terminal, say
 from tests.support.commands import Inside
 
-COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+COMMANDS: dict[str, Any] = {name: parser_of(name) for name in SUMMARIES}
 TIMES = {"verify": 3, "cache-error": 0, "eval": 3}  # figures that no two runs share
 HOSTILE = "a\x1b]0;title\x07b\x1b[2Jc\x9b31md\u202ee\rf"
 

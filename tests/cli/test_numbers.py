@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 import dllm.eval
 import dllm.training
+from dllm.cli.commands import SUMMARIES, function_of
 from dllm.cli.main import app
 from dllm.eval.ablation.ablation import Ablation, Published, Row, TaskChoice
 from dllm.eval.compare import Prompted
@@ -138,9 +139,8 @@ NEEDED = {
 def numeric() -> list[tuple[str, str]]:
     """Returns the command and the name of each option that is a number."""
     found = []
-    for registered in app.registered_commands:
-        command: Any = registered.callback
-        name = registered.name or command.__name__.replace("_", "-")
+    for name in SUMMARIES:
+        command: Any = function_of(name)
         for parameter, hint in typing.get_type_hints(command, include_extras=True).items():
             if parameter != "return" and list(numbers(hint)) + _of_option(hint):
                 named = [one for o in typing.get_args(hint)[1:] for one in o.param_decls or ()]

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-import typer
 from torch import Tensor
 from torch.nn.functional import one_hot
 from typer.testing import CliRunner
 
 import dllm
 from dllm import schedulers
+from dllm.cli.commands import parser_of
 from dllm.cli.main import app
 from dllm.cli.methods import MARKER, escape, render, rewrite
 from dllm.cli.shown.catalogue import Method, Option, comments_of, find_methods
@@ -72,7 +72,6 @@ def test_commands_of_the_pages_parse(
     page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)  # where the files are that commands name
-    commands: Any = typer.main.get_command(app)
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for line in "\n".join(b.code for b in blocks_of(page) if b.kind != "python").splitlines():
         program, *words = (
@@ -81,7 +80,7 @@ def test_commands_of_the_pages_parse(
         if program == "make":
             assert re.search(rf"^{words[0]}:", makefile, re.MULTILINE), line
         if program == "dllm":
-            context = commands.commands[words[0]].make_context(words[0], words[1:])
+            context = parser_of(words[0]).make_context(words[0], words[1:])
             given = context.params.get("scheduler") or []
             for text in [given] if isinstance(given, str) else given:
                 schedulers.registry.create(text)

@@ -10,13 +10,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import dllm
 from dllm.models import CheckpointError, load
-from dllm.models.loading import folder as module
 from dllm.models.loading.folder import EMBEDDED
 from tests.support import GOLDEN
 
@@ -367,8 +367,8 @@ def test_the_hub_is_asked_as_transformers_asks(
         asked.append({"name": name, **options})
         return str(llada.parent)
 
-    monkeypatch.setattr(module, "hf_hub_download", config)
-    monkeypatch.setattr(module, "snapshot_download", snapshot)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", config)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     options: dict[str, Any] = {
         "revision": "r1",
         "token": "t",

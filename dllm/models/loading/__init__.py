@@ -7,12 +7,10 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import save_torch_state_dict
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from dllm.models.config import CheckpointError
 from dllm.models.diffusion_gemma import DiffusionGemma, defaults_of, load_module, spec_of
@@ -34,6 +32,9 @@ from dllm.models.loading.weights import (
 from dllm.models.model import HostedModel
 from dllm.models.speed import parse_ways, speed_up
 from dllm.models.speed.linear import is_narrow, parts_of
+
+if TYPE_CHECKING:  # start-up time: whoever has a tokenizer has imported it
+    from transformers import PreTrainedTokenizerBase
 
 
 def load(  # noqa: PLR0913 one argument for each choice that loading leaves open
@@ -148,14 +149,18 @@ def _named(
     tokenizer: PreTrainedTokenizerBase | str | os.PathLike[str] | None,
 ) -> PreTrainedTokenizerBase | str | None:
     """Returns a tokenizer, or its name; TypeError for what is neither."""
-    if tokenizer is None or isinstance(tokenizer, PreTrainedTokenizerBase):
-        return tokenizer
-    if not isinstance(tokenizer, str | os.PathLike):
+    if tokenizer is None:
+        return None
+    if isinstance(tokenizer, str | os.PathLike):
+        return os.fspath(tokenizer)
+    from transformers import PreTrainedTokenizerBase  # start-up time: few bring one of their own
+
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise TypeError(
             f"tokenizer={type(tokenizer).__name__} must be a folder, a hub id or a tokenizer of "
             "transformers"
         )
-    return os.fspath(tokenizer)
+    return tokenizer
 
 
 def _asked(attention: str | None, block_length: int | None) -> tuple[str, int | None] | None:
@@ -199,6 +204,8 @@ def save(model: HostedModel, folder: str | Path, *, max_shard_size: str = "5GB")
     }
     if any(weight.is_meta for weight in weights.values()):
         raise ValueError(f"{model.name!r} is offloaded; load it on one device to save it")
+    from huggingface_hub import save_torch_state_dict  # start-up time: only saving needs it
+
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_torch_state_dict(weights, folder, max_shard_size=max_shard_size)

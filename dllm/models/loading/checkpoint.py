@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from dllm.models.config import CheckpointError, ModelSpec, NetworkConfig, printable
 from dllm.models.diffusion_gemma import is_diffusion_gemma, text_part
@@ -20,6 +19,9 @@ from dllm.models.loading.files import PLAIN, StoredTensor, list_tensors, read_js
 from dllm.models.loading.folder import CONFIG, TOKENIZER, Source, find_folder, read_config
 from dllm.models.loading.tokenizer import find_token, read_tokenizer
 from dllm.models.loading.weights import parse_dtype
+
+if TYPE_CHECKING:  # start-up time: whoever has a tokenizer has imported it
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 

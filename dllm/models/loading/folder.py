@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from huggingface_hub import hf_hub_download, snapshot_download
+import huggingface_hub  # its functions are imported when they are used
 
 from dllm.models.config import CheckpointError
 from dllm.models.diffusion_gemma import is_diffusion_gemma
@@ -81,12 +81,14 @@ def _download(name: str, source: Source, files: Sequence[str]) -> Path:
     inside, options = source.subfolder, source.options
     try:
         if files is DOWNLOADED:
-            path = hf_hub_download(name, CONFIG, subfolder=inside or None, **options)
+            path = huggingface_hub.hf_hub_download(
+                name, CONFIG, subfolder=inside or None, **options
+            )
             config = read_config(Path(path).parent)
             if not is_diffusion_gemma(config):
                 find_family(config)
         patterns = [f"{inside}/{file}" if inside else file for file in files]
-        return Path(snapshot_download(name, allow_patterns=patterns, **options))
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, **options))
     except CheckpointError:
         raise
     except (OSError, ValueError) as error:  # the hub's errors: no network, no such id, not allowed

@@ -7,13 +7,13 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
-
-import jinja2
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Tokenizer
+from typing import TYPE_CHECKING, Any
 
 from dllm.models.config import CheckpointError, printable
 from dllm.models.loading.files import read_json
+
+if TYPE_CHECKING:  # start-up time: whoever has a tokenizer has imported it
+    from transformers import PreTrainedTokenizerBase
 
 COMPLETE = "tokenizer.json"
 BYTE_LEVEL = ("vocab.json", "merges.txt")
@@ -43,6 +43,9 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
             f"{folder} has {listed} but no complete tokenizer; needed: {COMPLETE}, or "
             f"{' and '.join(BYTE_LEVEL)}"
         )
+    # Start-up time: a folder without a tokenizer needs none of it.
+    from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
+
     kind = PreTrainedTokenizerFast if COMPLETE in present else Qwen2Tokenizer
     try:
         for name in (COMPLETE, SETTINGS, BYTE_LEVEL[0], *_MORE):
@@ -122,6 +125,8 @@ def _check_powers(tokenizer: PreTrainedTokenizerBase, where: str) -> None:
 @lru_cache
 def _has_power(template: str) -> bool:
     """Whether a template has `a ** b`, one operation that may run for years without a break."""
+    import jinja2  # start-up time: only chats have a template
+
     before = ""
     try:
         for _, kind, sign in jinja2.Environment().lex(template):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import dispatch_model, infer_auto_device_map  # type: ignore[import-untyped]
-from accelerate.utils import get_balanced_memory  # type: ignore[import-untyped]
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from dllm.models.config import CheckpointError, NetworkConfig, printable
 from dllm.models.encoder_decoder import EncoderDecoder
@@ -53,8 +52,30 @@ def empty_network(config: NetworkConfig) -> Transformer:
     Not accelerate's init_empty_weights, which unties a tied head.
     """
     kind = Transformer if config.decoder is None else EncoderDecoder
-    with torch.device("meta"):
+    with torch.device("meta"), _Unfilled():
         return kind(config).eval().requires_grad_(False)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves out what gives parameters their first values.
+
+    There is nothing to fill on "meta", and torch imports its compiler to find that out: 892
+    modules, two seconds.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Collection[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        named = kwargs or {}
+        return (
+            named["tensor"]
+            if getattr(func, "__module__", "") == nn.init.__name__
+            else func(*args, **named)
+        )
 
 
 @dataclass(frozen=True)
@@ -248,6 +269,10 @@ def place(network: Transformer, dtype: torch.dtype, device_map: DeviceMap) -> De
     if isinstance(device_map, str):
         if device_map != "auto":
             raise ValueError(f"device_map={device_map!r} must be 'auto' or a mapping")
+        # Start-up time: one device needs none of it.
+        from accelerate import infer_auto_device_map  # type: ignore[import-untyped]
+        from accelerate.utils import get_balanced_memory  # type: ignore[import-untyped]
+
         whole = [Block.__name__]  # so that a residual does not cross devices
         memory = get_balanced_memory(network, dtype=dtype, no_split_module_classes=whole)
         inferred: dict[str, Any] = infer_auto_device_map(network, memory, whole, dtype=dtype)
@@ -274,4 +299,6 @@ def device_of(parameter: str, devices: Devices) -> torch.device:
 def dispatch(network: Transformer, devices: Devices) -> None:
     """Adds accelerate's hooks, which move activations from device to device, if there are many."""
     if len(set(devices.values())) > 1:
+        from accelerate import dispatch_model  # start-up time: one device needs no hooks
+
         dispatch_model(network, dict(devices))
