@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,20 +15,17 @@ from dllm.decoding.languages.asked import Asked, check_count, languages_of
 from dllm.decoding.languages.held import HeldRows
 from dllm.decoding.languages.toll import Toll
 from dllm.decoding.loop import DenoisingLoop
-from dllm.decoding.passes import (
-    Observer,
-    Passes,
-    PlainPasses,
-    Step,
-    can_narrow,
-)
+from dllm.decoding.memory_limits import Demand
+from dllm.decoding.passes import Observer, Passes, PlainPasses, Step, can_narrow
 from dllm.decoding.prompt_memory import PromptMemory
+from dllm.decoding.seats import chosen_batch
 from dllm.decoding.shadow import ShadowPasses
 from dllm.decoding.speculation.passes import VerifiedPasses
 from dllm.decoding.speculation.verifiers import Verifier
 from dllm.decoding.uniform import UniformPasses, unread
 from dllm.infilling.languages import first_ends, holes_of
 from dllm.layout import at_eos_of, canvas_of, check_rows, needs_of, with_room
+from dllm.metrics import Meter
 from dllm.models.diffusion_gemma import DiffusionGemma
 from dllm.models.model import DenoisingModel
 from dllm.models.wrap import GuidedModel, WrappedModel
@@ -74,17 +72,20 @@ def loop_of(
     if beside.toll is not None and constrained is not None:
         constrained = beside.toll.on(constrained, _never(canvas.layout, settings), model.device)
     noise = settings.noise or _noise(rows, settings, model.device)
-    batch = _batch(canvas, noise, settings.batch_size or len(rows), beside)
+    needs = needs_of(scheduler, canvas.layout.num_slots, canvas.layout.block_length)
+    verifier = None if settings.verifier is None else check_verifier(settings, scheduler, cache)
+    count = needs.num_variants if verifier is None else verifier.num_variants
+    demand = Demand(model, cache.uses_store, count, count, canvas.layout, Meter(model.device))
+    choose = partial(chosen_batch, cache=cache, demand=demand)
+    batch = _batch(canvas, noise, settings.batch_size, beside, choose)
     if batch is not None:
         canvas, noise = batch.canvas, batch.noise
     if settings.guidance_scale > 0:
         model = GuidedModel(model, settings.guidance_scale, given=canvas.given)
     rules = _processing(model, canvas.layout, rows, settings)
     step = Step(*parts, _sampling(scheduler, canvas.layout, settings), noise, rules, constrained)
-    needs = needs_of(scheduler, canvas.layout.num_slots, canvas.layout.block_length)
     passes, store_variants = _passes(model, step, needs, canvas, observer), needs.num_variants
-    if settings.verifier is not None:
-        verifier = check_verifier(settings, scheduler, cache)
+    if verifier is not None:
         passes, store_variants = _verified(step, needs, verifier, at_eos)
         canvas.start_drafts(no_drafts(canvas.tokens, verifier.num_variants, verifier.adaptive))
     loop = DenoisingLoop(
@@ -128,12 +129,19 @@ def _laid_out(
 
 
 def _batch(
-    canvas: Canvas, noise: Noise, num_seats: int, beside: Beside
+    canvas: Canvas,
+    noise: Noise,
+    num_seats: int | None,
+    beside: Beside,
+    choose: Callable[[Canvas, CounterNoise], ContinuousBatch | None],
 ) -> ContinuousBatch | OpenBatch | None:
     """Returns what fills the seats of finished rows; None: no other rows come."""
     if beside.opening is not None:
         assert isinstance(noise, CounterNoise)  # others cannot tell rows apart that enter
         return OpenBatch(canvas, noise, beside.opening.take, list(range(canvas.layout.num_rows)))
+    if num_seats is None:  # one is chosen, where it is right that prompts wait
+        alone = beside.memory is None and beside.observer is None
+        return choose(canvas, noise) if alone and isinstance(noise, CounterNoise) else None
     if num_seats >= canvas.layout.num_rows:
         return None
     return continuous_batch(canvas, num_seats, _check_waiting(canvas, noise, num_seats, beside))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 from typing_extensions import Unpack
@@ -36,6 +36,8 @@ from dllm.settings import Settings, resolve
 from dllm.state.canvas import Canvas
 from dllm.state.window import StepEvent
 
+Report = Callable[[int, int], object]  # is told of the finished rows, and of all
+
 
 def generate(  # noqa: PLR0913 beside the settings, who is told of the steps
     model: DenoisingModel,
@@ -43,7 +45,7 @@ def generate(  # noqa: PLR0913 beside the settings, who is told of the steps
     settings: Settings | None = None,
     *,
     memory: PromptMemory | None = None,
-    progress: bool = False,
+    progress: bool | Report = False,
     callback: Callable[[StepEvent], object] | None = None,
     **given: Unpack[Given],
 ) -> GenerationOutput:
@@ -54,8 +56,10 @@ def generate(  # noqa: PLR0913 beside the settings, who is told of the steps
     Further settings are the fields of `Settings`; names from the literature (`gen_length`,
     `block_size`, `remasking`, `steps`, ...) are understood and unknown ones are a TypeError.
     `memory` keeps what this call stored of its rows for the next call it is given to.
-    `progress` shows a bar on stderr, or in a notebook, and `callback` gets the event of each step,
-    as `stream` yields it; what it raises ends the generation.
+    `progress=True` shows a bar on stderr, or in a notebook; a callable is called with the number
+    of finished rows and that of all rows, first with 0, then after each step that finished some,
+    at last with all. `callback` gets the event of each step, as `stream` yields it. What one of
+    them raises ends the generation.
 
     Raises ValueError for input that cannot be decoded, `BrokenLogitsError` when the model returns
     NaN, `NotEnoughMemoryError` when the batch does not fit, `GenerationInterrupted` (a
@@ -64,10 +68,9 @@ def generate(  # noqa: PLR0913 beside the settings, who is told of the steps
     """
     running = stream(model, prompts, settings, memory=memory, **given)
     try:
-        with _bar(running) if progress else nullcontext() as advance:
+        with following(running, progress) as advance:
             for event in running:
-                if advance is not None:
-                    advance(event)
+                advance(event)
                 if callback is not None:
                     callback(event)
     except KeyboardInterrupt:
@@ -94,6 +97,29 @@ def stream(
     if resolved.template is None or prompts is not None or encoding:
         prompts = join(prompts, encoding)
     return Stream(model, prompts, resolved, memory)
+
+
+@contextmanager
+def following(running: Stream, progress: bool | Report) -> Iterator[Callable[[StepEvent], object]]:
+    """Yields what is told of each event, and shows or reports how far a generation is."""
+    if progress is False:
+        yield lambda event: None
+    elif progress is True:
+        with _bar(running) as advance:
+            yield advance
+    else:
+        rows, ended = running.num_answers, 0
+        progress(0, rows)
+
+        def report(event: StepEvent) -> None:
+            nonlocal ended
+            if event.finished:
+                ended += len(event.finished)
+                progress(ended, rows)
+
+        yield report
+        if ended < rows:  # those that had nothing to fill
+            progress(rows, rows)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from time import perf_counter
 from typing import Any
@@ -52,6 +52,16 @@ class Metrics:
     peak_memory_bytes: int | None  # device memory; None on a CPU
     fed: tuple[int, ...] = ()  # columns of a row that each pass fed, in order
     flops: int | None = None  # of the matrix products of all passes; None for a wrapped module
+    # Of `tokens_fed`, what lay within a row that was under way: the rest was fed because others
+    # were longer, or not finished. What ends cut off counts as the row's.
+    tokens_needed: int | None = None
+
+    @property
+    def padding(self) -> float | None:
+        """The share of the fed columns that no row needed; None where rows are not known."""
+        if self.tokens_needed is None or not self.tokens_fed:
+            return None
+        return 1 - self.tokens_needed / self.tokens_fed
 
     def __repr__(self) -> str:
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.forwards.items())
@@ -110,7 +120,7 @@ class Metrics:
             {**asdict(row), "tokens_per_forward": row.tokens_per_forward} for row in self.rows
         ]
         names = ("num_forwards", "valid_tokens", "raw_tokens", "tokens_per_forward")
-        more = ("raw_tokens_per_forward", "seconds", "tokens_per_second")
+        more = ("raw_tokens_per_forward", "seconds", "tokens_per_second", "padding")
         return {**record, **{name: getattr(self, name) for name in names + more}}
 
 
@@ -127,6 +137,8 @@ class Meter:
     _forwards: Counter[str] = field(default_factory=Counter)
     _fed: list[int] = field(default_factory=list)
     _sums: list[int] = field(default_factory=lambda: [0, 0, 0])  # rows, tokens, FLOPs
+    _seated: tuple[int, Sequence[int]] | None = None  # rows of the canvas; see `seat`
+    _needed: int = 0  # columns
 
     def start(self, cost: Cost | None, store_bytes: int) -> None:
         """Starts the clock; `cost` are the prices of the model's passes, if they are known."""
@@ -166,10 +178,29 @@ class Meter:
         self._sum_up()
         return self._sums[2]
 
+    def seat(self, num_rows: int, lengths: Sequence[int]) -> None:
+        """Notes whose passes follow: of so many rows, the columns of those that are under way."""
+        self._sum_up()
+        self._seated = num_rows, lengths
+
+    @property
+    def tokens_needed(self) -> int | None:
+        """Columns that were fed within a row that was under way; None where nobody said."""
+        self._sum_up()
+        return None if self._seated is None else self._needed
+
     def _sum_up(self) -> None:
+        by_width: dict[int, int] = {}
         for one in self.passes:
             self._forwards[one.kind] += 1
             self._fed.append(one.num_fed // one.num_canvases)
+            if self._seated is not None:
+                num_rows, lengths = self._seated
+                width = one.num_fed // one.num_canvases
+                if width not in by_width:
+                    by_width[width] = sum(min(width, length) for length in lengths)
+                copies = one.num_rows * one.num_canvases  # variants of a row among them
+                self._needed += copies * by_width[width] // num_rows
             rows, flops = one.num_rows, 0 if self.cost is None else self.cost.flops(one)
             more = (rows * one.num_canvases, rows * one.num_fed, flops)
             self._sums = [total + part for total, part in zip(self._sums, more, strict=True)]
@@ -194,6 +225,7 @@ class Meter:
             peak_memory_bytes=peak,
             fed=tuple(self.fed),
             flops=None if self.cost is None else self.flops,
+            tokens_needed=self.tokens_needed,
         )
 
 

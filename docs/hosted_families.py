@@ -16,7 +16,7 @@ from dllm.decoding.memory_limits import readable
 from dllm.models.config import ModelSpec
 from dllm.models.cost import idle_parameters, narrow_bytes
 from dllm.models.families import FAMILIES, Family
-from dllm.models.loading.weights import empty_network
+from dllm.models.loading.empty import empty_network
 from dllm.models.model import HostedModel
 from dllm.models.transformer import Transformer
 from dllm.settings import DEFAULT_BLOCK_LENGTH

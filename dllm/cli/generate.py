@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -28,7 +27,7 @@ from dllm.cli.shown import Terminal, say
 from dllm.decoding.loop import BrokenLogitsError
 from dllm.decoding.memory_limits import NotEnoughMemoryError
 from dllm.eval.run.describe import short
-from dllm.generate import Stream, stream
+from dllm.generate import Stream, following, stream
 from dllm.models.model import DenoisingModel
 from dllm.output import GenerationOutput
 from dllm.state.window import StepEvent
@@ -223,10 +222,12 @@ def report(out: GenerationOutput, as_json: bool) -> None:
     metrics = out.metrics
     forced = sum(row.forced for row in metrics.rows)
     also = f" ({forced} forced)" if forced else ""
+    shown = len(metrics.rows) > 1 and metrics.padding is not None
+    padding = f", {metrics.padding:.0%} of what was fed was padding" if shown else ""
     Terminal(stderr=True).print(
         f"[dim]{metrics.valid_tokens} tokens{also}, {metrics.num_forwards} forwards, "
         f"{metrics.tokens_per_forward:.2f} tokens per forward, "
-        f"{metrics.tokens_per_second:.0f} tokens/s[/dim]"
+        f"{metrics.tokens_per_second:.0f} tokens/s{padding}[/dim]"
     )
 
 
@@ -246,7 +247,10 @@ def _run(running: Stream, watch: bool) -> bool:
 def drain(running: Stream, watch: bool) -> None:
     """Drains a stream; watched, it shows of each row what is new, masked again, proposed, open."""
     if not watch:
-        deque(running, maxlen=0)
+        several = running.num_answers > 1 and sys.stderr.isatty()
+        with following(running, several) as advance:
+            for event in running:
+                advance(event)
         return
     with Live(console=Terminal(), auto_refresh=False) as live:
         for number, event in enumerate(running, start=1):

@@ -69,7 +69,7 @@ Batch = Annotated[
     Option(
         "--batch-size",
         help="Rows decoded at a time; other prompts wait.",
-        show_default="all of them",
+        show_default="by memory and shape",
     ),
 ]
 NewTokens = Annotated[

@@ -13,7 +13,7 @@ from torch import Tensor
 from dllm.state.canvas import Canvas
 from dllm.state.noise import CounterNoise
 from dllm.state.progress import Feeds, Progress, progress_of_rows, settle
-from dllm.state.rows import copied, file_rows, first_rows, number_row, seat_rows
+from dllm.state.rows import copied, file_rows, number_row, rows_at, seat_rows
 
 
 class Batch(Protocol):
@@ -47,6 +47,7 @@ class ContinuousBatch:
     all_noise: CounterNoise
     noise: CounterNoise  # of the rows that are decoded
     prompt_ids: list[int]  # the prompt at each seat
+    together: bool = False  # prompts enter when all rows are finished
     waiting: deque[int] = field(default_factory=deque)
     _first: list[Progress] = field(default_factory=list)  # of each row before its first step
 
@@ -63,6 +64,8 @@ class ContinuousBatch:
 
     def enter(self, progress: Progress) -> tuple[Progress, Tensor | None]:
         """Fills the seats of finished rows; returns the new progress and the seats (n,), if any."""
+        if self.together and progress.unfinished:
+            return progress, None
         free = [seat for seat, done in enumerate(progress.finished) if done]
         free = free[: len(self.waiting)]
         if not free:
@@ -87,16 +90,27 @@ class ContinuousBatch:
         return torch.tensor(numbers, device=self.canvas.tokens.device)
 
 
-def continuous_batch(all_rows: Canvas, num_seats: int, noise: CounterNoise) -> ContinuousBatch:
-    """Returns a canvas of the first rows, with the others waiting."""
-    first = torch.arange(num_seats, device=all_rows.tokens.device)
+def continuous_batch(
+    all_rows: Canvas,
+    num_seats: int,
+    noise: CounterNoise,
+    order: Sequence[int] | None = None,
+    together: bool = False,
+) -> ContinuousBatch:
+    """Returns a canvas of the first rows of an order, with the others waiting.
+
+    None: their own order. `together` has batch follow batch.
+    """
+    order = range(len(all_rows.tokens)) if order is None else order
+    first = torch.tensor(order[:num_seats], device=all_rows.tokens.device)
     return ContinuousBatch(
         all_rows=copied(all_rows),
-        canvas=first_rows(all_rows, num_seats),
+        canvas=rows_at(all_rows, first),
         all_noise=noise,
         noise=noise.of_rows(first),
-        prompt_ids=list(range(num_seats)),
-        waiting=deque(range(num_seats, len(all_rows.tokens))),
+        prompt_ids=list(order[:num_seats]),
+        together=together,
+        waiting=deque(order[num_seats:]),
     )
 
 

@@ -10,7 +10,7 @@ from time import perf_counter
 import torch
 
 from dllm.cache import Cache
-from dllm.decoding.batching import Batch
+from dllm.decoding.batching import Batch, OpenBatch
 from dllm.decoding.languages.held import HeldRows
 from dllm.decoding.memory_limits import (
     GUARDED,
@@ -82,6 +82,7 @@ class DenoisingLoop:
         forward, feeds = self._begin(canvas, meter), self._feeds
         progress = settle(canvas, lockstep=False, at_eos="ignore", feeds=feeds)
         progress = self._admit(canvas, progress, forward)
+        self._seat(canvas, progress, meter)
         while progress.unfinished:
             if self.constrained is not None:
                 self.constrained.enter(canvas, progress, self._prompts(canvas))
@@ -97,7 +98,17 @@ class DenoisingLoop:
             left = max(progress.remaining - canvas.layout.window_length, 0) + progress.num_open
             yield replace(self._named(canvas, event, before, progress.finished), left=left)
             self._check(canvas, progress)
-            progress = self._admit(canvas, progress, forward)
+            settled, progress = progress, self._admit(canvas, progress, forward)
+            if progress is not settled or settled.finished != before:
+                self._seat(canvas, progress, meter)
+
+    def _seat(self, canvas: Canvas, progress: Progress, meter: Meter) -> None:
+        """Tells the meter which rows are under way, where their lengths are known."""
+        if isinstance(self.batch, OpenBatch) or not progress.unfinished:
+            return
+        rows = zip(self._prompts(canvas), progress.finished, strict=True)
+        lengths = [canvas.layout.lengths[prompt] for prompt, done in rows if not done]
+        meter.seat(canvas.layout.num_rows, lengths)
 
     def _begin(self, canvas: Canvas, meter: Meter) -> Forward:
         """Makes the store and fills it with what is known or read before the first step."""

@@ -21,9 +21,10 @@ from dllm.models.cost import idle_parameters, narrow_bytes, network_cost
 from dllm.models.diffusion_gemma import ARCHITECTURE, TESTED, spec_of
 from dllm.models.loading import read_adapter
 from dllm.models.loading.checkpoint import Checkpoint
+from dllm.models.loading.empty import empty_network
 from dllm.models.loading.folder import HUB_ID, Source, find_folder
 from dllm.models.loading.tokenizer import render_chat
-from dllm.models.loading.weights import Weights, empty_network
+from dllm.models.loading.weights import Weights
 from dllm.models.model import HostedModel
 from dllm.models.speed import ways_of
 from dllm.models.transformer import Transformer

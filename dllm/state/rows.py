@@ -42,13 +42,12 @@ def copied(canvas: Canvas) -> Canvas:
     return other
 
 
-def first_rows(canvas: Canvas, num_rows: int) -> Canvas:
-    """Returns a canvas of its own with the first rows of another."""
-    first = torch.arange(num_rows, device=canvas.tokens.device)
+def rows_at(canvas: Canvas, rows: Tensor) -> Canvas:
+    """Returns a canvas of its own with some rows (n,) int64 of another."""
     chosen = copied(canvas)
     for name, value in _by_row(chosen).items():
-        setattr(chosen, name, value[first])
-    chosen.layout = replace(canvas.layout, num_rows=num_rows)
+        setattr(chosen, name, value[rows])
+    chosen.layout = replace(canvas.layout, num_rows=len(rows))
     return chosen
 
 

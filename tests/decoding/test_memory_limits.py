@@ -112,7 +112,7 @@ def test_a_store_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_limits, "available", lambda device: 2 * bytes_of_row + 1)
     prompts = [[5] * 24] * 5
     with pytest.raises(dllm.NotEnoughMemoryError) as caught:
-        dllm.generate(full, prompts, cache="dual", **SLOTS)
+        dllm.generate(full, prompts, cache="dual", batch_size=5, **SLOTS)
     text = str(caught.value)
     store = 5 * 48 * 3 * 2 * 2 * 16 * 4
     assert (
@@ -125,16 +125,17 @@ def test_a_store_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert partial is not None
     assert partial.metrics.num_forwards == 0
     dllm.generate(full, prompts[:2], cache="dual", **SLOTS)  # what it said would fit does
+    dllm.generate(full, prompts, cache="dual", **SLOTS)  # and what is chosen does
     monkeypatch.setattr(memory_limits, "available", lambda device: bytes_of_row - 1)
     with pytest.raises(dllm.NotEnoughMemoryError, match="not even one row of this length fits"):
-        dllm.generate(full, prompts, cache="dual", **SLOTS)
+        dllm.generate(full, prompts, cache="dual", batch_size=5, **SLOTS)
     bytes_without = model.cost.row_bytes(0, 40, 8)
     monkeypatch.setattr(memory_limits, "available", lambda device: 4 * bytes_without + 1)
     with pytest.raises(dllm.NotEnoughMemoryError, match=r"about 4 row\(s\) of this length fit"):
-        dllm.generate(full, prompts, cache="none", **SLOTS)
+        dllm.generate(full, prompts, cache="none", batch_size=5, **SLOTS)
     monkeypatch.setattr(memory_limits, "available", lambda device: None)
     with pytest.raises(dllm.NotEnoughMemoryError, match="what would fit is not known"):
-        dllm.generate(full, prompts, cache="dual", **SLOTS)
+        dllm.generate(full, prompts, cache="dual", batch_size=5, **SLOTS)
 
 
 def test_memory_that_the_machine_really_lacks() -> None:

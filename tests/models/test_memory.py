@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 import dllm
 from dllm.models.families import find_family
 from dllm.models.loading import files
-from dllm.models.loading.weights import empty_network
+from dllm.models.loading.empty import empty_network
 from tests.support import GOLDEN, ROOT
 
 SDAR: dict[str, Any] = {

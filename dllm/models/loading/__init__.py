@@ -17,6 +17,7 @@ from dllm.models.diffusion_gemma import DiffusionGemma, defaults_of, load_module
 from dllm.models.families import Family, add_family, find_family
 from dllm.models.loading.adapter import Adapter
 from dllm.models.loading.checkpoint import Checkpoint
+from dllm.models.loading.empty import empty_network
 from dllm.models.loading.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from dllm.models.loading.folder import Source, find_folder
 from dllm.models.loading.weights import (
@@ -24,7 +25,6 @@ from dllm.models.loading.weights import (
     Progress,
     Weights,
     dispatch,
-    empty_network,
     parse_device,
     parse_dtype,
     place,

@@ -43,10 +43,10 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
             f"{folder} has {listed} but no complete tokenizer; needed: {COMPLETE}, or "
             f"{' and '.join(BYTE_LEVEL)}"
         )
-    # Start-up time: a folder without a tokenizer needs none of it.
-    from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
+    import transformers  # start-up time: a class is imported when it is looked up
 
-    kind = PreTrainedTokenizerFast if COMPLETE in present else Qwen2Tokenizer
+    complete = COMPLETE in present
+    kind = transformers.PreTrainedTokenizerFast if complete else transformers.Qwen2Tokenizer
     try:
         for name in (COMPLETE, SETTINGS, BYTE_LEVEL[0], *_MORE):
             if (folder / name).is_file():

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from dllm.models.config import CheckpointError, NetworkConfig, printable
-from dllm.models.encoder_decoder import EncoderDecoder
 from dllm.models.families.family import TensorNames, Where
 from dllm.models.layers import Block
 from dllm.models.loading.adapter import Adapter
@@ -44,38 +42,6 @@ COMPUTED = ("rotary_emb.inv_freq", "position_ids")
 
 # What decides between experts whose scores are close, whatever the dtype of the rest.
 KEPT_IN_FLOAT32 = ("router.bias",)
-
-
-def empty_network(config: NetworkConfig) -> Transformer:
-    """Returns a network whose parameters have shapes but no memory.
-
-    Not accelerate's init_empty_weights, which unties a tied head.
-    """
-    kind = Transformer if config.decoder is None else EncoderDecoder
-    with torch.device("meta"), _Unfilled():
-        return kind(config).eval().requires_grad_(False)
-
-
-class _Unfilled(TorchFunctionMode):
-    """Leaves out what gives parameters their first values.
-
-    There is nothing to fill on "meta", and torch imports its compiler to find that out: 892
-    modules, two seconds.
-    """
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Collection[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        named = kwargs or {}
-        return (
-            named["tensor"]
-            if getattr(func, "__module__", "") == nn.init.__name__
-            else func(*args, **named)
-        )
 
 
 @dataclass(frozen=True)

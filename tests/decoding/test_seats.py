@@ -1,0 +1,127 @@
+"""Lists of prompts: how many rows are decoded at a time, in which order, with the same answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import dllm
+from dllm.cache import Cache
+from dllm.cache import registry as caches
+from dllm.decoding import memory_limits
+from dllm.decoding.memory_limits import Demand
+from dllm.decoding.seats import FEW, num_seats
+from dllm.metrics import Meter
+from tests.support.models import golden_model
+
+NEW, BLOCK = 8, 4
+
+
+@pytest.fixture(scope="module")
+def model() -> dllm.HostedModel:
+    return golden_model("llada_gqa", "float32")
+
+
+def uneven(count: int) -> list[list[int]]:
+    """Returns prompts of 1 to 40 tokens, long ones between short ones."""
+    return [[5 + row % 3] * (1 + 13 * row % 40) for row in range(count)]
+
+
+def decoded(model: Any, count: int, **more: Any) -> dllm.GenerationOutput:
+    common = {"max_new_tokens": NEW, "block_length": BLOCK, "scheduler": "threshold:0.3"}
+    return dllm.generate(model, uneven(count), **{**common, "seed": 3, **more})
+
+
+def fixed(cache: Cache, model: Any, rows: int, columns: int = 48, variants: int = 1) -> int:
+    """Returns how many rows of a canvas are decoded at a time."""
+    prompts = [[5] * (columns - NEW)] * rows
+    running = dllm.stream(model, prompts, max_new_tokens=NEW, block_length=BLOCK, batch_size=rows)
+    layout = running.canvas.layout
+    stored = cache.uses_store
+    return num_seats(cache, Demand(model, stored, variants, variants, layout, Meter(model.device)))
+
+
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual", "dkv", "d2cache"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_list_gives_what_its_rows_would_give_together(
+    model: dllm.HostedModel, cache: str, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = 400 if cache == "none" else 6 * BLOCK
+    monkeypatch.setattr("dllm.decoding.seats._ENOUGH", {"cpu": columns})
+    options = {"cache": cache, "temperature": temperature}
+    together = decoded(model, 30, batch_size=30, **options)
+    chosen = decoded(model, 30, **options)
+    assert chosen.sequences == together.sequences
+    assert chosen.metrics.rows == together.metrics.rows
+    assert torch.equal(chosen.trace.commit_step, together.trace.commit_step)
+    assert chosen.metrics.num_forwards > together.metrics.num_forwards  # others did wait
+    assert chosen.metrics.tokens_fed < together.metrics.tokens_fed
+
+
+def test_few_prompts_are_one_batch(model: dllm.HostedModel) -> None:
+    assert decoded(model, FEW).metrics.rows_fed % FEW == 0
+    assert fixed(caches.create("none"), model, FEW, columns=200) == FEW
+
+
+def test_seats_follow_the_columns_of_a_step(model: dllm.HostedModel) -> None:
+    none = caches.create("none")
+    assert fixed(none, model, 100) == 384 // 48
+    assert fixed(none, model, 100, variants=3) == 384 // 48 // 3
+    assert fixed(none, model, 40, columns=200) == 1
+    assert fixed(caches.create("dual"), model, 20) >= 20  # its steps feed a block alone
+
+
+@pytest.mark.parametrize("rows", [8, 100])
+def test_seats_leave_memory_free(
+    model: dllm.HostedModel, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_limits, "available", lambda device: 5)
+    assert fixed(caches.create("dual"), model, rows) == 1  # it is tried, and the error says more
+
+
+def test_short_rows_go_first_and_answers_keep_their_order(model: dllm.HostedModel) -> None:
+    prompts = uneven(60)
+    running = dllm.stream(model, prompts, max_new_tokens=NEW, block_length=BLOCK)
+    ended = [prompt for event in running for prompt in event.finished]
+    assert sorted(ended) == list(range(60))
+    lengths = [len(prompts[prompt]) for prompt in ended]
+    assert sum(lengths[:20]) < sum(lengths[20:40]) < sum(lengths[40:])
+    rows = zip(running.output.sequences, prompts, strict=True)
+    assert all(row[: len(prompt)] == tuple(prompt) for row, prompt in rows)
+
+
+def test_padding_of_uneven_rows_is_counted_and_smaller(model: dllm.HostedModel) -> None:
+    together, chosen = decoded(model, 90, batch_size=90), decoded(model, 90)
+    assert chosen.metrics.padding is not None
+    assert together.metrics.padding is not None
+    assert chosen.metrics.padding < 0.15 < 0.4 < together.metrics.padding
+    assert chosen.metrics.to_dict()["padding"] == chosen.metrics.padding
+
+
+def test_a_row_alone_has_no_padding(model: dllm.HostedModel) -> None:
+    assert decoded(model, 1).metrics.padding == 0.0
+    one_after_the_other = decoded(model, 7, batch_size=1).metrics
+    assert one_after_the_other.padding == 0.0
+
+
+# How far it is.
+
+
+def test_progress_is_told_of_finished_rows(model: dllm.HostedModel) -> None:
+    told: list[tuple[int, int]] = []
+    decoded(model, 40, progress=lambda done, rows: told.append((done, rows)))
+    assert told[0] == (0, 40)
+    assert told[-1] == (40, 40)
+    done = [one for one, _ in told]
+    assert done == sorted(set(done))
+    assert {rows for _, rows in told} == {40}
+
+
+def test_what_progress_raises_ends_the_generation(model: dllm.HostedModel) -> None:
+    def refuse(done: int, rows: int) -> None:
+        raise LookupError(f"{done} of {rows}")
+
+    with pytest.raises(LookupError, match="0 of 3"):
+        decoded(model, 3, progress=refuse)
