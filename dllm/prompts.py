@@ -220,7 +220,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase | None, prompt: Any, where: str) 
         and all(isinstance(part, Mapping) for part in prompt)
         and prompt
     ):
-        return _encode_chat(tokenizer, prompt, where)
+        return encode_chat(tokenizer, prompt, where)
     is_listed = isinstance(prompt, Sequence) and not isinstance(prompt, bytes)
     listed: Sequence[Any] = prompt if is_listed else [None]
     if all(isinstance(token, Integral) and not isinstance(token, bool) for token in listed):
@@ -231,9 +231,13 @@ def _encode(tokenizer: PreTrainedTokenizerBase | None, prompt: Any, where: str) 
     )
 
 
-def _encode_chat(
-    tokenizer: PreTrainedTokenizerBase | None, chat: Sequence[Message], where: str
+def encode_chat(
+    tokenizer: PreTrainedTokenizerBase | None,
+    chat: Sequence[Mapping[str, Any]],
+    where: str = "the chat",
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> list[int]:
+    """Returns the token ids of a chat, with functions that may be called."""
     if tokenizer is None or not tokenizer.chat_template:
         raise ValueError("the model has no chat template: give plain text instead of messages")
     for message in chat:
@@ -246,7 +250,7 @@ def _encode_chat(
                 f"{where} has a chat message with {wrong[0]}={value}: give a text; images and "
                 "videos are not read"
             )
-    return encode_text(tokenizer, render_chat(tokenizer, chat), special=False, where=where)
+    return encode_text(tokenizer, render_chat(tokenizer, chat, tools=tools), False, where)
 
 
 def _encode_infill(model: DenoisingModel, infill: Infill, where: str) -> list[int]:

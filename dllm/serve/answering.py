@@ -117,7 +117,8 @@ async def _events(
                 yield _event(told(update.error)[1])
                 return
             if isinstance(update, Piece):
-                yield _event(shape.part(number, update.text))
+                if (part := shape.part(number, update.text)) is not None:
+                    yield _event(part)
             elif isinstance(update, Drawn):
                 yield _event(shape.drawn(number, update))
             else:

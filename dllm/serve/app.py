@@ -66,7 +66,8 @@ def _add_completions(app: FastAPI, service: Service) -> None:
     @app.post("/v1/chat/completions")
     async def chat(asked: ChatRequest, request: Request) -> Response:
         """Completes a chat."""
-        shape = chat_shape(service.name, bool(asked.logprobs))
+        calls = asked.tools is not None and asked.tool_choice != "none"
+        shape = chat_shape(service.name, bool(asked.logprobs), calls)
         return await answer(service, asked, request, shape)
 
     @app.post("/v1/completions")

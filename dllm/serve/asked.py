@@ -12,6 +12,7 @@ from dllm.infilling.gaps import Infill
 from dllm.models.model import DenoisingModel
 from dllm.prompts import Prompt
 from dllm.serve.fields import ChatRequest, Common, CompletionRequest
+from dllm.serve.tools.language import ToolCalls
 from dllm.settings import PARTS, Settings, resolve
 
 # Settings that a request's object `dllm` may hold, beside options of schedulers.
@@ -33,8 +34,13 @@ class FieldError(ValueError):
         self.field = field
 
 
-def settings_of(model: DenoisingModel, base: Settings | None, asked: Common) -> Settings:
-    """Returns the settings of a request over those of the server; raises FieldError."""
+def settings_of(
+    model: DenoisingModel, base: Settings | None, asked: Common, calls: ToolCalls | None = None
+) -> Settings:
+    """Returns the settings of a request over those of the server; raises FieldError.
+
+    `calls` are answers that call functions, where the request offers any.
+    """
     named = _usual(asked)
     own = asked.dllm.settings()
     for name, value in own.items():
@@ -46,14 +52,16 @@ def settings_of(model: DenoisingModel, base: Settings | None, asked: Common) -> 
         if "constraint" in own:
             raise FieldError("response_format", "response_format and dllm.constraint: leave one")
         named["constraint"] = JsonSchema(schema)
+    if calls is not None:
+        if "constraint" in own:
+            raise FieldError("tools", "tools and dllm.constraint: leave one")
+        named["constraint"] = calls
     with naming_fields(asked):
         return resolve(model.defaults, base, {**named, **own})
 
 
-def prompts_of(asked: ChatRequest | CompletionRequest, settings: Settings) -> list[Prompt]:
-    """Returns the prompts of a request."""
-    if isinstance(asked, ChatRequest):
-        return [[message.plain() for message in asked.messages]]
+def prompts_of(asked: CompletionRequest, settings: Settings) -> list[Prompt]:
+    """Returns the prompts of a text's completion."""
     prompt = asked.prompt
     several = isinstance(prompt, list) and (not prompt or not isinstance(prompt[0], int))
     listed: list[Any] = list(prompt) if several else [prompt]
@@ -151,4 +159,5 @@ def naming_fields(asked: Common) -> Iterator[None]:
         found = next((name for name in fields if re.search(rf"\b{name}\b", message)), None)
         if found in _NAMES:
             message = message.replace(str(found), _NAMES[found])
-        raise FieldError(None if found is None else fields[found], message) from error
+        field = "tools" if message.startswith("ToolCalls(") else None
+        raise FieldError(field if found is None else fields[found], message) from error

@@ -51,7 +51,10 @@ def response_of(error: Exception) -> JSONResponse:
 def invalid(error: RequestValidationError) -> JSONResponse:
     """Returns the answer to a body whose fields are not what they must be."""
     first = error.errors()[0]
-    field = ".".join(_place(first["loc"][1:], error.body)) or None
+    place = [*first["loc"][1:]]
+    if first["type"].startswith("union_tag_"):  # of a field that says of which kind an object is
+        place.append(first["ctx"]["discriminator"].strip("'"))
+    field = ".".join(_place(place, error.body)) or None
     if first["type"] == "json_invalid":
         said = f"the body is no JSON: {first['ctx']['error']} at byte {first['loc'][-1]}"
         return JSONResponse(body_of(said, _INVALID), 400)

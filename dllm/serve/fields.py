@@ -7,38 +7,57 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
+from dllm.serve.tools.fields import Called, Strict, Tool, ToolChoice
+
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Some = Annotated[StrictInt, Field(ge=1)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class TextPart(_Strict):
+class TextPart(Strict):
     """A part of a message; pictures and sound are not read."""
 
     type: Literal["text"]
     text: StrictStr
 
 
-class Message(_Strict):
-    """One message of a chat."""
+Content = StrictStr | list[TextPart]
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: StrictStr | list[TextPart]
+
+class UserMessage(Strict):
+    """What a user says, or an introduction."""
+
+    role: Literal["system", "developer", "user"]
+    content: Content
     name: StrictStr | None = None
 
-    def plain(self) -> dict[str, str]:
-        """Returns the message as chat templates know it."""
-        role = "system" if self.role == "developer" else self.role
-        content = self.content
-        if not isinstance(content, str):
-            content = "".join(part.text for part in content)
-        return {"role": role, "content": content}
+
+class AssistantMessage(Strict):
+    """An earlier answer: text, calls or both."""
+
+    role: Literal["assistant"]
+    content: Content | None = None
+    name: StrictStr | None = None
+    tool_calls: Annotated[list[Called], Field(min_length=1)] | None = None
+    # Of answers that are sent back as they came: only the values that say nothing.
+    refusal: None = None
+    audio: None = None
+    function_call: None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
 
 
-class JsonSchemaFormat(_Strict):
+class ToolMessage(Strict):
+    """What came of a call."""
+
+    role: Literal["tool"]
+    content: Content
+    tool_call_id: StrictStr
+    name: StrictStr | None = None
+
+
+Message = Annotated[UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
+
+
+class JsonSchemaFormat(Strict):
     """A schema with its name, as OpenAI's clients send it."""
 
     name: StrictStr
@@ -47,14 +66,14 @@ class JsonSchemaFormat(_Strict):
     strict: StrictBool | None = None
 
 
-class ResponseFormat(_Strict):
+class ResponseFormat(Strict):
     """What the text of an answer must be."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchemaFormat | None = None
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     """What a stream holds beside its text."""
 
     include_usage: StrictBool = False
@@ -73,7 +92,7 @@ class OwnFields(BaseModel):
         return dict(self.model_extra or {})
 
 
-class Common(_Strict):
+class Common(Strict):
     """Fields of both kinds of completion."""
 
     model: StrictStr
@@ -102,6 +121,9 @@ class ChatRequest(Common):
     logprobs: StrictBool | None = None
     top_logprobs: Literal[0] | None = None
     response_format: ResponseFormat | None = None
+    tools: Annotated[list[Tool], Field(min_length=1, max_length=128)] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: StrictBool | None = None
     modalities: list[Literal["text"]] | None = None
     # Accepted without effect.
     metadata: dict[str, str] | None = None

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from time import monotonic
 
 from dllm.models.model import DenoisingModel
+from dllm.prompts import Prompt
 from dllm.serve.asked import FieldError, naming_fields, prompts_of, settings_of
 from dllm.serve.engine import Engine
 from dllm.serve.fields import ChatRequest, CompletionRequest
 from dllm.serve.job import Job, Update, jobs_of
 from dllm.serve.measured import Measured
+from dllm.serve.tools.chat import ToolTemplate, tool_template
+from dllm.serve.tools.offered import calls_of, chat_of
 from dllm.serve.transcript import Transcript
 from dllm.settings import Settings
 
@@ -54,20 +58,26 @@ class Service:
         assert self.model.tokenizer is not None
         return Transcript(self.model.tokenizer, self.model.spec.mask_token_id, (), ())
 
+    @cached_property
+    def tool_template(self) -> ToolTemplate:
+        """What the chat template does with functions."""
+        assert self.model.tokenizer is not None
+        return tool_template(self.model.tokenizer)
+
     def jobs(
         self,
         asked: ChatRequest | CompletionRequest,
         tell: Callable[[int], Callable[[Update], None]],
     ) -> list[Job]:
         """Returns the jobs of a request; raises ValueError or TypeError for what cannot be."""
-        settings = settings_of(self.model, self.settings, asked)
+        settings = self._settings(asked)
         if settings.max_new_tokens > self.limits.max_tokens:
             raise FieldError(
                 "max_tokens",
                 f"max_tokens={settings.max_new_tokens} is more than the {self.limits.max_tokens} "
                 "of this server: ask for fewer",
             )
-        prompts, count = prompts_of(asked, settings), asked.n or 1
+        prompts, count = self._prompts(asked, settings), asked.n or 1
         if len(prompts) * count > self.limits.max_answers:
             raise FieldError(
                 "n",
@@ -88,6 +98,18 @@ class Service:
             job.pieces = bool(asked.stream)
             job.drawn = bool(asked.stream) and asked.dllm.stream == "canvas"
         return jobs
+
+    def _settings(self, asked: ChatRequest | CompletionRequest) -> Settings:
+        """Returns the settings of a request, what it may call among them."""
+        calls = calls_of(asked, self.tool_template) if isinstance(asked, ChatRequest) else None
+        return settings_of(self.model, self.settings, asked, calls)
+
+    def _prompts(
+        self, asked: ChatRequest | CompletionRequest, settings: Settings
+    ) -> Sequence[Prompt]:
+        if isinstance(asked, ChatRequest):
+            return [chat_of(self.model, asked, self.tool_template)]
+        return prompts_of(asked, settings)
 
     def check_name(self, name: str) -> None:
         """Raises FieldError for a model that is not this one."""

@@ -10,6 +10,7 @@ from time import time
 from typing import Any
 
 from dllm.serve.job import Answer, Drawn
+from dllm.serve.tools.spoken import Telling, plain, spoken
 from dllm.serve.transcript import Transcript
 
 _REASONS = {"eos": "stop", "stop": "stop", "length": "length"}
@@ -32,7 +33,7 @@ class Shape:
             {
                 "index": number,
                 **self._choice(answer),
-                "finish_reason": _REASONS[answer.row.finish_reason],
+                "finish_reason": self._reason(answer),
                 "logprobs": self._logprobs(answer, transcript) if self.logprobs else None,
             }
             for number, answer in enumerate(answers)
@@ -44,16 +45,15 @@ class Shape:
             "dllm": figures(answers),
         }
 
-    def part(self, number: int, text: str) -> dict[str, Any]:
-        """Returns the event of further text of one choice."""
-        choice = {"index": number, **self._part(text), "finish_reason": None, "logprobs": None}
-        return {**self._head(self.part_object), "choices": [choice]}
+    def part(self, number: int, text: str) -> dict[str, Any] | None:
+        """Returns the event of further text of one choice; None: there is none yet."""
+        return self._event(number, self._part(text))
 
     def end(self, number: int, answer: Answer, transcript: Transcript) -> dict[str, Any]:
         """Returns the event behind the text of one choice: how it ended, and what it took."""
         logprobs = self._logprobs(answer, transcript) if self.logprobs else None
-        ended = {"finish_reason": _REASONS[answer.row.finish_reason], "logprobs": logprobs}
-        choice = {"index": number, **self._part(None), **ended}
+        ended = {"finish_reason": self._reason(answer), "logprobs": logprobs}
+        choice = {"index": number, **self._last(number, answer), **ended}
         return {**self._head(self.part_object), "choices": [choice], "dllm": figures([answer])}
 
     def first(self, number: int) -> dict[str, Any] | None:
@@ -68,6 +68,17 @@ class Shape:
         """Returns an event of one step of one choice."""
         canvas = {"index": number, **asdict(step)}
         return {**self._head(self.part_object), "choices": [], "dllm": {"canvas": canvas}}
+
+    def _event(self, number: int, part: dict[str, Any]) -> dict[str, Any]:
+        choice = {"index": number, **part, "finish_reason": None, "logprobs": None}
+        return {**self._head(self.part_object), "choices": [choice]}
+
+    def _reason(self, answer: Answer) -> str:
+        return _REASONS[answer.row.finish_reason]
+
+    def _last(self, number: int, answer: Answer) -> dict[str, Any]:
+        """Returns what the last event of a choice tells of its text."""
+        return self._part(None)
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
@@ -105,6 +116,39 @@ class ChatShape(Shape):
         return {"content": content, "refusal": None}
 
 
+@dataclass(frozen=True)
+class CallingShape(ChatShape):
+    """The shape of a chat's completion that may call functions."""
+
+    _tellings: dict[int, Telling] = field(default_factory=dict)  # of each choice, in a stream
+
+    def first(self, number: int) -> dict[str, Any] | None:
+        """Returns the event that says who speaks."""
+        return self._event(number, {"delta": {"role": "assistant", "content": None}})
+
+    def part(self, number: int, text: str) -> dict[str, Any] | None:
+        """Returns the event of further text or calls of one choice; None: nothing is sure yet."""
+        telling = self._tellings.setdefault(number, Telling())
+        delta = telling.more(telling.text + text, whole=False)
+        return self._event(number, {"delta": delta}) if delta else None
+
+    def _last(self, number: int, answer: Answer) -> dict[str, Any]:
+        telling = self._tellings.setdefault(number, Telling())
+        return {"delta": telling.more(answer.text, whole=True)}
+
+    def _reason(self, answer: Answer) -> str:
+        called = spoken(answer.text, whole=True).calls
+        return "tool_calls" if called else super()._reason(answer)
+
+    def _choice(self, answer: Answer) -> dict[str, Any]:
+        said = spoken(answer.text, whole=True)
+        message: dict[str, Any] = {"role": "assistant", "content": said.content or None}
+        message["refusal"] = None
+        if said.calls:
+            message["tool_calls"] = list(map(plain, said.calls))
+        return {"message": message}
+
+
 class TextShape(Shape):
     """The shape of a text's completion."""
 
@@ -126,10 +170,11 @@ class TextShape(Shape):
         }
 
 
-def chat_shape(model: str, logprobs: bool) -> Shape:
-    """Returns the shape of one chat's completion."""
+def chat_shape(model: str, logprobs: bool, calls: bool = False) -> Shape:
+    """Returns the shape of one chat's completion, which may call functions."""
     kinds = ("chat.completion", "chat.completion.chunk")
-    return ChatShape(model, logprobs, *kinds, id=f"chatcmpl-{secrets.token_hex(12)}")
+    made = CallingShape if calls else ChatShape
+    return made(model, logprobs, *kinds, id=f"chatcmpl-{secrets.token_hex(12)}")
 
 
 def text_shape(model: str, logprobs: bool) -> Shape:

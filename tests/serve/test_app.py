@@ -251,7 +251,9 @@ WRONG: list[tuple[str, Any, int, str | None, str]] = [
         "messages.0.role",
         "user",
     ),
-    (CHAT, {**SAID, "tools": []}, 400, "tools", "no such field"),
+    (CHAT, {**SAID, "functions": []}, 400, "functions", "no such field"),
+    (CHAT, {**SAID, "tools": []}, 400, "tools", "at least 1"),
+    (TEXT, {**GOOD, "tools": []}, 400, "tools", "no such field"),
     (CHAT, {**SAID, "max_tokens": 3, "max_completion_tokens": 4}, 400, "max_tokens", "differ"),
     (
         CHAT,

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 import dllm
 from dllm.models.encoder_decoder import EncoderDecoder
@@ -173,9 +174,25 @@ def family_model(name: str) -> dllm.HostedModel:
         return _family_model(name)
 
 
-def _family_model(name: str) -> dllm.HostedModel:
+def speaking_model(name: str, tokenizer: PreTrainedTokenizerFast) -> dllm.HostedModel:
+    """Returns a random model of a family with the words of a tokenizer that can spell anything."""
+    with torch.inference_mode(False):
+        made = _family_model(name, vocab_size=len(tokenizer), max_position_embeddings=2048)
+    ends = (tokenizer.eos_token_id,)
+    spec = replace(
+        made.spec,
+        vocab_size=len(tokenizer),
+        max_length=2048,
+        mask_token_id=tokenizer.mask_token_id,
+        eos_token_ids=ends,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return replace(made, spec=spec, tokenizer=tokenizer)
+
+
+def _family_model(name: str, **sizes: int) -> dllm.HostedModel:
     family = FAMILIES[FAMILY.get(name, "SDARForCausalLM")]
-    config = {**CONFIG, **EXPERTS.get(name, {})}
+    config = {**CONFIG, **EXPERTS.get(name, {}), **sizes}
     shape = family.read_network({**config, "backbone_config": STACKS.get(name)})
     network = (Transformer if shape.decoder is None else EncoderDecoder)(shape)
     source = torch.Generator().manual_seed(4)

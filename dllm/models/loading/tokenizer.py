@@ -67,9 +67,11 @@ def render_chat(
     messages: Sequence[Mapping[str, Any]],
     *,
     continue_final_message: bool = False,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """Returns messages in the tokenizer's chat template, ready for an answer.
 
+    `tools` are functions that may be called, for templates that write them.
     Raises ValueError, which names the template's file, for what the template refuses, and for a
     template that takes longer than `MOST_SECONDS` or writes more than `MOST_CHARACTERS`.
     """
@@ -80,6 +82,7 @@ def render_chat(
         return str(
             tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
+                tools=[dict(tool) for tool in tools] or None,
                 tokenize=False,
                 add_generation_prompt=not continue_final_message,
                 continue_final_message=continue_final_message,
