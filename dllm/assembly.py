@@ -17,7 +17,7 @@ from dllm.decoding.languages.toll import Toll
 from dllm.decoding.loop import DenoisingLoop
 from dllm.decoding.memory_limits import Demand
 from dllm.decoding.passes import Observer, Passes, PlainPasses, Step, can_narrow
-from dllm.decoding.prompt_memory import PromptMemory
+from dllm.decoding.prompt_memory import PromptMemory, SeatMemory
 from dllm.decoding.seats import chosen_batch
 from dllm.decoding.shadow import ShadowPasses
 from dllm.decoding.speculation.passes import VerifiedPasses
@@ -78,6 +78,8 @@ def loop_of(
     demand = Demand(model, cache.uses_store, count, count, canvas.layout, Meter(model.device))
     choose = partial(chosen_batch, cache=cache, demand=demand)
     batch = _batch(canvas, noise, settings.batch_size, beside, choose)
+    if isinstance(batch, OpenBatch) and PromptMemory.suits(model, cache, settings.guidance_scale):
+        batch.shared = SeatMemory(model.spec)
     if batch is not None:
         canvas, noise = batch.canvas, batch.noise
     if settings.guidance_scale > 0:

@@ -10,10 +10,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from dllm.decoding.prompt_memory import SeatMemory
 from dllm.state.canvas import Canvas
 from dllm.state.noise import CounterNoise
 from dllm.state.progress import Feeds, Progress, progress_of_rows, settle
 from dllm.state.rows import copied, file_rows, number_row, rows_at, seat_rows
+from dllm.state.store import KVStore
 
 
 class Batch(Protocol):
@@ -24,7 +26,7 @@ class Batch(Protocol):
         """The prompt at each seat."""
         ...
 
-    def begin(self, feeds: Feeds | None) -> None:
+    def begin(self, feeds: Feeds | None, store: KVStore | None) -> None:
         """Is told once, before the first step, what counts the columns that passes feed."""
         ...
 
@@ -56,7 +58,7 @@ class ContinuousBatch:
         """The prompt at each seat."""
         return tuple(self.prompt_ids)
 
-    def begin(self, feeds: Feeds | None) -> None:
+    def begin(self, feeds: Feeds | None, store: KVStore | None) -> None:
         """Brings waiting rows to their first block; those without any slot to fill never enter."""
         settle(self.all_rows, lockstep=False, at_eos="ignore")
         self._first = progress_of_rows(self.all_rows, feeds)
@@ -143,6 +145,9 @@ class OpenBatch:
     noise: CounterNoise  # of these
     take: Callable[[int], Sequence[Entering]]
     prompt_ids: list[int]  # the number of the row at each seat
+    shared: SeatMemory | None = None  # hands stored keys on; None: they are not final
+    # Of rows that entered, by number: columns that they took over; whoever reads it takes it out.
+    reused: dict[int, int] = field(default_factory=dict)
     _feeds: Feeds | None = None
 
     @property
@@ -150,9 +155,11 @@ class OpenBatch:
         """The number of the row at each seat."""
         return tuple(self.prompt_ids)
 
-    def begin(self, feeds: Feeds | None) -> None:
-        """Notes what counts the columns that passes feed."""
+    def begin(self, feeds: Feeds | None, store: KVStore | None) -> None:
+        """Notes what counts the columns that passes feed, and where keys are stored."""
         self._feeds = feeds
+        if self.shared is not None:
+            self.shared.store = store
 
     def enter(self, progress: Progress) -> tuple[Progress, Tensor | None]:
         """Fills the seats of finished rows; returns the new progress and the seats (n,), if any."""
@@ -162,6 +169,9 @@ class OpenBatch:
             return progress, None
         free, device = free[: len(entering)], self.canvas.tokens.device
         seats = torch.tensor(free, device=device)
+        if self.shared is not None:
+            counts = self.shared.hand_over(self.canvas, free, [row.canvas for row in entering])
+            self.reused |= {row.number: n for row, n in zip(entering, counts, strict=True)}
         first, alone = [], torch.zeros(1, dtype=torch.int64, device=device)
         for place, row in zip(seats.split(1), entering, strict=True):
             settle(row.canvas, lockstep=False, at_eos="ignore")

@@ -120,7 +120,7 @@ class DenoisingLoop:
             forward(canvas.tokens, plan)
             canvas.read_prompt(plan.positions[:, -1] + 1)
         if self.batch is not None:
-            self.batch.begin(self._feeds)
+            self.batch.begin(self._feeds, forward.store)
         return forward
 
     def _admit(self, canvas: Canvas, progress: Progress, forward: Forward) -> Progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -72,6 +73,11 @@ class PromptMemory:
                 f"{model.name!r}: give each model its own, or call memory.clear()"
             )
 
+    @staticmethod
+    def suits(model: DenoisingModel, cache: Cache, guidance_scale: float) -> bool:
+        """Whether keys can be handed from one run to another, as `check` asks."""
+        return model.spec.attention != "full" and cache.final_blocks and not guidance_scale
+
     def recall(self, model: DenoisingModel, canvas: Canvas, store: KVStore) -> None:
         """Fills a new store with what the last run has, and remembers the new run instead."""
         self.reused = (0,) * canvas.layout.num_rows
@@ -84,17 +90,65 @@ class PromptMemory:
 
     def _copy(self, source: Tensor, length: Tensor, canvas: Canvas, store: KVStore) -> None:
         assert self._last is not None
-        longest, old = int(length.max()), self._last.store
-        if not longest:
-            return
-        # A store may have several rows for each of the canvas; the first of them is the row's own.
-        stride = store.shape.num_rows // canvas.layout.num_rows
-        step = old.shape.num_rows // self._last.canvas.layout.num_rows
-        pairs = zip((*store.keys, *store.values), (*old.keys, *old.values), strict=True)
-        for target, held in pairs:
-            rows = held[:-1].unflatten(0, (old.shape.num_rows, -1))[::step, :longest]
-            own = target[:-1].unflatten(0, (store.shape.num_rows, -1))[::stride, :longest]
-            own.copy_(rows[source.to(held.device)])
+        old, rows = self._last, torch.arange(canvas.layout.num_rows)
+        _copy_keys(_Rows(old.store, old.canvas, source), _Rows(store, canvas, rows), length)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows (n,) of a canvas, with its store."""
+
+    store: KVStore
+    canvas: Canvas
+    rows: Tensor
+
+    @property
+    def stride(self) -> int:
+        """Rows of the store for each of the canvas, of which the first is the row's own."""
+        return self.store.shape.num_rows // self.canvas.layout.num_rows
+
+
+def _copy_keys(source: _Rows, target: _Rows, length: Tensor) -> None:
+    """Copies what is stored of the columns before the largest `length` (n,), row for row.
+
+    Further columns than a row takes over are never read: its first pass feeds and stores them.
+    """
+    longest = int(length.max())
+    if not longest:
+        return
+    old, new = source.store, target.store
+    for held, kept in zip((*old.keys, *old.values), (*new.keys, *new.values), strict=True):
+        own = held[:-1].unflatten(0, (old.shape.num_rows, -1))[:: source.stride, :longest]
+        into = kept[:-1].unflatten(0, (new.shape.num_rows, -1))[:: target.stride, :longest]
+        # Read before anything is written: both may be one store.
+        into.index_copy_(0, target.rows.to(into.device), own[source.rows.to(own.device)])
+
+
+@dataclass
+class SeatMemory:
+    """Hands what rows of a canvas have stored to rows that enter it and begin as they do.
+
+    Those before them may still be decoded, or have left: their tokens and keys stand at their
+    seats until others sit there. Each row takes over what `PromptMemory` would.
+    """
+
+    spec: ModelSpec
+    store: KVStore | None = None  # of the canvas; None: it was not made yet
+
+    def hand_over(self, canvas: Canvas, seats: Sequence[int], rows: Sequence[Canvas]) -> list[int]:
+        """Fills `seats` for rows, each a canvas of its own before its first step.
+
+        Returns the columns that each row takes over.
+        """
+        if self.store is None:
+            return [0] * len(rows)
+        found = [_longest_match(canvas, row, self.spec) for row in rows]
+        source, length = (torch.cat(parts) for parts in zip(*found, strict=True))
+        target = _Rows(self.store, canvas, torch.tensor(list(seats)))
+        _copy_keys(_Rows(self.store, canvas, source), target, length)
+        for row, count in zip(rows, length.split(1), strict=True):
+            row.recall_prompt(count)
+        return [int(count) for count in length]
 
 
 def _longest_match(old: Canvas, new: Canvas, spec: ModelSpec) -> tuple[Tensor, Tensor]:

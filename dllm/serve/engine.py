@@ -11,6 +11,7 @@ from time import monotonic
 
 from dllm.decoding.loop import BrokenLogitsError
 from dllm.decoding.memory_limits import NotEnoughMemoryError
+from dllm.decoding.prompt_memory import PromptMemory
 from dllm.models.model import DenoisingModel
 from dllm.serve.job import Counts, Failure, Job, Key, LateError, StoppedError
 from dllm.serve.wave import Wave
@@ -37,6 +38,7 @@ class Engine:
     max_rows: int = 16  # decoded at a time, of all canvases together
     max_waiting: int = 256
     counts: Counts = field(default_factory=Counts)
+    memory: PromptMemory = field(default_factory=PromptMemory)  # of the canvas that began last
     _waiting: dict[Key, deque[Job]] = field(default_factory=dict)
     _waves: list[Wave] = field(default_factory=list)
     _changed: Condition = field(default_factory=Condition)
@@ -167,7 +169,7 @@ class Engine:
     def _begin(self, jobs: list[Job]) -> None:
         """Starts a canvas; where it cannot be, each job is tried alone."""
         try:
-            self._waves.append(Wave(self.model, jobs, self._take, self.counts))
+            self._waves.append(Wave(self.model, jobs, self._take, self.counts, self.memory))
         except Exception as error:  # noqa: BLE001 whatever it is, it is one answer's
             self._alone(jobs, error)
 
@@ -206,22 +208,27 @@ class Engine:
         try:
             going = wave.step()
         except BrokenLogitsError as error:
-            self._waves.remove(wave)
+            self._remove(wave)
             broken = wave.broken()
             for job in broken:
                 self._fail(job, error)
             self._again([job for job in wave.jobs.values() if job not in broken])
             return
         except NotEnoughMemoryError as error:
-            self._waves.remove(wave)
+            self._remove(wave)
             self._smaller(list(wave.jobs.values()), error)
             return
         except Exception as error:  # noqa: BLE001 whatever it is, it is one answer's
-            self._waves.remove(wave)
+            self._remove(wave)
             self._alone(list(wave.jobs.values()), error)
             return
         if not going or not wave.jobs:
             self._waves.remove(wave)
+
+    def _remove(self, wave: Wave) -> None:
+        """Forgets a canvas that failed, and what it may have stored that is not right."""
+        self._waves.remove(wave)
+        self.memory.clear()
 
     def _fail(self, job: Job, error: Exception) -> None:
         self.counts.failed += 1

@@ -41,6 +41,7 @@ class Answer:
     row: RowMetrics
     queued_seconds: float
     decoding_seconds: float
+    reused: int = 0  # columns of the prompt that an earlier row had read
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class Counts:
     failed: int = 0
     cancelled: int = 0
     forwards: int = 0
+    fed: int = 0  # columns of a row that they fed
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ class Measured:
         self._errors = Counter("dllm_errors", "Requests that failed.", ["kind"], registry=at)
         self._left = Counter("dllm_left", "Requests whose client did not wait.", registry=at)
         self._prompt = Counter("dllm_prompt_tokens", "Tokens of prompts.", registry=at)
+        reused = "Columns of prompts that earlier rows had read."
+        self._reused = Counter("dllm_reused_columns", reused, registry=at)
         self._tokens = Counter("dllm_answer_tokens", "Tokens of answers.", registry=at)
         self._forwards = Counter("dllm_row_forwards", "Forwards of each answer.", registry=at)
         queued, decoding = "Seconds before a seat.", "Seconds from seat to answer."
@@ -37,11 +39,15 @@ class Measured:
         self._waiting = Gauge("dllm_waiting", "Answers without a seat.", registry=at)
         self._active = Gauge("dllm_active", "Answers that are decoded.", registry=at)
         self._passes = Gauge("dllm_passes", "Passes of the model so far.", registry=at)
+        self._fed = Gauge("dllm_fed_columns", "Columns of a row that passes fed.", registry=at)
+        held = "Bytes of keys and values that are kept of the last canvas."
+        self._held = Gauge("dllm_prompt_memory_bytes", held, registry=at)
 
     def answered(self, answer: Answer) -> None:
         """Counts an answer."""
         self._answers.labels(answer.row.finish_reason).inc()
         self._prompt.inc(answer.row.prompt_tokens)
+        self._reused.inc(answer.reused)
         self._tokens.inc(answer.row.valid_tokens)
         self._forwards.inc(answer.row.forwards)
         self._queued.observe(answer.queued_seconds)
@@ -61,4 +67,6 @@ class Measured:
         self._waiting.set(engine.num_waiting)
         self._active.set(engine.num_active)
         self._passes.set(engine.counts.forwards)
+        self._fed.set(engine.counts.fed)
+        self._held.set(engine.memory.num_bytes)
         return generate_latest(self._registry), CONTENT_TYPE_LATEST

@@ -202,6 +202,7 @@ def figures(answers: Sequence[Answer]) -> dict[str, Any]:
         "forwards": forwards,
         "tokens_per_forward": written / forwards if forwards else 0.0,
         "forced": sum(answer.row.forced for answer in answers),
+        "reused_columns": sum(answer.reused for answer in answers),
         "queued_seconds": max(answer.queued_seconds for answer in answers),
         "decoding_seconds": max(answer.decoding_seconds for answer in answers),
     }

@@ -9,14 +9,17 @@ from time import monotonic
 import torch
 
 from dllm.assembly import Beside, loop_of, row_like
+from dllm.compatible import check
 from dllm.constraints.base import Constraint
 from dllm.constraints.span import ConstraintSpan
-from dllm.decoding.batching import Entering, Opening
+from dllm.decoding.batching import Entering, OpenBatch, Opening
+from dllm.decoding.prompt_memory import PromptMemory
 from dllm.metrics import Meter
 from dllm.models.model import DenoisingModel
 from dllm.output import Chosen, Write, collect, read_history
 from dllm.serve.job import Answer, Counts, Drawn, Failure, Job, LateError, Piece
 from dllm.serve.transcript import Transcript, more
+from dllm.settings import Settings
 from dllm.state.progress import Progress
 from dllm.state.rows import release_rows
 from dllm.state.window import StepEvent
@@ -46,6 +49,7 @@ class Wave:
         jobs: Sequence[Job],
         take: Callable[[Wave, int], list[Job]],
         counts: Counts,
+        memory: PromptMemory,
     ) -> None:
         first = jobs[0]
         needed = max(job.num_columns for job in jobs)
@@ -53,13 +57,15 @@ class Wave:
         self.num_columns = -(-needed // _ROOM) * _ROOM
         self.jobs = dict(enumerate(jobs))  # by number, those that are decoded
         self._model, self._take, self._counts = model, take, counts
-        self._taken, self._steps = len(jobs), 0
+        self._taken, self._steps, self._num_counted = len(jobs), 0, 0
         shared = replace(first.settings, seed=[job.seed for job in jobs], constraint=None)
         if first.key.constrained:
             shared = replace(shared, constraint=[_constraint(job) for job in jobs])
         opening = Opening(self.num_columns, self._enter)
         rows = [job.row for job in jobs]
-        self._loop, self._canvas = loop_of(model, rows, shared, Beside(opening=opening))
+        kept = memory if _suits(model, shared) else None
+        self._loop, self._canvas = loop_of(model, rows, shared, Beside(kept, opening=opening))
+        self._memory = kept
         self._seats = dict(enumerate(range(len(jobs))))  # of each number
         self._meter = Meter(model.device)
         self._changes: dict[int, list[Write]] = {}
@@ -98,14 +104,28 @@ class Wave:
         event = next(self._events, None)
         if event is None:
             return False
+        if self._memory is not None and not self._steps:
+            self._batch.reused |= dict(enumerate(self._memory.reused))
         self._steps += 1
-        self._counts.forwards += 1
+        self._count()
         if self._canvas.layout.keep_history:
             read_history(self._canvas, self._changes)
         self._tell(event)
         for number in event.finished:
             self._finish(number)
         return True
+
+    @property
+    def _batch(self) -> OpenBatch:
+        assert isinstance(self._loop.batch, OpenBatch)
+        return self._loop.batch
+
+    def _count(self) -> None:
+        """Counts a step, and the columns that its passes fed."""
+        self._counts.forwards += 1
+        fed = sum(self._meter.fed[self._num_counted :])
+        self._num_counted = len(self._meter.fed)
+        self._counts.fed += fed
 
     def _release(self) -> None:
         """Has rows leave that nobody waits for any more, or that took too long."""
@@ -186,6 +206,7 @@ class Wave:
         """Tells a job its answer, before another row takes its seat."""
         if number not in self.jobs:
             return  # nobody waited for it
+        reused = self._batch.reused.get(number, 0)
         job = self._forget(number)
         chosen = Chosen(self._canvas, [self._seats[number]], self._changes)
         out = collect(chosen, self._meter, self._model.tokenizer, self._loop.stop)
@@ -206,11 +227,19 @@ class Wave:
                 row=out.metrics.rows[0],
                 queued_seconds=begun - job.asked,
                 decoding_seconds=monotonic() - begun,
+                reused=reused,
             )
         )
 
     def _forget(self, number: int) -> Job:
+        self._batch.reused.pop(number, None)
         return self.jobs.pop(number)
+
+
+def _suits(model: DenoisingModel, settings: Settings) -> bool:
+    """Whether what prompts have in common is read once."""
+    _, cache = check(model, settings)
+    return PromptMemory.suits(model, cache, settings.guidance_scale)
 
 
 def _constraint(job: Job) -> Constraint | ConstraintSpan | None:
