@@ -31,6 +31,7 @@ HOLES = "tests/infilling/test_laws.py"
 SEARCH = "tests/infilling/test_search.py"
 ROWS = "tests/decoding/languages/test_row_by_row.py"
 ENGINE = "tests/serve/test_engine.py"
+TRANSFORMERS = "tests/integrations/test_transformers.py"
 TRANSCRIPT = "tests/serve/test_transcript.py"
 
 
@@ -954,5 +955,19 @@ FAULTS = [
     *in_file(
         "dllm/serve/engine.py",
         ("broken-take-others-along", "if job not in broken]", "if job in broken]", ENGINE),
+    ),
+    *in_file(
+        "dllm/integrations/transformers/streaming.py",
+        ("told-twice", "            self._num_told = len(tokens)\n", "", TRANSFORMERS),
+        (
+            "draft-of-what-was-told",
+            "[columns][shown][self._num_told :]",
+            "[columns][shown]",
+            TRANSFORMERS,
+        ),
+    ),
+    *in_file(
+        "dllm/integrations/transformers/asked.py",
+        ("sampled-greedily", '{"temperature": 1.0, **found}', "found", TRANSFORMERS),
     ),
 ]

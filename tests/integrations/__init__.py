@@ -1,0 +1,1 @@
+"""Tests of our decoding inside other libraries."""
