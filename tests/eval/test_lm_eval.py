@@ -10,6 +10,7 @@ import runpy
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.metadata import EntryPoint
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,16 +27,25 @@ from dllm.eval.lm_eval.requests import Asked, Encoder
 from dllm.eval.run.describe import Setup
 from dllm.eval.tasks import TASKS, arithmetic
 from dllm.settings import Settings, resolve
+from tests.support import ROOT
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm_eval is not installed: the extra lm-eval")
 
 from lm_eval.api.instance import Instance  # noqa: E402 only where it is installed
+from lm_eval.api.model import LM  # noqa: E402
+from lm_eval.api.registry import Registry  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
 from dllm.eval import harness  # noqa: E402
 from dllm.eval.harness import DiffusionLM  # noqa: E402
 from dllm.eval.lm_eval import adapter  # noqa: E402
 
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 NUM = 7
 TASK = """
 dataset_path: json
@@ -651,3 +661,28 @@ def test_two_processes_score_as_one(folder: Path, tmp_path: Path) -> None:
     parts = [lines_of(tmp_path / name) for name in ("gen_stats.jsonl", "gen_stats.rank1.jsonl")]
     answered = {(line["task"], line["doc_id"]) for part in parts for line in part if "task" in line}
     assert len(answered) == 2 * NUM
+
+
+# Where the harness' versions after 0.4.13 find the model.
+
+
+def test_the_entry_point_names_the_class_as_the_harness_compares_it() -> None:
+    named = PROJECT["project"]["entry-points"]["lm_eval.models"]
+    (found,) = (EntryPoint(name, value, "lm_eval.models") for name, value in named.items())
+    assert found.name == "dllm"
+    kind = found.load()
+    assert kind is DiffusionLM
+    assert issubclass(kind, LM)
+    # A placeholder that the class' own decorator replaces, which it does for the same path alone.
+    plugins: Registry[Any] = Registry("model", base_cls=LM)
+    plugins.register("dllm", target=found.value)
+    plugins.register("dllm")(kind)
+    assert plugins.get("dllm") is DiffusionLM
+
+
+def test_the_harness_own_models_stay_known() -> None:
+    code = (
+        "import dllm.eval.harness, lm_eval.api.registry as r; print(r.get_model('dummy').__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "DummyLM" in done.stdout, done.stderr

@@ -261,8 +261,6 @@ def test_the_folder_decodes_offline(
     model.save_pretrained(tmp_path / "own")
     loaded = type(model).from_pretrained(tmp_path / "own", trust_remote_code=True).eval()
     assert torch.equal(loaded.generate(inputs=ONE), given)
-    with pytest.raises(ValueError, match="trust_remote_code"):
-        ask(model, trust_remote_code=False, **options)
 
 
 # What is refused.
