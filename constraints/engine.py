@@ -110,9 +110,19 @@ class Tables:
         follow, end = self.follow(tokens, columns, masked), self._tails[tails].float()
         return Segment(found[: self.num_states], follow, nothing, end)
 
-    def read(self, entry: Tensor, tokens: Tensor, columns: Tensor, masked: Tensor) -> OnDevice:
-        """Returns what the columns of a window may hold, see `segment`."""
-        return OnDevice(self, columns, self.segment(entry, tokens, columns, masked))
+    def read(
+        self,
+        entry: Tensor,
+        tokens: Tensor,
+        columns: Tensor,
+        masked: Tensor,
+        asked: Tensor | None = None,
+    ) -> OnDevice:
+        """Returns what the columns of a window may hold, see `segment`.
+
+        Columns that are not `asked` about (B, W) bool are let hold anything; None: all are.
+        """
+        return OnDevice(self, columns, self.segment(entry, tokens, columns, masked), asked)
 
     def jumps_of(self, columns: Tensor, masked: Tensor) -> Tensor:
         """Returns where any token may stand, (W, N) float32; `masked` is (B, W)."""
@@ -212,18 +222,25 @@ class OnDevice:
     tables: Tables
     columns: Tensor  # (B, W) int64
     segment: Segment  # what stands there
+    asked: Tensor | None = None  # (B, W) bool columns that somebody reads; None: all
 
     @cached_property
     def allowed(self) -> Tensor:
         """The classes of tokens that each column may hold, (B, W, K) bool."""
-        inside = self.tables.inside(self.columns)[..., None]
-        return self.tables.allowed(self.tables.reach(self.segment)) | ~inside
+        allowed = self.tables.allowed(self.tables.reach(self.segment))
+        return allowed | ~self._of_a_row[..., None]
 
     @property
     def single(self) -> Tensor:
         """Which columns may hold one token alone, (B, W) bool."""
         counts = torch.einsum("bwk,bk->bw", self.allowed.float(), self.tables.sizes)
-        return (counts == 1) & self.tables.inside(self.columns)
+        return (counts == 1) & self._of_a_row
+
+    @cached_property
+    def _of_a_row(self) -> Tensor:
+        """Which columns are in their row's span, and asked about, (B, W) bool."""
+        inside = self.tables.inside(self.columns)
+        return inside if self.asked is None else inside & self.asked
 
     def hold(self, logits: Tensor, places: Tensor | None, keep: int, spare: bool) -> Tensor:
         """Returns logits (B, w, V) with -inf for what their columns may not hold.

@@ -10,21 +10,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dllm.constraints.bound import ALL, Bound, bound_of
 from dllm.constraints.engine import Tables
-from dllm.constraints.language import Language
 from dllm.constraints.lines import RowLanguage
 
 _OPEN = -1  # in the place of a class: any token may stand here
 _MOST = 2**26  # bytes of all that is kept, roughly
-_FEW = 4096  # tokens up to which they are written one by one
-_NONE = np.empty(0, np.int64)
+_BITS = 64  # of a word
 States = bytes  # (N,) bool
 Classes = NDArray[np.int64]  # (W, B) class that stands at each column of each row, or _OPEN
 
@@ -42,44 +40,6 @@ def on_host(tables: Tables) -> bool:
     return tables.device.type == "cpu"
 
 
-@dataclass(frozen=True, eq=False)
-class Bound:
-    """Tokens that logits are kept to, in the form that reads the least of them."""
-
-    allowed: NDArray[np.int64] | None = None  # where they are few
-    barred: NDArray[np.int64] | None = None  # where these are
-    most: NDArray[np.float32] | None = None  # (V,) the largest logit of each token, else
-
-    def keep(self, logits: NDArray[Any], into: NDArray[Any]) -> None:
-        """Writes logits (V,) of one column, of which others are -inf; both may be the same."""
-        if self.allowed is not None:
-            values = logits[self.allowed]
-            into.fill(-np.inf)
-            into[self.allowed] = values
-        elif self.most is not None:
-            np.minimum(logits, self.most, out=into)
-        else:
-            if into is not logits:
-                into[:] = logits
-            into[self.barred] = -np.inf
-
-
-def _bound(language: Language, classes: NDArray[np.bool_]) -> Bound:
-    """Returns the bound of the tokens of some classes (K,)."""
-    num_allowed, size = int(language.sizes[classes].sum()), len(language.automaton.class_of)
-    few = num_allowed <= size - num_allowed
-    which = np.flatnonzero(classes == few)
-    tokens = np.concatenate([_NONE, *(language.members[k] for k in which)])
-    if len(tokens) <= _FEW:
-        return Bound(allowed=tokens) if few else Bound(barred=tokens)
-    most = np.full(size, -np.inf if few else np.inf, np.float32)
-    most[tokens] = np.inf if few else -np.inf
-    return Bound(most=most)
-
-
-_ALL = Bound(barred=_NONE)
-
-
 class Host:
     """The languages of a batch of rows, and what was worked out about them."""
 
@@ -87,6 +47,10 @@ class Host:
         lines = self.lines = tables.lines
         self.tables, self.rows = tables, rows
         self._last = np.flatnonzero(np.diff(lines.row_of, append=-1))  # each row's dead state
+        # In the width that an index has, or they would be widened at each use.
+        self._sources, self._targets = lines.sources.astype(np.intp), lines.targets.astype(np.intp)
+        # Rows and classes that any arrow can be taken by.
+        self._bags = np.flatnonzero(np.diff(lines.bags, append=len(lines.label_arrows)))
         self._steps: dict[tuple[bool, States, bytes], States] = {}
         self._between: dict[tuple[States, States], Held] = {}
         self._bounds: dict[tuple[int, bytes], Bound] = {}
@@ -98,8 +62,15 @@ class Host:
         left = np.minimum(np.maximum(lines.stop - columns[:, -1] - 1, 0), lines.tail_last)
         return lines.tails[lines.tail_of + left[lines.row_of] * lines.stride[:-1]].tobytes()
 
-    def read(self, entry: Tensor, tokens: Tensor, columns: Tensor, masked: Tensor) -> OnHost:
-        """Returns what the columns (B, W) of a window may hold, as `Tables.segment` reads it."""
+    def read(
+        self,
+        entry: Tensor,
+        tokens: Tensor,
+        columns: Tensor,
+        masked: Tensor,
+        asked: Tensor | None = None,
+    ) -> OnHost:
+        """Returns what the columns (B, W) of a window may hold, as `Tables.read` does."""
         states = np.zeros(len(self.lines.row_of) + 1, np.bool_)
         states[entry.numpy()] = True
         inside = self.inside(columns.numpy())
@@ -109,7 +80,8 @@ class Host:
             before.append(self.ahead(before[-1], column))
         for column in classes[::-1]:
             after.append(self.behind(after[-1], column))
-        return OnHost(self, inside, classes, before, after[::-1])
+        wanted = inside if asked is None else inside & asked.numpy()
+        return OnHost(self, inside, wanted, classes, before, after[::-1])
 
     def inside(self, columns: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Returns which columns (B, W) belong to what their row's language is about."""
@@ -153,12 +125,10 @@ class Host:
         """Returns what columns may hold, of each the states before and behind it."""
         found = {pair: self._between.get(pair) for pair in pairs}
         new = [pair for pair, held in found.items() if held is None]
-        if new:
-            before, after = (self._stacked([pair[side] for pair in new]) for side in (0, 1))
-            sets = self.tables.between(before, after).numpy()
-            counts = np.einsum("bwk,bk->bw", sets, self.lines.sizes)
-            made = {pair: Held(sets[:, at], counts[:, at]) for at, pair in enumerate(new)}
-            self._spend(len(new) * (2 * len(self.lines.row_of) + sets[:, 0].size))
+        for first in range(0, len(new), _BITS):
+            some = new[first : first + _BITS]
+            made = dict(zip(some, self._joining(some), strict=True))
+            self._spend(len(some) * (2 * len(self.lines.row_of) + self.lines.sizes.size))
             self._between |= made
             found |= made
         return [held for pair in pairs if (held := found[pair]) is not None]
@@ -172,30 +142,32 @@ class Host:
         key = (id(language), classes.tobytes())
         found = self._bounds.get(key)
         if found is None:
-            found = self._bounds[key] = _bound(language, classes)
+            found = self._bounds[key] = bound_of(language, classes)
             self._spend(sum(part.nbytes for part in vars(found).values() if part is not None))
         return found
 
     def _ahead(self, now: States, column: NDArray[np.int64]) -> States:
         lines, states = self.lines, np.frombuffer(now, np.bool_)
-        opened, leaving, found = column == _OPEN, states, np.zeros_like(states)
-        if not opened.all():
+        opened, leaving, found = column == _OPEN, states, np.zeros(len(states), np.bool_)
+        num_open = np.count_nonzero(opened)
+        if num_open < len(opened):
             of_state = opened[lines.row_of]
             leaving = states & of_state
-            (rest,) = np.nonzero(states & ~of_state)
+            (rest,) = (states > of_state).nonzero()
             found[self._after_token(rest, column)] = True
             found[self._last] = False
-        if opened.any():
-            found[lines.targets[leaving[lines.sources]]] = True
+        if num_open:
+            found[self._targets[leaving[self._sources]]] = True
         return found.tobytes()
 
     def _behind(self, later: States, column: NDArray[np.int64]) -> States:
         lines, states = self.lines, np.frombuffer(later, np.bool_)
-        opened, found = column == _OPEN, np.zeros_like(states)
-        if opened.any():
-            found[lines.sources[states[lines.targets]]] = True
-        if not opened.all():
-            (rest,) = np.nonzero(~opened[lines.row_of])
+        opened, found = column == _OPEN, np.zeros(len(states), np.bool_)
+        num_open = np.count_nonzero(opened)
+        if num_open:
+            found[self._sources[states[self._targets]]] = True
+        if num_open < len(opened):
+            (rest,) = (~opened[lines.row_of]).nonzero()
             found[rest] = states[self._after_token(rest, column)]
         return found.tobytes()
 
@@ -206,9 +178,19 @@ class Host:
         found: Classes = lines.table[places] + lines.offset[states]
         return found
 
-    def _stacked(self, sets: list[States]) -> Tensor:
-        joined = np.frombuffer(b"".join(sets), np.bool_).reshape(len(sets), -1)
-        return torch.from_numpy(joined.astype(np.float32))
+    def _joining(self, pairs: list[tuple[States, States]]) -> list[Held]:
+        """Returns what `Tables.between` does, of up to 64 pairs at once: each has a bit."""
+        lines = self.lines
+        before, after = (_packed([pair[side] for pair in pairs]) for side in (0, 1))
+        taken = before[self._sources] & after[self._targets]
+        words = np.zeros(lines.sizes.size, np.uint64)
+        if len(self._bags):
+            first = lines.bags[self._bags]
+            words[self._bags] = np.bitwise_or.reduceat(taken[lines.label_arrows], first)
+        bits = np.unpackbits(words.view(np.uint8).reshape(-1, 8), 1, len(pairs), "little")
+        sets = bits.T.astype(np.bool_).reshape(-1, *lines.sizes.shape) | self.free[:, None]
+        counts = np.einsum("pbk,bk->pb", sets, lines.sizes)
+        return [Held(*one) for one in zip(sets, counts, strict=True)]
 
     def _kept(self, key: tuple[bool, States, bytes], found: States) -> States:
         self._spend(len(key[1]) + len(key[2]) + len(found))
@@ -224,32 +206,49 @@ class Host:
             self._spent = num_bytes
 
 
+def _packed(sets: list[States]) -> NDArray[np.uint64]:
+    """Returns of each state in which of up to 64 sets it is, a bit a set, (N,)."""
+    joined = np.frombuffer(b"".join(sets), np.bool_).reshape(len(sets), -1)
+    packed = np.zeros((joined.shape[1], 8), np.uint8)
+    packed[:, : -(-len(sets) // 8)] = np.packbits(joined, 0, "little").T
+    words: NDArray[np.uint64] = packed.view(np.uint64)[:, 0]
+    return words
+
+
 @dataclass(frozen=True, eq=False)
 class OnHost:
     """What `OnDevice` is, from what a host keeps."""
 
     host: Host
     inside: NDArray[np.bool_]  # (B, W)
+    asked: NDArray[np.bool_]  # (B, W) columns inside of which somebody reads the logits
     classes: Classes  # what stands there
     before: list[States]  # (W + 1)
     after: list[States]  # (W + 1)
 
     @cached_property
-    def held(self) -> list[Held]:
-        """What each column may hold, where it is inside."""
-        return self.host.between(list(zip(self.before[:-1], self.after[1:], strict=True)))
+    def held(self) -> dict[int, Held]:
+        """What each column may hold that any row is asked about."""
+        (columns,) = self.asked.any(0).nonzero()
+        pairs = [(self.before[column], self.after[column + 1]) for column in columns.tolist()]
+        return dict(zip(columns.tolist(), self.host.between(pairs), strict=True))
 
     @cached_property
     def allowed(self) -> Tensor:
         """The classes of tokens that each column may hold, (B, W, K) bool."""
-        sets = np.stack([held.classes for held in self.held], 1)
-        return torch.from_numpy(sets | ~self.inside[..., None])
+        lines = self.host.lines
+        sets = np.ones((*self.asked.shape, lines.sizes.shape[1]), np.bool_)
+        for column, held in self.held.items():
+            sets[:, column] = held.classes
+        return torch.from_numpy(sets | ~self.asked[..., None])
 
     @property
     def single(self) -> Tensor:
         """Which columns may hold one token alone, (B, W) bool."""
-        counts = np.array([held.counts for held in self.held]).T
-        return torch.from_numpy((counts == 1) & self.inside)
+        found = np.zeros(self.asked.shape, np.bool_)
+        for column, held in self.held.items():
+            found[:, column] = held.counts == 1
+        return torch.from_numpy(found & self.asked)
 
     def hold(self, logits: Tensor, places: Tensor | None, keep: int, spare: bool) -> Tensor:
         """Returns logits (B, w, V) with -inf for what their columns may not hold.
@@ -261,8 +260,10 @@ class OnHost:
         for row, (given, into) in enumerate(zip(logits.numpy(), found.numpy(), strict=True)):
             at = width if places is None else places[row].tolist()
             for column, old, line in zip(at, given, into, strict=True):
-                bound = _ALL
-                if self.inside[row, column]:
+                if spare and not self.asked[row, column]:
+                    continue
+                bound = ALL
+                if self.asked[row, column]:
                     bound = self.host.bound(row, self.held[column])
                 bound.keep(line if spare else old, line)
         found[..., keep] = kept

@@ -50,7 +50,7 @@ def test_a_host_holds_logits_as_a_device_does(
     few: int, spare: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the tokens that are few, or by a bound of each; in place where that is allowed."""
-    monkeypatch.setattr("dllm.constraints.host._FEW", few)
+    monkeypatch.setattr("dllm.constraints.bound._FEW", few)
     for seed in range(8):
         one = random_case(seed)
         given = (one.tables.first, one.tokens, one.columns, one.masked)
@@ -68,6 +68,32 @@ def test_a_host_holds_logits_as_a_device_does(
             assert torch.equal(found, expected)
             assert torch.equal(own, expected if spare else chosen)
             assert torch.equal(device.hold(chosen.clone(), where, seed % 2, True), expected)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_columns_that_nobody_asks_about_may_hold_anything(seed: int) -> None:
+    """Of all others a device and a host say what they say when all are asked about."""
+    one = random_case(seed)
+    asked = torch.rand(one.tokens.shape, generator=torch.Generator().manual_seed(seed)) < 0.5
+    given = (one.tables.first, one.tokens, one.columns, one.masked)
+    full, device = one.tables.read(*given), one.tables.read(*given, asked)
+    host = Host(one.tables, one.rows).read(*given, asked)
+    logits = torch.zeros(*one.tokens.shape, one.tables.classes.shape[1])
+    for some in (device, host):
+        assert torch.equal(some.allowed, full.allowed | ~asked[..., None])
+        assert torch.equal(some.single, full.single & asked)
+        found = some.hold(logits.clone(), None, 0, True)
+        assert torch.equal(found, full.hold(logits, None, 0, False).where(asked[..., None], 0))
+
+
+def test_many_columns_at_once_are_those_of_one_after_the_other() -> None:
+    """More of them than a word has bits."""
+    one, source = random_case(5), torch.Generator().manual_seed(0)
+    host = Host(one.tables, one.rows)
+    sets = torch.rand(2, 150, one.tables.num_states, generator=source) < 0.3
+    pairs = [tuple(each.numpy().tobytes() for each in pair) for pair in sets.unbind(1)]
+    found = torch.stack([torch.from_numpy(held.classes) for held in host.between(pairs)], 1)
+    assert torch.equal(found, one.tables.between(*sets.float()))
 
 
 def test_a_host_forgets_and_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -878,6 +878,11 @@ FAULTS = [
             "found[..., keep] = -torch.inf",
             HELD,
         ),
+        ("columns-that-nobody-asks-about", "inside & asked.numpy()", "inside", SETS),
+        ("one-way-alone", "np.bitwise_or.reduceat", "np.bitwise_and.reduceat", f"{SETS} {HELD}"),
+    ),
+    *in_file(
+        "constraints/bound.py",
         ("what-may-not-come-is-few", "classes == few", "classes != few", f"{SETS} {HELD}"),
     ),
     *in_file(

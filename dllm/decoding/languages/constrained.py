@@ -76,7 +76,10 @@ class Constrained:
             return None
         tokens, masked = canvas.tokens.gather(1, columns), canvas.masked.gather(1, columns)
         given = (self._entry, tokens, columns, masked)
-        read = tables.read(*given) if self._host is None else self._host.read(*given)
+        # Logits of committed columns are read by those alone who may write there anew.
+        asked = None if canvas.layout.whole_block else masked
+        reader = tables if self._host is None else self._host
+        read = reader.read(*given, asked)
         mask = canvas.layout.mask_token_id
         return Sets(tables, read, *given, mask, self.joint, spare)
 
