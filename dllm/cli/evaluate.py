@@ -43,16 +43,17 @@ def evaluate(
         str | None,
         Option(
             help="arithmetic, lists, functions, json, gsm8k, humaneval, json_mode_eval, own (with "
-            "--data) or parallel_bench; of two of them also a part, as in json:records,fields=2-5 "
-            "or parallel_bench:shuffle,names=3-6; your own as module:Name or path/file.py:Name.",
+            "--data), parallel_bench or smiles; of two of them also a part, as in "
+            "json:records,fields=2-5 or parallel_bench:shuffle,names=3-6; your own as module:Name "
+            "or path/file.py:Name.",
             show_default="arithmetic",
         ),
     ] = None,
     data: Annotated[
         Path | None,
         Option(
-            help="JSON lines with the problems of gsm8k, humaneval or json_mode_eval; without "
-            "--task your own questions and answers as .jsonl, .json or .csv.",
+            help="JSON lines with the problems of gsm8k, humaneval, json_mode_eval or smiles; "
+            "without --task your own questions and answers as .jsonl, .json or .csv.",
             show_default="the hub's",
         ),
     ] = None,

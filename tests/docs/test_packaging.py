@@ -162,7 +162,8 @@ def test_imports_are_declared() -> None:
     optional = {
         "dllm/constraints/grammar": distribution_names(extras["structured"]),
         "dllm/constraints/prefix": distribution_names(extras["structured"]),
-        "dllm/eval/": distribution_names(extras["eval"] + extras["lm-eval"] + extras["smiles"]),
+        "dllm/eval/": distribution_names(extras["eval"] + extras["lm-eval"]),
+        "dllm/eval/tasks/smiles": distribution_names(extras["smiles"]),
         "dllm/kernels/": distribution_names(extras["kernels"]),
         "dllm/state/trace": distribution_names(extras["pandas"]),
         "dllm/models/speed/": distribution_names(extras["quantise"]),

@@ -882,6 +882,15 @@ FAULTS = [
         ("one-way-alone", "np.bitwise_or.reduceat", "np.bitwise_and.reduceat", f"{SETS} {HELD}"),
     ),
     *in_file(
+        "eval/tasks/smiles.py",
+        (
+            "molecules-as-texts",
+            'details["molecule"] = details["valid"] and',
+            'details["molecule"] = details["exact"] and',
+            "tests/eval/tasks/test_smiles.py",
+        ),
+    ),
+    *in_file(
         "constraints/bound.py",
         ("what-may-not-come-is-few", "classes == few", "classes != few", f"{SETS} {HELD}"),
     ),

@@ -1,94 +1,150 @@
-"""SMILES: what is read, what its grammar holds, and what counts as the same molecule."""
+"""SMILES: what the grammar has, which file is read, and when an answer is the molecule."""
 
 from __future__ import annotations
 
+import json
+import logging
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import dllm
-from dllm.constraints.grammar import Grammar
-from dllm.eval.tasks import find_task
-from dllm.eval.tasks.smiles import DEPTH, GRAMMAR, is_valid
+from dllm.constraints import Grammar
+from dllm.eval.tasks import find_task, smiles
 from dllm.eval.tasks.task import TaskOptions
 from tests.support import DATA
+from tests.support.schemas import random_text
+from tests.support.vocabularies import large_byte_level
 
 FILE = DATA / "smiles.jsonl"
-# Of the OpenSMILES specification, and of daily life.
-VALID = [
-    *("C", "CCO", "C=O", "C#N", "[Na+].[Cl-]", "[13CH4]", "[OH3+]", "[Cu++]", "[CH3:1]C"),
-    *("CC(=O)Oc1ccccc1C(=O)O", "CN1C=NC2=C1C(=O)N(C(=O)N2C)C", "C1CCCCC1", "C%12CCCCC%12"),
-    *("F/C=C/F", "N[C@@H](C)C(=O)O", "[cH-]1cccc1.[Fe+2].[cH-]1cccc1", "C[n+]1ccccc1", "[U]"),
-    *("FC(F)(F)C(Cl)(Br)I", "[Co@SP1](Cl)(F)(Br)N", "[se]1cccc1", "C12C3C4C1C5C4C3C25"),
-]
-INVALID = [
-    *("", "C(", "C)", "()", "C(C", "[C", "C]", "[]", "[Xx]", "C==C", "=C", "C=", "(C)C", "Cc1%1"),
-    *("C C", "C.", ".C", "[C++-]", "[H5]C]", "hello", "C1CC1 ", "[1000C]", "C(.)", "[C@@@H]"),
-]
+VALID = (
+    *("C1=CC=CC=C1", "[nH]1cccc1", "CC(=O)Oc1ccccc1C(=O)O", "C[C@@H](N)C(=O)O", "[13CH4]"),
+    *(
+        "[Na+].[Cl-]",
+        "F/C=C\\F",
+        "C%12CCC%12",
+        "[NH4+:1]",
+        "[Fe+3]",
+        "[se]1cccc1",
+        "C$C",
+        "C(C)(.O)C",
+    ),
+    "C(C(C(C(C(C(C(C(C))))))))",
+)
+INVALID = (
+    "",
+    "(C)",
+    "C(",
+    "C)",
+    "[Xx]",
+    "C==C",
+    "C@",
+    "C()",
+    "[C",
+    "C%1",
+    "C..C",
+    "ethanol",
+    "C C",
+)
 
 
-@pytest.mark.parametrize("smiles", VALID)
-def test_a_valid_smiles_is_in_the_grammar(smiles: str) -> None:
-    assert is_valid(smiles)
-    assert language().accepts(smiles.encode())
+@pytest.mark.parametrize("text", VALID)
+def test_smiles_are_in_the_grammar(text: str) -> None:
+    assert smiles.is_smiles(text)
 
 
-@pytest.mark.parametrize("smiles", INVALID)
-def test_what_is_none_is_not(smiles: str) -> None:
-    assert not is_valid(smiles)
-    assert not language().accepts(smiles.encode())
+@pytest.mark.parametrize("text", INVALID)
+def test_other_texts_are_not(text: str) -> None:
+    assert not smiles.is_smiles(text)
 
 
-def language() -> Any:
-    return Grammar(GRAMMAR, depth=DEPTH).byte_automaton()
+@pytest.mark.slow
+def test_what_answers_are_held_to_is_in_the_grammar() -> None:
+    automaton, source = Grammar(smiles.GRAMMAR, depth=2).byte_automaton(), random.Random(0)
+    texts = [random_text(automaton, source, 40) for _ in range(100)]
+    assert all(smiles.is_smiles(bytes(text).decode()) for text in texts)
+    for text in VALID[:-1]:
+        assert automaton.accepts(text.encode())
 
 
-def task(**options: Any) -> Any:
-    return find_task("smiles", TaskOptions(**{"data": FILE, **options}))
-
-
-def test_answers_are_compared_as_molecules() -> None:
-    read = task()
-    ethanol, acid, alanine = read.take(10)
-    assert read.judgement(ethanol, "OCC").correct
-    assert read.judgement(ethanol, "OCC").details == {
-        "valid": True,
-        "exact": False,
-        "molecule": True,
-    }
-    assert read.judgement(acid, "Here it is:\n```smiles\nc1ccccc1C(O)=O\n```\n").correct
-    assert not read.judgement(alanine, "C[C@@H]([NH3+])C(=O)[O-]").correct  # its mirror image
-    ring = read.judgement(ethanol, "C1CC")  # of the grammar, and no molecule
-    assert (ring.correct, ring.details["valid"], ring.details["molecule"]) == (False, True, False)
-    assert read.judgement(ethanol, "ethanol").details["valid"] is False
-
-
-def test_answers_are_held_to_the_grammar() -> None:
-    problems = task(style="plain").take(3)
-    out = dllm.generate(
-        dllm.load("tiny"),
-        [problem.prompt for problem in problems],
-        constraint=[problem.constraint for problem in problems],
-        max_new_tokens=12,
+def test_a_model_of_noise_writes_smiles_where_it_must() -> None:
+    tokenizer = large_byte_level(600, seed=0)
+    size, source = len(tokenizer), torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 64, size, generator=source)
+    model = dllm.wrap(
+        lambda tokens: logits[:, : tokens.shape[1]], vocab_size=size, tokenizer=tokenizer
     )
-    assert all(map(is_valid, out.texts or ("no",))), out.texts
+    grammar = Grammar(smiles.GRAMMAR, depth=1)
+    out = dllm.generate(model, [[0, 1, 2]], constraint=grammar, max_new_tokens=24)
+    assert out.texts is not None
+    assert smiles.is_smiles(out.texts[0])
 
 
-BAD: list[tuple[dict[str, Any], str, str]] = [
-    ({"data": None}, "", r"smiles: name the file with --data FILE"),
-    ({"shots": 2}, "", "--shots, --examples, --run-code"),
-    ({}, '{"input": "water"}', "line 1 has no field 'output'.*its fields are: input"),
-    ({}, '{"input": ["water"], "output": "O"}', "line 1, field 'input'"),
-]
+def test_with_rdkit_the_molecule_counts() -> None:
+    pytest.importorskip("rdkit")
+    task = find_task("smiles", TaskOptions(data=FILE))
+    ring, ethanol, *_ = task.take(6)
+    other = task.judgement(ring, "c1ccccc1")
+    assert other.correct
+    assert other.details == {"valid": True, "exact": False, "molecule": True}
+    assert task.is_correct(ethanol, "It is\n```smiles\nOCC\n```\n")
+    for text in (
+        "CCN",
+        "C1CC",
+        "C(C)(C)(C)(C)C",
+        "I think it is CCO.",
+    ):  # the last are no molecules
+        assert task.judgement(ethanol, text).correct is False
+    assert task.options["compared"] == "molecule"
 
 
-@pytest.mark.parametrize(("options", "line", "message"), BAD)
-def test_what_is_wrong_is_said(
-    options: dict[str, Any], line: str, message: str, tmp_path: Path
+def test_without_rdkit_the_text_counts(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    if line:
-        (tmp_path / "a.jsonl").write_text(line + "\n", encoding="utf-8")
-        options = {"data": tmp_path / "a.jsonl"}
+    monkeypatch.setattr(smiles, "find_spec", lambda _: None)
+    with caplog.at_level(logging.WARNING):
+        task = find_task("smiles", TaskOptions(data=FILE))
+    assert "dllm[smiles] compares molecules" in caplog.text
+    ring = task.take(1)[0]
+    assert task.judgement(ring, "c1ccccc1").details == {"valid": True, "exact": False}
+    assert task.is_correct(ring, f" {ring.response}\n")
+    assert task.options["compared"] == "text"
+
+
+def test_problems_are_chats_held_to_the_grammar() -> None:
+    problem = find_task("smiles", TaskOptions(data=FILE)).take(1)[0]
+    assert problem.turns == (("user", problem.prompt),)
+    assert "alternating double bonds" in problem.prompt
+    assert problem.constraint == Grammar(smiles.GRAMMAR, depth=smiles.DEPTH)
+    assert find_task("smiles", TaskOptions(data=FILE, style="plain")).take(1)[0].turns == ()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"input": "water"}, "line 1 has no field 'output': .*its fields are: input"),
+        ({"input": "water", "output": " "}, "line 1, field 'output' is empty"),
+        ({"input": None, "output": "O"}, "line 1, field 'input' must be a text"),
+    ],
+)
+def test_lines_that_are_something_else(line: Any, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(line), encoding="utf-8")
     with pytest.raises(ValueError, match=message):
-        task(**options)
+        find_task("smiles", TaskOptions(data=path))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "name the file with --data FILE, JSON lines with input, output"),
+        ({"data": FILE, "shots": 2}, "--shots.* is asked as it is"),
+        ({"data": FILE, "style": "x"}, "unknown style 'x' of smiles"),
+    ],
+)
+def test_what_cannot_be_asked_says_so(options: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        find_task("smiles", TaskOptions(**options))
