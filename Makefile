@@ -18,15 +18,16 @@ BIN := .venv/bin
 RUN := .venv/.ready-run
 DEV := .venv/.ready-dev
 DOCS := .venv/.ready-docs
+SGLANG := build/sglang/.ready
 BENCH ?= all
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test core-env test-core pythons test-slow test-whole test-gpu lint mutants format docs site check bench clean
+.PHONY: help setup demo test sglang core-env test-core pythons test-slow test-whole test-gpu lint mutants format docs site check bench clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
-setup: $(RUN) $(DEV) $(DOCS)  ## Make .venv with everything that the other targets need.
+setup: $(RUN) $(DEV) $(DOCS) $(SGLANG)  ## Make .venv with everything that the other targets need.
 
 # Each runs again when the dependencies may have changed.
 $(RUN): pyproject.toml
@@ -47,10 +48,18 @@ $(DOCS): $(RUN)
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	@touch $@
 
+# The algorithms in it are Python that runs on a CPU, whatever the wheel is built for; nothing of it is
+# installed. 39 MB.
+$(SGLANG): | $(RUN)
+	@mkdir -p build/sglang
+	@if $(BIN)/python -m pip download --quiet --no-deps --only-binary :all: --python-version 3.11 \
+		--platform manylinux_2_34_x86_64 --dest build/sglang sglang==0.5.23; then touch $@; \
+	else echo "warning: the wheel of SGLang cannot be had: tests of its own code are skipped" >&2; fi
+
 demo: $(RUN)  ## Show parallel decoding with the embedded model, offline.
 	$(BIN)/dllm demo
 
-test: $(DEV)  ## Run the fast tests.
+test: $(DEV) $(SGLANG)  ## Run the fast tests.
 	$(BIN)/python -m pytest --numprocesses auto
 
 # The oldest Python that is supported and one that is newer than what most have.
@@ -90,10 +99,12 @@ pythons:  ## Run the core of the fast tests with each of PYTHONS that is install
 		$(MAKE) --no-print-directory test-core PYTHON="$$found" TORCH="$(TORCH)"; \
 	done
 
-test-slow: $(DEV)  ## Run the tests that take longer.
+sglang: $(SGLANG)  ## Bring the wheel of SGLang whose algorithms some tests run.
+
+test-slow: $(DEV) $(SGLANG)  ## Run the tests that take longer.
 	$(BIN)/python -m pytest --numprocesses auto -m "slow and not gpu"
 
-test-whole: $(DEV)  ## Run the slow tests with all of each product and all random cases; an hour.
+test-whole: $(DEV) $(SGLANG)  ## Run the slow tests with all of each product and all random cases; an hour.
 	$(BIN)/python -m pytest --numprocesses auto -m "slow and not gpu" --whole
 
 test-gpu: $(DEV)  ## Run the tests that need a CUDA device.

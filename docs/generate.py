@@ -1,4 +1,4 @@
-"""The pages that come from the code: those of docs/reference, and docs/models.md.
+"""The pages that come from the code: those of docs/reference, docs/models.md, a guide's table.
 
 python docs/generate.py            # writes them; `make docs` does that
 python docs/generate.py --check    # names those that are not what the code says
@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import grammar_methods
 import hosted_families
+import hosted_schedulers
 
 from dllm.cli.methods import MARKER, escape, markdown_table, render, section
 from dllm.cli.shown.catalogue import Method, find_methods
@@ -50,6 +51,7 @@ def pages() -> dict[Path, str]:
     parts.update({f"api/{name}.md": api(name, more) for name, more in PUBLIC.items()})
     paths = {REFERENCE / name: part for name, part in parts.items()}
     paths[DOCS / "models.md"] = hosted_families.page()
+    paths[DOCS / "guides" / "sglang.md"] = hosted_schedulers.page()
     return {path: _below_marker(path, part) for path, part in paths.items()}
 
 

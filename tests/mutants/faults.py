@@ -33,6 +33,7 @@ ROWS = "tests/decoding/languages/test_row_by_row.py"
 ENGINE = "tests/serve/test_engine.py"
 TRANSFORMERS = "tests/integrations/test_transformers.py"
 TRANSCRIPT = "tests/serve/test_transcript.py"
+SGLANG = "tests/integrations/sglang/test_block.py"
 
 
 @dataclass(frozen=True)
@@ -983,5 +984,18 @@ FAULTS = [
     *in_file(
         "dllm/integrations/transformers/asked.py",
         ("sampled-greedily", '{"temperature": 1.0, **found}', "found", TRANSFORMERS),
+    ),
+        "dllm/integrations/sglang/block.py",
+        ("block-is-done-unseen", "~left & (after == tokens).all(1)", "~left", SGLANG),
+        ("block-takes-no-hold", "masked.any(1) | blocks.held", "masked.any(1)", SGLANG),
+    ),
+    *in_file(
+        "dllm/integrations/sglang/__init__.py",
+        (
+            "mask-of-the-prompt-is-open",
+            "fixed = forward_batch.dllm_prompt_mask",
+            "fixed = None",
+            SGLANG,
+        ),
     ),
 ]

@@ -1,0 +1,28 @@
+"""The table of SGLang's guide: which schedulers its engine can host, and why not the others."""
+
+from __future__ import annotations
+
+import re
+
+from dllm.cli.methods import MARKER, escape, markdown_table
+from dllm.integrations.sglang import algorithm_name, reasons
+
+
+def page() -> str:
+    """Returns a table of all schedulers, read off the schedulers themselves."""
+    head = ("`--dllm-algorithm`", "scheduler", "hosted", "why not")
+    rows = (
+        (
+            f"`{algorithm_name(name)}`",
+            f"[`{name}`](../reference/schedulers.md#{name})",
+            "no" if reason else "yes",
+            escape(_short(str(reason or ""))),
+        )
+        for name, reason in reasons().items()
+    )
+    return "\n\n".join([MARKER, markdown_table(head, rows)]) + "\n"
+
+
+def _short(reason: str) -> str:
+    """Returns a reason without the sizes that schedulers are tried with."""
+    return re.sub(r" and this one has \d+ and \d+", ", not on the engine's", reason)
