@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
@@ -21,8 +23,9 @@ _RATES = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 32)
 class Measured:
     """Counters of answers, and gauges that are read when somebody asks."""
 
-    def __init__(self) -> None:
-        self._registry = at = CollectorRegistry()
+    def __init__(self, labels: Mapping[str, str] | None = None) -> None:
+        """Begins at nothing; `labels` are shown as those of `target_info`."""
+        self._registry = at = CollectorRegistry(target_info=None if labels is None else {**labels})
         self._answers = Counter("dllm_answers", "Answers, by their end.", ["reason"], registry=at)
         self._errors = Counter("dllm_errors", "Requests that failed.", ["kind"], registry=at)
         self._left = Counter("dllm_left", "Requests whose client did not wait.", registry=at)
@@ -64,9 +67,22 @@ class Measured:
 
     def text(self, engine: Engine) -> tuple[bytes, str]:
         """Returns the figures and the type of their text."""
+        self._read(engine)
+        return generate_latest(self._registry), CONTENT_TYPE_LATEST
+
+    def figures(self, engine: Engine) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+        """Returns each figure by its name and its labels, in the order of their names."""
+        self._read(engine)
+        return {
+            (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+            for metric in self._registry.collect()
+            for sample in metric.samples
+            if not sample.name.endswith("_created") and sample.name != "target_info"
+        }
+
+    def _read(self, engine: Engine) -> None:
         self._waiting.set(engine.num_waiting)
         self._active.set(engine.num_active)
         self._passes.set(engine.counts.forwards)
         self._fed.set(engine.counts.fed)
         self._held.set(engine.memory.num_bytes)
-        return generate_latest(self._registry), CONTENT_TYPE_LATEST

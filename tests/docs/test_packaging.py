@@ -168,6 +168,7 @@ def test_imports_are_declared() -> None:
         "dllm/state/trace": distribution_names(extras["pandas"]),
         "dllm/models/speed/": distribution_names(extras["quantise"]),
         "dllm/serve/": distribution_names(extras["serve"]),
+        "dllm/integrations/ray": distribution_names(extras["ray"] + extras["serve"]),
         "dllm/integrations/sglang/": {"sglang"},  # which imports us, and brings itself
     }
     providers = packages_distributions()

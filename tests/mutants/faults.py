@@ -34,6 +34,7 @@ ENGINE = "tests/serve/test_engine.py"
 TRANSFORMERS = "tests/integrations/test_transformers.py"
 TRANSCRIPT = "tests/serve/test_transcript.py"
 SGLANG = "tests/integrations/sglang/test_block.py"
+RAY = "tests/integrations/test_ray.py"
 
 
 @dataclass(frozen=True)
@@ -997,5 +998,10 @@ FAULTS = [
             "fixed = None",
             SGLANG,
         ),
+    ),
+    *in_file(
+        "dllm/integrations/ray.py",
+        ("replica-is-always-healthy", " or not self.service.engine.alive", "", RAY),
+        ("leaving-replica-drops-answers", "engine.close(self.grace)", "engine.close(0)", RAY),
     ),
 ]
