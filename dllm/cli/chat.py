@@ -51,7 +51,7 @@ def chat(
     adapter: options.Adapter = None,
     device: options.Device = None,
     device_map: options.DeviceMap = None,
-    speed: options.Speed = None,
+    speed: options.Speed = "auto",
     family: options.Family = None,
     attention: options.Attention = None,
     system: Annotated[

@@ -146,7 +146,7 @@ def evaluate(
     adapter: options.Adapter = None,
     device: options.Device = None,
     device_map: options.DeviceMap = None,
-    speed: options.Speed = None,
+    speed: options.Speed = "auto",
     family: options.Family = None,
     attention: options.Attention = None,
     with_record: Annotated[

@@ -86,7 +86,7 @@ def generate(
     adapter: options.Adapter = None,
     device: options.Device = None,
     device_map: options.DeviceMap = None,
-    speed: options.Speed = None,
+    speed: options.Speed = "auto",
     family: options.Family = None,
     attention: options.Attention = None,
     trace: Annotated[

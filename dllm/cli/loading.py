@@ -13,14 +13,16 @@ from dllm.cli.shown import Terminal
 from dllm.models.loading import load
 from dllm.models.loading.weights import parse_device
 from dllm.models.model import HostedModel
+from dllm.models.speed import AUTO
 
 
 def load_model(
-    model: str, dtype: str | None, place: Mapping[str, Any], speed: str | None = None
+    model: str, dtype: str | None, place: Mapping[str, Any], speed: str = AUTO
 ) -> HostedModel:
     """Returns the model of a command; `place` is what `placed` returns."""
     with Reading() as reading:
-        return load(model, dtype=dtype, speed=speed, progress=reading, **place)
+        ways = None if speed == "none" else speed
+        return load(model, dtype=dtype, speed=ways, progress=reading, **place)
 
 
 class Reading:
@@ -69,6 +71,14 @@ def placed(
 def devices(device_map: str | None) -> Any:
     """Returns a device map as `load` takes it; raises ValueError if it is none."""
     value = None if device_map is None else yaml_value(device_map, "--device-map")
+    if isinstance(value, str) and value != "auto":
+        try:
+            return str(parse_device(value))
+        except ValueError as error:
+            raise ValueError(
+                f'--device-map {device_map!r} must be "auto" or a mapping of modules to devices, '
+                f'such as {{"": cpu}}, or one device: {error}'
+            ) from None
     if value is not None and value != "auto" and not isinstance(value, Mapping):
         raise ValueError(
             f'--device-map {device_map!r} must be "auto" or a mapping of modules to devices, such '

@@ -157,10 +157,10 @@ DeviceMap = Annotated[
     ),
 ]
 Speed = Annotated[
-    str | None,
+    str,
     Option(
-        help='Faster passes: fused, compiled, captured, int8, or "fused+captured".',
-        show_default="none",
+        help="Faster passes: auto (what pays on this machine), none, or ways such as "
+        '"fused+captured", int8.',
     ),
 ]
 Set = Annotated[

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from dllm.metrics import Meter
 from dllm.models.cost import Cost, cost_of
+from dllm.models.memory import (
+    GUARDED,
+    NotEnoughMemoryError,
+    available,
+    ran_out,
+    readable,
+)
 from dllm.models.model import DenoisingModel
-from dllm.output import GenerationOutput
 from dllm.state.window import Layout
 
-_TOLD = ("out of memory", "not enough memory", "can't allocate memory", "_STATUS_ALLOC_FAILED")
-GUARDED = (torch.OutOfMemoryError, MemoryError, RuntimeError)
-
-
-class NotEnoughMemoryError(RuntimeError):
-    """The K/V store or a pass did not fit; `partial` is what was committed before."""
-
-    partial: GenerationOutput | None = None
+__all__ = [
+    "GUARDED",
+    "Demand",
+    "NotEnoughMemoryError",
+    "available",
+    "in_use",
+    "ran_out",
+    "readable",
+]
 
 
 @dataclass(frozen=True)
@@ -88,26 +94,6 @@ class Demand:
         return f"{', '.join(ways)}, or a narrower dtype"
 
 
-def ran_out(error: BaseException) -> bool:
-    """Whether an error says that memory could not be had, on any device."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return any(text.lower() in str(error).lower() for text in _TOLD)
-
-
-def available(device: torch.device) -> int | None:
-    """Returns the bytes that can still be had on a device; None where nobody says."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return free + unused
-    table = Path("/proc/meminfo")
-    if device.type != "cpu" or not table.exists():
-        return None
-    named = dict(line.split(":") for line in table.read_text(encoding="utf-8").splitlines())
-    return int(named["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in named else None
-
-
 def _fitting(rows: int | None, asked: int) -> str:
     if rows is None:
         return "what would fit is not known"
@@ -117,16 +103,6 @@ def _fitting(rows: int | None, asked: int) -> str:
     if rows < 1:
         return "by estimate not even one row of this length fits"
     return f"by estimate about {rows} row(s) of this length fit"
-
-
-def readable(num_bytes: int) -> str:
-    """Returns a number of bytes in the largest binary unit of which it has one."""
-    size = float(num_bytes)
-    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
-        if size < 1024 or unit == "TiB":
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1024
-    raise AssertionError
 
 
 def in_use(device: torch.device) -> int:

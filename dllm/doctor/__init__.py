@@ -79,6 +79,7 @@ def examine_model(
         ("caches", partial(checkpoint.cache_policies, named)),
         ("verifiers", partial(checkpoint.verifying, named)),
         ("speed", partial(checkpoint.speed, named, where)),
+        ("speed='auto'", partial(checkpoint.auto, named, where)),
     ]
     if adapter is not None:
         checks.append(("adapter", partial(checkpoint.adapter, named, adapter)))

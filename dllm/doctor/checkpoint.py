@@ -15,7 +15,6 @@ from huggingface_hub import try_to_load_from_cache
 from dllm.compatible import caches_of, verifiers_of
 from dllm.decoding.memory_limits import available, readable
 from dllm.doctor.finding import Finding, failure, ok, warning
-from dllm.doctor.machine import fast_bfloat16
 from dllm.models.config import CheckpointError
 from dllm.models.cost import idle_parameters, narrow_bytes, network_cost
 from dllm.models.diffusion_gemma import ARCHITECTURE, TESTED, spec_of
@@ -25,13 +24,16 @@ from dllm.models.loading.empty import empty_network
 from dllm.models.loading.folder import HUB_ID, Source, find_folder
 from dllm.models.loading.tokenizer import render_chat
 from dllm.models.loading.weights import Weights
+from dllm.models.memory import CROWDED
 from dllm.models.model import HostedModel
 from dllm.models.speed import ways_of
+from dllm.models.speed.choice import choose, subject_of, try_packed
+from dllm.models.speed.machine import machine_of, multiplies
+from dllm.models.speed.widened import NARROW
 from dllm.models.transformer import Transformer
 from dllm.settings import DEFAULT_BLOCK_LENGTH, resolve
 
 CANVAS = 1024  # tokens, prompt and answer, for which batches are estimated
-CROWDED = 0.9  # of the free memory: what is left is too little to decode with
 
 
 class LocalCheckpoint(Checkpoint):
@@ -228,6 +230,15 @@ def speed(checkpoint: LocalCheckpoint, where: torch.device) -> Iterator[Finding]
     yield from (ok(f"speed {way}", f"refused: {why}") for way, why in reasons.items() if why)
 
 
+def auto(checkpoint: LocalCheckpoint, where: torch.device) -> Iterator[Finding]:
+    """Yields the ways that loading takes by itself, and why others are left out."""
+    subject = subject_of(checkpoint.empty, checkpoint.dtype, num_devices=1)
+    choice = choose(machine_of(where), subject, try_packed)
+    yield ok("speed='auto'", f"takes {choice.text}")
+    for way, why in choice.left.items() if choice.taken else ():
+        yield ok("speed='auto'", f"leaves {way} out: {why}")
+
+
 def _listed(reasons: Mapping[str, str]) -> str:
     """Returns what is fit, and what is refused for some reason."""
     fit = [name for name, reason in reasons.items() if not reason]
@@ -238,11 +249,16 @@ def _listed(reasons: Mapping[str, str]) -> str:
 def dtype(checkpoint: LocalCheckpoint, where: torch.device) -> Iterator[Finding]:
     """Yields whether the device is fast with the checkpoint's dtype."""
     own, name = checkpoint.dtype, _name(checkpoint.dtype)
-    if own == torch.bfloat16 and fast_bfloat16(where) is False:
+    native = multiplies(where, own) if own in NARROW else None
+    if native is False and where.type == "cpu":
+        text = (
+            f"this CPU has no {name} arithmetic: speed='auto' widens weights inside products, in "
+            "about the time of float32 and half its memory"
+        )
+        yield ok("dtype", text)
+    elif native is False:
         text = f"{name} is emulated on this {where.type}, which takes several times as long"
         yield warning("dtype", text, "give --dtype float32")
-    elif own == torch.float16 and where.type == "cpu":
-        yield warning("dtype", f"{name} is slow on a CPU", "give --dtype float32")
     elif own in (torch.float32, torch.float64) and where.type == "cuda":
         text = f"{name} takes at least twice the memory and time of bfloat16"
         yield warning("dtype", text, "give --dtype bfloat16")

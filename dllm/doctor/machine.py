@@ -6,10 +6,9 @@ import importlib.util
 import os
 import platform
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from dllm.decoding.memory_limits import available, readable
 from dllm.doctor.finding import Finding, failure, ok, warning
 from dllm.eval.sandbox import SandboxError, open_sandbox
+from dllm.models.speed.machine import BF16, capabilities
 
 SHOWN = ("torch", "transformers", "accelerate")  # whose version is shown even if it is right
 FOR_DEVELOPERS = ("dev", "docs")  # extras
@@ -30,8 +30,7 @@ KERNELS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "math": SDPBackend.MATH,
 }
-# Of the processor: what makes bfloat16 fast, and what else is worth showing.
-BF16 = ("amx_bf16", "avx512_bf16")
+# Of the processor, worth showing.
 FEATURES = ("avx2", "avx512_f", *BF16)
 QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of a period, or "max"
 
@@ -67,20 +66,6 @@ def processor(where: torch.device) -> Iterator[Finding]:
         yield warning("processor", f"{text}: no vector units that torch knows, so slow")
     else:
         yield ok("processor", text)
-
-
-def fast_bfloat16(where: torch.device) -> bool | None:
-    """Returns whether a device multiplies bfloat16 natively; None where torch does not say."""
-    if where.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    has = capabilities()
-    return any(has.get(name) for name in BF16) if where.type == "cpu" and has else None
-
-
-def capabilities() -> Mapping[str, Any]:
-    """Returns torch's list of the CPU's features; empty before the version that has it."""
-    listed = getattr(torch.cpu, "get_capabilities", None)
-    return {} if listed is None else listed()
 
 
 def threads(where: torch.device) -> Iterator[Finding]:

@@ -36,6 +36,7 @@ from dllm.models.families import FAMILIES
 from dllm.models.loading.folder import EMBEDDED
 from dllm.models.loading.weights import parse_device
 from dllm.models.speed import Way
+from dllm.models.speed.machine import Machine
 from tests.support import GOLDEN
 from tests.support.oracles import hosted
 
@@ -271,10 +272,10 @@ def test_unknown_memory_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("dtype", "device", "fast", "way_out"),
     [
-        ("bfloat16", "cpu", False, "give --dtype float32"),
+        ("bfloat16", "cpu", False, ""),
         ("bfloat16", "cpu", True, ""),
         ("bfloat16", "cpu", None, ""),
-        ("float16", "cpu", True, "give --dtype float32"),
+        ("float16", "cpu", False, ""),
         ("float32", "cpu", True, ""),
         ("float32", "cuda", True, "give --dtype bfloat16"),
         ("bfloat16", "cuda", True, ""),
@@ -290,8 +291,11 @@ def test_dtypes_against_devices(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     set_config(folder, torch_dtype=dtype)
-    monkeypatch.setattr(doctor_checkpoint, "fast_bfloat16", lambda where: fast)
+    monkeypatch.setattr(doctor_checkpoint, "multiplies", lambda where, dtype: fast)
     (finding,) = doctor_checkpoint.dtype(LocalCheckpoint(str(folder)), torch.device(device))
+    assert ("no bfloat16 arithmetic: speed='auto' widens" in finding.text) == (
+        (dtype, device, fast) == ("bfloat16", "cpu", False)
+    )
     assert (finding.level, finding.way_out) == ("warning" if way_out else "ok", way_out)
 
 
@@ -352,6 +356,17 @@ def test_ways_to_speed_are_those_that_load(family: Path) -> None:
             with pytest.raises(ValueError) as refused:  # noqa: PT011 whatever the finding says
                 dllm.load(family, speed=way)
             assert seen[f"speed {way}"].text == f"refused: {refused.value}"
+
+
+def test_what_loading_takes_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert found("tiny")["speed='auto'"].text.startswith("takes plain (all: 1,3")
+    monkeypatch.setattr("dllm.models.speed.choice.SMALL", 0)
+    monkeypatch.setattr(
+        doctor_checkpoint, "machine_of", lambda where: Machine("cpu", (torch.float32,))
+    )
+    said = [f.text for f in doctor.examine_model("tiny", CPU) if f.subject == "speed='auto'"]
+    assert said[0].startswith("takes fused+widened (fused: ")
+    assert {text.split()[1] for text in said[1:]} == {"int8", "compiled", "captured", "packed"}
 
 
 def test_memory_of_narrower_weights() -> None:

@@ -95,7 +95,10 @@ def test_eval_writes_rows_and_prints_a_table(inside: Inside, tmp_path: Path) -> 
         (["generate", "hi", "--set", "forbid_eos=maybe"], "forbid_eos='maybe' must be true or"),
         (["generate", "hi", "--set", "forbidden_token_ids=x"], "must be a list of token ids"),
         (["generate", "hi", "--set", "fixed=3"], "fixed=3 must be a mapping"),
-        (["generate", "hi", "--speed", "quick"], "'quick': known: captured, compiled, fused"),
+        (
+            ["generate", "hi", "--speed", "quick"],
+            "'quick': there are 6, none like it; known: fused, packed",
+        ),
         (["generate", "hi", "--speed", "captured"], "'tiny' is on cpu"),
         (["generate", "hi", "--batch-size", "0"], "batch_size=0 must be at least 1"),
         (["generate", "hi", "--device", "gpu"], "device='gpu' is not known to torch: cpu, cuda"),

@@ -153,7 +153,7 @@ def test_graphs_need_a_gpu() -> None:
 
 def test_a_runner_is_not_put_upon_another() -> None:
     model = replace(own("llada_mha"), runner=Captured(own("llada_mha").network, _Never()))
-    with pytest.raises(ValueError, match="sped up already: name all ways in one call"):
+    with pytest.raises(ValueError, match="sped up already: load it with speed=None"):
         dllm.speed_up(model, "compiled")
 
 

@@ -114,7 +114,7 @@ def test_wrong_dtype_of_the_configuration(folder: Path) -> None:
         load(folder)
 
 
-@pytest.mark.parametrize("device_map", [{"": "cpu"}, "auto"])
+@pytest.mark.parametrize("device_map", [{"": "cpu"}, "auto", "cpu"])
 def test_device_map(folder: Path, device_map: Any) -> None:
     model = load(folder, device_map=device_map)
     assert torch.equal(logits(model), logits(load(folder)))
@@ -149,7 +149,7 @@ def test_layers_on_two_devices(folder: Path) -> None:
     ("options", "message"),
     [
         ({"device": "cpu", "device_map": "auto"}, "not both"),
-        ({"device_map": "balanced"}, "device_map='balanced' must be 'auto' or a mapping"),
+        ({"device_map": "balanced"}, "device_map='balanced' must be 'auto' or a mapping, or a dev"),
         ({"device_map": {"blocks": "cpu"}}, "no device for embedding.weight"),
         ({"device_map": {"": "cpu", "blocks.1": "disk"}}, "puts blocks.1 on disk"),
         ({"revision": "main"}, "revision='main' is for hub ids"),

@@ -20,8 +20,10 @@ from dllm.models.loading.checkpoint import Checkpoint
 from dllm.models.loading.empty import empty_network
 from dllm.models.loading.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from dllm.models.loading.folder import Source, find_folder
+from dllm.models.loading.room import Room
 from dllm.models.loading.weights import (
     DeviceMap,
+    Devices,
     Progress,
     Weights,
     dispatch,
@@ -30,8 +32,10 @@ from dllm.models.loading.weights import (
     place,
 )
 from dllm.models.model import HostedModel
-from dllm.models.speed import parse_ways, speed_up
+from dllm.models.speed import AUTO, Way, apply, check_on, parse_ways, settle, spread_error
+from dllm.models.speed.choice import choose, report, subject_of, try_packed
 from dllm.models.speed.linear import is_narrow, parts_of
+from dllm.models.speed.machine import machine_of
 
 if TYPE_CHECKING:  # start-up time: whoever has a tokenizer has imported it
     from transformers import PreTrainedTokenizerBase
@@ -49,7 +53,7 @@ def load(  # noqa: PLR0913 one argument for each choice that loading leaves open
     local_files_only: bool = False,
     subfolder: str = "",
     tokenizer: PreTrainedTokenizerBase | str | os.PathLike[str] | None = None,
-    speed: str | Sequence[str] | None = None,
+    speed: str | Sequence[str] | None = AUTO,
     family: Family | str | None = None,
     adapter: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
@@ -62,20 +66,23 @@ def load(  # noqa: PLR0913 one argument for each choice that loading leaves open
     to torch's default device; `device_map` ("auto", or module -> device) spreads the layers through
     accelerate instead. `revision`, `token`, `cache_dir`, `local_files_only` and `subfolder` go to
     the hub as in transformers; `tokenizer` (a folder, a hub id or a tokenizer) takes the place of
-    the checkpoint's own. `speed` names ways of `dllm.speed_up`, such as "fused+captured". `family`
+    the checkpoint's own. `speed` names ways of `dllm.speed_up`, such as "fused+captured"; "auto"
+    takes those that pay on the machine and change no token (one line in the log says which and
+    why), None takes none. `family`
     is one that dllm does not have, as an object or as `path/file.py:NAME`. `adapter` is a LoRA in
     PEFT's layout (a folder or a hub id), merged into the weights and named in the model's name.
     `progress` is called with the bytes of weights that were read and with all, tensor by tensor.
     `attention` is for families whose checkpoints do not say it (A2D): "full", or "block_causal"
     with the block that they were trained on, as `block_length` or as in "block_causal:32". Raises
-    CheckpointError, a ValueError, for anything that is missing, unknown, mis-shaped or damaged.
+    CheckpointError, a ValueError, for anything that is missing, unknown, mis-shaped or damaged, and
+    NotEnoughMemoryError where the weights do not fit, before any is read.
     """
     if device is not None and device_map is not None:
         raise ValueError(f"give device={device!r} or device_map={device_map!r}, not both")
     where = parse_device(device)
     if family is not None:
         add_family(family)
-    ways = parse_ways(speed)
+    ways = None if speed == AUTO else parse_ways(speed)
     named = None if dtype is None or dtype == "auto" else parse_dtype(dtype)
     source = Source(revision, token, cache_dir, local_files_only, subfolder)
     if not isinstance(name_or_path, str | os.PathLike):
@@ -85,7 +92,7 @@ def load(  # noqa: PLR0913 one argument for each choice that loading leaves open
     asked = _asked(attention, block_length)
     checkpoint = Checkpoint(os.fspath(name_or_path), source, _named(tokenizer), asked)
     if checkpoint.is_diffusion_gemma:  # has all that callers read but the network
-        refused = {"speed": "+".join(ways), "adapter": adapter}
+        refused = {"speed": "+".join(ways or ()), "adapter": adapter}
         return _diffusion_gemma(checkpoint, named, where, device_map, refused)
     # Read first, as these errors name their file themselves.
     hosts, defaults, words = checkpoint.family, checkpoint.generation, checkpoint.tokenizer
@@ -98,12 +105,40 @@ def load(  # noqa: PLR0913 one argument for each choice that loading leaves open
     except ValueError as error:
         raise CheckpointError(f"{checkpoint.folder}: {error}") from error
     chosen = named or checkpoint.dtype
-    devices = place(network, chosen, device_map or {"": where})
-    weights.fill(network, chosen, devices, progress)
-    dispatch(network, devices)
-    parts = (network, spec, words, defaults, checkpoint.described)
     name = checkpoint.name if adapter is None else f"{checkpoint.name}+{os.fspath(adapter)}"
-    return speed_up(HostedModel(name, *parts, revision=checkpoint.commit), *ways)
+    parts = (network.to(chosen), spec, words, defaults, checkpoint.described)
+    model = HostedModel(name, *parts, revision=checkpoint.commit)
+    devices = place(network, chosen, device_map or {"": where})
+    return _filled(model, weights, devices, progress, ways)
+
+
+def _filled(
+    model: HostedModel,
+    weights: Weights,
+    devices: Devices,
+    progress: Progress | None,
+    ways: Sequence[Way] | None,
+) -> HostedModel:
+    """Returns a model with its weights, in ways that are checked before any of them is read.
+
+    None: in those that pay.
+    """
+    network, dtype, found = model.network, model.dtype, set(map(torch.device, devices.values()))
+    if ways is None:
+        machine, subject = machine_of(next(iter(found))), subject_of(network, dtype, len(found))
+        choice = choose(machine, subject, try_packed)
+        report(model.name, choice)
+        ways = parse_ways(list(choice.taken))
+    elif ways and len(found) > 1:
+        raise spread_error(model.name, ways)
+    check_on(next(iter(found)), model, ways)
+    room = Room.of(model.name, network, devices, ways)
+    room.check()
+    with room.guarded():
+        replace(weights, settle=settle(ways)).fill(network, dtype, devices, progress)
+        dispatch(network, devices)
+        return apply(model, ways)
+    raise AssertionError
 
 
 def read_adapter(given: str | os.PathLike[str], source: Source, model: str) -> Adapter:

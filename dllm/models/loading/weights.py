@@ -22,6 +22,7 @@ from dllm.models.loading.files import (
     stream_tensors,
     writer_of,
 )
+from dllm.models.loading.waiting import Waiting
 from dllm.models.transformer import Transformer
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class Weights:
     names: TensorNames
     stored: Mapping[str, StoredTensor]
     adapter: Adapter | None = None  # merged into them on their way
+    settle: Callable[[nn.Module], None] | None = None  # done to each layer that has all its own
 
     def check(self, network: Transformer, compare: bool = True) -> None:
         """Raises CheckpointError unless the stored tensors are exactly those of the network.
@@ -125,6 +127,7 @@ class Weights:
         names, _ = self._stored_names(network.config)
         places = {names[first]: (first, place) for first, place in self._places(network).items()}
         read, total = 0, sum(self.stored[name].num_bytes for name in places)
+        layers = Waiting.of(network, [name for _, (name, _) in places.values()])
         for stored, tensor in stream_tensors(self.stored, places):
             if progress is not None:
                 progress(read, total)
@@ -144,6 +147,9 @@ class Weights:
                 # A copy even where nothing changes: what was read is a view of the file's pages.
                 weight = nn.Parameter(tensor.to(device, kept, copy=True), requires_grad=False)
                 setattr(owner, kind, weight)
+            layer = layers.filled(name)
+            if layer is not None and self.settle is not None:
+                self.settle(layer)
         if progress is not None:
             progress(read, total)
         if network.config.tie_embeddings:
@@ -234,7 +240,7 @@ def place(network: Transformer, dtype: torch.dtype, device_map: DeviceMap) -> De
     """Returns the device of every module of a network that may still have no memory."""
     if isinstance(device_map, str):
         if device_map != "auto":
-            raise ValueError(f"device_map={device_map!r} must be 'auto' or a mapping")
+            return {"": _named(device_map)}
         # Start-up time: one device needs none of it.
         from accelerate import infer_auto_device_map  # type: ignore[import-untyped]
         from accelerate.utils import get_balanced_memory  # type: ignore[import-untyped]
@@ -252,6 +258,16 @@ def place(network: Transformer, dtype: torch.dtype, device_map: DeviceMap) -> De
     for parameter, _ in network.named_parameters():
         device_of(parameter, device_map)
     return device_map
+
+
+def _named(device_map: str) -> torch.device:
+    """Returns the device that a device map is, for all of a network."""
+    try:
+        return parse_device(device_map)
+    except ValueError as error:
+        raise ValueError(
+            f"device_map={device_map!r} must be 'auto' or a mapping, or a device for all: {error}"
+        ) from None
 
 
 def device_of(parameter: str, devices: Devices) -> torch.device:

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
+from torch import nn
 
 from dllm.models.model import HostedModel, Runner, execution_device
 from dllm.models.speed.captured import Captured, CudaRecorder
 from dllm.models.speed.compiled import Compiled
-from dllm.models.speed.linear import check_narrow, check_pack, fuse, is_narrow, narrow, pack
+from dllm.models.speed.linear import (
+    check_narrow,
+    check_pack,
+    fuse,
+    fuse_layer,
+    is_narrow,
+    narrow,
+    narrow_layer,
+    pack,
+)
+from dllm.models.speed.widened import check_widen, widen
 from dllm.registry import nearest
 
-Way = Literal["fused", "packed", "int8", "compiled", "captured"]
+AUTO = "auto"  # the ways that pay on the machine, picked when a model is loaded
+
+Way = Literal["fused", "packed", "widened", "int8", "compiled", "captured"]
 
 
 def speed_up(model: HostedModel, *ways: Way) -> HostedModel:
@@ -24,6 +37,8 @@ def speed_up(model: HostedModel, *ways: Way) -> HostedModel:
       done to the network itself, in place.
     - `packed`: weights laid out once as the products of a CPU read them, beside the usual ones,
       which takes their memory once more; in place; goes with `fused` and `compiled`.
+    - `widened`: 16-bit weights multiplied in float32, a part of a weight at a time, for a CPU that
+      has no arithmetic for them; in place, takes no memory; goes with `fused`.
     - `int8`: weights of the layers in 8 bits (torchao), also in place; the only way that changes
       what is computed, so the model's name says so.
     - `compiled`: layers through torch.compile.
@@ -34,11 +49,18 @@ def speed_up(model: HostedModel, *ways: Way) -> HostedModel:
     """
     chosen = parse_ways(ways)
     _check(model, chosen)
+    return apply(model, chosen)
+
+
+def apply(model: HostedModel, chosen: Sequence[Way]) -> HostedModel:
+    """Returns the model with ways that were checked; layers that were settled stay as they are."""
     if "fused" in chosen:
         fuse(model.network)
     if "packed" in chosen:
         pack(model.network)
-    if "int8" in chosen:
+    if "widened" in chosen:
+        widen(model.network)
+    if "int8" in chosen and not is_narrow(model.network):
         narrow(model.network)
     runner: Runner | None = model.runner
     if "compiled" in chosen:
@@ -53,23 +75,49 @@ def parse_ways(ways: str | Sequence[str] | None) -> tuple[Way, ...]:
     """Returns ways from a sequence, or from one text such as "fused+captured"."""
     names = ways.split("+") if isinstance(ways, str) else list(ways or ())
     known: Any = get_args(Way)
+    if AUTO in names:
+        raise ValueError(f"speed {AUTO!r} picks by itself when a model is loaded: give it alone")
     for name in names:
         if name not in known:
-            raise ValueError(f"unknown way to speed a model up {name!r}: {nearest(name, known)}")
+            raise ValueError(
+                f"unknown way to speed a model up {name!r}: {nearest(name, known)}; known: "
+                f"{', '.join(known)}, or 'auto' alone where it is loaded"
+            )
         if names.count(name) > 1:
             raise ValueError(f"speed-up {name!r} is given twice")
     return tuple(way for way in known if way in names)
+
+
+def settle(ways: Sequence[Way]) -> Callable[[nn.Module], None] | None:
+    """Returns what is done to each layer as soon as its weights are read; None: nothing.
+
+    So a layer that is rounded is never there in full beside others that are.
+    """
+    if "int8" not in ways:
+        return None
+
+    def one(block: nn.Module) -> None:
+        if "fused" in ways:  # which rounded weights cannot be
+            fuse_layer(block)
+        narrow_layer(block)
+
+    return one
 
 
 def _check(model: HostedModel, ways: Sequence[Way]) -> None:
     """Raises ValueError before anything is changed."""
     devices = {execution_device(layer) for layer in model.network.layers} | {model.device}
     if ways and (len(devices) > 1 or any(w.is_meta for w in model.network.parameters())):
-        raise ValueError(
-            f"{model.name!r} is spread over devices or offloaded, and {', '.join(ways)} needs it "
-            "on one: load it with device=, without device_map"
-        )
-    _check_on(model.device, model, ways)
+        raise spread_error(model.name, ways)
+    check_on(model.device, model, ways)
+
+
+def spread_error(name: str, ways: Sequence[str]) -> ValueError:
+    """Returns the error for a model that is on more than one device."""
+    return ValueError(
+        f"{name!r} is spread over devices or offloaded, and {', '.join(ways)} needs it on one: "
+        "load it with device=, without device_map"
+    )
 
 
 def ways_of(model: HostedModel, device: torch.device) -> dict[str, str]:
@@ -80,13 +128,13 @@ def ways_of(model: HostedModel, device: torch.device) -> dict[str, str]:
     reasons = dict.fromkeys(get_args(Way), "")
     for way in reasons:
         try:
-            _check_on(device, model, [way])
+            check_on(device, model, [way])
         except ValueError as error:
             reasons[way] = str(error)
     return reasons
 
 
-def _check_on(device: torch.device, model: HostedModel, ways: Sequence[str]) -> None:
+def check_on(device: torch.device, model: HostedModel, ways: Sequence[str]) -> None:
     """Raises ValueError for ways that a model cannot go on a device."""
     run_by_others = [way for way in ("compiled", "captured") if way in ways]
     if run_by_others and model.network.config.decoder is not None:
@@ -102,7 +150,8 @@ def _check_on(device: torch.device, model: HostedModel, ways: Sequence[str]) -> 
         )
     if model.runner is not None and {"compiled", "captured"} & set(ways):
         raise ValueError(
-            f"{model.name!r} is sped up already: name all ways in one call, on the loaded model"
+            f"{model.name!r} is sped up already: load it with speed=None and name all ways in one "
+            "call, or give them as speed= where it is loaded"
         )
     if "fused" in ways and is_narrow(model.network):
         raise ValueError(
@@ -110,11 +159,18 @@ def _check_on(device: torch.device, model: HostedModel, ways: Sequence[str]) -> 
             "'int8' in one call"
         )
     if "packed" in ways:
-        if {"int8", "captured"} & set(ways):
+        if {"int8", "captured", "widened"} & set(ways):
             raise ValueError(
-                "'packed' goes with 'fused' and 'compiled': 'int8' lays weights out in another "
-                "way, and 'captured' is for CUDA"
+                "'packed' goes with 'fused' and 'compiled': 'int8' and 'widened' keep weights in "
+                "another way, and 'captured' is for CUDA"
             )
         check_pack(model.network, device)
+    if "widened" in ways:
+        if {"int8", "captured", "compiled"} & set(ways):
+            raise ValueError(
+                "'widened' goes with 'fused': 'int8' keeps weights in another way, compilers do "
+                "not see through its products, and 'captured' is for CUDA"
+            )
+        check_widen(model.network, device)
     if "int8" in ways:
         check_narrow(model)

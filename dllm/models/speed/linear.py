@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from dllm.models.cost import idle_parameters
 from dllm.models.layers import Attention, Block, MixtureOfExperts, SwiGLU
 from dllm.models.model import HostedModel
+from dllm.models.speed.machine import has_mkl, runs_bfloat16
+from dllm.models.speed.widened import WidenedLinear
 from dllm.models.transformer import Transformer
 
 # Rows of a product up to which a packed weight is faster in float32; longer ones, as of a prompt,
@@ -31,17 +33,22 @@ def fuse(network: Transformer) -> None:
     """
     config = replace(network.config, fused_qkv=True, fused_gate_up=True)
     for block in network.layers:
-        assert isinstance(block, Block)
-        attention, behind = block.attention, block.feed_forward
-        # The experts of a mixture are joined from the start.
-        gated = behind.shared if isinstance(behind, MixtureOfExperts) else behind
-        if not attention.config.fused_qkv:
-            _replace(attention, _QKV, "qkv")
-        attention.config = config
-        if isinstance(gated, SwiGLU) and not gated.fused:
-            _replace(gated, _GATE_UP, "gate_up")
-            gated.fused = True
+        fuse_layer(block)
     network.config = config
+
+
+def fuse_layer(block: nn.Module) -> None:
+    """Joins the projections of one layer, in place."""
+    assert isinstance(block, Block)
+    attention, behind = block.attention, block.feed_forward
+    # The experts of a mixture are joined from the start.
+    gated = behind.shared if isinstance(behind, MixtureOfExperts) else behind
+    if not attention.config.fused_qkv:
+        _replace(attention, _QKV, "qkv")
+    attention.config = replace(attention.config, fused_qkv=True, fused_gate_up=True)
+    if isinstance(gated, SwiGLU) and not gated.fused:
+        _replace(gated, _GATE_UP, "gate_up")
+        gated.fused = True
 
 
 def parts_of(
@@ -87,11 +94,16 @@ def narrow(network: Transformer) -> None:
 
     Embedding and head keep theirs: the head decides between tokens, and may be the embedding.
     """
+    for block in network.layers:
+        narrow_layer(block)
+
+
+def narrow_layer(block: nn.Module) -> None:
+    """Rounds the weights of one layer, in place."""
     # An optional dependency, which `check_narrow` looks for.
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
-    for block in network.layers:
-        quantize_(block, Int8WeightOnlyConfig(), lambda part, _: isinstance(part, nn.Linear))
+    quantize_(block, Int8WeightOnlyConfig(), lambda part, _: isinstance(part, nn.Linear))
 
 
 def is_narrow(network: Transformer) -> bool:
@@ -113,6 +125,11 @@ def check_narrow(model: HostedModel) -> None:
         raise ValueError("'int8' needs torchao: pip install 'dllm[quantise]'")
     if is_narrow(model.network):
         raise ValueError(f"{model.name!r} has 8-bit weights already: leave 'int8' out")
+    kept = (PackedLinear, WidenedLinear)
+    if any(isinstance(part, kept) for part in model.network.modules()):
+        raise ValueError(
+            f"{model.name!r} has weights laid out or widened for a CPU: load it with speed='int8'"
+        )
 
 
 class PackedLinear(nn.Linear):
@@ -188,22 +205,17 @@ def _check(dtype: torch.dtype, device: torch.device) -> None:
     if device.type != "cpu":
         raise ValueError(f"weights on {device} cannot be packed: that is for a CPU")
     if dtype == torch.float32:
-        if not hasattr(torch.ops.mkl, "_mkl_linear") or not torch.backends.mkl.is_available():
+        if not has_mkl():
             raise ValueError("float32 weights cannot be packed: this torch comes without MKL")
         return
     if dtype == torch.bfloat16:
-        if not _has_bfloat16():
+        if not runs_bfloat16():
             raise ValueError(
                 "bfloat16 weights cannot be packed: this CPU has no bfloat16 arithmetic "
                 "(AVX512-BF16 or AMX); take float32, which is also faster here"
             )
         return
     raise ValueError(f"weights in {dtype} cannot be packed: only float32 and bfloat16")
-
-
-def _has_bfloat16() -> bool:
-    known = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-    return torch.backends.mkldnn.is_available() and known is not None and bool(known())
 
 
 def _pack_float32(weight: Tensor) -> Tensor:
