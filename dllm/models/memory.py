@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +58,14 @@ def available(device: torch.device) -> int | None:
     left = [limit - used for limit, used in _limits()]
     known = [value for value in (free_bytes, *left) if value is not None]
     return max(min(known), 0) if known else None
+
+
+def give_back() -> None:
+    """Gives memory that was freed back to the system, which glibc else keeps in pieces."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
+        if trim is not None:
+            trim(0)
 
 
 def readable(num_bytes: int) -> str:

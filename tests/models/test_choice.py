@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import dllm
-from benchmarks.shapes import SHAPES
 from dllm.models.loading.weights import empty_network
 from dllm.models.speed import choice as speed_choice
 from dllm.models.speed import ways_of
@@ -18,6 +17,7 @@ from dllm.models.speed.choice import PAYS, SMALL, Subject, choose, subject_of, t
 from dllm.models.speed.linear import PackedLinear
 from dllm.models.speed.machine import Machine, machine_of
 from tests.support import GOLDEN
+from tests.support.models import golden_model
 
 GIB = 2**30
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
@@ -80,10 +80,11 @@ def test_what_changes_tokens_is_never_taken() -> None:
 
 
 def test_a_subject_is_read_off_the_network() -> None:
-    network = empty_network(SHAPES["350m"].network)
-    found = subject_of(network, BFLOAT16, 2)
-    count = sum(weight.numel() for weight in network.parameters())
-    assert found == Subject(count, 2 * count, BFLOAT16, (1024, 2816), spread=True)
+    config = golden_model("llada_gqa").network.config
+    found = subject_of(empty_network(config), BFLOAT16, 2)
+    count = sum(weight.numel() for weight in golden_model("llada_gqa").network.parameters())
+    widths = (config.hidden_size, config.intermediate_size)
+    assert found == Subject(count, 2 * count, BFLOAT16, widths, spread=True)
 
 
 def test_a_trial_runs_where_its_products_are() -> None:

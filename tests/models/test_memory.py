@@ -12,7 +12,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,11 @@ import torch
 from safetensors.torch import save_file
 
 import dllm
+from dllm.models.cost import narrow_bytes
 from dllm.models.families import find_family
 from dllm.models.loading import files
 from dllm.models.loading.empty import empty_network
+from dllm.models.loading.weights import Weights
 from tests.support import GOLDEN, ROOT
 
 SDAR: dict[str, Any] = {
@@ -57,6 +59,8 @@ def resident(*names):
     lines = dict(line.split(":") for line in open("/proc/self/status"))
     return {name: int(lines[name].split()[0]) * 1024 for name in names}
 import torch, dllm
+if "int8" in sys.argv[2]:
+    import torchao.quantization
 torch.zeros(8, 8) @ torch.zeros(8, 8)
 before, peaks = resident("VmHWM"), {"RssAnon": 0, "RssFile": 0}
 done = threading.Event()
@@ -166,6 +170,44 @@ def test_peak_while_loading(size: str, num_shards: int, tmp_path: Path) -> None:
     assert found["peak"] < found["before"] + model + largest + files.MAPPED
     assert len(found["tokens"]) == 8
     assert all(0 <= token < SDAR["vocab_size"] for token in found["tokens"])
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux says what is resident")
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_peak_while_rounding(tmp_path: Path) -> None:
+    """The weights in full are never there, and what was freed is given back."""
+    pytest.importorskip("torchao")
+    written = write(tmp_path, "1.7B", 3)
+    found = measure(written.folder, 0, speed="int8")
+    config = find_family(SDAR).read_network(
+        {**SDAR, **dict(zip(NAMES, SIZES["1.7B"], strict=True))}
+    )
+    final = narrow_bytes(empty_network(config), 8)
+    assert final < 0.75 * sum(written.sizes)
+    assert found["peak"] - found["before"] > final  # or it was not measured
+    assert found["peak"] - found["before"] < 1.3 * final
+    assert found["after"]["RssAnon"] < found["before"] + 1.05 * final
+
+
+def test_a_layer_is_rounded_before_the_next_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torchao")
+    in_full: list[int] = []
+    real = Weights.fill
+
+    def watched(self: Weights, network: Any, *rest: Any) -> None:
+        def count(layer: Any) -> None:
+            matrices = [b.attention.q.weight for b in network.blocks]
+            full = [not w.is_meta and type(w.data) is torch.Tensor for w in matrices]
+            in_full.append(sum(full))
+            assert self.settle is not None
+            self.settle(layer)
+
+        real(replace(self, settle=count), network, *rest)
+
+    monkeypatch.setattr(Weights, "fill", watched)
+    model = dllm.load(GOLDEN / "models" / "llada_gqa", speed="int8")
+    assert in_full == [1] * len(model.network.blocks)
 
 
 def test_files_are_mapped_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:

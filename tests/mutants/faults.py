@@ -35,6 +35,7 @@ TRANSFORMERS = "tests/integrations/test_transformers.py"
 TRANSCRIPT = "tests/serve/test_transcript.py"
 SGLANG = "tests/integrations/sglang/test_block.py"
 RAY = "tests/integrations/test_ray.py"
+ROOM = "tests/models/test_room.py"
 
 
 @dataclass(frozen=True)
@@ -986,6 +987,7 @@ FAULTS = [
         "dllm/integrations/transformers/asked.py",
         ("sampled-greedily", '{"temperature": 1.0, **found}', "found", TRANSFORMERS),
     ),
+    *in_file(
         "dllm/integrations/sglang/block.py",
         ("block-is-done-unseen", "~left & (after == tokens).all(1)", "~left", SGLANG),
         ("block-takes-no-hold", "masked.any(1) | blocks.held", "masked.any(1)", SGLANG),
@@ -1003,5 +1005,32 @@ FAULTS = [
         "dllm/integrations/ray.py",
         ("replica-is-always-healthy", " or not self.service.engine.alive", "", RAY),
         ("leaving-replica-drops-answers", "engine.close(self.grace)", "engine.close(0)", RAY),
+    ),
+    *in_file(
+        "dllm/models/memory.py",
+        ("limits-are-not-read", "(free_bytes, *left)", "(free_bytes,)", ROOM),
+        ("files-are-in-use", "used - _stat(folder", "used - 0 * _stat(folder", ROOM),
+    ),
+    *in_file(
+        "dllm/models/loading/__init__.py",
+        ("weights-are-read-first", "    room.check()\n", "", ROOM),
+    ),
+    *in_file(
+        "dllm/models/speed/widened.py",
+        (
+            "one-part-is-widened",
+            "bias[start : start + part].float()",
+            "bias[:part].float()",
+            "tests/models/test_widened.py",
+        ),
+    ),
+    *in_file(
+        "dllm/models/speed/choice.py",
+        (
+            "trial-decides-nothing",
+            "if ratio >= PAYS:",
+            "if ratio >= 0:",
+            "tests/models/test_choice.py",
+        ),
     ),
 ]

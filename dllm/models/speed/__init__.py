@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
+from dllm.models.memory import give_back
 from dllm.models.model import HostedModel, Runner, execution_device
 from dllm.models.speed.captured import Captured, CudaRecorder
 from dllm.models.speed.compiled import Compiled
@@ -91,7 +92,7 @@ def parse_ways(ways: str | Sequence[str] | None) -> tuple[Way, ...]:
 def settle(ways: Sequence[Way]) -> Callable[[nn.Module], None] | None:
     """Returns what is done to each layer as soon as its weights are read; None: nothing.
 
-    So a layer that is rounded is never there in full beside others that are.
+    So no two layers that are rounded are there in full at a time.
     """
     if "int8" not in ways:
         return None
@@ -100,6 +101,7 @@ def settle(ways: Sequence[Way]) -> Callable[[nn.Module], None] | None:
         if "fused" in ways:  # which rounded weights cannot be
             fuse_layer(block)
         narrow_layer(block)
+        give_back()
 
     return one
 
