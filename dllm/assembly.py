@@ -104,6 +104,7 @@ def loop_of(
         constrained=constrained,
         keep_stamps=observer is not None,
         reads=unread if isinstance(passes, UniformPasses) else None,
+        sampled=settings.temperature > 0,
     )
     return loop, canvas
 

@@ -12,6 +12,7 @@ from typer import Option
 
 from dllm.cli import constrained, options
 from dllm.cli.loading import load_model, placed
+from dllm.cli.rows import AtATime, choose_rows
 from dllm.cli.shown import Terminal
 from dllm.cli.shown.measured import (
     Bars,
@@ -34,8 +35,6 @@ from dllm.eval.run.results import RefusedError, sampled
 from dllm.eval.run.run import Run
 from dllm.eval.tasks import find_task
 from dllm.eval.tasks.task import TaskOptions
-
-ROWS = 50  # decoded at a time unless --batch-size says otherwise
 
 
 def evaluate(
@@ -105,10 +104,7 @@ def evaluate(
     samples: Annotated[
         int, Option(help="Answers to each problem, for pass@k; above 1 with --temperature.")
     ] = 1,
-    batch_size: Annotated[
-        int | None,
-        Option(help="Rows decoded at a time; other problems wait.", show_default=f"{ROWS}"),
-    ] = None,
+    batch_size: AtATime = None,
     output: Annotated[
         Path | None,
         Option(
@@ -175,7 +171,7 @@ def evaluate(
     if compared:
         check_comparison(output, plot, alone=samples > 1 or with_record, scored=chosen.scored)
     entries = gather(lineup, scheduler or ()) if compared else []
-    processes, num_rows = find_processes(), ROWS if batch_size is None else batch_size
+    processes = find_processes()
     place = device if device_map else processes.device(device)  # a map is about all of them
     loaded = load_model(
         model, dtype, placed(place, device_map, revision, adapter, family, attention), speed
@@ -185,11 +181,12 @@ def evaluate(
     )
 
     def run_of(one_scheduler: Any, one_cache: str | None) -> Run:
-        parts = options.collect(None, scheduler=one_scheduler, cache=one_cache)
-        resolved = options.over(named, {**shared, **parts}, loaded.defaults)
+        parts = {**shared, **options.collect(None, scheduler=one_scheduler, cache=one_cache)}
+        resolved = options.over(named, parts, loaded.defaults)
         if batch_size is not None and "batch_size" not in shared:  # so many, whatever a file says
             resolved = replace(resolved, batch_size=None)
-        return Run(loaded, chosen, resolved, num_rows, processes, trace, held)
+        rows = choose_rows(batch_size, loaded, resolved, problems)
+        return Run(loaded, chosen, resolved, rows, processes, trace, held)
 
     names: list[str | None] = [*cache] if cache else [None]
     if compared:
@@ -204,8 +201,14 @@ def evaluate(
     runs = [run_of(one, name) for one in every for name in names]
     for run in runs:
         check(loaded, run.settings)
-    tried = sampled(problems, samples, runs[0].settings)
-    measure_runs(runs, tried, output, as_json, with_record, fresh=fresh)
+    measure_runs(
+        runs,
+        sampled(problems, samples, runs[0].settings),
+        output,
+        as_json,
+        with_record,
+        fresh=fresh,
+    )
 
 
 def _check_file(output: Path | None, **asked: bool) -> None:

@@ -59,6 +59,7 @@ class DenoisingLoop:
     constrained: HeldRows | None = None  # languages that rows must be in
     keep_stamps: bool = False  # the store notes when each slot was written
     reads: Feeds | None = None  # the columns that passes read beside what a cache plans
+    sampled: bool = False  # tokens are drawn, which takes more memory
 
     @torch.inference_mode()
     def run(self, canvas: Canvas, meter: Meter) -> Iterator[StepEvent]:
@@ -181,4 +182,4 @@ class DenoisingLoop:
     def _demand(self, canvas: Canvas, meter: Meter) -> Demand:
         variants = (self.store_variants, self.passes.num_variants)
         wanted = (self.cache.uses_store, *variants, canvas.layout, meter)
-        return Demand(self.model, *wanted, before=in_use(meter.device))
+        return Demand(self.model, *wanted, before=in_use(meter.device), sampled=self.sampled)

@@ -9,6 +9,7 @@ import torch
 from dllm.metrics import Meter
 from dllm.models.cost import Cost, cost_of
 from dllm.models.memory import (
+    CROWDED,
     GUARDED,
     NotEnoughMemoryError,
     available,
@@ -21,11 +22,13 @@ from dllm.state.window import Layout
 __all__ = [
     "GUARDED",
     "Demand",
+    "Extent",
     "NotEnoughMemoryError",
     "available",
     "in_use",
     "ran_out",
     "readable",
+    "rows_that_fit",
 ]
 
 
@@ -40,6 +43,7 @@ class Demand:
     layout: Layout
     meter: Meter
     before: int = 0  # bytes of the device that were in use when the generation began
+    sampled: bool = False  # tokens are drawn
 
     def explain(self, reason: str) -> str:
         """Returns what was asked when memory ran out, what would fit and the way out."""
@@ -76,7 +80,7 @@ class Demand:
         stored = layout.num_stored * self.store_variants if self.uses_store else 0
         fed = layout.num_columns + layout.num_spare
         width = layout.width + layout.num_spare
-        estimate = cost.row_bytes(stored, fed * variants, width * variants)
+        estimate = cost.row_bytes(stored, fed * variants, width * variants, self.sampled)
         measured = _peak(self.meter.device) - self.before if self.meter.forwards else 0
         return max(estimate, measured // layout.num_rows)
 
@@ -92,6 +96,30 @@ class Demand:
                 "take a scheduler without variants of a row, a verifier with shorter drafts"
             )
         return f"{', '.join(ways)}, or a narrower dtype"
+
+
+@dataclass(frozen=True)
+class Extent:
+    """The size of a row that is to be decoded."""
+
+    num_columns: int  # prompt and answer
+    width: int  # columns of a block
+    uses_store: bool
+    sampled: bool = False  # tokens are drawn
+
+
+def rows_that_fit(model: DenoisingModel, extent: Extent) -> int | None:
+    """Returns how many rows fit into what can be had now, some of it left; None: not known.
+
+    By estimate; 0 where not even one does.
+    """
+    cost, free = cost_of(model), available(model.device)
+    if cost is None or free is None:
+        return None
+    columns = extent.num_columns + extent.width  # with the spare ones
+    stored = columns if extent.uses_store else 0
+    a_row = cost.row_bytes(stored, columns, 2 * extent.width, extent.sampled)
+    return int(CROWDED * free) // max(a_row, 1)
 
 
 def _fitting(rows: int | None, asked: int) -> str:

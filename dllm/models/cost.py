@@ -28,6 +28,7 @@ class Cost:
     slot_bytes: int  # a column of a row of the K/V store
     token_bytes: int  # a fed column, while its largest layer runs; an estimate
     head_bytes: int  # a row of logits and its statistics; an estimate
+    sampled_bytes: int = 0  # the same, more of it where tokens are drawn; an estimate
     tail_flops: int = 0  # of `token_flops`, what follows keys and values in the last layer
     value_flops: int = 0  # a column of which only the values are computed
     first_flops: int = 0  # of `token_flops`, those of the first layer
@@ -46,9 +47,15 @@ class Cost:
             a_row -= (num_fed - num_logits) * (self.tail_flops + pairs)
         return a_pass.num_rows * (a_row + num_logits * self.head_flops)
 
-    def row_bytes(self, num_stored: int, num_fed: int, num_head_rows: int) -> int:
-        """Returns the estimated memory of one row: its slots, and its part of the widest pass."""
-        passed = num_fed * self.token_bytes + num_head_rows * self.head_bytes
+    def row_bytes(
+        self, num_stored: int, num_fed: int, num_head_rows: int, sampled: bool = False
+    ) -> int:
+        """Returns the estimated memory of one row: its slots, and its part of the widest pass.
+
+        `sampled`: tokens are drawn (temperature > 0), which takes several times the statistics.
+        """
+        a_head_row = self.head_bytes + (self.sampled_bytes if sampled else 0)
+        passed = num_fed * self.token_bytes + num_head_rows * a_head_row
         return num_stored * self.slot_bytes + passed
 
     def times(self, count: int) -> Cost:
@@ -113,6 +120,8 @@ def _stack_cost(config: NetworkConfig, itemsize: int) -> Cost:
         token_bytes=(2 * width + _widest(config)) * itemsize,
         # Logits, their float32 copy, the copy without the mask token, one statistic.
         head_bytes=config.vocab_size * (itemsize + 3 * _FLOAT32),
+        # Noise and its hash in 64 bits; measured, top_p included: 38 to 46 bytes a logit in all.
+        sampled_bytes=config.vocab_size * 8 * _FLOAT32,
         tail_flops=2 * (width * q_width + inner[-1]),
         value_flops=2 * config.num_layers * width * kv_width,
         first_flops=2 * (attention + inner[0]),

@@ -159,3 +159,21 @@ def test_random_models_tell_columns_apart(name: str) -> None:
 def test_an_unknown_shape_is_refused() -> None:
     with pytest.raises(ValueError, match=f"known are {', '.join(SHAPES)}"):
         random_model("huge", torch.float32)
+
+
+def test_widened_products_beside_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.widened.SHAPE", SHAPES["tiny"])
+    monkeypatch.setattr(sys, "argv", ["widened.py"])
+    found = {}
+    for mode in ("--rows", "--repeats"):
+        file = tmp_path / f"{mode}.json"
+        arguments = ("--repeats", "1", "--layers", "1", "--output", str(file))
+        done = run("widened", *arguments, *(["--rows"] if mode == "--rows" else []))
+        assert done.exit_code == 0, done.output
+        found[mode] = json.loads(file.read_text())["rows"]
+    assert [row["rows"] for row in found["--rows"]][:3] == [1, 2, 3]
+    *passes, memory = found["--repeats"]
+    assert all(row["widened / float32"] > 0 for row in passes)
+    assert memory["widened / float32"] == memory["bfloat16 / float32"] == 0.5

@@ -1,0 +1,57 @@
+"""How many problems are decoded at a time where nobody says."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Annotated
+
+from typer import Option
+
+from dllm.cache import registry
+from dllm.decoding.memory_limits import Extent, NotEnoughMemoryError, rows_that_fit
+from dllm.eval.tasks.task import Problem
+from dllm.models.model import DenoisingModel
+from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings
+
+_LOG = logging.getLogger(__name__)
+
+ROWS = 50  # at most: more gain little, and what is finished is written after each batch
+_TEMPLATE = 64  # tokens that a chat template may add to a prompt
+
+AtATime = Annotated[
+    int | None,
+    Option(
+        "--batch-size",
+        help="Rows decoded at a time; other problems wait.",
+        show_default=f"what fits, up to {ROWS}",
+    ),
+]
+
+
+def choose_rows(
+    asked: int | None, model: DenoisingModel, settings: Settings, problems: Sequence[Problem]
+) -> int:
+    """Returns as many rows as asked for; None: up to `ROWS`, fewer where by estimate no more fit.
+
+    It decides no answer. Raises NotEnoughMemoryError where not even one row of the longest prompt
+    does.
+    """
+    if asked is not None or model.tokenizer is None or not problems:
+        return ROWS if asked is None else asked
+    longest = max((problem.prompt for problem in problems), key=len)
+    num_tokens = len(model.tokenizer(longest)["input_ids"]) + _TEMPLATE
+    columns = min(num_tokens + settings.max_new_tokens, model.spec.max_length)
+    width = settings.block_length or model.spec.block_length or DEFAULT_BLOCK_LENGTH
+    uses_store = registry.create(settings.cache).uses_store
+    rows = rows_that_fit(model, Extent(columns, width, uses_store, settings.temperature > 0))
+    if rows is None or rows >= ROWS:
+        return ROWS
+    if rows < 1:
+        raise NotEnoughMemoryError(
+            f"by estimate not even one row of {columns} columns fits into what is left beside "
+            f"{model.name!r}: give fewer --max-new-tokens, a narrower --dtype, --cache none, or "
+            "--batch-size 1 to try all the same"
+        )
+    _LOG.warning("%d problems are decoded at a time: more do not fit by estimate", rows)
+    return rows
