@@ -188,10 +188,10 @@ class Engine:
         queue = self._waiting.get(wave.key)
         if not queue or not wave.admits:
             return []
-        if queue[0].num_columns > wave.num_columns or self._passed(queue[0]):
+        if not wave.fits(queue[0]) or self._passed(queue[0]):
             return []  # who waited longest needs another canvas, for which there must be room
         count = min(wave.num_seats - wave.num_active, self.max_rows - self.num_active)
-        fitting = [job for job in queue if job.num_columns <= wave.num_columns][:count]
+        fitting = [job for job in queue if wave.fits(job)][:count]
         # Finished rows are fed until their seats are taken: of a canvas that is mostly empty the
         # rest is left to end, and who waits begins on a new one.
         few = 2 * (wave.num_active + len(fitting)) < wave.num_seats

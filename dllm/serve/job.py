@@ -8,9 +8,10 @@ from functools import cached_property
 from time import monotonic
 
 from dllm.assembly import Beside, loop_of
+from dllm.decoding.loop import DenoisingLoop
 from dllm.metrics import RowMetrics
 from dllm.models.model import DenoisingModel
-from dllm.prompts import Prompt, Row, encode_all
+from dllm.prompts import MOST_NEW_TOKENS, Prompt, Row, encode_all
 from dllm.settings import Settings
 
 
@@ -83,7 +84,7 @@ class Key:
     """What rows of one canvas have in common."""
 
     settings: str  # as JSON, but for what each row has of its own
-    num_slots: int  # masks and what is given between and behind them
+    num_slots: int  # masks and what is given between and behind them; 0: any number
     block_length: int
     constrained: str  # how rows are held to languages; "": they are not
     infilled: bool
@@ -98,6 +99,7 @@ class Job:
     seed: int
     key: Key
     num_columns: int  # of its canvas, to the end of its last block where models decode whole ones
+    num_slots: int  # of them, behind the prompt
     tell: Callable[[Update], None]
     pieces: bool = False  # tell of text as it becomes final
     drawn: bool = False  # tell of every step
@@ -133,15 +135,29 @@ def jobs_of(
     (row,) = encode_all(model, [prompt], settings)
     shared = replace(settings, n=1, seed=None)
     loop, canvas = loop_of(model, [row], replace(shared, seed=0), Beside())
-    layout = canvas.layout
+    layout, mixed = canvas.layout, _mixes(loop, row)
+    alike = replace(shared, constraint=None)
+    if mixed:
+        alike = replace(alike, max_new_tokens=MOST_NEW_TOKENS)
     key = Key(
-        settings=replace(shared, constraint=None).to_json(),
-        num_slots=layout.num_slots,
+        settings=alike.to_json(),
+        num_slots=0 if mixed else layout.num_slots,
         block_length=layout.block_length,
         constrained="" if loop.constrained is None else type(loop.constrained).__name__,
         infilled=row.infilled,
     )
     return [
-        Job(row, shared, seed, key, layout.num_columns, tell(number))
+        Job(row, shared, seed, key, layout.num_columns, layout.num_slots, tell(number))
         for number, seed in enumerate(seeds)
     ]
+
+
+def _mixes(loop: DenoisingLoop, row: Row) -> bool:
+    """Whether rows of other lengths may share a canvas with a row.
+
+    With caches of final blocks a shorter row costs the others nothing, and models of whole blocks
+    have as many slots as their last block wants. Without a store every pass feeds the longest row's
+    columns for all, which was slower on a CPU than canvases that take turns; and rows that enter
+    their blocks together keep others out for longer.
+    """
+    return loop.cache.final_blocks and not row.infilled and loop.constrained is None

@@ -58,7 +58,9 @@ class Wave:
         self.jobs = dict(enumerate(jobs))  # by number, those that are decoded
         self._model, self._take, self._counts = model, take, counts
         self._taken, self._steps, self._num_counted = len(jobs), 0, 0
-        shared = replace(first.settings, seed=[job.seed for job in jobs], constraint=None)
+        longest = max(job.settings.max_new_tokens for job in jobs)
+        shared = replace(first.settings, max_new_tokens=longest, constraint=None)
+        shared = replace(shared, seed=[job.seed for job in jobs])
         if first.key.constrained:
             shared = replace(shared, constraint=[_constraint(job) for job in jobs])
         opening = Opening(self.num_columns, self._enter)
@@ -89,6 +91,12 @@ class Wave:
     def admits(self) -> bool:
         """Whether rows may enter while others are decoded: the cache says, and it is not worn."""
         return self._steps < _STEPS and self._loop.cache.admits(_BETWEEN)
+
+    def fits(self, job: Job) -> bool:
+        """Whether a canvas has the columns and slots of a row."""
+        return (
+            job.num_columns <= self.num_columns and job.num_slots <= self._canvas.layout.num_slots
+        )
 
     def broken(self) -> list[Job]:
         """Returns the jobs whose logits were not numbers."""
