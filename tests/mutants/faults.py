@@ -1033,4 +1033,22 @@ FAULTS = [
             "tests/models/test_choice.py",
         ),
     ),
+    *in_file(
+        "dllm/decoding/prompt_memory.py",
+        (
+            "who-enters-reads-anew",
+            "[_longest_match(canvas, row, self.spec) for row in rows]",
+            "[_longest_match(row, row, self.spec) for row in rows]",
+            "tests/serve/test_reuse.py",
+        ),
+    ),
+    *in_file(
+        "dllm/serve/tools/spoken.py",
+        (
+            "half-a-mark-is-told",
+            "text if whole else text[: len(text) - _begun(text)]",
+            "text",
+            "tests/serve/tools/test_spoken.py",
+        ),
+    ),
 ]
