@@ -242,6 +242,29 @@ def test_what_is_forced_takes_no_steps() -> None:
     assert output.metrics.rows[0].forced > 8
 
 
+@pytest.mark.parametrize("spare", [False, True])
+def test_nan_at_a_token_that_may_not_come_is_found(
+    spare: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one row of two, by a host as by a device."""
+    monkeypatch.setattr("dllm.decoding.languages.constrained.on_host", lambda _: spare)
+    inner, texts = model_of("tiny"), ["3 + 4 =", "tom has 3 pens"]
+    assert inner.tokenizer is not None
+    (letter,) = inner.tokenizer("z", add_special_tokens=False).input_ids
+
+    def broken(tokens: torch.Tensor) -> torch.Tensor:
+        logits = torch.randn(len(tokens), tokens.shape[1], inner.spec.vocab_size)
+        logits[1, :, letter] = torch.nan
+        return logits
+
+    model = dllm.wrap(broken, vocab_size=inner.spec.vocab_size, tokenizer=inner.tokenizer)
+    how: dict[str, Any] = {"constraint": Regex("[0-9]{4}"), "max_new_tokens": 8}
+    with pytest.raises(dllm.BrokenLogitsError, match=r"row\(s\) \[1\]") as caught:
+        dllm.generate(model, texts, **how)
+    assert caught.value.partial is not None
+    assert letter not in caught.value.partial.sequences[1]
+
+
 @pytest.mark.parametrize("n", [1, 2])
 def test_answers_of_a_tokenizer(n: int) -> None:
     asked = [Regex("[0-9]{2,4}"), None, Regex("(tom|amy) (buys|sells) [0-9]{1,3} (pens|cups)")]

@@ -845,6 +845,7 @@ FAULTS = [
             "        else:\n            return",
             HELD,
         ),
+        ("nan-where-nothing-may-come", "wide.amax(-1).isnan()", "wide.amax(-1).isinf()", HELD),
         (
             "forced-counts-all",
             "(compelled & ~commit).sum(1)",

@@ -39,12 +39,14 @@ class Constrained:
     _tables: Tables | None = None
     _host: Host | None = None  # where the host computes by itself
     _entry: Tensor = field(default_factory=lambda: torch.empty(0))  # (B,) int64
+    _fresh: bool = True  # whether rows were seated for this pass
 
     def enter(self, canvas: Canvas, progress: Progress, prompts: tuple[int, ...]) -> None:
         """Reads the state in which the windows of rows begin, where rows entered a block.
 
         `prompts` are those at the seats.
         """
+        self._fresh = prompts != self._seated
         if prompts != self._seated:
             seated = [self.rows[prompt] for prompt in prompts]
             self._tables = tables = Tables(seated, self.device) if any(seated) else None
@@ -81,7 +83,7 @@ class Constrained:
         reader = tables if self._host is None else self._host
         read = reader.read(*given, asked)
         mask = canvas.layout.mask_token_id
-        return Sets(tables, read, *given, mask, self.joint, spare)
+        return Sets(tables, read, *given, mask, self.joint, spare, self._fresh)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +99,7 @@ class Sets:
     mask_token_id: int
     joint: Joint
     spare: bool = False  # `held` may write into the logits that it is given
+    fresh: bool = False  # `held` looks for NaN at tokens that may not come, too
 
     @property
     def allowed(self) -> Tensor:
@@ -114,11 +117,17 @@ class Sets:
         """Returns logits (B, w, V) in a dtype, with -inf for what their columns may not hold.
 
         `places` (B, w) int64 are the columns that they are of, by place in the window; None: all.
-        The mask token is never proposed, and stays in the softmax.
+        The mask token is never proposed, and stays in the softmax. It gets NaN where any token has
+        it in the first pass of a row, so that broken weights are found whatever its language; in
+        every pass this would be a third of what the language costs.
         """
-        wide = logits.to(dtype)
+        wide, mask = logits.to(dtype), self.mask_token_id
         spare = self.spare or wide is not logits
-        return self.read.hold(wide, places, self.mask_token_id, spare)
+        broken = wide.amax(-1).isnan() if self.fresh else None
+        kept = self.read.hold(wide, places, mask, spare)
+        if broken is not None:
+            kept[..., mask] = kept[..., mask].masked_fill(broken, torch.nan)
+        return kept
 
     def chosen(self, candidates: Candidates, logits: Tensor) -> Candidates:
         """Returns candidates with the tokens of the most probable filling, where it is asked for.
