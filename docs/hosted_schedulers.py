@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from dllm.cli.methods import MARKER, escape, markdown_table
 from dllm.integrations.sglang import algorithm_name, reasons
 
@@ -16,13 +14,8 @@ def page() -> str:
             f"`{algorithm_name(name)}`",
             f"[`{name}`](../reference/schedulers.md#{name})",
             "no" if reason else "yes",
-            escape(_short(str(reason or ""))),
+            escape(str(reason or "")),
         )
         for name, reason in reasons().items()
     )
     return "\n\n".join([MARKER, markdown_table(head, rows)]) + "\n"
-
-
-def _short(reason: str) -> str:
-    """Returns a reason without the sizes that schedulers are tried with."""
-    return re.sub(r" and this one has \d+ and \d+", ", not on the engine's", reason)

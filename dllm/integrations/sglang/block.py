@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,22 +18,40 @@ class NotHostedError(ValueError):
     """A scheduler asks for something that the engine does not tell an algorithm."""
 
 
+_NO_SEED = "it draws random numbers, and the engine tells no seed of a request"
+
+
 class Silence:
     """Noise of an engine that tells no seed of a request: whoever asks for it is not hosted."""
 
     def tokens(self, columns: Tensor, step: Tensor, vocab_size: int) -> Tensor:
         """Raises NotHostedError."""
-        raise NotHostedError("it draws tokens, and the engine tells no seed of a request")
+        raise NotHostedError(_NO_SEED)
 
     def columns(self, columns: Tensor, step: Tensor, masked: Tensor) -> Tensor:
         """Raises NotHostedError."""
-        raise NotHostedError(
-            "it takes columns in a random order, and the engine tells no seed of a request"
-        )
+        raise NotHostedError(_NO_SEED)
+
+
+# What of a view only the engine knows.
+UNTOLD = {
+    "length": "it reads how long the row is, which the engine does not tell",
+    "prompt_length": "it reads where the prompt ends, which the engine does not tell",
+    "num_slots": "it reads how long the answer is, which the engine does not tell",
+    "step": "it reads how many forwards the row has had, and the engine tells those of a block",
+}
 
 
 class BlockView(View):
-    """A block that is a canvas of its own: what stands around it, only the engine knows."""
+    """A block that is a canvas of its own: what stands around it, only the engine knows.
+
+    A wrong number would be worse than none: who asks for one is not hosted.
+    """
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in UNTOLD:
+            raise NotHostedError(UNTOLD[name])
+        return super().__getattribute__(name)
 
     def is_end(self, tokens: Tensor) -> Tensor:
         """Raises NotHostedError."""
@@ -114,7 +133,7 @@ class Hosted:
         masked = (tokens == self.mask_token_id) & ~blocks.fixed
         active = masked.any(1) | blocks.held
         view = self._view(tokens, masked & active[:, None], blocks)
-        candidates = self._sampling.propose(logits, view.noise, view.columns, view.step)
+        candidates = self._sampling.propose(logits, view.noise, view.columns, blocks.forwards)
         decision = self.scheduler.decide(candidates, view)
         check_decision(decision)
         after = self._written(decision, tokens, candidates.token)
@@ -154,10 +173,10 @@ class Hosted:
             block=every,
             known=every,
             fixed=blocks.fixed,
-            length=each * tokens.shape[1],
-            prompt_length=blocks.fixed.int().cumprod(1).sum(1),
-            num_slots=blocks.masks,
-            step=blocks.forwards,
+            length=each,  # and the three below: nobody reads them
+            prompt_length=each,
+            num_slots=each,
+            step=each,
             block_step=blocks.steps,
             block_masks=blocks.masks,
             num_blocks=each,

@@ -46,8 +46,8 @@ def reason_against(scheduler: Scheduler, block: int) -> ValueError | None:
     vocab_size = max([_SMALL, *(token + 2 for token in ids)])
     try:
         scheduler.check(1, block)
-        scheduler.check_model(_spec(vocab_size, block))
         _try(scheduler, vocab_size, block)
+        scheduler.check_model(_spec(vocab_size, block))
     except ValueError as error:
         return error
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -10,6 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from dllm.integrations.sglang import algorithms
+from dllm.integrations.sglang.block import UNTOLD
+from dllm.integrations.sglang.hosting import reason_against
+from dllm.schedulers.base import Candidates, Decision, Scheduler, View
 from tests.support import GOLDEN
 from tests.support.sglang import Batch, Interface, config_of
 
@@ -120,3 +124,22 @@ def test_requests_are_mixed_anew_between_forwards() -> None:
         running = [row for row, over in zip(running, done, strict=True) if not over]
         running = [*[row for row in range(3) if not found[row]][:1], *running]  # one enters, first
     assert found == expected
+
+
+@dataclass(frozen=True)
+class Nearer(Scheduler):
+    """Commits what is near the end of the row, if it is told where that is."""
+
+    source = "nobody's"
+    asks: str = "length"
+
+    def select(self, candidates: Candidates, view: View) -> Decision:
+        asked = getattr(view, self.asks)
+        return Decision(view.masked & (asked.reshape(len(view.columns), -1) >= 0))
+
+
+@pytest.mark.parametrize("name", [*UNTOLD, "offset"])
+def test_who_asks_for_what_only_the_engine_knows_is_not_hosted(name: str) -> None:
+    reason = reason_against(Nearer(asks=name), 8)
+    assert str(reason) == UNTOLD["prompt_length" if name == "offset" else name]
+    assert reason_against(Nearer(asks="block_step"), 8) is None

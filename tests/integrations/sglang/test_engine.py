@@ -32,7 +32,6 @@ STEPPED = ("dream", "fixed_quota", "predict_and_noise", "quota_threshold")
 CASES: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in HOSTED),
     *((name, {"steps": 4}) for name in STEPPED),
-    ("learn2pd", {"foreign": True}),
 ]
 
 
@@ -102,9 +101,7 @@ def test_a_hosted_scheduler_writes_what_our_own_loop_writes(
 ) -> None:
     algorithm = algorithm_of(sglang, algorithm_name(name), options, fdfo)
     found, _ = answered(algorithm, model)
-    whole = {**options}
-    if "steps" in whole:
-        whole["steps"] *= NUM_BLOCKS
+    whole = {key: value * NUM_BLOCKS for key, value in options.items()}
     for prompt, engine, ours in zip(
         random_prompts(3), found, own(model, {"name": name, **whole}), strict=True
     ):
