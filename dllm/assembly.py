@@ -6,12 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-import torch
-
+from dllm.cache import Cache
 from dllm.compatible import check, check_verifier
 from dllm.decoding.batching import ContinuousBatch, OpenBatch, Opening, continuous_batch
 from dllm.decoding.comparing import ComparingPasses
-from dllm.decoding.languages.asked import Asked, check_count, languages_of
+from dllm.decoding.languages.asked import Asked, languages_of
 from dllm.decoding.languages.held import HeldRows
 from dllm.decoding.languages.toll import Toll
 from dllm.decoding.loop import DenoisingLoop
@@ -24,7 +23,7 @@ from dllm.decoding.speculation.passes import VerifiedPasses
 from dllm.decoding.speculation.verifiers import Verifier
 from dllm.decoding.uniform import UniformPasses, unread
 from dllm.infilling.languages import first_ends, holes_of
-from dllm.layout import at_eos_of, canvas_of, check_rows, needs_of, with_room
+from dllm.layout import at_eos_of, canvas_of, check_rows, needs_of, noise_of, with_room
 from dllm.metrics import Meter
 from dllm.models.diffusion_gemma import DiffusionGemma
 from dllm.models.model import DenoisingModel
@@ -71,17 +70,15 @@ def loop_of(
     constrained = _constrained(model, canvas, rows, settings)
     if beside.toll is not None and constrained is not None:
         constrained = beside.toll.on(constrained, _never(canvas.layout, settings), model.device)
-    noise = settings.noise or _noise(rows, settings, model.device)
+    noise = settings.noise or noise_of(rows, settings, model.device)
     needs = needs_of(scheduler, canvas.layout.num_slots, canvas.layout.block_length)
     verifier = None if settings.verifier is None else check_verifier(settings, scheduler, cache)
-    count = needs.num_variants if verifier is None else verifier.num_variants
-    demand = Demand(model, cache.uses_store, count, count, canvas.layout, Meter(model.device))
-    choose = partial(chosen_batch, cache=cache, demand=demand)
+    choose = partial(chosen_batch, cache=cache, demand=_demand(parts, model, canvas, verifier))
     batch = _batch(canvas, noise, settings.batch_size, beside, choose)
-    if isinstance(batch, OpenBatch) and PromptMemory.suits(model, cache, settings.guidance_scale):
-        batch.shared = SeatMemory(model.spec)
     if batch is not None:
         canvas, noise = batch.canvas, batch.noise
+    if isinstance(batch, OpenBatch) and PromptMemory.suits(model, cache, settings.guidance_scale):
+        batch.shared = SeatMemory(model.spec)
     if settings.guidance_scale > 0:
         model = GuidedModel(model, settings.guidance_scale, given=canvas.given)
     rules = _processing(model, canvas.layout, rows, settings)
@@ -129,6 +126,17 @@ def _laid_out(
     if canvas.layout.ragged and isinstance(model, WrappedModel):
         model.check_padding()
     return rows, canvas
+
+
+def _demand(
+    parts: tuple[Scheduler, Cache], model: DenoisingModel, canvas: Canvas, verifier: Verifier | None
+) -> Demand:
+    """Returns what a step needs, from which the number of rows is chosen."""
+    scheduler, cache = parts
+    layout = canvas.layout
+    needs = needs_of(scheduler, layout.num_slots, layout.block_length)
+    count = needs.num_variants if verifier is None else verifier.num_variants
+    return Demand(model, cache.uses_store, count, count, layout, Meter(model.device))
 
 
 def _batch(
@@ -275,27 +283,3 @@ def stop_of(model: DenoisingModel, settings: Settings) -> StopStrings | None:
         )
     text_of = partial(model.tokenizer.decode, skip_special_tokens=False)
     return StopStrings(settings.stop, text_of)
-
-
-def _noise(rows: list[Row], settings: Settings, device: torch.device) -> Noise:
-    """Returns noise whose seeds are given, drawn from given generators, or drawn anew.
-
-    Rows of one answer share a seed.
-    """
-    seed, generator = settings.seed, settings.generator
-    answers = [number if row.laid is None else row.laid.answer for number, row in enumerate(rows)]
-    num_rows = max(answers) + 1
-    if seed is not None and generator is not None:
-        raise ValueError("give seed or generator, not both")
-    if isinstance(generator, list):
-        check_count("generator", len(generator), num_rows)
-        drawn = [int(torch.randint(2**62, (), generator=g, device=g.device)) for g in generator]
-    elif isinstance(seed, list):
-        check_count("seed", len(seed), num_rows)
-        drawn = seed
-    elif seed is not None:
-        drawn = [seed + row for row in range(num_rows)]
-    else:
-        where = generator.device if generator is not None else "cpu"
-        drawn = torch.randint(2**62, (num_rows,), generator=generator, device=where).tolist()
-    return CounterNoise(torch.tensor(drawn, device=device)[answers])

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from dllm.constraints.grammar import methods_by_token
+from dllm.decoding.languages.asked import check_count
 from dllm.models.config import ModelSpec, UniformSpec
 from dllm.models.diffusion_gemma import DiffusionGemma
 from dllm.models.model import DenoisingModel
@@ -15,6 +16,7 @@ from dllm.prompts import Row, end_tokens
 from dllm.schedulers import Needs, Scheduler
 from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings
 from dllm.state.canvas import Canvas
+from dllm.state.noise import CounterNoise, Noise
 from dllm.state.progress import AtEnd
 from dllm.state.rows import make_room
 from dllm.state.window import Layout
@@ -182,3 +184,27 @@ def at_eos_of(rows: list[Row], settings: Settings, mask_token_id: int) -> AtEnd:
     untold = [row for row in rows if row.laid is None]
     infilled = any(token != mask_token_id for row in untold for token in row.slots)
     return settings.at_eos or ("ignore" if settings.infill or infilled else "stop")
+
+
+def noise_of(rows: list[Row], settings: Settings, device: torch.device) -> Noise:
+    """Returns noise whose seeds are given, drawn from given generators, or drawn anew.
+
+    Rows of one answer share a seed.
+    """
+    seed, generator = settings.seed, settings.generator
+    answers = [number if row.laid is None else row.laid.answer for number, row in enumerate(rows)]
+    num_rows = max(answers) + 1
+    if seed is not None and generator is not None:
+        raise ValueError("give seed or generator, not both")
+    if isinstance(generator, list):
+        check_count("generator", len(generator), num_rows)
+        drawn = [int(torch.randint(2**62, (), generator=g, device=g.device)) for g in generator]
+    elif isinstance(seed, list):
+        check_count("seed", len(seed), num_rows)
+        drawn = seed
+    elif seed is not None:
+        drawn = [seed + row for row in range(num_rows)]
+    else:
+        where = generator.device if generator is not None else "cpu"
+        drawn = torch.randint(2**62, (num_rows,), generator=generator, device=where).tolist()
+    return CounterNoise(torch.tensor(drawn, device=device)[answers])

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import dllm
-from dllm.models.loading.weights import empty_network
+from dllm.models.loading.empty import empty_network
 from dllm.models.speed import choice as speed_choice
 from dllm.models.speed import ways_of
 from dllm.models.speed.choice import PAYS, SMALL, Subject, choose, subject_of, try_packed

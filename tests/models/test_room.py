@@ -11,8 +11,8 @@ import torch
 import dllm
 from dllm.models import memory
 from dllm.models.loading import weights
+from dllm.models.loading.empty import empty_network
 from dllm.models.loading.room import Room
-from dllm.models.loading.weights import empty_network
 from dllm.models.memory import available
 from tests.support import GOLDEN
 from tests.support.models import golden_model
