@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dllm.integrations.sglang.block import Hosted, NotHostedError
 from dllm.models.config import ModelSpec
 from dllm.schedulers import Needs, Scheduler, registry
+from dllm.state.window import State
 
 _SMALL = 16  # tokens of the vocabulary that a scheduler is tried with, unless it names larger ids
+_MANY = 4  # times as many columns as a block has
 
 
 def algorithm_name(scheduler: str) -> str:
@@ -88,18 +92,49 @@ def _spec(vocab_size: int, block: int) -> ModelSpec:
 
 
 def _try(scheduler: Scheduler, vocab_size: int, block: int) -> None:
-    """Fills a block of random logits; raises ValueError where that asks for too much."""
+    """Fills blocks of random logits; raises ValueError where that asks for too much.
+
+    Blocks of many columns too: there a step has the most to choose from, and what is remembered
+    shows.
+    """
     mask, source = vocab_size - 1, torch.Generator().manual_seed(0)
-    hosted = Hosted(scheduler, mask, block)
-    tokens = torch.full((1, block), mask)
-    blocks = None
-    for _ in range(most_steps(scheduler, block)):
-        logits = torch.randn(1, block, vocab_size, generator=source) * 3
-        if blocks is None:
-            blocks = hosted.begin(tokens, tokens != mask, logits)
-        tokens, done, blocks = hosted.step(tokens, logits, blocks)
-        if bool(done):
+    for width in (block, _MANY * block):
+        hosted = Hosted(scheduler, mask, width)
+        drawn = [torch.randn(1, width, vocab_size, generator=source) * 3 for _ in range(2)]
+        first = _filled(hosted, drawn[0], None)
+        alone, after = (_filled(hosted, drawn[1], state) for state in (None, first[-1][1]))
+        if [tokens.tolist() for tokens, _ in alone] != [tokens.tolist() for tokens, _ in after]:
+            raise NotHostedError(
+                "it remembers earlier blocks of the row, and the engine forgets a block that is "
+                "done"
+            )
+        if not _fits(scheduler, _MANY * block):
             return
+
+
+def _fits(scheduler: Scheduler, block: int) -> bool:
+    """Whether a scheduler takes blocks of so many columns."""
+    try:
+        scheduler.check(1, block)
+    except ValueError:
+        return False
+    return True
+
+
+def _filled(hosted: Hosted, logits: Tensor, state: State | None) -> list[tuple[Tensor, State]]:
+    """Returns tokens and state after each step of a block; `state`: of a block before it.
+
+    Each step turns the columns' logits round by one, so that they are others for every column.
+    """
+    _, block, vocab_size = logits.shape
+    tokens, steps = torch.full((1, block), vocab_size - 1), []
+    blocks = hosted.begin(tokens, tokens < 0, logits)
+    blocks = blocks if state is None else replace(blocks, state=state)
+    for number in range(most_steps(hosted.scheduler, block)):
+        tokens, done, blocks = hosted.step(tokens, logits.roll(number, 1), blocks)
+        steps.append((tokens, blocks.state))
+        if bool(done):
+            return steps
     raise NotHostedError(f"it leaves a block of {block} columns open whatever forwards it gets")
 
 
