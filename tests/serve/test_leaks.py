@@ -1,0 +1,70 @@
+"""Thousands of requests, after which there is nothing more than after the first of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import threading
+from time import monotonic, sleep
+from typing import Any
+
+import httpx
+import pytest
+
+import dllm
+from dllm.serve.engine import Engine
+from dllm.serve.job import Job
+from dllm.serve.service import Service
+from dllm.serve.wave import Wave
+from dllm.state.canvas import Canvas
+from tests.support.serving import BASE, LONG, listening
+
+
+async def ask(address: str, count: int) -> None:
+    """Asks so many times, 16 at a time; every tenth hangs up, every seventh is wrong."""
+    left = iter(range(count))
+
+    async def client(http: httpx.AsyncClient) -> None:
+        for number in left:
+            body: dict[str, Any] = {"model": "tiny", "prompt": "count: 5.", "max_tokens": 8}
+            body |= {"temperature": -1} if number % 7 == 0 else {"stream": number % 3 == 0}
+            if number % 10:
+                made = await http.post("/v1/completions", json=body)
+                assert made.status_code == (400 if number % 7 == 0 else 200), made.text
+                continue
+            with contextlib.suppress(httpx.TimeoutException):
+                await http.post("/v1/completions", json=body, timeout=0.005)
+
+    async with httpx.AsyncClient(base_url=address, timeout=LONG) as http:
+        await asyncio.gather(*(client(http) for _ in range(16)))
+
+
+def held(engine: Engine) -> dict[str, int]:
+    """Returns how many things there are of each kind, once nobody waits for anything."""
+    until = monotonic() + LONG
+    while True:
+        gc.collect()
+        listed = gc.get_objects()
+        kinds: dict[str, Any] = {"jobs": Job, "canvases": Canvas, "waves": Wave}
+        found = {name: sum(isinstance(o, kind) for o in listed) for name, kind in kinds.items()}
+        tasks = (o for o in listed if isinstance(o, asyncio.Task) and not o.done())
+        found |= {"tasks": sum(1 for _ in tasks), "threads": threading.active_count()}
+        if not any(found[name] for name in kinds) or monotonic() > until:
+            return found | {"rows": engine.num_active + engine.num_waiting}
+        sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_nothing_is_left_of_5000_requests(tiny: dllm.HostedModel) -> None:
+    engine = Engine(tiny, max_waiting=64)
+    with listening(Service(tiny, "tiny", engine, BASE)) as address:
+        asyncio.run(ask(address, 1000))
+        before, objects = held(engine), len(gc.get_objects())
+        asyncio.run(ask(address, 4000))
+        after = held(engine)
+        assert after["rows"] == after["jobs"] == after["waves"] == after["canvases"] == 0
+        assert after["tasks"] <= before["tasks"] + 2, "connections that are being closed"
+        assert after["threads"] <= max(before["threads"], 50)  # of a pool of at most 40
+        assert len(gc.get_objects()) - objects < 4000, "one for each request"
