@@ -215,16 +215,12 @@ def _encode(tokenizer: PreTrainedTokenizerBase | None, prompt: Any, where: str) 
     if isinstance(prompt, str):
         return encode_text(tokenizer, prompt, special=True, where=where)
     prompt = _plain(prompt)
-    if (
-        isinstance(prompt, Sequence)
-        and all(isinstance(part, Mapping) for part in prompt)
-        and prompt
-    ):
+    listed = isinstance(prompt, Sequence) and not isinstance(prompt, bytes)
+    parts: Sequence[Any] = prompt if listed else [None]
+    if parts and all(isinstance(part, Mapping) for part in parts):
         return encode_chat(tokenizer, prompt, where)
-    is_listed = isinstance(prompt, Sequence) and not isinstance(prompt, bytes)
-    listed: Sequence[Any] = prompt if is_listed else [None]
-    if all(isinstance(token, Integral) and not isinstance(token, bool) for token in listed):
-        return [int(token) for token in listed]
+    if all(isinstance(token, Integral) and not isinstance(token, bool) for token in parts):
+        return [int(token) for token in parts]
     raise TypeError(
         f"{where} is {reprlib.repr(prompt)}: give text, chat messages, token ids, or a text with "
         'gaps, dllm.Infill("begin", 12, "end")'

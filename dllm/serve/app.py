@@ -87,7 +87,9 @@ def _add_state(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> Response:
         """Describes the model that is served."""
-        service.check_name(name)
+        if name != service.name:
+            said = f"model {name!r} is not served here: {service.name!r} is"
+            return JSONResponse(body_of(said, "invalid_request_error", "model"), 404)
         one = {"id": service.name, "object": "model", "created": 0, "owned_by": "dllm"}
         return JSONResponse(one)
 

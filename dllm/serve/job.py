@@ -43,6 +43,7 @@ class Answer:
     queued_seconds: float
     decoding_seconds: float
     reused: int = 0  # columns of the prompt that an earlier row had read
+    whole: bool = False  # of a language that is about all of it: nothing was cut off
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,8 @@ class Shape:
         return {**self._head(self.part_object), "choices": [choice]}
 
     def _reason(self, answer: Answer) -> str:
-        return _REASONS[answer.row.finish_reason]
+        # In its language to the last slot, it is as complete as one that ends before.
+        return "stop" if answer.whole else _REASONS[answer.row.finish_reason]
 
     def _last(self, number: int, answer: Answer) -> dict[str, Any]:
         """Returns what the last event of a choice tells of its text."""

@@ -236,6 +236,7 @@ class Wave:
                 queued_seconds=begun - job.asked,
                 decoding_seconds=monotonic() - begun,
                 reused=reused,
+                whole=isinstance(_constraint(job), Constraint),
             )
         )
 

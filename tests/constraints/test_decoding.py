@@ -77,7 +77,7 @@ def everything() -> Constraint:
 
 SCHEDULERS = [name for name in dllm.schedulers.registry.names() if takes(name)]
 CACHES = [one for one in dllm.cache.registry.names() if not refusal(NAME, "threshold", one)]
-REFUSED = {"dreamon", "end_of_text", "ete", "insert_delete", "lopa"}
+REFUSED = {"daedal", "dreamon", "end_of_text", "ete", "insert_delete", "lopa", "rho_eos"}
 
 
 def test_few_schedulers_are_refused() -> None:

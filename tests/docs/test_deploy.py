@@ -11,10 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.main import get_command
 
 import dllm
-from dllm.cli.main import app
+from dllm.cli.commands import parser_of
 from dllm.serve.engine import Engine
 from dllm.serve.measured import Measured
 from dllm.serve.service import Limits
@@ -29,8 +28,7 @@ ROUTER = (DEPLOY / "nginx.conf").read_text(encoding="utf-8")
 
 def options() -> set[str]:
     """The options of `dllm serve`."""
-    command = get_command(app).commands["serve"]  # type: ignore[attr-defined]
-    return {name for parameter in command.params for name in parameter.opts}
+    return {name for parameter in parser_of("serve").params for name in parameter.opts}
 
 
 def value(text: str, name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ from dllm.doctor import checkpoint, examine_model
 from dllm.eval.run.describe import seed_of
 from dllm.eval.run.execute import results
 from dllm.models.config import CheckpointError
-from dllm.models.diffusion_gemma import ARCHITECTURE, load_module
+from dllm.models.diffusion_gemma import ARCHITECTURE
 from dllm.settings import resolve
 from dllm.state.noise import CounterNoise
 from dllm.state.progress import AtEnd
@@ -399,11 +400,21 @@ def test_passes_are_not_observed(model: Any) -> None:
         dllm.Stream(model, [[5]], resolve(model.defaults, None, {}), observer=lambda _: None)
 
 
+class OlderTransformers:
+    """transformers before it had the model."""
+
+    __version__ = "5.0.0"
+
+    def __getattr__(self, name: str) -> Any:
+        if name == ARCHITECTURE:
+            raise AttributeError(name)
+        return getattr(transformers, name)
+
+
 def test_transformers_without_the_class_is_named(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    older = SimpleNamespace(__version__="5.0.0")
-    monkeypatch.setitem(load_module.__globals__, "transformers", older)
+    monkeypatch.setitem(sys.modules, "transformers", OlderTransformers())
     with pytest.raises(CheckpointError, match=r"does not have: pip install 'transformers>=5\.24'"):
         dllm.load(folder)
 

@@ -292,7 +292,7 @@ FAULTS = [
         ),
     ),
     *in_file(
-        "dllm/assembly.py",
+        "dllm/layout.py",
         (
             "one-seed-for-all",
             "drawn = [seed + row for row in range(num_rows)]",

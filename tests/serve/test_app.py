@@ -179,7 +179,7 @@ def test_the_same_client_asked_without_waiting(address: str) -> None:
 def test_models_health_and_metrics(client: openai.OpenAI, http: httpx.Client) -> None:
     assert [model.id for model in client.models.list()] == ["tiny"]
     assert client.models.retrieve("tiny").id == "tiny"
-    with pytest.raises(openai.BadRequestError, match="'other' is not served"):
+    with pytest.raises(openai.NotFoundError, match="'other' is not served"):
         client.models.retrieve("other")
     assert http.get("/health").json()["status"] == "ok"
     client.completions.create(model="tiny", prompt=PENS)

@@ -26,10 +26,12 @@ class Count(RootModel[Literal[50, 7]]):
     """What an answer is read as, in the few characters that the embedded model has."""
 
 
-def test_a_class_is_a_schema_and_the_answer_one_of_it(client: openai.OpenAI) -> None:
+@pytest.mark.parametrize("slots", [6, 2])  # with an end token behind it, or up to the last slot
+def test_a_class_is_a_schema_and_the_answer_one_of_it(client: openai.OpenAI, slots: int) -> None:
     made = client.chat.completions.parse(
-        model="tiny", messages=CHAT, max_tokens=6, response_format=Count
+        model="tiny", messages=CHAT, max_tokens=slots, response_format=Count
     )
+    assert made.choices[0].finish_reason == "stop"
     assert isinstance(made.choices[0].message.parsed, Count)
 
 
