@@ -76,6 +76,8 @@ def is_endless(drawn: Combination) -> bool:
         runs = scheduler.get("algorithm") == "origin" or scheduler.get("empty_steps")
         if runs and (scheduler.get("steps") or 0) > SIZE:
             return True
+        if (scheduler.get("post_steps") or 0) > SIZE:  # edits that take turns go on as long
+            return True
         scheduler = scheduler.get("inner")
     return False
 

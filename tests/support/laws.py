@@ -17,7 +17,7 @@ from tests.support import DATA, GOLDEN
 from tests.support.marks import SLOW, WHOLE, covering
 from tests.support.models import golden_model, model_of, random_prompts, taught
 
-FREQUENCIES = str(DATA / "frequencies.json")  # of the 128 tokens of the golden models
+FREQUENCIES = str(DATA / "frequencies.json")  # of 116 tokens, as many as "tiny" has
 FILTER = str(GOLDEN / "models" / "l2p_filter" / "filter16.safetensors")
 
 
