@@ -31,6 +31,7 @@ SUMMARIES = {
     "cache-error": "Compares each pass of a cached decoding with an exact one on the same canvas.",
     "verify": "Decodes problems without and with a verifier and compares them token by token.",
     "doctor": "Looks at the machine, and at a checkpoint without loading it.",
+    "advise": "Says where a decoding step is bound, and what cache, verifier and batch change.",
     "trace": "Replays a generation: which tokens each step committed, edited or masked again.",
     "ablate": "Measures models, schedulers, caches and verifiers together and writes a report.",
 }

@@ -24,7 +24,7 @@ from dllm.state.rows import text_of
 from dllm.state.store import KVStore
 from dllm.state.window import StepEvent, Window
 
-_GROUP = 8  # logit rows: passes of the same number share a captured graph
+LOGIT_GROUP = 8  # logit rows: passes of the same number share a captured graph
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ def keep_logits(plan: StepPlan, canvas: Canvas, progress: Progress) -> StepPlan:
     vocabulary times width. Rows are as many as the row with the most masks needs, in groups.
     """
     policy, width = plan.policy, plan.logit_rows.shape[1]
-    count = -(-progress.num_open // _GROUP) * _GROUP
+    count = -(-progress.num_open // LOGIT_GROUP) * LOGIT_GROUP
     if count >= width or (policy is not None and policy.keeps_weights):
         return plan
     wanted = canvas.open_columns()

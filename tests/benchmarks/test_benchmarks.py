@@ -177,3 +177,17 @@ def test_widened_products_beside_the_others(
     *passes, memory = found["--repeats"]
     assert all(row["widened / float32"] > 0 for row in passes)
     assert memory["widened / float32"] == memory["bfloat16 / float32"] == 0.5
+
+
+def test_advice_and_what_it_predicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dllm.advice.timing.ROUNDS", 1)
+    file = tmp_path / "advice.json"
+    few = ("--batches", "1", "--prompts", "8", "--tokens", "8", "--repeats", "1")
+    done = run("advise", "--shape", "tiny", *few, "--output", str(file))
+    assert done.exit_code == 0, done.output
+    record = json.loads(file.read_text())
+    assert [one["cache"] for one in record["settings"]] == ["none", "prefix", "dual"]
+    for one in record["settings"]:
+        assert one["ratio"] == pytest.approx(one["predicted"] / one["measured"])
+    near = [one for one in record["settings"] if abs(one["ratio"] - 1) <= 0.25]
+    assert record["within"] == len(near)

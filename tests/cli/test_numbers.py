@@ -123,6 +123,7 @@ def test_limits_of_a_sandbox_are_named() -> None:
 SMALL = ["-n", "16", "-b", "16"]
 NEEDED = {
     "ablate": ["quickstart"],
+    "advise": ["tiny"],
     "background-frequency": ["corpus.txt", "-o", "table.json"],
     "cache-error": ["--limit", "1", *SMALL, "-c", "prefix"],
     "chat": SMALL,

@@ -25,7 +25,7 @@ FLOORS = (
     ("dllm.eval",),
     ("dllm.serve",),
     ("dllm.training",),
-    ("dllm.doctor",),
+    ("dllm.doctor", "dllm.advice"),
     ("dllm.integrations",),
     ("dllm.cli", "dllm.__main__"),
 )

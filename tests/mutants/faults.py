@@ -286,8 +286,8 @@ FAULTS = [
         "dllm/decoding/passes.py",
         (
             "narrow-loses-columns",
-            "count = -(-progress.num_open // _GROUP) * _GROUP",
-            "count = max(progress.num_open // _GROUP, 1) * _GROUP",
+            "count = -(-progress.num_open // LOGIT_GROUP) * LOGIT_GROUP",
+            "count = max(progress.num_open // LOGIT_GROUP, 1) * LOGIT_GROUP",
             f"{FUZZ} {ALONE} tests/golden/test_replay.py {BOUNDARIES}",
         ),
     ),
@@ -1050,6 +1050,24 @@ FAULTS = [
             "text if whole else text[: len(text) - _begun(text)]",
             "text",
             "tests/serve/tools/test_spoken.py",
+        ),
+    ),
+    *in_file(
+        "dllm/advice/seconds.py",
+        (
+            "advice-counts-head-twice",
+            "layer_flops=cost.flops(shape) - pairs - head,",
+            "layer_flops=cost.flops(shape) - pairs,",
+            "tests/advice/test_advice.py",
+        ),
+    ),
+    *in_file(
+        "dllm/advice/workload.py",
+        (
+            "advice-stores-one-block-late",
+            "        stored = start\n",
+            "        stored = start - block\n",
+            "tests/advice/test_advice.py",
         ),
     ),
 ]
