@@ -116,12 +116,8 @@ def _copy_keys(source: _Rows, target: _Rows, length: Tensor) -> None:
     longest = int(length.max())
     if not longest:
         return
-    old, new = source.store, target.store
-    for held, kept in zip((*old.keys, *old.values), (*new.keys, *new.values), strict=True):
-        own = held[:-1].unflatten(0, (old.shape.num_rows, -1))[:: source.stride, :longest]
-        into = kept[:-1].unflatten(0, (new.shape.num_rows, -1))[:: target.stride, :longest]
-        # Read before anything is written: both may be one store.
-        into.index_copy_(0, target.rows.to(into.device), own[source.rows.to(own.device)])
+    rows, every = (source.rows, target.rows), (source.stride, target.stride)
+    target.store.take_over(source.store, rows, longest, every)
 
 
 @dataclass

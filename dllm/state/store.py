@@ -126,6 +126,29 @@ class KVStore:
         ):
             held.copy_(held[source.to(held.device)])
 
+    def take_over(
+        self, old: KVStore, rows: tuple[Tensor, Tensor], length: int, every: tuple[int, int]
+    ) -> None:
+        """Copies the first `length` columns of rows (n,) of `old` into as many of this store.
+
+        Counted are every so many rows, of the old store and of this one, which may be the same.
+        """
+        source, target = rows
+        pairs = zip((*old.keys, *old.values), (*self.keys, *self.values), strict=True)
+        for held, kept in pairs:
+            own = old._rows(held)[:: every[0], :length]
+            into = self._rows(kept)[:: every[1], :length]
+            # Read before anything is written: both may be one store.
+            into.index_copy_(0, target.to(into.device), own[source.to(own.device)])
+
+    def mean_over_heads(self, mean: Tensor) -> Tensor:
+        """Returns the mean over all heads of a network from that over the store's own."""
+        return mean
+
+    def all_heads(self, own: Tensor) -> Tensor:
+        """Returns values (B, n, heads, D) of all heads of a network from those of the store's."""
+        return own
+
     def keep(self, layer: int, visible: Tensor) -> None:
         """Notes which columns (B, K) bool a layer sees; fewer rows are every n-th of the store."""
         kept = self.kept[layer]
