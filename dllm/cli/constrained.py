@@ -74,6 +74,13 @@ Joint = Annotated[
         show_default="confidence",
     ),
 ]
+Held = Annotated[
+    bool,
+    Option(
+        "--constrained/--no-constrained",
+        help="Hold each answer to what its problem says it must be, where problems do.",
+    ),
+]
 
 
 def constraint_of(

@@ -12,6 +12,7 @@ from typer import Option
 
 from dllm.cli import constrained, options
 from dllm.cli.loading import load_model, placed
+from dllm.cli.ranks import follow_if_asked
 from dllm.cli.rows import AtATime, choose_rows
 from dllm.cli.shown import Terminal
 from dllm.cli.shown.measured import (
@@ -30,7 +31,7 @@ from dllm.eval.ablation.read import gather
 from dllm.eval.report.plot import draw_comparison
 from dllm.eval.report.standings import Contender, contender, heading, records, table
 from dllm.eval.report.tables import write_csv, write_markdown
-from dllm.eval.run.processes import find_processes
+from dllm.eval.run.processes import Processes, find_processes
 from dllm.eval.run.results import RefusedError, sampled
 from dllm.eval.run.run import Run
 from dllm.eval.tasks import find_task
@@ -129,13 +130,7 @@ def evaluate(
     grammar_method: constrained.Method = None,
     choice: constrained.Choices = None,
     joint: constrained.Joint = None,
-    held: Annotated[
-        bool,
-        Option(
-            "--constrained/--no-constrained",
-            help="Hold each answer to what its problem says it must be, where problems do.",
-        ),
-    ] = True,
+    held: constrained.Held = True,
     settings: options.Set = None,
     config: options.Config = None,
     dtype: options.Dtype = None,
@@ -145,6 +140,7 @@ def evaluate(
     speed: options.Speed = "auto",
     family: options.Family = None,
     attention: options.Attention = None,
+    tensor_parallel: options.TensorParallel = None,
     with_record: Annotated[
         bool, Option("--record", help="Print below the table all that belongs to its figures.")
     ] = False,
@@ -161,6 +157,13 @@ def evaluate(
 
     dllm eval --config mine.yaml --limit 200 --output rows.jsonl
     """
+    processes = Processes() if tensor_parallel else find_processes()
+    # A map is about all processes.
+    place = placed(
+        *(device if device_map else processes.device(device), device_map, revision),
+        *(adapter, family, attention),
+    )
+    follow_if_asked(tensor_parallel, place, lambda: load_model(model, dtype, place, speed))
     _check_file(output, fresh=fresh, trace=trace)
     own = (question_field, answer_field, judge, template)
     name = task or ("arithmetic" if data is None and own == (None,) * 4 else "own")
@@ -171,11 +174,7 @@ def evaluate(
     if compared:
         check_comparison(output, plot, alone=samples > 1 or with_record, scored=chosen.scored)
     entries = gather(lineup, scheduler or ()) if compared else []
-    processes = find_processes()
-    place = device if device_map else processes.device(device)  # a map is about all of them
-    loaded = load_model(
-        model, dtype, placed(place, device_map, revision, adapter, family, attention), speed
-    )
+    loaded = load_model(model, dtype, place, speed)
     shared = options.collect(
         settings, max_new_tokens, block_length, temperature, seed, verifier=verifier, **given
     )
@@ -197,8 +196,7 @@ def evaluate(
         ]
         compare(contenders, output, plot, as_json, fresh=fresh)
         return
-    every: list[str | None] = [*scheduler] if scheduler else [None]
-    runs = [run_of(one, name) for one in every for name in names]
+    runs = [run_of(one, name) for one in scheduler or (None,) for name in names]
     for run in runs:
         check(loaded, run.settings)
     measure_runs(

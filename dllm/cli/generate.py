@@ -23,6 +23,7 @@ from dllm.cli import constrained, options
 from dllm.cli.asked import STANDARD, Asked, read_asked
 from dllm.cli.loading import load_model, placed
 from dllm.cli.prompt_file import Job, answer
+from dllm.cli.ranks import follow_if_asked
 from dllm.cli.shown import Terminal, say
 from dllm.decoding.loop import BrokenLogitsError
 from dllm.decoding.memory_limits import NotEnoughMemoryError
@@ -89,6 +90,7 @@ def generate(
     speed: options.Speed = "auto",
     family: options.Family = None,
     attention: options.Attention = None,
+    tensor_parallel: options.TensorParallel = None,
     trace: Annotated[
         Path | None,
         Option(help="Write each row's steps here, for `dllm trace`.", show_default="none"),
@@ -107,6 +109,8 @@ def generate(
 
     dllm generate --template gap.json
     """
+    place = placed(device, device_map, revision, adapter, family, attention)
+    follow_if_asked(tensor_parallel, place, lambda: load_model(model, dtype, place, speed))
     given, asked = _prompts(texts, prompts, output, alone=template is not None)
     if given is not None and (trace is not None or watch):
         raise ValueError("--watch and --trace do not go with --prompts and --output")
@@ -117,7 +121,6 @@ def generate(
     named = options.read_config(config)
     held = constrained.constraint_of(regex, json_schema, grammar, choice, joint, grammar_method)
     held |= constrained.template_of(template)
-    place = placed(device, device_map, revision, adapter, family, attention)
     loaded = load_model(model, dtype, place, speed)
     parts: dict[str, Any] = {"scheduler": scheduler, "cache": cache, "verifier": verifier}
     parts |= {"batch_size": batch_size, "stop": tuple(stop or ()) or None, "n": samples, **held}

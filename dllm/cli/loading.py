@@ -9,6 +9,7 @@ from typing import Any
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dllm.cli.options import yaml_value
+from dllm.cli.ranks import end_when_lost
 from dllm.cli.shown import Terminal
 from dllm.models.loading import load
 from dllm.models.loading.weights import parse_device
@@ -22,7 +23,10 @@ def load_model(
     """Returns the model of a command; `place` is what `placed` returns."""
     with Reading() as reading:
         ways = None if speed == "none" else speed
-        return load(model, dtype=dtype, speed=ways, progress=reading, **place)
+        loaded = load(model, dtype=dtype, speed=ways, progress=reading, **place)
+    if place.get("tensor_parallel") is not None:
+        end_when_lost(loaded)
+    return loaded
 
 
 class Reading:

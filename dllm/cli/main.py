@@ -122,8 +122,9 @@ def _mendable() -> tuple[type[Exception], ...]:
     from dllm.decoding.languages.one_row import UnfillableRowError
     from dllm.decoding.loop import BrokenLogitsError
     from dllm.decoding.memory_limits import NotEnoughMemoryError
+    from dllm.models.parallel.group import LostRankError
 
-    of_decoding = (BrokenLogitsError, NotEnoughMemoryError, UnfillableRowError)
+    of_decoding = (BrokenLogitsError, NotEnoughMemoryError, UnfillableRowError, LostRankError)
     return (ValueError, TypeError, OSError, *of_decoding)
 
 

@@ -64,6 +64,15 @@ Verifier = Annotated[
         show_default="none",
     ),
 ]
+TensorParallel = Annotated[
+    int | None,
+    Option(
+        min=2,
+        max=2**10,
+        help="Processes, started by torchrun, that hold the model together.",
+        show_default="one holds it",
+    ),
+]
 Batch = Annotated[
     int | None,
     Option(

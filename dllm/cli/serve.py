@@ -13,6 +13,7 @@ from typer import Argument, Option
 
 from dllm.cli import options
 from dllm.cli.loading import load_model, placed
+from dllm.cli.ranks import follow_if_asked
 from dllm.cli.shown import say
 from dllm.compatible import check
 from dllm.options import Range, checked
@@ -70,6 +71,7 @@ def serve(
     speed: options.Speed = "auto",
     family: options.Family = None,
     attention: options.Attention = None,
+    tensor_parallel: options.TensorParallel = None,
 ) -> None:
     """Answers requests of OpenAI's API; those that come together share a batch.
 
@@ -85,12 +87,13 @@ def serve(
     from dllm.serve.run import run
     from dllm.serve.service import Access, Limits, Service
 
+    place = placed(device, device_map, revision, adapter, family, attention)
+    follow_if_asked(tensor_parallel, place, lambda: load_model(model, dtype, place, speed))
     checked("--timeout", timeout, Seconds)
     checked("--grace", grace, Seconds)
     key = None if api_key_file is None else _key(api_key_file)
     listening = _listen(host, port)
     named = options.read_config(config)
-    place = placed(device, device_map, revision, adapter, family, attention)
     loaded = load_model(model, dtype, place, speed)
     parts: dict[str, Any] = {"scheduler": scheduler, "cache": cache, "verifier": verifier}
     flags = options.collect(settings, max_new_tokens, block_length, temperature, None, **parts)

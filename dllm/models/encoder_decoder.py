@@ -97,8 +97,13 @@ class EncoderDecoder(Transformer):
         x = x if narrows else rows_of(x, wanted.to(x.device))
         return self.norm(x) if self._decoder.shared else self.decoder_norm(x)
 
+    @property
+    def _num_kv_heads(self) -> int:
+        # Of the layers, not of the configuration: of a network over ranks each has some.
+        return int(cast("Block", self.blocks[0]).attention.kv_width) // self.config.head_dim
+
     def _own_store(self, plan: StepPlan) -> KVStore:
         config, weight = self.config, self.embedding.weight
-        size = (len(plan.positions), plan.num_keys, config.num_kv_heads, config.head_dim)
+        size = (len(plan.positions), plan.num_keys, self._num_kv_heads, config.head_dim)
         devices = [next(layer.parameters()).device for layer in self.layers]
         return KVStore(StoreShape(*size), weight.dtype, devices)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -62,10 +62,13 @@ class KeyRetention(LayerPolicy):
     count: Tensor  # (B,) int64 how many of them stay
     kernel: int  # candidates that share their largest importance, odd
 
-    def choose(self, queries: Tensor, keys: Tensor) -> Tensor:
+    def choose(
+        self, queries: Tensor, keys: Tensor, whole: Callable[[Tensor], Tensor] = lambda mean: mean
+    ) -> Tensor:
         """Returns which keys stay visible, (B, K) bool.
 
-        `queries` (B, Q, H, D) and `keys` (B, K, Hkv, D) are those of one layer after RoPE.
+        `queries` (B, Q, H, D) and `keys` (B, K, Hkv, D) are those of one layer after RoPE. `whole`
+        makes the mean over all heads of that over these.
         """
         # Shadows are fed behind the canvas columns: they do not ask, and are not ranked.
         candidates = _widened(self.candidates, keys.shape[1]).to(keys.device)
@@ -73,7 +76,7 @@ class KeyRetention(LayerPolicy):
         asking = _widened(self.queries, queries.shape[1]).to(queries.device)[..., None, None]
         mean = torch.where(asking, queries, 0).to(dtype).sum(1) / asking.sum(1).clamp(min=1)
         groups = mean.unflatten(1, (keys.shape[2], -1)).mean(2) / keys.shape[2]
-        importance = torch.einsum("bhd,bkhd->bk", groups, keys.to(dtype))
+        importance = whole(torch.einsum("bhd,bkhd->bk", groups, keys.to(dtype)))
         # Candidates on either side of the block become neighbours.
         order = (~candidates).to(torch.uint8).sort(dim=1, stable=True).indices
         among = candidates.gather(1, order)
@@ -85,7 +88,7 @@ class KeyRetention(LayerPolicy):
     def visible(
         self, store: KVStore, layer: int, queries: Tensor, keys: Tensor, mask: Tensor | None
     ) -> Tensor | None:
-        store.keep(layer, self.choose(queries, keys))
+        store.keep(layer, self.choose(queries, keys, store.mean_over_heads))
         return mask
 
     def of_rows(self, rows: Tensor) -> KeyRetention:
@@ -207,7 +210,7 @@ class _Layer:
         values = attention.values(rows_of(normed, at))
         old, new = (
             F.normalize(v.flatten(2).to(torch.promote_types(v.dtype, torch.float32)), dim=-1)
-            for v in (self._swapped(slots, values), values)
+            for v in map(self.store.all_heads, (self._swapped(slots, values), values))
         )
         # Half the squared distance is 1 - cosine, without its cancellation. One that rounding alone
         # makes, which differs with the rows beside, is none: those columns have not changed.

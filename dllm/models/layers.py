@@ -151,7 +151,7 @@ class Attention(nn.Module):
         mask = None if mask is None else mask[:, None]
         if memory is not None and policy is not None and policy.keeps_weights:
             mixed, weights = explicit_attention(q, k, v, mask)
-            memory.store.weights.append(weights)
+            memory.store.weights.append(memory.store.mean_over_heads(weights))
         else:
             shared = self.config.num_kv_heads != self.config.num_heads
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=shared)

@@ -25,6 +25,8 @@ Pass = Callable[[Tensor, StepPlan, KVStore | None], Tensor]  # what `Transformer
 class Runner(Protocol):
     """Runs the passes of one network, with the results of the network itself."""
 
+    reuses_features: bool  # also those of `FeatureReuse`, which goes layer by layer
+
     def new_store(
         self, shape: StoreShape, dtype: torch.dtype, devices: Sequence[torch.device]
     ) -> KVStore:
@@ -117,7 +119,8 @@ class HostedModel:
         return new(shape, self.dtype, devices)
 
     def forward(self, tokens: Tensor, plan: StepPlan, store: KVStore | None) -> Tensor:
-        if store is not None and isinstance(plan.policy, FeatureReuse):
+        whole = self.runner is not None and self.runner.reuses_features
+        if store is not None and isinstance(plan.policy, FeatureReuse) and not whole:
             return partly_computed(self.network, tokens, plan, store)
         run = self.network if self.runner is None else self.runner
         logits: Tensor = run(tokens, plan, store)

@@ -96,7 +96,7 @@ def test_every_command_is_listed_with_the_first_line_of_its_docstring() -> None:
     folder = Path(dllm.__file__).parent / "cli"
     files = {path.stem for path in folder.glob("*.py")}
     named = {function_of(name).__module__.rpartition(".")[2] for name in SUMMARIES}
-    beside = {"__init__", "asked", "commands", "constrained", "loading", "main", "options"}
+    beside = {"__init__", "asked", "commands", "constrained", "loading", "main", "options", "ranks"}
     assert files - named == beside | {"prompt_file", "rows"}
 
 

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from dllm.models.loading.checkpoint import Checkpoint
 from dllm.models.loading.empty import empty_network
 from dllm.models.loading.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from dllm.models.loading.folder import Source, find_folder
+from dllm.models.loading.in_parts import check_whole, own_part, spread
 from dllm.models.loading.room import Room
 from dllm.models.loading.weights import (
     DeviceMap,
@@ -27,7 +29,6 @@ from dllm.models.loading.weights import (
     Progress,
     Weights,
     dispatch,
-    parse_device,
     parse_dtype,
     place,
 )
@@ -59,6 +60,7 @@ def load(  # noqa: PLR0913 one argument for each choice that loading leaves open
     progress: Progress | None = None,
     attention: str | None = None,
     block_length: int | None = None,
+    tensor_parallel: int | None = None,
 ) -> HostedModel:
     """Returns a model from the embedded checkpoint ("tiny"), a folder or a hub id.
 
@@ -73,13 +75,16 @@ def load(  # noqa: PLR0913 one argument for each choice that loading leaves open
     PEFT's layout (a folder or a hub id), merged into the weights and named in the model's name.
     `progress` is called with the bytes of weights that were read and with all, tensor by tensor.
     `attention` is for families whose checkpoints do not say it (A2D): "full", or "block_causal"
-    with the block that they were trained on, as `block_length` or as in "block_causal:32". Raises
+    with the block that they were trained on, as `block_length` or as in "block_causal:32".
+    `tensor_parallel` is the number of processes, started by torchrun, that hold the network
+    together: the first one generates, and the others run its passes
+    (`dllm.models.parallel.follow`). Raises
     CheckpointError, a ValueError, for anything that is missing, unknown, mis-shaped or damaged, and
     NotEnoughMemoryError where the weights do not fit, before any is read.
     """
     if device is not None and device_map is not None:
         raise ValueError(f"give device={device!r} or device_map={device_map!r}, not both")
-    where = parse_device(device)
+    where, speed = own_part(tensor_parallel, device, speed, device_map)
     if family is not None:
         add_family(family)
     ways = None if speed == AUTO else parse_ways(speed)
@@ -92,7 +97,11 @@ def load(  # noqa: PLR0913 one argument for each choice that loading leaves open
     asked = _asked(attention, block_length)
     checkpoint = Checkpoint(os.fspath(name_or_path), source, _named(tokenizer), asked)
     if checkpoint.is_diffusion_gemma:  # has all that callers read but the network
-        refused = {"speed": "+".join(ways or ()), "adapter": adapter}
+        refused = {
+            "speed": "+".join(ways or ()),
+            "adapter": adapter,
+            "tensor_parallel": tensor_parallel,
+        }
         return _diffusion_gemma(checkpoint, named, where, device_map, refused)
     # Read first, as these errors name their file themselves.
     hosts, defaults, words = checkpoint.family, checkpoint.generation, checkpoint.tokenizer
@@ -108,8 +117,10 @@ def load(  # noqa: PLR0913 one argument for each choice that loading leaves open
     name = checkpoint.name if adapter is None else f"{checkpoint.name}+{os.fspath(adapter)}"
     parts = (network.to(chosen), spec, words, defaults, checkpoint.described)
     model = HostedModel(name, *parts, revision=checkpoint.commit)
-    devices = place(network, chosen, device_map or {"": where})
-    return _filled(model, weights, devices, progress, ways)
+    # Of several processes each cuts its part from the whole, on the CPU.
+    devices = place(network, chosen, device_map or {"": "cpu" if tensor_parallel else where})
+    fill = partial(_filled, model, weights, devices, progress, ways)
+    return fill() if tensor_parallel is None else spread(fill, model, tensor_parallel, where)
 
 
 def _filled(
@@ -228,6 +239,7 @@ def save(model: HostedModel, folder: str | Path, *, max_shard_size: str = "5GB")
             f"{model.name!r} has no config, so its family is unknown; give HostedModel the "
             "config.json that describes it"
         )
+    check_whole(model)
     if is_narrow(model.network):
         raise ValueError(f"{model.name!r} has weights rounded to 8 bits; load it again to save it")
     names = find_family(model.config).names

@@ -167,6 +167,8 @@ class Captured:
     (`is_plain`) run as they are.
     """
 
+    reuses_features = False
+
     def __init__(self, run: Pass, recorder: Recorder, most: int = 64) -> None:
         if most < 1:
             raise ValueError(f"most={most} captured passes must be at least 1")

@@ -59,6 +59,8 @@ class Compiled:
     everything after a compilation has failed.
     """
 
+    reuses_features = False
+
     def __init__(self, network: Transformer, most: int = 8) -> None:
         if most < 1:
             raise ValueError(f"most={most} compiled variants must be at least 1")
