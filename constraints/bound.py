@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
+from itertools import count
+from threading import Lock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dllm.constraints.language import Language
-
-_FEW = 4096  # tokens up to which they are written one by one
+_FEW = 4096  # allowed tokens up to which they are copied one by one
+_FEW_BARRED = 8192  # barred ones up to which they are written so
+_MOST = 2**26  # bytes of the bounds that are kept, of all languages together
 _NONE = np.empty(0, np.int64)
+_NUMBERS = count()  # of languages
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,6 +25,11 @@ class Bound:
     allowed: NDArray[np.int64] | None = None  # where they are few
     barred: NDArray[np.int64] | None = None  # where these are
     most: NDArray[np.float32] | None = None  # (V,) the largest logit of each token, else
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of its arrays."""
+        return sum(one.nbytes for one in vars(self).values() if one is not None)
 
     def keep(self, logits: NDArray[Any], into: NDArray[Any]) -> None:
         """Writes logits (V,) of one column, of which others are -inf; both may be the same."""
@@ -36,17 +45,39 @@ class Bound:
             into[self.barred] = -np.inf
 
 
-def bound_of(language: Language, classes: NDArray[np.bool_]) -> Bound:
-    """Returns the bound of the tokens of some classes (K,)."""
-    num_allowed, size = int(language.sizes[classes].sum()), len(language.automaton.class_of)
-    few = num_allowed <= size - num_allowed
-    which = np.flatnonzero(classes == few)
-    tokens = np.concatenate([_NONE, *(language.members[k] for k in which)])
-    if len(tokens) <= _FEW:
-        return Bound(allowed=tokens) if few else Bound(barred=tokens)
-    most = np.full(size, -np.inf if few else np.inf, np.float32)
-    most[tokens] = np.inf if few else -np.inf
-    return Bound(most=most)
+_KEPT: OrderedDict[tuple[int, bytes], Bound] = OrderedDict()  # the last asked for at the end
+_LOCK = Lock()  # of these: calls in several threads ask
+
+
+class Bounds:
+    """The bounds of a language's classes, of which all languages keep the last ones asked for."""
+
+    def __init__(self, members: list[NDArray[np.int64]]) -> None:
+        self._members, self._sizes = members, np.array([len(one) for one in members])
+        self._number = next(_NUMBERS)
+
+    def of(self, classes: bytes) -> Bound:
+        """Returns the bound of the tokens of some classes, (K,) bool as bytes."""
+        key = self._number, classes
+        with _LOCK:
+            found = _KEPT.get(key)
+            if found is None:
+                found = _KEPT[key] = self._made(np.frombuffer(classes, np.bool_))
+                while sum(one.num_bytes for one in _KEPT.values()) > _MOST and len(_KEPT) > 1:
+                    _KEPT.popitem(last=False)
+            _KEPT.move_to_end(key)
+        return found
+
+    def _made(self, classes: NDArray[np.bool_]) -> Bound:
+        num_allowed, size = int(self._sizes[classes].sum()), int(self._sizes.sum())
+        few = num_allowed <= size - num_allowed
+        which = np.flatnonzero(classes == few)
+        tokens = np.concatenate([_NONE, *(self._members[k] for k in which)])
+        if len(tokens) <= (_FEW if few else _FEW_BARRED):
+            return Bound(allowed=tokens) if few else Bound(barred=tokens)
+        most = np.full(size, -np.inf if few else np.inf, np.float32)
+        most[tokens] = np.inf if few else -np.inf
+        return Bound(most=most)
 
 
 ALL = Bound(barred=_NONE)

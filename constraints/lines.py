@@ -62,7 +62,7 @@ def lines_of(rows: Sequence[RowLanguage | None]) -> Lines:
     distinct = list({id(row.language): row.language for _, row in held}.values())
     number = {id(language): place for place, language in enumerate(distinct)}
     num_classes = max((one.automaton.num_classes for one in distinct), default=1)
-    tables = [_table(one).ravel() for one in distinct]
+    tables = [moves_of(one).ravel() for one in distinct]
     begins = [0, *accumulate(map(len, tables))]
     counts = [row.language.automaton.num_states + 1 for _, row in held]
     states = [0, *accumulate(counts)]
@@ -110,7 +110,7 @@ def lines_of(rows: Sequence[RowLanguage | None]) -> Lines:
     )
 
 
-def _table(language: Language) -> NDArray[np.int32]:
+def moves_of(language: Language) -> NDArray[np.int32]:
     """Returns the next state of each class and state, (K + 1, Q + 1)."""
     states, classes = language.table.shape
     table = np.full((classes + 1, states + 1), states, np.int32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -12,6 +13,11 @@ from dllm.constraints.automaton import TokenAutomaton
 from dllm.constraints.base import Constraint
 from dllm.constraints.language import OPEN, Language, language_of, shortest_length
 from dllm.constraints.lines import RowLanguage
+
+# Languages over models' tokens, as long as their automata are kept: other calls ask for the same.
+_LANGUAGES: WeakKeyDictionary[TokenAutomaton, dict[tuple[int, tuple[int, ...]], Language]] = (
+    WeakKeyDictionary()
+)
 
 
 @dataclass(frozen=True)
@@ -52,8 +58,11 @@ class Compiler:
         Raises ValueError that begins with `where` if no filling of the masks is in the language.
         """
         if id(automaton) not in self._languages:
-            made = language_of(automaton, self.vocab_size, self.forbidden)
-            self._languages[id(automaton)] = automaton, made
+            known = _LANGUAGES.setdefault(automaton, {})
+            over = self.vocab_size, self.forbidden
+            if over not in known:
+                known[over] = language_of(automaton, *over)
+            self._languages[id(automaton)] = automaton, known[over]
         language = self._languages[id(automaton)][1]
         _check_length(language, len(held), where)
         key = (id(automaton), *held)

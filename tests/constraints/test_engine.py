@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import numpy as np
 import pytest
 import torch
 
+from dllm.constraints.bound import Bounds
 from dllm.constraints.engine import Tables
 from dllm.constraints.host import Host
+from dllm.constraints.known import known_of
 from dllm.constraints.language import OPEN, language_of, shortest_length
 from dllm.constraints.lines import RowLanguage
+from dllm.constraints.span import Compiler
 from tests.support.languages import Case, automaton_of, enumerated, random_automaton, random_case
 
 
@@ -51,6 +56,8 @@ def test_a_host_holds_logits_as_a_device_does(
 ) -> None:
     """By the tokens that are few, or by a bound of each; in place where that is allowed."""
     monkeypatch.setattr("dllm.constraints.bound._FEW", few)
+    monkeypatch.setattr("dllm.constraints.bound._FEW_BARRED", few)
+    monkeypatch.setattr("dllm.constraints.bound._KEPT", OrderedDict())
     for seed in range(8):
         one = random_case(seed)
         given = (one.tables.first, one.tokens, one.columns, one.masked)
@@ -87,18 +94,49 @@ def test_columns_that_nobody_asks_about_may_hold_anything(seed: int) -> None:
 
 
 def test_many_columns_at_once_are_those_of_one_after_the_other() -> None:
-    """More of them than a word has bits."""
-    one, source = random_case(5), torch.Generator().manual_seed(0)
-    host = Host(one.tables, one.rows)
-    sets = torch.rand(2, 150, one.tables.num_states, generator=source) < 0.3
-    pairs = [tuple(each.numpy().tobytes() for each in pair) for pair in sets.unbind(1)]
-    found = torch.stack([torch.from_numpy(held.classes) for held in host.between(pairs)], 1)
-    assert torch.equal(found, one.tables.between(*sets.float()))
+    """More of them than a word has bits, and than each narrower word has."""
+    row = next(row for row in random_case(5).rows if row is not None)
+    tables, known = Tables([row], torch.device("cpu")), known_of(row.language)
+    source = torch.Generator().manual_seed(0)
+    for count in (1, 9, 17, 40, 150):
+        sets = torch.rand(2, count, tables.num_states, generator=source) < 0.3
+        sets[..., -1] = False
+        pairs = [(one.numpy().tobytes(), two.numpy().tobytes()) for one, two in sets.unbind(1)]
+        found = torch.stack([torch.from_numpy(held.classes) for held in known.between(pairs)])
+        assert torch.equal(found[None], tables.between(*sets.float()))
+
+
+def test_a_language_is_known_once_for_all_rows_and_calls() -> None:
+    """Other rows, seats and calls find what the first ones had worked out."""
+    one = random_case(4)
+    row = next(row for row in one.rows if row is not None)
+    first, other = (Host(Tables([row] * n, one.tables.device), [row] * n) for n in (1, 3))
+    assert {*first.known, *other.known} == {known_of(row.language)}
+    automaton = random_automaton(np.random.default_rng(0), 4)
+    compiled = [Compiler(4, ()).row(automaton, [OPEN] * 8, 0, "it").language for _ in range(2)]
+    assert compiled[0] is compiled[1]
+    assert Compiler(4, (3,)).row(automaton, [OPEN] * 8, 0, "it").language is not compiled[0]
+
+
+def test_bounds_of_all_languages_share_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last one asked for stays, and what was dropped is made again."""
+    monkeypatch.setattr("dllm.constraints.bound._KEPT", OrderedDict())
+    monkeypatch.setattr("dllm.constraints.bound._MOST", 100)
+    members = [np.arange(8), np.arange(8, 24)]
+    one, other = Bounds(members), Bounds(members)
+    small, large = (np.array(held).tobytes() for held in ([True, False], [False, True]))
+    kept = one.of(small)
+    assert one.of(small) is kept
+    assert kept.allowed is not None
+    assert kept.allowed.tolist() == list(range(8))
+    assert other.of(small) is not kept
+    assert other.of(large) is other.of(large)
+    assert one.of(small) is not kept
 
 
 def test_a_host_forgets_and_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """However little is kept between steps, and in whatever order canvases come."""
-    monkeypatch.setattr("dllm.constraints.host._MOST", 200)
+    monkeypatch.setattr("dllm.constraints.known._MOST", 200)
     one = random_case(3)
     host, source = Host(one.tables, one.rows), torch.Generator().manual_seed(0)
     for seed in range(20):

@@ -878,12 +878,17 @@ FAULTS = [
         ),
         (
             "mask-leaves-the-softmax",
-            "found[..., keep] = kept",
-            "found[..., keep] = -torch.inf",
+            "into[..., keep] = kept",
+            "into[..., keep] = -np.inf",
             HELD,
         ),
         ("columns-that-nobody-asks-about", "inside & asked.numpy()", "inside", SETS),
+        ("changes-that-end-early", "places[-1] + 1", "places[-1]", f"{SETS} {HELD}"),
+    ),
+    *in_file(
+        "constraints/known.py",
         ("one-way-alone", "np.bitwise_or.reduceat", "np.bitwise_and.reduceat", f"{SETS} {HELD}"),
+        ("words-too-narrow", "8 * size >= len(sets)", "16 * size >= len(sets)", SETS),
     ),
     *in_file(
         "eval/tasks/smiles.py",
