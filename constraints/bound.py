@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 _FEW = 4096  # allowed tokens up to which they are copied one by one
 _FEW_BARRED = 8192  # barred ones up to which they are written so
 _MOST = 2**26  # bytes of the bounds that are kept, of all languages together
+_BASES = 4  # bounds of each token that a language's others are told by
 _NONE = np.empty(0, np.int64)
 _NUMBERS = count()  # of languages
 
@@ -22,8 +23,8 @@ _NUMBERS = count()  # of languages
 class Bound:
     """Tokens that logits are kept to, in the form that reads the least of them."""
 
-    allowed: NDArray[np.int64] | None = None  # where they are few
-    barred: NDArray[np.int64] | None = None  # where these are
+    allowed: NDArray[np.int64] | None = None  # where they are few; else those that `most` bars
+    barred: NDArray[np.int64] | None = None  # where these are few; else those that `most` allows
     most: NDArray[np.float32] | None = None  # (V,) the largest logit of each token, else
 
     @property
@@ -33,15 +34,16 @@ class Bound:
 
     def keep(self, logits: NDArray[Any], into: NDArray[Any]) -> None:
         """Writes logits (V,) of one column, of which others are -inf; both may be the same."""
-        if self.allowed is not None:
-            values = logits[self.allowed]
-            into.fill(-np.inf)
-            into[self.allowed] = values
-        elif self.most is not None:
+        values = None if self.allowed is None else logits[self.allowed]
+        if self.most is not None:
             np.minimum(logits, self.most, out=into)
-        else:
-            if into is not logits:
-                into[:] = logits
+        elif values is not None:
+            into.fill(-np.inf)
+        elif into is not logits:
+            into[:] = logits
+        if values is not None:
+            into[self.allowed] = values
+        if self.barred is not None:
             into[self.barred] = -np.inf
 
 
@@ -55,6 +57,9 @@ class Bounds:
     def __init__(self, members: list[NDArray[np.int64]]) -> None:
         self._members, self._sizes = members, np.array([len(one) for one in members])
         self._number = next(_NUMBERS)
+        # Bounds of each token, the newest first: sets that are nearly the same read the same one,
+        # which is in the processor's cache then.
+        self._bases: list[tuple[NDArray[np.float32], NDArray[np.bool_]]] = []
 
     def of(self, classes: bytes) -> Bound:
         """Returns the bound of the tokens of some classes, (K,) bool as bytes."""
@@ -69,15 +74,22 @@ class Bounds:
         return found
 
     def _made(self, classes: NDArray[np.bool_]) -> Bound:
-        num_allowed, size = int(self._sizes[classes].sum()), int(self._sizes.sum())
-        few = num_allowed <= size - num_allowed
-        which = np.flatnonzero(classes == few)
-        tokens = np.concatenate([_NONE, *(self._members[k] for k in which)])
-        if len(tokens) <= (_FEW if few else _FEW_BARRED):
-            return Bound(allowed=tokens) if few else Bound(barred=tokens)
-        most = np.full(size, -np.inf if few else np.inf, np.float32)
-        most[tokens] = np.inf if few else -np.inf
+        allowed, barred = self._sizes[classes].sum(), self._sizes[~classes].sum()
+        if allowed <= min(_FEW, barred):
+            return Bound(allowed=self._tokens(classes))
+        if barred <= _FEW_BARRED:
+            return Bound(barred=self._tokens(~classes))
+        for most, base in self._bases:
+            if self._sizes[classes ^ base].sum() <= _FEW:
+                more, less = (self._tokens(some) for some in (classes & ~base, base & ~classes))
+                return Bound(more if len(more) else None, less if len(less) else None, most)
+        most = np.full(int(allowed + barred), -np.inf, np.float32)
+        most[self._tokens(classes)] = np.inf
+        self._bases = [(most, classes), *self._bases][:_BASES]
         return Bound(most=most)
+
+    def _tokens(self, classes: NDArray[np.bool_]) -> NDArray[np.int64]:
+        return np.concatenate([_NONE, *(self._members[k] for k in np.flatnonzero(classes))])
 
 
 ALL = Bound(barred=_NONE)
