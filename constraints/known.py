@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -39,14 +40,17 @@ class Known:
     def __init__(self, language: Language) -> None:
         self.num_classes = language.automaton.num_classes
         self._moves = moves_of(language)  # (K + 1, Q + 1)
+        bundles = _bundles(language)
+        order = np.argsort(bundles.of_arrow, kind="stable")
         # In the width that an index has, or they would be widened at each use.
         self._sources, self._targets = (
-            arrows.astype(np.intp) for arrows in (language.sources, language.targets)
+            arrows[order].astype(np.intp) for arrows in (language.sources, language.targets)
         )
-        order = np.argsort(language.label_classes, kind="stable")
-        self._label_arrows = language.label_pairs[order].astype(np.intp)
+        self._begins = np.unique(bundles.of_arrow[order], return_index=True)[1]
+        order = np.argsort(bundles.classes, kind="stable")
+        self._label_bundles = bundles.of_label[order].astype(np.intp)
         # The classes that any arrow can be taken by, and where the labels of each begin.
-        self._classes, self._bags = np.unique(language.label_classes[order], return_index=True)
+        self._classes, self._bags = np.unique(bundles.classes[order], return_index=True)
         self._sizes = language.sizes
         self.bounds = Bounds(language.members)
         self._only: dict[int, States] = {}
@@ -111,7 +115,8 @@ class Known:
         taken = before[self._sources] & after[self._targets]
         words = np.zeros(self.num_classes, taken.dtype)
         if len(self._bags):
-            words[self._classes] = np.bitwise_or.reduceat(taken[self._label_arrows], self._bags)
+            bundles = np.bitwise_or.reduceat(taken, self._begins)
+            words[self._classes] = np.bitwise_or.reduceat(bundles[self._label_bundles], self._bags)
         bits = np.unpackbits(
             words.view(np.uint8).reshape(len(words), -1), 1, len(pairs), bitorder="little"
         )
@@ -133,6 +138,33 @@ class Known:
             for kept in (self._only, self._ahead, self._behind, self._between):
                 kept.clear()
             self._spent = num_bytes
+
+
+@dataclass(frozen=True, eq=False)
+class _Bundles:
+    """Arrows that can be taken by the same classes: many are alike, as all inside a text are."""
+
+    of_arrow: NDArray[np.int64]  # (E,)
+    of_label: NDArray[np.int64]  # (m,) the bundles of all labels
+    classes: NDArray[np.int64]  # (m,)
+
+
+def _bundles(language: Language) -> _Bundles:
+    order = np.lexsort((language.label_classes, language.label_pairs))
+    labels = language.label_classes[order].astype(np.int64)
+    begins = np.flatnonzero(np.diff(language.label_pairs[order], prepend=-1)).tolist()
+    raw, size = labels.tobytes(), labels.itemsize
+    found: dict[bytes, int] = {}
+    of_arrow = [
+        found.setdefault(raw[size * first : size * last], len(found))
+        for first, last in pairwise([*begins, len(labels)])
+    ]
+    counts = [len(classes) // size for classes in found]
+    return _Bundles(
+        np.array(of_arrow, np.int64),
+        np.repeat(np.arange(len(found)), counts),
+        np.frombuffer(b"".join(found), np.int64),
+    )
 
 
 def joined(before: States, after: States) -> bool:
