@@ -21,8 +21,7 @@ class Sliding(Bounded):
     many columns of the first mask (the authors' constant mode; without it, greedy). To `inner` all
     of that is one block, from the first slot on.
 
-    Text that is given among the slots counts as filled. The authors' cache, which begins at the
-    first mask and is refreshed after so many tokens, is not a part of this.
+    Text that is given among the slots counts as filled. The authors' cache is `dsb`.
     """
 
     most: Count | None = None  # columns from the first mask to the end; None: no limit

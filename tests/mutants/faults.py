@@ -508,6 +508,21 @@ FAULTS = [
         ),
     ),
     *in_file(
+        "cache/dsb.py",
+        (
+            "refresh-does-not-count",
+            "(done >= canvas.cache_state.step[:, None])",
+            "(done > canvas.cache_state.step[:, None])",
+            "tests/cache/test_dsb.py",
+        ),
+        (
+            "front-stands",
+            "advance.clamp(min=self.before)",
+            "self.before",
+            "tests/cache/test_dsb.py",
+        ),
+    ),
+    *in_file(
         "schedulers/gap.py",
         (
             "all-ends-count",

@@ -96,6 +96,7 @@ OF_CACHES: dict[str, tuple[Any, ...]] = {
     "dkv": ("dkv:3", "dkv@pd:3"),
     "dkv_greedy": ("dkv_greedy:3,window=2",),
     "dllm_cache": ("dllm_cache:6,answer_every=4",),
+    "dsb": ("dsb:3,after=2,refresh=5", "dsb:0"),
     "dual": ("dual", "dual:vicinity_before=3,vicinity_after=5", "dual:refresh_every=3"),
     "sparse": ("sparse:0.5,kernel=3", "sparse:0.3,kernel=1,delay=0"),
     "sub_block": ("sub_block:4",),
