@@ -16,7 +16,7 @@ class RelaxedThreshold(Scheduler):
 
     Shared are the columns of the block, and `window` masks behind it with the row's last column:
     those that the authors' passes see. A block's first step takes the threshold as it is. Their
-    passes leave other columns out, which is a cache's part: `window_diffusion` is the nearest.
+    passes leave other columns out, which the cache `pruned_suffix` does.
     """
 
     threshold: Probability = 0.9  # probability, compared with >=

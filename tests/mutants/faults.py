@@ -523,6 +523,15 @@ FAULTS = [
         ),
     ),
     *in_file(
+        "cache/pruned_suffix.py",
+        (
+            "pruned-columns-are-seen",
+            "chosen_columns(fed, canvas, progress, spec, seen)",
+            "chosen_columns(fed, canvas, progress, spec)",
+            "tests/cache/test_pruned_suffix.py",
+        ),
+    ),
+    *in_file(
         "schedulers/gap.py",
         (
             "all-ends-count",

@@ -98,6 +98,7 @@ OF_CACHES: dict[str, tuple[Any, ...]] = {
     "dllm_cache": ("dllm_cache:6,answer_every=4",),
     "dsb": ("dsb:3,after=2,refresh=5", "dsb:0"),
     "dual": ("dual", "dual:vicinity_before=3,vicinity_after=5", "dual:refresh_every=3"),
+    "pruned_suffix": ("pruned_suffix:5", "pruned_suffix:0,tail=0"),
     "sparse": ("sparse:0.5,kernel=3", "sparse:0.3,kernel=1,delay=0"),
     "sub_block": ("sub_block:4",),
     "window_diffusion": (
