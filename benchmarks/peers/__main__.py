@@ -131,7 +131,9 @@ def _measured(
 
 
 def _report(title: str, rows: list[dict[str, Any]]) -> None:
-    table = Table("case", "ours, s", "peer, s", "ratio", "min", "max", "goal", "tokens", title=title)
+    table = Table(
+        "case", "ours, s", "peer, s", "ratio", "min", "max", "goal", "tokens", title=title
+    )
     for row in rows:
         figures = [f"{row[name]:.2f}" for name in ("ours_s", "peer_s", "ratio", "least", "most")]
         goal = "" if row["goal"] is None else f"{row['goal']} {'' if row['reached'] else 'missed'}"

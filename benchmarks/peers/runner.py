@@ -17,20 +17,21 @@ import os
 import sys
 import traceback
 import types
+from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Callable, Dict, List
+from typing import Any
 
 # d2Cache's package imports its harness along with its decoding.
 UNCALLED = ("lm_eval", "hydra", "omegaconf", "accelerate", "dotenv", "dill", "loguru", "tqdm")
 
-Decode = Callable[[Any, Dict[str, Any]], Any]
+Decode = Callable[[Any, dict[str, Any]], Any]
 
 
 class Hollow(types.ModuleType):
     """A package whose every name is a class that takes anything and does nothing."""
 
-    __path__: List[str] = []
+    __path__: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -63,7 +64,7 @@ def fast_dllm(folder: Path, modelling: Path) -> Any:
     names = {"none": "generate", "prefix": "generate_with_prefix_cache"}
     names["dual"] = "generate_with_dual_cache"
 
-    def decode(model: Any, prompts: Any, case: Dict[str, Any]) -> Any:
+    def decode(model: Any, prompts: Any, case: dict[str, Any]) -> Any:
         loop = getattr(loops, names[case["cache"]])
         return loop(model, prompts, threshold=case["threshold"], **_lengths(case))[0]
 
@@ -71,7 +72,7 @@ def fast_dllm(folder: Path, modelling: Path) -> Any:
 
 
 def llada(folder: Path, modelling: Path) -> Any:
-    """Returns model class and decoding of ML-GSAI/LLaDA, whose network is in a folder of its own."""
+    """Returns model class and decoding of ML-GSAI/LLaDA; its network is in another folder."""
     sys.path.insert(0, str(folder))
     loops = importlib.import_module("generate")
     package = types.ModuleType("network_of_peer")
@@ -79,7 +80,7 @@ def llada(folder: Path, modelling: Path) -> Any:
     sys.modules[package.__name__] = package
     network = importlib.import_module("network_of_peer.modeling_llada")
 
-    def decode(model: Any, prompts: Any, case: Dict[str, Any]) -> Any:
+    def decode(model: Any, prompts: Any, case: dict[str, Any]) -> Any:
         return loops.generate(model, prompts, **_lengths(case))
 
     return network.LLaDAModelLM, decode
@@ -92,9 +93,12 @@ def d2cache(folder: Path, modelling: Path) -> Any:
     sys.path.insert(0, str(folder))
     models = importlib.import_module("src.models")
     generate = importlib.import_module("src.generation").generate
+    # A table over LLaDA's own vocabulary, made in every step and read by another scheduler only:
+    # of a smaller vocabulary it cannot be made.
+    importlib.import_module("src.generation.utils").get_token_freq = _nothing
     cache = functools.partial(importlib.import_module("src.cache").PrefixCache, use_dual=True)
 
-    def decode(model: Any, prompts: Any, case: Dict[str, Any]) -> Any:
+    def decode(model: Any, prompts: Any, case: dict[str, Any]) -> Any:
         record = generate(
             model,
             prompts,
@@ -109,7 +113,7 @@ def d2cache(folder: Path, modelling: Path) -> Any:
     return models.LLaDAModelLM, decode
 
 
-def _lengths(case: Dict[str, Any]) -> Dict[str, Any]:
+def _lengths(case: dict[str, Any]) -> dict[str, Any]:
     return {
         "steps": case["new_tokens"],
         "gen_length": case["new_tokens"],
@@ -122,7 +126,7 @@ def _nothing(*_: Any, **__: Any) -> None:
     return None
 
 
-def begin(said: Dict[str, Any]) -> Any:
+def begin(said: dict[str, Any]) -> Any:
     """Returns the loaded model, the decoding, and what is told of both."""
     import torch
     import transformers
@@ -135,7 +139,7 @@ def begin(said: Dict[str, Any]) -> Any:
     return model, decode, {"python": sys.version.split()[0], **told}
 
 
-def timed(model: Any, decode: Any, case: Dict[str, Any]) -> Dict[str, Any]:
+def timed(model: Any, decode: Any, case: dict[str, Any]) -> dict[str, Any]:
     """Returns seconds and tokens of one decoding."""
     import torch
 
@@ -159,13 +163,13 @@ def main() -> None:
                 model, decode, answer = begin(said)
             else:
                 answer = timed(model, decode, said)
-        except Exception:
+        except Exception:  # noqa: BLE001 whatever a peer raises is told
             answer = {"error": traceback.format_exc()}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
 
-PEERS: Dict[str, Any] = {"fast_dllm": fast_dllm, "llada": llada, "d2cache": d2cache}
+PEERS: dict[str, Any] = {"fast_dllm": fast_dllm, "llada": llada, "d2cache": d2cache}
 
 if __name__ == "__main__":
     main()
