@@ -77,7 +77,8 @@ def everything() -> Constraint:
 
 SCHEDULERS = [name for name in dllm.schedulers.registry.names() if takes(name)]
 CACHES = [one for one in dllm.cache.registry.names() if not refusal(NAME, "threshold", one)]
-REFUSED = {"daedal", "dreamon", "end_of_text", "ete", "insert_delete", "lopa", "rho_eos"}
+REFUSED = {"daedal", "dreamon", "end_of_text", "ete", "info_gain", "insert_delete", "lopa"}
+REFUSED |= {"rho_eos"}
 
 
 def test_few_schedulers_are_refused() -> None:

@@ -532,6 +532,21 @@ FAULTS = [
         ),
     ),
     *in_file(
+        "schedulers/info_gain.py",
+        (
+            "column-costs-nothing",
+            "return -each[:, 0] - nats",
+            "return -nats",
+            "tests/schedulers/test_info_gain.py",
+        ),
+        (
+            "twice-drawn-may-win",
+            "valid=~again.tril(-1).any(2),",
+            "valid=~again.triu(1).any(2),",
+            "tests/schedulers/test_info_gain.py",
+        ),
+    ),
+    *in_file(
         "schedulers/gap.py",
         (
             "all-ends-count",

@@ -59,6 +59,10 @@ OF_SCHEDULERS: dict[str, tuple[Any, ...]] = {
         "hierarchical:0.5,low_threshold=0.2,remask_threshold=0.4",
         "hierarchical:0.6,low_threshold=0.2",
     ),
+    "info_gain": (
+        "info_gain:3,position_temperature=0.5,threshold=0.4",
+        "info_gain@lookum:4,threshold=0",
+    ),
     "insert_delete": (
         "insert_delete:0.4,editing_threshold=0.3,post_steps=3,delete_token_id=25,split_token_id=114",
     ),
