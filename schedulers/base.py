@@ -45,15 +45,17 @@ class Needs:
     shadow: bool = False  # every column predicted a second time without itself (WINO)
     num_variants: int = 1  # rows of a forward pass for each row of the batch
     shortens: bool = False  # cuts rows off
-    whole_block: bool = False  # logits of the block's committed columns too
-    distributions: bool = False  # reads `Candidates.logits`, not only what is made of them
+    whole_block: bool = False  # logits of the window's committed columns too
+    distributions: bool = False  # reads `Candidates.logits` of all columns, by their place
+    some_distributions: bool = False  # reads those of the columns in `Candidates.places`
     room: int = 0  # tokens that a row's gap may grow to; 0: rows keep their length
     begin: int = 0  # masks that the gap begins with, of those that it has; 0: all of them
 
     @property
     def reads_logits(self) -> bool:
         """Whether logits themselves are read, not only the statistics of candidates."""
-        return self.distributions or self.shadow or self.num_variants > 1
+        read = self.distributions or self.some_distributions
+        return read or self.shadow or self.num_variants > 1
 
     def width(self, num_slots: int, block_length: int) -> int:
         """Returns the columns of the window that the scheduler sees.

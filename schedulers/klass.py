@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated
 
 import torch
 
+from dllm.kernels.statistics import rows_at
 from dllm.options import Amount, Probability, Range
 from dllm.schedulers.base import Candidates, Decision, Needs, Scheduler, Setup, State, View
 
-_TINY = 1e-12  # added to probabilities before their logarithm
+_TINY = 1e-12  # the least probability that a logarithm is taken of
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Klass(Scheduler):
     kl_threshold: Amount = 0.01  # nats
     history: Annotated[int, Range(1, 256)] = 2  # steps
 
-    constant_needs = Needs(whole_row=True, distributions=True)
+    constant_needs = Needs(whole_row=True, some_distributions=True)
     source = "arXiv 2511.05664; shkim0116/KLASS, Kamichanw/d2Cache src/generation/klass.py"
     statistic = "confidence, divergence from the last step's distribution"
     published = "up to 2.78x as fast as greedy decoding on reasoning tasks, and better (abstract)"
@@ -42,19 +44,27 @@ class Klass(Scheduler):
     }
 
     def start(self, setup: Setup) -> State:
-        size = (setup.num_rows, setup.width)
-        none = torch.zeros(*size, setup.vocab_size, dtype=setup.dtype, device=setup.device)
-        unstable = none.new_full((*size, self.history), torch.inf)
-        return {"probability": none, "divergence": unstable}
+        rows, slots = setup.num_rows, setup.num_slots
+        # One more than there are slots: there goes what is not known or no slot.
+        none = torch.full((), math.log(_TINY), dtype=setup.dtype, device=setup.device)
+        return {
+            "log_probability": none.expand(rows, slots + 1, setup.vocab_size),
+            "divergence": none.new_full((rows, setup.width, self.history), torch.inf),
+        }
 
     def select(self, candidates: Candidates, view: View) -> Decision:
-        before, known = view.state["probability"], view.known[..., None]
-        now = candidates.probabilities()
-        moved = (now * ((now + _TINY).log() - (before + _TINY).log())).sum(-1, keepdim=True)
-        # What this pass did not compute has no history: it may have moved unseen.
-        past = view.state["divergence"].masked_fill(~known, torch.inf)
-        divergence = torch.cat([past[..., 1:], moved.masked_fill(~known, torch.inf)], -1)
+        before, known = view.state["log_probability"], view.known
+        other = before.shape[1] - 1
+        slot = torch.where(known & (view.offset >= 0) & (view.offset < other), view.offset, other)
+        slot = slot if candidates.places is None else slot.gather(1, candidates.places)
+        now = candidates.log_probabilities().clamp_(min=math.log(_TINY))
+        moved = (now - rows_at(before, slot)).mul_(now.exp()).sum(-1)
+        # What this pass did not compute may have moved unseen, and is not stable for a while.
+        moved = candidates.spread(moved, torch.inf).masked_fill(~known, torch.inf)
+        divergence = torch.cat([view.state["divergence"][..., 1:], moved[..., None]], -1)
         stable = (divergence < self.kl_threshold).all(-1)
-        state = {"probability": torch.where(known, now, before), "divergence": divergence}
+        first = torch.arange(len(slot), device=slot.device)[:, None] * before.shape[1]
+        after = before.flatten(0, 1).index_copy(0, (first + slot).flatten(), now.flatten(0, 1))
+        state = {"log_probability": after.view(before.shape), "divergence": divergence}
         ready = stable & (candidates.confidence >= self.threshold) & view.block
         return Decision(ready, state=state)

@@ -49,7 +49,6 @@ class Prophet(Wrapper):
     progress: Literal["steps", "committed"] = "committed"
     first_step: CountOrNone = 0
 
-    constant_needs = Needs(whole_row=True)
     source = "arXiv 2508.19982; pixeli99/Prophet generate_earlyexit.py:generate"
     statistic = "gap of the two largest logits over the answer"
     anywhere = True
@@ -70,6 +69,10 @@ class Prophet(Wrapper):
     def __post_init__(self) -> None:
         if self.region == "marker" and not self.marker:
             raise ValueError("region='marker' needs marker=(token ids,), the tokens to look for")
+
+    def own_needs(self, num_slots: int, block_length: int) -> Needs:
+        # Only the masks that are left have no committed column among them.
+        return Needs(whole_row=True, whole_block=self.region != "rest")
 
     def token_ids(self) -> dict[str, tuple[int, ...]]:
         return {"marker": self.marker, **super().token_ids()}

@@ -214,8 +214,8 @@ class PlainPasses:
 
 
 def can_narrow(needs: Needs) -> bool:
-    """Whether a scheduler reads statistics of masked columns of its block alone."""
-    wide = needs.whole_row or needs.whole_block or needs.distributions
+    """Whether a scheduler reads statistics of masked columns of its window alone."""
+    wide = needs.whole_block or needs.distributions
     return not (wide or needs.shadow or needs.num_variants > 1)
 
 
@@ -226,7 +226,10 @@ def keep_logits(plan: StepPlan, canvas: Canvas, progress: Progress) -> StepPlan:
     vocabulary times width. Rows are as many as the row with the most masks needs, in groups.
     """
     policy, width = plan.policy, plan.logit_rows.shape[1]
+    if canvas.layout.region_length and canvas.layout.skip_after_end:
+        return plan  # who sees the whole row sees masks behind an end, which are not open
     count = -(-progress.num_open // LOGIT_GROUP) * LOGIT_GROUP
+    count = min(count, plan.positions.shape[1])  # of a whole row, most may not be fed
     if count >= width or (policy is not None and policy.keeps_weights):
         return plan
     wanted = canvas.open_columns()

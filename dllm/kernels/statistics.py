@@ -85,6 +85,13 @@ def summed(values: Tensor) -> Tensor:
     return parts.sum(-1, dtype=torch.float64) + values[..., whole:].sum(-1, dtype=torch.float64)
 
 
+def rows_at(values: Tensor, index: Tensor) -> Tensor:
+    """Returns the rows `index` (B, n) of values (B, w, V), (B, n, V), each copied whole."""
+    first = torch.arange(values.shape[0], device=index.device)[:, None] * values.shape[1]
+    chosen = values.flatten(0, 1).index_select(0, (first + index).flatten())
+    return chosen.view(*index.shape, values.shape[-1])
+
+
 def _of_chunks(logits: Tensor) -> Tensor:
     """Returns the largest logit of each chunk, (..., n)."""
     whole = logits.shape[-1] // _CHUNK * _CHUNK

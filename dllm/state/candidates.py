@@ -38,7 +38,7 @@ class Candidates:
     def confidence(self) -> Tensor:
         """The probability of the proposed token, (B, W)."""
         logit = self._logit_of(self.token) if self.measured is None else self.measured.logit
-        return self._spread(self._probability(logit), 0)
+        return self.spread(self._probability(logit), 0)
 
     @cached_property
     def entropy(self) -> Tensor:
@@ -47,20 +47,20 @@ class Candidates:
             nats = entropy_of(self.logits, self._largest, self._total).to(self.logits.dtype)
         else:
             nats = self.measured.entropy
-        return self._spread(nats, math.log(self.logits.shape[-1]))
+        return self.spread(nats, math.log(self.logits.shape[-1]))
 
     @cached_property
     def margin(self) -> Tensor:
         """The difference of the two largest probabilities, (B, W)."""
         first, second = self._top2.unbind(-1)
         difference = -torch.expm1(second - first) / self._total
-        return self._spread(difference.to(first.dtype), 0)
+        return self.spread(difference.to(first.dtype), 0)
 
     @cached_property
     def gap(self) -> Tensor:
         """The difference of the two largest logits, (B, W); raw ones, whatever is sampled from."""
         top2 = self._top2 if self.raw is None else largest_two(self.raw)
-        return self._spread(top2[..., 0] - top2[..., 1], 0)
+        return self.spread(top2[..., 0] - top2[..., 1], 0)
 
     def certainty(self, measure: str) -> Tensor:
         """Returns the `confidence` or `margin` of columns, or their negative `entropy`, (B, W)."""
@@ -69,11 +69,15 @@ class Candidates:
     def log_prob(self, tokens: Tensor) -> Tensor:
         """Returns the log probability (B, W) in nats of tokens (B, W)."""
         below = self._logit_of(tokens) - self._largest
-        return self._spread((below - self._total.log()).to(below.dtype), _IMPOSSIBLE)
+        return self.spread((below - self._total.log()).to(below.dtype), _IMPOSSIBLE)
 
     def probabilities(self) -> Tensor:
         """Returns the whole distribution, (B, w, V); `log_prob` and others need less memory."""
         return softmax(self.logits)
+
+    def log_probabilities(self) -> Tensor:
+        """Returns the logarithm of the whole distribution in nats, (B, w, V)."""
+        return self.logits.log_softmax(-1)
 
     def at(self, index: Tensor) -> Candidates:
         """Returns the candidates of the window's columns `index` (B, n) alone."""
@@ -82,11 +86,10 @@ class Candidates:
             every = torch.arange(self.places.shape[1], device=index.device)
             empty = torch.zeros_like(self.token)
             row = empty.scatter(1, self.places, every.expand_as(self.places)).gather(1, index)
-        wide = row[..., None].expand(-1, -1, self.logits.shape[-1])
-        raw = None if self.raw is None else self.raw.gather(1, wide)
+        raw = None if self.raw is None else kernel.rows_at(self.raw, row)
         measured = None if self.measured is None else self.measured.at(row)
-        token = self.token.gather(1, index)
-        return Candidates(self.logits.gather(1, wide), token, raw, measured=measured)
+        logits, token = kernel.rows_at(self.logits, row), self.token.gather(1, index)
+        return Candidates(logits, token, raw, measured=measured)
 
     def of_rows(self, rows: Tensor) -> Candidates:
         """Returns the candidates of some rows (n,) int64 alone."""
@@ -122,7 +125,7 @@ class Candidates:
             tokens = tokens.gather(1, self.places)
         return self.logits.gather(-1, tokens[..., None]).squeeze(-1)
 
-    def _spread(self, statistic: Tensor, otherwise: float) -> Tensor:
+    def spread(self, statistic: Tensor, otherwise: float) -> Tensor:
         """Returns a statistic (B, w) over the whole window, (B, W)."""
         if self.places is None:
             return statistic
@@ -207,9 +210,7 @@ class Sampling:
 
 def _at(token: Tensor, columns: Tensor, places: Tensor | None) -> Tensor:
     """Returns tokens (B, w) at their places in the window, (B, W)."""
-    if places is None:
-        return token
-    return torch.zeros_like(columns).scatter(1, places, token)
+    return token if places is None else torch.zeros_like(columns).scatter(1, places, token)
 
 
 def _nucleus(logits: Tensor, top_p: float) -> Tensor:
@@ -296,5 +297,4 @@ def rank(score: Tensor, masked: Tensor) -> Tensor:
 
 def _among(score: Tensor, masked: Tensor) -> Tensor:
     """Returns the scores (B, W) of masked columns, and less for all others."""
-    lowest = torch.finfo(score.dtype).min
-    return score.clamp(min=lowest).where(masked, -torch.inf)
+    return score.clamp(min=torch.finfo(score.dtype).min).where(masked, -torch.inf)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -11,21 +12,36 @@ from torch import nn
 
 import dllm
 from benchmarks.shapes import random_model
+from dllm.models.speed import linear as packing
 from dllm.models.speed.linear import PackedLinear, pack
 from tests.support.models import golden_model, random_prompts
 
 BFLOAT16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+@pytest.mark.parametrize("by_onednn", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("rows", [1, 7, 8, 32, 33, 64, 65, 200])
-def test_products_are_the_same(rows: int, bias: bool) -> None:
+def test_products_are_the_same(
+    rows: int, bias: bool, by_onednn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "prefers_onednn", lambda: by_onednn)
     torch.manual_seed(rows)
     linear = nn.Linear(48, 80, bias=bias).requires_grad_(False)
     x = torch.randn(rows, 48)
     torch.testing.assert_close(PackedLinear.of(linear)(x), linear(x), rtol=1e-5, atol=1e-6)
     shaped = x.view(1, rows, 48)
     assert PackedLinear.of(linear)(shaped).shape == (1, rows, 80)
+
+
+def test_the_library_that_is_clearly_faster_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = packing.prefers_onednn.__wrapped__
+    for clearly, taken in ((0, True), (math.inf, False)):
+        monkeypatch.setattr(packing, "_CLEARLY", clearly)
+        assert tried() == taken
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.setattr(packing, "_CLEARLY", 0)
+    assert not tried()
 
 
 @pytest.mark.skipif(not BFLOAT16, reason="this CPU has no bfloat16 arithmetic")
@@ -37,9 +53,13 @@ def test_narrow_products_are_the_same() -> None:
 
 
 @pytest.mark.few(3)
+@pytest.mark.parametrize("by_onednn", [False, True])
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
 @pytest.mark.parametrize("name", ["llada_gqa", "dream_gqa"])
-def test_no_token_changes(name: str, cache: str) -> None:
+def test_no_token_changes(
+    name: str, cache: str, by_onednn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "prefers_onednn", lambda: by_onednn)
     model = golden_model(name, "float32")
     network = copy.deepcopy(model.network)
     pack(network)

@@ -1070,6 +1070,24 @@ FAULTS = [
         ),
     ),
     *in_file(
+        "dllm/models/speed/linear.py",
+        (
+            "slower-library",
+            "min(taken[0]) >= _CLEARLY * min(taken[1])",
+            "min(taken[0]) < _CLEARLY * min(taken[1])",
+            "tests/models/test_packed.py",
+        ),
+    ),
+    *in_file(
+        "schedulers/klass.py",
+        (
+            "unknown-is-stable",
+            "spread(moved, torch.inf).masked_fill(~known, torch.inf)",
+            "spread(moved, torch.inf)",
+            "tests/schedulers/test_klass_credit.py",
+        ),
+    ),
+    *in_file(
         "dllm/models/speed/choice.py",
         (
             "trial-decides-nothing",

@@ -65,6 +65,31 @@ def counts(out: Any, row: int = 0) -> list[int]:
 # KLASS
 
 
+def test_logits_of_some_columns_decide_as_those_of_all() -> None:
+    masked = torch.ones(2, 4, dtype=torch.bool)
+    torch.manual_seed(0)
+    places = [torch.tensor(at) for at in ([[0, 1], [2, 3]], [[1, 2], [3, 0]], [[1, 0], [3, 2]])]
+    whole, narrow, known = [], [], []
+    for at in [*places, places[2], places[2], places[0]]:
+        logits = torch.randn(2, 4, VOCAB, dtype=torch.float64) / 50
+        logits[..., 3] += 6
+        token = logits.argmax(-1)
+        whole.append(Candidates(logits, token))
+        some = logits.gather(1, at[..., None].expand(-1, -1, VOCAB))
+        narrow.append(Candidates(some, token, places=at))
+        known.append(torch.zeros_like(masked).scatter(1, at, True))
+    scheduler = Klass(threshold=0.6, kl_threshold=0.01)
+    both = [follow(scheduler, steps, masked, known=list(known)) for steps in (whole, narrow)]
+    for one, other in zip(*both, strict=True):
+        assert torch.equal(one.commit, other.commit)
+        assert one.state is not None
+        assert other.state is not None
+        for name, value in one.state.items():
+            slots = slice(0, -1) if name == "log_probability" else slice(None)
+            torch.testing.assert_close(value[:, slots], other.state[name][:, slots])
+    assert both[0][-2].commit.sum() > 2  # something was stable
+
+
 @pytest.mark.parametrize("history", [1, 2, 3])
 def test_a_still_column_is_stable_after_its_history(history: int) -> None:
     masked = torch.ones(1, 3, dtype=torch.bool)
