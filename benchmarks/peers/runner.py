@@ -18,6 +18,7 @@ import sys
 import traceback
 import types
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -90,12 +91,14 @@ def d2cache(folder: Path, modelling: Path) -> Any:
     """Returns model class and decoding of Kamichanw/d2Cache: its loop with its dual cache."""
     import torch
 
+    importlib.import_module("transformers")  # asks what is installed: before anything is replaced
+    sys.meta_path.append(Missing())
     sys.path.insert(0, str(folder))
     models = importlib.import_module("src.models")
     generate = importlib.import_module("src.generation").generate
     # A table over LLaDA's own vocabulary, made in every step and read by another scheduler only:
     # of a smaller vocabulary it cannot be made.
-    importlib.import_module("src.generation.utils").get_token_freq = _nothing
+    vars(importlib.import_module("src.generation.utils"))["get_token_freq"] = _nothing
     cache = functools.partial(importlib.import_module("src.cache").PrefixCache, use_dual=True)
 
     def decode(model: Any, prompts: Any, case: dict[str, Any]) -> Any:
@@ -129,13 +132,11 @@ def _nothing(*_: Any, **__: Any) -> None:
 def begin(said: dict[str, Any]) -> Any:
     """Returns the loaded model, the decoding, and what is told of both."""
     import torch
-    import transformers
 
     torch.set_num_threads(said["threads"])
-    sys.meta_path.append(Missing())
     found, decode = PEERS[said["peer"]](Path(said["folder"]), Path(said["modelling"]))
     model = found.from_pretrained(said["checkpoint"], torch_dtype=torch.float32).eval()
-    told = {"torch": torch.__version__, "transformers": transformers.__version__}
+    told = {"torch": torch.__version__, "transformers": metadata.version("transformers")}
     return model, decode, {"python": sys.version.split()[0], **told}
 
 
