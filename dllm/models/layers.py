@@ -147,15 +147,14 @@ class Attention(nn.Module):
             q = rows_of(q, fed.wanted)
             if mask is not None and mask.shape[1] > 1:
                 mask = rows_of(mask, fed.wanted)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        mask = None if mask is None else mask[:, None]
         if memory is not None and policy is not None and policy.keeps_weights:
-            mixed, weights = explicit_attention(q, k, v, mask)
+            q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+            mixed, weights = explicit_attention(q, k, v, None if mask is None else mask[:, None])
             memory.store.weights.append(memory.store.mean_over_heads(weights))
+            mixed = mixed.transpose(1, 2)
         else:
-            shared = self.config.num_kv_heads != self.config.num_heads
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=shared)
-        return self.out(mixed.transpose(1, 2).flatten(2))
+            mixed = attend(q, k, v, mask)
+        return self.out(mixed.flatten(2))
 
     def rotate(self, x: Tensor, rotation: Rotation) -> Tensor:
         """Returns x (B, Q, H, D) with its first `rotary_dim` elements rotated by position."""
@@ -234,6 +233,34 @@ class Block(nn.Module):
         x, fed = x.to(device), fed.to(device)
         keys, values = self.attention.keys_and_values(self.attention_norm(x))
         memory.write(self.attention.rotate(keys, fed.rotation), values)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Returns attention (B, Q, H, D) of queries over keys and values (B, K, Hkv, D).
+
+    `mask` (B, 1 or Q, K) bool are the keys that are seen; None: all.
+    """
+    shared = q.shape[2] != k.shape[2]
+    if shared and q.is_cuda and mask is not None and mask.shape[1] == 1:
+        return attend_in_groups(q, k, v, mask[:, None])
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    mask = None if mask is None else mask[:, None]
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=shared)
+    return mixed.transpose(1, 2)
+
+
+def attend_in_groups(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Returns the same where the heads that share keys are queries of one head.
+
+    On CUDA no kernel takes a mask and shared keys together, but the one that spells attention out.
+    `mask` (B, 1, 1 or Q times H / Hkv, K) is bool, or added to scores; queries of a column follow
+    each other.
+    """
+    (_, num_queries, num_heads, _), num_shared = q.shape, k.shape[2]
+    folded = q.unflatten(2, (num_shared, num_heads // num_shared)).transpose(1, 2).flatten(2, 3)
+    keys, values = k.transpose(1, 2), v.transpose(1, 2)
+    mixed = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask)
+    return mixed.unflatten(2, (num_queries, -1)).transpose(1, 2).flatten(2, 3)
 
 
 def explicit_attention(

@@ -106,9 +106,13 @@ class KVStore:
         views = []
         for stored, new in ((self.keys[layer], keys), (self.values[layer], values)):
             stored.index_copy_(0, flat, new[:, :count].flatten(0, 1))
-            view = self._rows(stored)[:: self.shape.num_rows // rows, :num_keys]
+            view = self.first_columns(stored, rows, num_keys)
             views.append(view if new.shape[1] == count else torch.cat([view, new[:, count:]], 1))
         return views[0], views[1]
+
+    def first_columns(self, stored: Tensor, num_rows: int, num_keys: int) -> Tensor:
+        """Returns the first columns of a layer's keys or values, (num_rows, num_keys, H, D)."""
+        return self._rows(stored)[:: self.shape.num_rows // num_rows, :num_keys]
 
     def copy_rows(self, source: Tensor) -> None:
         """Gives every row the content of row `source` (n,) int64.

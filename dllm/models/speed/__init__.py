@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args
@@ -9,6 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
+from dllm.kernels.statistics import has_kernel
 from dllm.models.memory import give_back
 from dllm.models.model import HostedModel, Runner, execution_device
 from dllm.models.speed.captured import Captured, CudaRecorder
@@ -26,6 +28,8 @@ from dllm.models.speed.linear import (
 from dllm.models.speed.widened import check_widen, widen
 from dllm.registry import nearest
 
+_LOG = logging.getLogger(__name__)
+
 AUTO = "auto"  # the ways that pay on the machine, picked when a model is loaded
 
 Way = Literal["fused", "packed", "widened", "int8", "compiled", "captured"]
@@ -35,7 +39,8 @@ def speed_up(model: HostedModel, *ways: Way) -> HostedModel:
     """Returns the model with its passes made faster, in any of these ways together.
 
     - `fused`: one product for queries, keys and values, one for both halves of the gated layer;
-      done to the network itself, in place.
+      done to the network itself, in place. On CUDA with Triton what lies between the products are
+      three kernels of our own (`dllm/kernels/`), unless `compiled` is named too.
     - `packed`: weights laid out once as the products of a CPU read them, beside the usual ones,
       which takes their memory once more; in place; goes with `fused` and `compiled`.
     - `widened`: 16-bit weights multiplied in float32, a part of a weight at a time, for a CPU that
@@ -64,12 +69,32 @@ def apply(model: HostedModel, chosen: Sequence[Way]) -> HostedModel:
     if "int8" in chosen and not is_narrow(model.network):
         narrow(model.network)
     runner: Runner | None = model.runner
+    if "fused" in chosen and runner is None:
+        runner = _by_kernels(model)
     if "compiled" in chosen:
         runner = Compiled(model.network)
     if "captured" in chosen:
         runner = Captured(runner or model.network, CudaRecorder(model.device))
     name = f"{model.name}+int8" if "int8" in chosen else model.name
     return replace(model, runner=runner, name=name)
+
+
+def _by_kernels(model: HostedModel) -> Runner | None:
+    """Returns what runs a network by the kernels between its products; None: they are not for it.
+
+    They are for one stack of joined layers on CUDA, in the dtypes that Triton rounds as torch does.
+    """
+    known = model.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    if model.network.config.decoder is not None or not known or not has_kernel(model.device):
+        return None
+    # Triton is optional, and is only there where CUDA is.
+    from dllm.models.speed.kernel_passes import KernelPasses, fault
+
+    why = fault(model.device, model.dtype)
+    if why:
+        _LOG.warning("operations between products run one by one, without Triton: %s", why)
+        return None
+    return KernelPasses(model.network)
 
 
 def parse_ways(ways: str | Sequence[str] | None) -> tuple[Way, ...]:
