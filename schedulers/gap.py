@@ -19,7 +19,7 @@ from dllm.schedulers.base import (
     View,
     best,
 )
-from dllm.state.candidates import largest_but
+from dllm.state.softmax import largest_but
 
 _CHECKED = 32  # end tokens that the confidence in an end is a mean of, however many there are
 

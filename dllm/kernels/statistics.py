@@ -13,6 +13,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from dllm.kernels.draw import Draw
+
 _CHUNK = 128
 _TERMS = 16  # of a float32 sum
 
@@ -21,7 +23,7 @@ _TERMS = 16  # of a float32 sum
 class Statistics:
     """Of each row of logits; float32, and NaN in a row that holds NaN."""
 
-    token: Tensor  # (B, w) int64 most probable token but the mask; the lowest of equal ones
+    token: Tensor  # (B, w) int64 most probable or drawn; not the mask; the lowest of equal ones
     logit: Tensor  # (B, w) of that token
     first: Tensor  # (B, w) largest logit, that of the mask token included
     second: Tensor  # (B, w) second largest, the same as the first where two are equal
@@ -48,12 +50,12 @@ def has_kernel(device: torch.device) -> bool:
     return device.type == "cuda" and find_spec("triton") is not None
 
 
-def in_one_pass(logits: Tensor, mask_token_id: int) -> Statistics:
-    """Returns the statistics of logits (B, w, V) by the Triton kernel."""
+def in_one_pass(logits: Tensor, mask_token_id: int, draw: Draw | None = None) -> Statistics:
+    """Returns the statistics of logits (B, w, V) by the Triton kernel; None: nothing is drawn."""
     # Triton is optional, and is only there where CUDA is.
     from dllm.kernels.triton_statistics import measure
 
-    token, numbers = measure(logits, mask_token_id)
+    token, numbers = measure(logits, mask_token_id, draw)
     return Statistics(token, *numbers)
 
 

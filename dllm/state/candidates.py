@@ -11,12 +11,19 @@ import torch
 from torch import Tensor
 
 from dllm.kernels import statistics as kernel
-from dllm.state.noise import Noise
+from dllm.kernels.draw import Draw
+from dllm.state.noise import CounterNoise, Noise
+from dllm.state.softmax import (
+    IMPOSSIBLE,
+    entropy_of,
+    largest_but,
+    largest_two,
+    softmax,
+    total_weight,
+    without,
+)
 
 ConfidenceSource = Literal["raw", "tempered"]
-
-_IMPOSSIBLE = -1e4  # nats; finite, so that it times 0 is 0
-_MANY = 4096  # tokens of a vocabulary from which on chunks pay
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,7 @@ class Candidates:
     raw: Tensor | None = None  # (B, w, V) float before temperature and filters; None: `logits`
     places: Tensor | None = None  # (B, w) int64 columns that have logits; None: all W
     measured: kernel.Statistics | None = None  # of `logits`, narrower then; None: not yet
+    heat: float = 1.0  # what measured statistics had logits divided by
 
     @cached_property
     def confidence(self) -> Tensor:
@@ -60,6 +68,8 @@ class Candidates:
     def gap(self) -> Tensor:
         """The difference of the two largest logits, (B, W); raw ones, whatever is sampled from."""
         top2 = self._top2 if self.raw is None else largest_two(self.raw)
+        if self.measured is not None:
+            top2 = top2.float()  # of logits that are as narrow as the pass gave them
         return self.spread(top2[..., 0] - top2[..., 1], 0)
 
     def certainty(self, measure: str) -> Tensor:
@@ -69,7 +79,7 @@ class Candidates:
     def log_prob(self, tokens: Tensor) -> Tensor:
         """Returns the log probability (B, W) in nats of tokens (B, W)."""
         below = self._logit_of(tokens) - self._largest
-        return self.spread((below - self._total.log()).to(below.dtype), _IMPOSSIBLE)
+        return self.spread((below - self._total.log()).to(below.dtype), IMPOSSIBLE)
 
     def probabilities(self) -> Tensor:
         """Returns the whole distribution, (B, w, V); `log_prob` and others need less memory."""
@@ -89,14 +99,14 @@ class Candidates:
         raw = None if self.raw is None else kernel.rows_at(self.raw, row)
         measured = None if self.measured is None else self.measured.at(row)
         logits, token = kernel.rows_at(self.logits, row), self.token.gather(1, index)
-        return Candidates(logits, token, raw, measured=measured)
+        return Candidates(logits, token, raw, measured=measured, heat=self.heat)
 
     def of_rows(self, rows: Tensor) -> Candidates:
         """Returns the candidates of some rows (n,) int64 alone."""
         raw = None if self.raw is None else self.raw[rows]
         places = None if self.places is None else self.places[rows]
         measured = None if self.measured is None else self.measured.of_rows(rows)
-        return Candidates(self.logits[rows], self.token[rows], raw, places, measured)
+        return Candidates(self.logits[rows], self.token[rows], raw, places, measured, self.heat)
 
     @cached_property
     def _largest(self) -> Tensor:
@@ -123,7 +133,8 @@ class Candidates:
         """Returns the logits (B, w) of tokens (B, W)."""
         if self.places is not None:
             tokens = tokens.gather(1, self.places)
-        return self.logits.gather(-1, tokens[..., None]).squeeze(-1)
+        own = self.logits.gather(-1, tokens[..., None]).squeeze(-1)
+        return own if self.heat == 1 else own.float() / self.heat
 
     def spread(self, statistic: Tensor, otherwise: float) -> Tensor:
         """Returns a statistic (B, w) over the whole window, (B, W)."""
@@ -163,14 +174,12 @@ class Sampling:
         `columns` (B, W) and each row's `step` (B,) choose the noise. `places` (B, w) int64 are the
         columns that the logits are of, by place in the window; None: all.
         """
-        if self._is_plain and kernel.has_kernel(logits.device):
-            measured = kernel.in_one_pass(logits, self.mask_token_id)
-            token = _at(measured.token, columns, places)
-            return Candidates(logits, token, places=places, measured=measured)
-        wide = _without(logits.to(self.dtype), self.forbidden_token_ids)
+        at = columns if places is None else columns.gather(1, places)
+        if self._is_measurable(noise) and kernel.has_kernel(logits.device):
+            return self._measured(logits, self._draw(noise, at, step), columns, places)
+        wide = without(logits.to(self.dtype), self.forbidden_token_ids)
         shaped = self._shape(wide)
         if self.temperature > 0:
-            at = columns if places is None else columns.gather(1, places)
             uniform = noise.tokens(at, step, shaped.shape[-1])
             # float64: in a lower precision the tail of the Gumbel distribution is cut off, which
             # lowers the effective temperature (arXiv 2409.02908).
@@ -179,19 +188,40 @@ class Sampling:
         else:
             token = largest_but(shaped, self.mask_token_id)
         read = shaped if self.confidence == "tempered" else wide
-        scored = _without(read, self.deferred_token_ids)
+        scored = without(read, self.deferred_token_ids)
         if self.deferred_token_ids and read is shaped:  # filters may have left no other tokens
             empty = scored.amax(-1, keepdim=True) == -torch.inf
-            scored = torch.where(empty, _without(wide, self.deferred_token_ids), scored)
+            scored = torch.where(empty, without(wide, self.deferred_token_ids), scored)
         token, raw = _at(token, columns, places), None if scored is wide else wide
         return Candidates(scored, token, raw, places)
 
-    @property
-    def _is_plain(self) -> bool:
-        """Whether statistics are those of the model's own logits, in float32, and suffice."""
-        shaped = self.temperature > 0 or self.top_p is not None or self.top_k is not None
-        shaped = shaped or bool(self.forbidden_token_ids or self.deferred_token_ids)
-        return self.lean and self.dtype == torch.float32 and not shaped
+    def _is_measurable(self, noise: Noise) -> bool:
+        """Whether one kernel has all: nothing is filtered, numbers are float32 and suffice."""
+        filtered = self.top_p is not None or self.top_k is not None
+        filtered = filtered or bool(self.forbidden_token_ids or self.deferred_token_ids)
+        known = self.temperature == 0 or isinstance(noise, CounterNoise)
+        return self.lean and self.dtype == torch.float32 and known and not filtered
+
+    def _draw(self, noise: Noise, columns: Tensor, step: Tensor) -> Draw | None:
+        """Returns how the kernel draws tokens of columns (B, w); None: the most probable ones."""
+        if self.temperature == 0:
+            return None
+        assert isinstance(noise, CounterNoise)
+        tempered = self.confidence == "tempered"
+        return Draw(noise.words(columns, step), self.temperature, tempered)
+
+    def _measured(
+        self, logits: Tensor, draw: Draw | None, columns: Tensor, places: Tensor | None
+    ) -> Candidates:
+        """Returns candidates of logits (B, w, V) by one kernel."""
+        if draw is None:
+            measured = kernel.in_one_pass(logits, self.mask_token_id)
+        else:
+            measured = kernel.in_one_pass(logits, self.mask_token_id, draw)
+        token = _at(measured.token, columns, places)
+        heated = draw is not None and draw.tempered
+        raw, heat = (logits, self.temperature) if heated else (None, 1.0)
+        return Candidates(logits, token, raw, places, measured, heat)
 
     def _shape(self, logits: Tensor) -> Tensor:
         """Returns logits after temperature, top-p and top-k, in this order (Dream)."""
@@ -220,63 +250,6 @@ def _nucleus(logits: Tensor, top_p: float) -> Tensor:
     before = probability.cumsum(-1) - probability
     ordered = ordered.masked_fill(before > top_p, -torch.inf)
     return torch.empty_like(logits).scatter_(-1, order, ordered)
-
-
-def _without(logits: Tensor, token_ids: tuple[int, ...]) -> Tensor:
-    if not token_ids:
-        return logits
-    logits = logits.clone()
-    for token in token_ids:  # a few, known to the host: an index tensor would be a transfer
-        logits[..., token] = -torch.inf
-    return logits
-
-
-def total_weight(logits: Tensor, largest: Tensor) -> Tensor:
-    """Returns the sum of exp(logit - largest) of logits (..., V), (...) float64."""
-    return _summed((logits - largest[..., None]).exp_())
-
-
-def entropy_of(logits: Tensor, largest: Tensor, total: Tensor) -> Tensor:
-    """Returns the entropy of logits (..., V) in nats, (...) float64.
-
-    From differences to the largest logit, so that a sure distribution, whose most probable token
-    is at 0, keeps its small entropy; and without a logarithm for each token.
-    """
-    below = (logits - largest[..., None]).clamp_(min=_IMPOSSIBLE)
-    return total.log() - _summed(below.exp().mul_(below)) / total
-
-
-def softmax(logits: Tensor) -> Tensor:
-    """Returns the probabilities of logits (..., V), in their dtype and to a few ulps."""
-    weight = (logits - logits.amax(-1, keepdim=True)).exp_()
-    return weight.div_(_summed(weight)[..., None].to(weight.dtype))
-
-
-def largest_but(logits: Tensor, but: int) -> Tensor:
-    """Returns where the largest logit (..., V) but one is, (...) int64; of equal ones the first."""
-    long = _is_long(logits)
-    token = kernel.largest_but(logits, but) if long else _without(logits, (but,)).argmax(-1)
-    # Where nothing else is possible, the one left out would be the first of equal ones.
-    return torch.where(token == but, int(but == 0), token)
-
-
-def largest_two(logits: Tensor) -> Tensor:
-    """Returns the two largest logits (..., V), (..., 2), the same twice where two are equal."""
-    return kernel.largest_two(logits) if _is_long(logits) else logits.topk(2, dim=-1).values
-
-
-def _is_long(logits: Tensor) -> bool:
-    """Whether a CPU reads logits (..., V) several times faster chunk by chunk."""
-    return logits.device.type == "cpu" and logits.shape[-1] >= _MANY
-
-
-def _summed(values: Tensor) -> Tensor:
-    """Returns the sums of values (..., V), (...) float64.
-
-    How a CPU's registers group a long float32 sum must not decide what a threshold compares.
-    """
-    exact = values.dtype == torch.float64 or not _is_long(values)
-    return values.sum(-1, dtype=torch.float64) if exact else kernel.summed(values)
 
 
 def best(score: Tensor, masked: Tensor) -> Tensor:

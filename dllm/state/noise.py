@@ -37,16 +37,17 @@ class CounterNoise:
 
     def tokens(self, columns: Tensor, step: Tensor, vocab_size: int) -> Tensor:
         tokens = torch.arange(1, vocab_size + 1, device=columns.device)
-        return _uniform(_mix(self._state(columns, step)[..., None] + tokens * _GOLDEN_GAMMA))
+        return _uniform(_mix(self.words(columns, step)[..., None] + tokens * _GOLDEN_GAMMA))
 
     def columns(self, columns: Tensor, step: Tensor, masked: Tensor) -> Tensor:
-        return _uniform(self._state(columns, step)).float().clamp_(max=1 - 2**-24)
+        return _uniform(self.words(columns, step)).float().clamp_(max=1 - 2**-24)
 
     def of_rows(self, rows: Tensor) -> CounterNoise:
         """Returns the noise of some rows (n,) int64."""
         return CounterNoise(self.seeds[rows])
 
-    def _state(self, columns: Tensor, step: Tensor) -> Tensor:
+    def words(self, columns: Tensor, step: Tensor) -> Tensor:
+        """Returns (B, W) int64, of which the noise of columns (B, W) and their tokens is made."""
         row = _mix(_mix(self.seeds) + (step + 1) * _GOLDEN_GAMMA)
         return _mix(row[:, None] + (columns + 1) * _GOLDEN_GAMMA)
 

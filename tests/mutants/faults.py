@@ -183,18 +183,6 @@ FAULTS = [
             BOUNDARIES,
         ),
         (
-            "mask-proposed",
-            "return torch.where(token == but, int(but == 0), token)",
-            "return token",
-            "tests/state/test_candidates.py",
-        ),
-        (
-            "mask-not-left-out",
-            "_without(logits, (but,)).argmax(-1)",
-            "logits.argmax(-1)",
-            "tests/state/test_candidates.py",
-        ),
-        (
             "last-of-ties",
             "descending=True, stable=True)\n    places",
             "descending=True, stable=True).flip(-1)\n    places",
@@ -214,7 +202,7 @@ FAULTS = [
         ),
         (
             "deferred-kept",
-            "scored = _without(read, self.deferred_token_ids)",
+            "scored = without(read, self.deferred_token_ids)",
             "scored = read",
             BOUNDARIES,
         ),
@@ -941,6 +929,54 @@ FAULTS = [
     *in_file(
         "constraints/bound.py",
         ("what-may-not-come-is-few", "classes == few", "classes != few", f"{SETS} {HELD}"),
+    ),
+    *in_file(
+        "dllm/state/softmax.py",
+        (
+            "mask-proposed",
+            "return torch.where(token == but, int(but == 0), token)",
+            "return token",
+            "tests/state/test_candidates.py",
+        ),
+        (
+            "mask-not-left-out",
+            "without(logits, (but,)).argmax(-1)",
+            "logits.argmax(-1)",
+            "tests/state/test_candidates.py",
+        ),
+    ),
+    *in_file(
+        "dllm/kernels/triton_statistics.py",
+        (
+            "noise-of-the-token-before",
+            "(at + 1).to(tl.uint64)",
+            "at.to(tl.uint64)",
+            "tests/kernels/test_drawn_tokens.py",
+        ),
+        (
+            "drawn-logit-of-another",
+            "tl.where(token == chosen, own, low)",
+            "tl.where(token >= 0, own, low)",
+            "tests/kernels/test_drawn_tokens.py",
+        ),
+    ),
+    *in_file(
+        "dllm/kernels/residual_norm.py",
+        (
+            "norm-rounded-once",
+            "        if not multiply_first:\n",
+            "        if multiply_first:\n",
+            "tests/kernels/test_between_products.py",
+        ),
+    ),
+    *in_file(
+        "dllm/kernels/rotated_write.py",
+        (
+            "key-to-the-slot-of-another-row",
+            "(token // num_fed) * num_stored + column",
+            "column",
+            "tests/kernels/test_between_products.py",
+        ),
     ),
     *in_file(
         "constraints/viterbi.py",

@@ -166,7 +166,6 @@ def test_candidates_say_the_same(wide: bool) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"temperature": 0.5},
         {"top_p": 0.9},
         {"top_k": 5},
         {"forbidden_token_ids": (3,)},

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dllm.kernels.statistics import Statistics
-from dllm.state.candidates import entropy_of, largest_but, largest_two, total_weight
+from dllm.state.softmax import entropy_of, largest_but, largest_two, total_weight
 
 NUMBERS = ("logit", "first", "second", "normaliser", "entropy")
 NARROW = (torch.float32, torch.bfloat16, torch.float16)

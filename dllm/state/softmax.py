@@ -1,0 +1,69 @@
+"""Softmax and its statistics to a few ulps: how a CPU groups its sums must not decide anything."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dllm.kernels import statistics as kernel
+
+IMPOSSIBLE = -1e4  # nats; finite, so that it times 0 is 0
+_MANY = 4096  # tokens of a vocabulary from which on chunks pay
+
+
+def without(logits: Tensor, token_ids: tuple[int, ...]) -> Tensor:
+    """Returns logits (..., V) in which some tokens are impossible."""
+    if not token_ids:
+        return logits
+    logits = logits.clone()
+    for token in token_ids:  # a few, known to the host: an index tensor would be a transfer
+        logits[..., token] = -torch.inf
+    return logits
+
+
+def total_weight(logits: Tensor, largest: Tensor) -> Tensor:
+    """Returns the sum of exp(logit - largest) of logits (..., V), (...) float64."""
+    return _summed((logits - largest[..., None]).exp_())
+
+
+def entropy_of(logits: Tensor, largest: Tensor, total: Tensor) -> Tensor:
+    """Returns the entropy of logits (..., V) in nats, (...) float64.
+
+    From differences to the largest logit, so that a sure distribution, whose most probable token
+    is at 0, keeps its small entropy; and without a logarithm for each token.
+    """
+    below = (logits - largest[..., None]).clamp_(min=IMPOSSIBLE)
+    return total.log() - _summed(below.exp().mul_(below)) / total
+
+
+def softmax(logits: Tensor) -> Tensor:
+    """Returns the probabilities of logits (..., V), in their dtype and to a few ulps."""
+    weight = (logits - logits.amax(-1, keepdim=True)).exp_()
+    return weight.div_(_summed(weight)[..., None].to(weight.dtype))
+
+
+def largest_but(logits: Tensor, but: int) -> Tensor:
+    """Returns where the largest logit (..., V) but one is, (...) int64; of equal ones the first."""
+    long = _is_long(logits)
+    token = kernel.largest_but(logits, but) if long else without(logits, (but,)).argmax(-1)
+    # Where nothing else is possible, the one left out would be the first of equal ones.
+    return torch.where(token == but, int(but == 0), token)
+
+
+def largest_two(logits: Tensor) -> Tensor:
+    """Returns the two largest logits (..., V), (..., 2), the same twice where two are equal."""
+    return kernel.largest_two(logits) if _is_long(logits) else logits.topk(2, dim=-1).values
+
+
+def _is_long(logits: Tensor) -> bool:
+    """Whether a CPU reads logits (..., V) several times faster chunk by chunk."""
+    return logits.device.type == "cpu" and logits.shape[-1] >= _MANY
+
+
+def _summed(values: Tensor) -> Tensor:
+    """Returns the sums of values (..., V), (...) float64.
+
+    How a CPU's registers group a long float32 sum must not decide what a threshold compares.
+    """
+    exact = values.dtype == torch.float64 or not _is_long(values)
+    return values.sum(-1, dtype=torch.float64) if exact else kernel.summed(values)
