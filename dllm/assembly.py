@@ -85,7 +85,7 @@ def loop_of(
     step = Step(*parts, _sampling(scheduler, canvas.layout, settings), noise, rules, constrained)
     passes, store_variants = _passes(model, step, needs, canvas, observer), needs.num_variants
     if verifier is not None:
-        passes, store_variants = _verified(step, needs, verifier, at_eos)
+        passes, store_variants = _verified(step, _narrows(needs, canvas), verifier, at_eos)
         canvas.start_drafts(no_drafts(canvas.tokens, verifier.num_variants, verifier.adaptive))
     loop = DenoisingLoop(
         model=model,
@@ -184,16 +184,20 @@ def _passes(
     if isinstance(model, DiffusionGemma) and isinstance(step.scheduler, Renoise):
         room = canvas.layout.num_columns
         return UniformPasses(step, model, step.scheduler, model.new_keys(room))
-    plain = PlainPasses(step, can_narrow(needs), observer)
+    plain = PlainPasses(step, _narrows(needs, canvas), observer)
     if needs.shadow:
         return ShadowPasses(plain)
     return ComparingPasses(plain, needs.num_variants) if needs.num_variants > 1 else plain
 
 
-def _verified(step: Step, needs: Needs, verifier: Verifier, at_eos: AtEnd) -> tuple[Passes, int]:
+def _narrows(needs: Needs, canvas: Canvas) -> bool:
+    return can_narrow(needs, canvas.layout, canvas.tokens.device)
+
+
+def _verified(step: Step, narrows: bool, verifier: Verifier, at_eos: AtEnd) -> tuple[Passes, int]:
     """Returns what runs the passes of a verifier, and its rows of the store for each row."""
     variants = verifier.num_variants if verifier.execution == "batch" else 1
-    plain = PlainPasses(step, can_narrow(needs) and variants == 1)
+    plain = PlainPasses(step, narrows and variants == 1)
     return VerifiedPasses(plain, verifier, at_eos, step.cache.refreshes), variants
 
 

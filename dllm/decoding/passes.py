@@ -22,9 +22,12 @@ from dllm.state.processing import Processing
 from dllm.state.progress import Progress
 from dllm.state.rows import text_of
 from dllm.state.store import KVStore
-from dllm.state.window import StepEvent, Window
+from dllm.state.window import Layout, StepEvent, Window
 
 LOGIT_GROUP = 8  # logit rows: passes of the same number share a captured graph
+# Rows of a product up to which a GPU waits for the weights: fewer rows of the head save nothing
+# there, and would make shapes of their own for what is captured.
+WEIGHT_BOUND = 128
 
 
 @dataclass(frozen=True)
@@ -213,10 +216,11 @@ class PlainPasses:
         return PassRecord(model, *moment, self.num_variants)
 
 
-def can_narrow(needs: Needs) -> bool:
-    """Whether a scheduler reads statistics of masked columns of its window alone."""
+def can_narrow(needs: Needs, layout: Layout, device: torch.device) -> bool:
+    """Whether logits of masked columns alone serve a scheduler, and computing no others pays."""
     wide = needs.whole_block or needs.distributions
-    return not (wide or needs.shadow or needs.num_variants > 1)
+    few = device.type == "cuda" and layout.num_rows * layout.window_length <= WEIGHT_BOUND
+    return not (wide or needs.shadow or needs.num_variants > 1 or few)
 
 
 def keep_logits(plan: StepPlan, canvas: Canvas, progress: Progress) -> StepPlan:

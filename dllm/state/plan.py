@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:  # a policy is shown the store of the layers that it is about
@@ -110,3 +111,15 @@ class StepPlan:
         chosen: dict[str, Any] = {name: value[rows] for name, value in tensors.items()}
         policy = None if self.policy is None else self.policy.of_rows(rows)
         return replace(self, **chosen, policy=policy)
+
+    def with_keys(self, num_keys: int) -> StepPlan:
+        """Returns the same pass over more keys of the store, which no column sees."""
+        mask, before, where = self.attention_mask, self.num_keys, self.positions.device
+        if mask is None:
+            every = torch.arange(num_keys + self.shape.num_seen - before, device=where)
+            seen = (every < before) | (every >= num_keys)
+            seen = seen.expand(len(self.positions), 1, -1)
+        else:
+            hidden = mask.new_zeros(*mask.shape[:2], num_keys - before)
+            seen = torch.cat([mask[..., :before], hidden, mask[..., before:]], -1)
+        return replace(self, num_keys=num_keys, attention_mask=seen)

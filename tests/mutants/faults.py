@@ -961,6 +961,15 @@ FAULTS = [
         ),
     ),
     *in_file(
+        "dllm/state/plan.py",
+        (
+            "excess-keys-are-seen",
+            "hidden = mask.new_zeros(",
+            "hidden = mask.new_ones(",
+            "tests/models/test_captured.py",
+        ),
+    ),
+    *in_file(
         "dllm/kernels/residual_norm.py",
         (
             "norm-rounded-once",

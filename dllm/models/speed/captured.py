@@ -22,6 +22,9 @@ from dllm.state.store import KVStore, StoreShape
 
 _LOG = logging.getLogger(__name__)
 
+GROUP = 64  # keys, and columns of a store: lengths of the same number of groups share passes
+AT_ONCE = 128  # fed columns of all rows up to which a step is captured when it is first met
+
 Work = Callable[[], None]
 
 
@@ -161,18 +164,22 @@ class _Captured:
 class Captured:
     """Runs passes of shapes that it has met before by replaying them.
 
-    A shape's first pass runs as it is, its second is captured. The `most` shapes used last are
-    kept, and the K/V memory is that of the generation before (`StorePool`), because a captured pass
-    writes and reads at fixed addresses. Stores from elsewhere and passes that do more than K/V
-    (`is_plain`) run as they are.
+    Steps that feed up to `at_once` columns in all are captured when they are first met, as they
+    come again; of other passes, as wide as a text, the second one of a shape is. The `most` shapes
+    used last are kept. Keys of the store are rounded up to whole groups, those in excess hidden, so
+    that the length of a text makes no shape of its own. The K/V memory is that of the generation
+    before (`StorePool`), because a captured pass writes and reads at fixed addresses. Stores from
+    elsewhere and passes that do more than K/V (`is_plain`) run as they are.
     """
 
     reuses_features = False
 
-    def __init__(self, run: Pass, recorder: Recorder, most: int = 64) -> None:
+    def __init__(
+        self, run: Pass, recorder: Recorder, most: int = 64, at_once: int = AT_ONCE
+    ) -> None:
         if most < 1:
             raise ValueError(f"most={most} captured passes must be at least 1")
-        self.run, self.recorder, self.most = run, recorder, most
+        self.run, self.recorder, self.most, self.at_once = run, recorder, most, at_once
         self.stores = StorePool(self._forget)
         self.failed: str | None = None  # why nothing is captured any more
         self._captured: OrderedDict[PassKey, _Captured] = OrderedDict()
@@ -189,14 +196,16 @@ class Captured:
         self, shape: StoreShape, dtype: torch.dtype, devices: Sequence[torch.device]
     ) -> KVStore:
         """Returns an empty store, in memory of a generation that is over if there is any."""
+        shape = replace(shape, num_columns=_in_groups(shape.num_columns))
         return self.stores.take(shape, dtype, devices)
 
     @torch.inference_mode()
     def __call__(self, tokens: Tensor, plan: StepPlan, store: KVStore | None) -> Tensor:
         """Returns logits (B, w, V), which no later pass overwrites."""
+        own, plan = plan, self._widened(plan, store)
         key = None if self.failed is not None else self._key(tokens, plan, store)
         if key is None:
-            return self.run(tokens, plan, store)
+            return self.run(tokens, own, store)
         with self._lock:
             captured, inputs = self._captured.get(key), Inputs.of(tokens, plan)
             if captured is None:
@@ -205,6 +214,13 @@ class Captured:
             captured.inputs.write(inputs)
             captured.replay()
             return captured.logits.clone()
+
+    def _widened(self, plan: StepPlan, store: KVStore | None) -> StepPlan:
+        """Returns the plan over whole groups of keys, where the store has them."""
+        num_keys = _in_groups(plan.num_keys)
+        if store is None or plan.stored is None or num_keys == plan.num_keys:
+            return plan
+        return plan if num_keys > store.shape.num_columns else plan.with_keys(num_keys)
 
     def _key(self, tokens: Tensor, plan: StepPlan, store: KVStore | None) -> PassKey | None:
         """Returns what a pass is kept by; None where it must run as it is."""
@@ -221,8 +237,9 @@ class Captured:
         return PassKey(plan.num_keys, shapes, memory, extent)
 
     def _first(self, key: PassKey, inputs: Inputs, plan: StepPlan, store: KVStore | None) -> Tensor:
-        """Runs a pass that is not captured yet; the second of its kind is then."""
-        if key not in self._met:
+        """Runs a pass that is not captured yet, and captures it at once or at its second time."""
+        again = plan.kind == "step" and inputs.tokens.numel() <= self.at_once
+        if key not in self._met and not again:
             self._met[key] = None
             while len(self._met) > 4 * self.most:
                 self._met.popitem(last=False)
@@ -232,7 +249,7 @@ class Captured:
         except CaptureError as error:
             self._give_up(str(error))
             return self.run(inputs.tokens, plan, store)
-        del self._met[key]
+        self._met.pop(key, None)
         self._captured[key] = captured
         while len(self._captured) > self.most:
             self._captured.popitem(last=False)
@@ -272,3 +289,7 @@ class Captured:
         self.failed = why
         self._captured.clear()
         _LOG.warning("passes are not captured, and run one by one from now on: %s", why)
+
+
+def _in_groups(count: int) -> int:
+    return -(-count // GROUP) * GROUP
