@@ -354,4 +354,4 @@ def test_where_the_head_is_narrowed(device: str, num_rows: int, narrows: bool) -
     """On a GPU each number of logits' rows would be a shape, and save no time where they are few."""
     layout: Any = SimpleNamespace(num_rows=num_rows, window_length=32)
     assert can_narrow(Needs(), layout, torch.device(device)) == narrows
-    assert not can_narrow(Needs(whole_row=True), layout, torch.device(device))
+    assert not can_narrow(Needs(whole_block=True), layout, torch.device(device))
