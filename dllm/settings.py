@@ -18,7 +18,7 @@ from dllm.constraints.template import Template
 from dllm.constraints.written import read_setting, write_setting
 from dllm.decoding.speculation.verifiers import Verifier
 from dllm.decoding.speculation.verifiers import registry as verifiers
-from dllm.infilling.refused import REFUSED, check_settings
+from dllm.infilling.refused import check_settings, without_refused
 from dllm.options import (
     Count,
     CountOrNone,
@@ -236,8 +236,9 @@ def resolve(
                 raise TypeError(f"{key}={value!r} sets {name} a second time")
             named[name] = translated
     if base is None:
-        left = _NOT_OF_CHECKPOINTS | (REFUSED.keys() if named.get("template") else set())
-        recommended = {k: v for k, v in defaults.items() if k in known - left and v is not None}
+        defaults = without_refused(defaults, named.get("template") is not None)
+        kept = known - _NOT_OF_CHECKPOINTS
+        recommended = {k: v for k, v in defaults.items() if k in kept and v is not None}
         base = Settings(**{k: v for k, v in recommended.items() if k not in named})
     if options:
         scheduler = registry.create(named.get("scheduler", base.scheduler))

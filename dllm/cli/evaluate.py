@@ -36,24 +36,25 @@ from dllm.eval.run.results import RefusedError, sampled
 from dllm.eval.run.run import Run
 from dllm.eval.tasks import find_task
 from dllm.eval.tasks.task import TaskOptions
+from dllm.infilling.refused import without_refused
 
 
 def evaluate(
     task: Annotated[
         str | None,
         Option(
-            help="arithmetic, lists, functions, json, gsm8k, humaneval, json_mode_eval, own (with "
-            "--data), parallel_bench or smiles; of two of them also a part, as in "
-            "json:records,fields=2-5 or parallel_bench:shuffle,names=3-6; your own as module:Name "
-            "or path/file.py:Name.",
+            help="arithmetic, lists, functions, json, cpp_infilling, gsm8k, humaneval, "
+            "json_mode_eval, own (with --data), parallel_bench or smiles; of two of them also a "
+            "part, as in json:records,fields=2-5 or parallel_bench:shuffle,names=3-6; your own as "
+            "module:Name or path/file.py:Name.",
             show_default="arithmetic",
         ),
     ] = None,
     data: Annotated[
         Path | None,
         Option(
-            help="JSON lines with the problems of gsm8k, humaneval, json_mode_eval or smiles; "
-            "without --task your own questions and answers as .jsonl, .json or .csv.",
+            help="JSON lines with the problems of cpp_infilling, gsm8k, humaneval, json_mode_eval "
+            "or smiles; without --task your own questions and answers as .jsonl, .json or .csv.",
             show_default="the hub's",
         ),
     ] = None,
@@ -88,6 +89,7 @@ def evaluate(
         Option(help="Solved problems in each prompt.", show_default="the style's own number"),
     ] = None,
     run_code: options.RunCode = False,
+    hole_tokens: options.HoleTokens = None,
     model: options.Model = "tiny",
     revision: options.Revision = None,
     scheduler: options.Schedulers = None,
@@ -167,7 +169,7 @@ def evaluate(
     _check_file(output, fresh=fresh, trace=trace)
     own = (question_field, answer_field, judge, template)
     name = task or ("arithmetic" if data is None and own == (None,) * 4 else "own")
-    chosen = find_task(name, TaskOptions(data, style, examples, shots, run_code, *own))
+    chosen = find_task(name, TaskOptions(data, style, examples, shots, run_code, *own, hole_tokens))
     problems = chosen.take(limit)
     given = constrained.constraint_of(regex, json_schema, grammar, choice, joint, grammar_method)
     named, compared = options.read_config(config), lineup is not None or plot is not None
@@ -181,7 +183,7 @@ def evaluate(
 
     def run_of(one_scheduler: Any, one_cache: str | None) -> Run:
         parts = {**shared, **options.collect(None, scheduler=one_scheduler, cache=one_cache)}
-        resolved = options.over(named, parts, loaded.defaults)
+        resolved = options.over(named, parts, without_refused(loaded.defaults, chosen.laid_out))
         if batch_size is not None and "batch_size" not in shared:  # so many, whatever a file says
             resolved = replace(resolved, batch_size=None)
         rows = choose_rows(batch_size, loaded, resolved, problems)

@@ -130,6 +130,14 @@ Examples = Annotated[
 RunCode = Annotated[
     bool, Option("--run-code", help="Run model-written code, in a sandbox, to score it.")
 ]
+HoleTokens = Annotated[
+    str | None,
+    Option(
+        help='cpp_infilling: tokens of each hole: a number, several to choose from ("4,8,16"), or '
+        "auto.",
+        show_default="auto",
+    ),
+]
 Prompts = Annotated[
     Path | None,
     Option(help='Text, a prompt a line, or .jsonl with "prompt".', show_default="none"),

@@ -9,6 +9,7 @@ from typing import Annotated
 from typer import Option
 
 from dllm.cache import registry
+from dllm.constraints.template import AUTO, Lengths
 from dllm.decoding.memory_limits import Extent, NotEnoughMemoryError, rows_that_fit
 from dllm.eval.tasks.task import Problem
 from dllm.models.model import DenoisingModel
@@ -39,9 +40,10 @@ def choose_rows(
     """
     if asked is not None or model.tokenizer is None or not problems:
         return ROWS if asked is None else asked
-    longest = max((problem.prompt for problem in problems), key=len)
-    num_tokens = len(model.tokenizer(longest)["input_ids"]) + _TEMPLATE
-    columns = min(num_tokens + settings.max_new_tokens, model.spec.max_length)
+    longest = max(problems, key=lambda problem: len(_fixed(problem)))
+    num_tokens = len(model.tokenizer(_fixed(longest))["input_ids"]) + _TEMPLATE
+    most = max(_slots(problem, settings) for problem in problems)
+    columns = min(num_tokens + most, model.spec.max_length)
     width = settings.block_length or model.spec.block_length or DEFAULT_BLOCK_LENGTH
     uses_store = registry.create(settings.cache).uses_store
     rows = rows_that_fit(model, Extent(columns, width, uses_store, settings.temperature > 0))
@@ -55,3 +57,21 @@ def choose_rows(
         )
     _LOG.warning("%d problems are decoded at a time: more do not fit by estimate", rows)
     return rows
+
+
+def _fixed(problem: Problem) -> str:
+    """Returns the text of a problem's row that is not generated."""
+    parts = () if problem.template is None else problem.template.parts
+    return problem.prompt + "".join(part for part in parts if isinstance(part, str))
+
+
+def _slots(problem: Problem, settings: Settings) -> int:
+    """Returns the most tokens that are generated for a problem."""
+    if problem.template is None:
+        return settings.max_new_tokens
+    lengths = (hole.tokens for hole in problem.template.holes)
+    return sum(one if isinstance(one, int) else max(_several(one)) for one in lengths)
+
+
+def _several(lengths: Lengths | None) -> Sequence[int]:
+    return AUTO if lengths is None or isinstance(lengths, str | int) else lengths

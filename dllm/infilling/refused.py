@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -17,6 +18,14 @@ REFUSED = {
     "infill": "give the text that the gaps stand in as parts of the template",
     "stop": "what it cuts off may be fixed text; end the text in the template",
 }
+
+
+def without_refused(defaults: Mapping[str, Any], laid_out: bool) -> dict[str, Any]:
+    """Returns what a checkpoint recommends, without what templates refuse where some are `laid_out`.
+
+    Nobody who gives a template has asked for these.
+    """
+    return {k: value for k, value in defaults.items() if not (laid_out and k in REFUSED)}
 
 
 def check_settings(settings: Any) -> None:

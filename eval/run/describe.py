@@ -101,6 +101,7 @@ class Setup(Options):
                 f"constraint={shown(held)} says what an answer must be, and so does each problem "
                 f"of {name!r}: leave it out, or theirs (--no-constrained, constrained=False)"
             )
+        self._check_templates(problems)
         if not self.constrained and not self.task.constrained:
             raise ValueError(
                 f"--no-constrained (constrained=False): problems of {name!r} do not say what an "
@@ -115,6 +116,27 @@ class Setup(Options):
             raise ValueError(
                 f"n={self.settings.n}: a problem is answered once; give it several times, with ids "
                 "of their own (--samples, eval.sampled)"
+            )
+
+    def _check_templates(self, problems: Sequence[Problem]) -> None:
+        """Raises ValueError for templates that no run is named after, or that come from two."""
+        name, given = self.task.name, self.settings.template
+        laid_out = [problem.template is not None for problem in problems]
+        if any(laid_out) and not self.task.laid_out:
+            raise ValueError(
+                f"problems of {name!r} have a template, which no run would be named after: make "
+                "the task with laid_out=True"
+            )
+        if self.task.laid_out and not all(laid_out):
+            bare = next(problem for problem in problems if problem.template is None)
+            raise ValueError(
+                f"problem {bare.id!r} of {name!r} has no template, and others have: give each "
+                "problem one"
+            )
+        if self.task.laid_out and given is not None:
+            raise ValueError(
+                f"template={shown(given)} says what is laid out, and so does each problem of "
+                f"{name!r}: leave it out"
             )
 
     @property

@@ -36,6 +36,9 @@ def results(run: Setup, problems: Sequence[Problem]) -> Iterator[list[Result]]:
     with _refused(problems):
         if run.holds:
             settings = _held(run.model, settings, problems)
+        if run.task.laid_out:
+            templates = [one.template for one in problems if one.template is not None]  # all have
+            settings = replace(settings, template=templates)
         toll = None if settings.constraint is None else Toll()
         running = Stream(run.model, prompts, settings, toll=toll)
     shares = Shares(running.meter, toll)
@@ -207,7 +210,9 @@ class Shares:
         fed = (meter.rows_fed, meter.tokens_fed, meter.flops)
         total = Spent(seconds, *fed, steps, held)
         step = total.plus(self._total, -1)
-        running = [prompt for prompt in event.prompts if prompt not in self._ended]
+        # Of a template with lengths to choose from an answer has several rows, like all others.
+        seated = dict.fromkeys(event.prompts)
+        running = [prompt for prompt in seated if prompt not in self._ended]
         for prompt in running:
             if prompt not in self._begun:
                 first = step.seconds / len(running)

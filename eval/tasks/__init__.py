@@ -18,6 +18,7 @@ from dllm.registry import declared as declared_elsewhere
 from dllm.registry import nearest, own_object
 
 _OF_OWN = ("--question-field", "--answer-field", "--judge", "--template")
+_OF_ONE = {**dict.fromkeys(_OF_OWN, "own"), "--hole-tokens": "cpp_infilling"}  # by the task
 _GROUP = "dllm.tasks"  # of entry points
 _FIRST = ("arithmetic", "lists", "functions")  # in listings, by difficulty; the others by name
 
@@ -37,9 +38,10 @@ READ = {task.name: task for task in declared() if isinstance(task, ReadTask)}
 def find_task(name: str, options: TaskOptions | None = None) -> Task:
     """Returns a task by name; raises ValueError that lists the known ones."""
     options = options or TaskOptions()
-    of_own = [flag for flag in options.flags if flag in _OF_OWN]
-    if of_own and name != "own":
-        raise ValueError(f"{', '.join(of_own)}: only the task 'own' has these, not {name!r}")
+    for owner in dict.fromkeys(_OF_ONE.values()):
+        flags = [flag for flag in options.flags if _OF_ONE.get(flag) == owner]
+        if flags and name != owner:
+            raise ValueError(f"{', '.join(flags)}: only the task {owner!r} has these, not {name!r}")
     if name in READ:
         return READ[name].read(options)
     base, _, selection = name.partition(":")

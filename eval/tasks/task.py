@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from dllm.constraints.base import Constraint
 from dllm.constraints.span import ConstraintSpan
+from dllm.constraints.template import Template
 from dllm.constraints.written import described
 from dllm.options import Count, Options, Range, checked
 from dllm.registry import nearest
@@ -42,6 +43,8 @@ class Problem:
     sample_of: str | None = field(default=None, repr=False)
     # What the answer must be, unless a run decodes without it. Not in the `repr` either.
     constraint: Constraint | ConstraintSpan | None = field(default=None, repr=False)
+    # Fixed text and holes behind the prompt, in place of new tokens. Not in the `repr` either.
+    template: Template | None = field(default=None, repr=False)
 
     @property
     def given(self) -> str | list[dict[str, str]]:
@@ -73,6 +76,7 @@ class TaskOptions(Options):
     answer_field: str | None = None
     judge: str | None = None
     template: str | None = None  # of the prompt, with places such as {question}
+    hole_tokens: str | None = None  # of problems that are templates
 
     @property
     def flags(self) -> list[str]:
@@ -99,6 +103,7 @@ class Task:
     # The task by the text behind its name's colon and by options; None: it has neither.
     select: Callable[[str, TaskOptions], Task] | None = None
     constrained: bool = False  # whether problems say what their answers must be
+    laid_out: bool = False  # whether each problem has a template
 
     def judgement(self, problem: Problem, text: str) -> Judgement:
         """Returns what the judge says of an answer."""
@@ -145,8 +150,11 @@ class ReadTask:
             return iter(problems[:num])
 
         held, text = any(problem.constraint for problem in problems), repr(problems)
+        laid_out = any(problem.template for problem in problems)
         if held:
             text += described([problem.constraint for problem in problems])
+        if laid_out:
+            text += described([problem.template for problem in problems])
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         return Task(
             name=self.name,
@@ -157,6 +165,7 @@ class ReadTask:
             scored=scored,
             notes=notes,
             constrained=held,
+            laid_out=laid_out,
         )
 
 

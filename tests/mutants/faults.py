@@ -927,6 +927,21 @@ FAULTS = [
         ),
     ),
     *in_file(
+        "eval/tasks/compiled.py",
+        (
+            "leaving-early-is-right",
+            "void __wrap_{name}(int) {{ __real__exit({_LEFT}); }}",
+            "void __wrap_{name}(int) {{ __real__exit(0); }}",
+            "tests/eval/tasks/test_cpp_infilling.py",
+        ),
+        (
+            "the-judge-can-be-looked-at",
+            "ctypes.CDLL(None).prctl(4, 0)",
+            "ctypes.CDLL(None).prctl(4, 1)",
+            "tests/eval/tasks/test_cpp_infilling.py",
+        ),
+    ),
+    *in_file(
         "constraints/bound.py",
         ("what-may-not-come-is-few", "classes == few", "classes != few", f"{SETS} {HELD}"),
     ),

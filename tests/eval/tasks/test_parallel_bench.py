@@ -355,7 +355,8 @@ def test_parts_of_the_benchmark_are_chosen_by_name(text: str, expected: Selectio
         (
             "lists",
             {"style": "chat"},
-            "only gsm8k, humaneval, json_mode_eval, own, smiles and, for some of them, json, ",
+            "only cpp_infilling, gsm8k, humaneval, json_mode_eval, own, smiles and, for some of "
+            "them, json, ",
         ),
         ("parallelbench", {}, "did you mean 'parallel_bench'"),
     ],
