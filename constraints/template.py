@@ -22,8 +22,9 @@ from dllm.constraints.regular.expression import (
 )
 
 AUTO = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32)  # tokens that an "auto" hole is tried with
+CAL = "cal"  # the length is what probes of the masked hole say (dllm.infilling.cal)
 
-Lengths = int | str | Sequenced[int]  # one, several or "auto"
+Lengths = int | str | Sequenced[int]  # one, several, "auto" or "cal"
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,10 @@ class Hole:
 
     `tokens` are the slots of a canvas that its text fills to the last one, where the template is
     laid out: a number, several of which the best one wins, such as `(4, 8)` or `range(2, 9)`, or
-    "auto" for those of `AUTO`; None is "auto". A hole that ends the template is as long as the
-    longest of these, as its text may end before. To a constraint they say nothing.
+    "auto" for those of `AUTO`; None is "auto". "cal" is the one of 1 to 64 that probes of the hole
+    choose before anything is decoded, of a single hole without a constraint. A hole that ends the
+    template is otherwise as long as the longest of its lengths, as its text may end before. To a
+    constraint they say nothing.
     """
 
     constraint: Constraint | None = None
@@ -124,7 +127,7 @@ class Template(Constraint):
 
 def _lengths(given: Any) -> Lengths | None:
     """Returns lengths as a hole keeps them, several as a tuple; raises ValueError for others."""
-    if given is None or (isinstance(given, str) and given == "auto"):
+    if given is None or (isinstance(given, str) and given in ("auto", CAL)):
         return given
     several = isinstance(given, Sequenced) and not isinstance(given, str)
     counts = tuple(given) if several else (given,)
@@ -132,7 +135,7 @@ def _lengths(given: Any) -> Lengths | None:
         if isinstance(count, bool) or not isinstance(count, Integral):
             raise ValueError(
                 f"tokens={given!r} of a hole must be a whole number, several, such as (4, 8, 16) "
-                'or range(2, 9), or "auto"'
+                'or range(2, 9), "auto" or "cal"'
             )
         if count < 1:
             raise ValueError(f"tokens={given!r} of a hole must be at least 1")

@@ -9,7 +9,7 @@
 
 Options at their default are left out. In place of a pattern, texts, a schema, a grammar or parts
 may stand `{"file": "person.json"}`: what is made of it holds what the file holds, and not its name.
-A hole's `tokens` are a number, a list of several, or "auto".
+A hole's `tokens` are a number, a list of several, "auto" or "cal".
 """
 
 from __future__ import annotations

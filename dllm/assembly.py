@@ -106,6 +106,16 @@ def loop_of(
     return loop, canvas
 
 
+def canvas_like(model: DenoisingModel, rows: list[Row], settings: Settings) -> Canvas:
+    """Returns a canvas of rows that are read, not decoded: a schedule need not fit them."""
+    scheduler, _ = check(model, settings)
+    check_rows(model, rows)
+    canvas = canvas_of(model, rows, settings, scheduler)
+    if canvas.layout.ragged and isinstance(model, WrappedModel):
+        model.check_padding()
+    return canvas
+
+
 def row_like(
     model: DenoisingModel, row: Row, settings: Settings, canvas: Canvas
 ) -> tuple[Canvas, HeldRows | None]:

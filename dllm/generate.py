@@ -10,7 +10,7 @@ from typing import Any
 from typing_extensions import Unpack
 
 from dllm.aliases import Given
-from dllm.assembly import Beside, loop_of
+from dllm.assembly import Beside, canvas_like, loop_of
 from dllm.decoding.batching import ContinuousBatch
 from dllm.decoding.languages.one_row import UnfillableRowError
 from dllm.decoding.languages.toll import Toll
@@ -18,6 +18,7 @@ from dllm.decoding.loop import BrokenLogitsError
 from dllm.decoding.memory_limits import NotEnoughMemoryError
 from dllm.decoding.passes import Forward, Observer
 from dllm.decoding.prompt_memory import PromptMemory
+from dllm.infilling.cal import choose_lengths
 from dllm.infilling.gaps import Infill
 from dllm.infilling.rows import rows_of
 from dllm.infilling.search import Search
@@ -27,6 +28,7 @@ from dllm.output import (
     Chosen,
     GenerationInterrupted,
     GenerationOutput,
+    Tried,
     Write,
     collect,
     read_history,
@@ -192,8 +194,12 @@ class Stream:
         toll: Toll | None = None,
     ) -> None:
         rows = rows_of(model, prompts, settings)
-        loop, self.canvas = loop_of(model, rows, settings, Beside(memory, observer, toll))
         self.model, self.meter = model, Meter(model.device)
+        probed: dict[int, tuple[Tried, ...]] = {}
+        if any(row.laid is not None and row.laid.probed for row in rows):
+            like, alone = canvas_like(model, rows, settings), Forward(model, None, self.meter)
+            rows, probed = choose_lengths(rows, like, alone)
+        loop, self.canvas = loop_of(model, rows, settings, Beside(memory, observer, toll))
         self.batch = loop.batch if isinstance(loop.batch, ContinuousBatch) else None
         self.scheduler, self.cache, self.stop = loop.scheduler, loop.cache, loop.stop
         self._changes: dict[int, list[Write]] = {}  # of a method that revises, by prompt
@@ -201,7 +207,7 @@ class Stream:
         self.search: Search | None = None
         if settings.template is not None:
             ends = self.canvas.layout.eos_token_ids
-            self.search = Search(rows, ends, Forward(model, None, self.meter))
+            self.search = Search(rows, ends, Forward(model, None, self.meter), probed)
             self._events = self.search.follow(self._events, self.canvas, self._tokens)
 
     def __iter__(self) -> Iterator[StepEvent]:

@@ -43,7 +43,7 @@ class Metrics:
     """One generation, which may hold many rows; times in seconds, device synchronised."""
 
     rows: tuple[RowMetrics, ...]
-    forwards: Mapping[str, int]  # passes of the batch by kind: refresh, step, commit
+    forwards: Mapping[str, int]  # passes of the batch by kind: refresh, step, commit, probe
     rows_fed: int  # sum over passes of the rows in the batch
     tokens_fed: int  # sum over passes of rows times fed columns
     prefill_seconds: float  # up to the end of the first pass, which reads the prompt
@@ -134,6 +134,7 @@ class Meter:
     store_bytes: int = 0
     started: float = field(default_factory=perf_counter)
     first_pass: float | None = None  # when it was over
+    probing: float = 0.0  # seconds before the clock started, a part of the first pass's
     _forwards: Counter[str] = field(default_factory=Counter)
     _fed: list[int] = field(default_factory=list)
     _sums: list[int] = field(default_factory=lambda: [0, 0, 0])  # rows, tokens, FLOPs
@@ -144,9 +145,10 @@ class Meter:
         """Starts the clock; `cost` are the prices of the model's passes, if they are known."""
         self.cost, self.store_bytes = cost, store_bytes
         if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
+            if not self.passes:  # else the peak may have been that of probes
+                torch.cuda.reset_peak_memory_stats(self.device)
             torch.cuda.synchronize(self.device)
-        self.started = perf_counter()
+        self.started = perf_counter() - self.probing
 
     @property
     def forwards(self) -> Counter[str]:

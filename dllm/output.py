@@ -38,7 +38,9 @@ class Tried:
     """Lengths of a template's holes, and how well they did."""
 
     lengths: tuple[int, ...]  # tokens of each hole
-    score: float  # mean log probability of a token, in nats, by the model's own logits
+    # Mean log probability of a token, in nats, by the model's own logits; with tokens="cal" the
+    # calibrated confidence phi / B of the masked hole.
+    score: float
 
 
 @dataclass(frozen=True, repr=False)

@@ -133,8 +133,8 @@ RunCode = Annotated[
 HoleTokens = Annotated[
     str | None,
     Option(
-        help='cpp_infilling: tokens of each hole: a number, several to choose from ("4,8,16"), or '
-        "auto.",
+        help="cpp_infilling: tokens of each hole: a number, several to choose from (4,8,16), auto, "
+        "or cal.",
         show_default="auto",
     ),
 ]

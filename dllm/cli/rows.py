@@ -9,9 +9,10 @@ from typing import Annotated
 from typer import Option
 
 from dllm.cache import registry
-from dllm.constraints.template import AUTO, Lengths
+from dllm.constraints.template import AUTO, CAL, Lengths
 from dllm.decoding.memory_limits import Extent, NotEnoughMemoryError, rows_that_fit
 from dllm.eval.tasks.task import Problem
+from dllm.infilling.cal import LENGTHS
 from dllm.models.model import DenoisingModel
 from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings
 
@@ -74,4 +75,6 @@ def _slots(problem: Problem, settings: Settings) -> int:
 
 
 def _several(lengths: Lengths | None) -> Sequence[int]:
+    if lengths == CAL:
+        return LENGTHS
     return AUTO if lengths is None or isinstance(lengths, str | int) else lengths

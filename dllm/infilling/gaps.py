@@ -49,6 +49,7 @@ class Laid:
     answer: int  # number of the answer, of which the rows differ in the lengths of their holes
     lead: int  # tokens at the prompt's end that are the template's
     gaps: tuple[Gap, ...]
+    probed: bool = False  # which length is decoded is found out before
 
     @property
     def lengths(self) -> tuple[int, ...]:

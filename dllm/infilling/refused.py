@@ -21,7 +21,7 @@ REFUSED = {
 
 
 def without_refused(defaults: Mapping[str, Any], laid_out: bool) -> dict[str, Any]:
-    """Returns what a checkpoint recommends, without what templates refuse where some are `laid_out`.
+    """Returns a checkpoint's settings, without what templates refuse where some are `laid_out`.
 
     Nobody who gives a template has asked for these.
     """

@@ -16,8 +16,9 @@ from typing import Any
 
 from dllm.constraints.base import Constraint
 from dllm.constraints.language import OPEN, Language, language_of
-from dllm.constraints.template import AUTO, Hole, Template
+from dllm.constraints.template import AUTO, CAL, Hole, Template
 from dllm.decoding.languages.asked import check_count
+from dllm.infilling.cal import LENGTHS, MOST
 from dllm.infilling.gaps import Gap, Laid
 from dllm.infilling.languages import automaton_of, barred_tokens
 from dllm.models.config import UniformSpec
@@ -124,6 +125,8 @@ class _Layer:
     def _choices(self, parts: Sequence[list[int] | Hole], where: str) -> list[tuple[int, ...]]:
         """Returns the lengths that each hole is tried with."""
         holes = [one for one in parts if isinstance(one, Hole)]
+        if any(hole.tokens == CAL for hole in holes):
+            return [self._probed(holes, where)]
         choices = []
         for number, hole in enumerate(holes):
             last = hole is parts[-1] and number == len(holes) - 1
@@ -135,6 +138,21 @@ class _Layer:
                 f"at most {MOST_ROWS} are tried; give fewer lengths, such as Hole(tokens=(4, 8))"
             )
         return choices
+
+    def _probed(self, holes: Sequence[Hole], where: str) -> tuple[int, ...]:
+        """Returns the lengths that CAL probes the only hole with; raises ValueError for others."""
+        wrong = {
+            f"{len(holes)} holes": len(holes) > 1,
+            f"the constraint {holes[0].constraint}": holes[0].constraint is not None,
+        }
+        for what, there in wrong.items():
+            if there:
+                raise ValueError(
+                    f"{where} has {what}, and tokens={CAL!r} is defined for a single hole without "
+                    'a constraint: give lengths, such as tokens=(4, 8, 16) or "auto"'
+                )
+        check_new(f"{where}: tokens={CAL!r}, up to", MOST, self.model.spec)
+        return LENGTHS
 
     def _lengths(self, hole: Hole, last: bool, where: str) -> tuple[int, ...]:
         """Returns the lengths of one hole, without those that its constraint has no text of.
@@ -202,7 +220,8 @@ class _Layer:
             room = self.model.spec.max_length - len(slots) - len(lead)
             prompt = prompt[-room:] if 0 < room < len(prompt) else prompt
         infilled = any(token != self.model.spec.mask_token_id for token in slots)
-        laid = Laid(answer, len(lead), tuple(gaps))
+        probed = any(isinstance(one, Hole) and one.tokens == CAL for one in behind)
+        laid = Laid(answer, len(lead), tuple(gaps), probed)
         return Row([*prompt, *lead], slots, infilled=infilled, laid=laid)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from dllm.cache.none import NoCache
 from dllm.decoding.passes import Forward
 from dllm.state.canvas import Canvas
+from dllm.state.plan import PassKind
 from dllm.state.progress import progress_of
 
 _HALVES = 2
@@ -45,14 +46,45 @@ def scores_of(rows: Sequence[Full], canvas: Canvas, forward: Forward) -> list[fl
     return found
 
 
-def _scores(rows: Sequence[Full], halves: _Halves, forward: Forward) -> list[float]:
-    """Returns the scores of rows from one pass over the halves of all of them."""
-    canvas, places = halves.canvas, halves.places
+def masked_logits(
+    each: Sequence[tuple[Full, list[int]]],
+    like: Canvas,
+    forward: Forward,
+    kind: PassKind | None = None,
+) -> Tensor:
+    """Returns logits (R, m, V) at columns of rows in which these are masked, by one pass.
+
+    m is the most columns of a row; what stands behind those of others only fills up. `like` is a
+    canvas that the rows could be decoded on, `kind` what the pass is counted as.
+    """
+    canvas, width = _canvas(each, like), max(len(columns) for _, columns in each)
+    places = [
+        [column - row.prompt_length for column in columns] + [0] * (width - len(columns))
+        for row, columns in each
+    ]
+    return _logits(canvas, torch.tensor(places, device=like.tokens.device), forward, kind)
+
+
+def _logits(
+    canvas: Canvas, places: Tensor, forward: Forward, kind: PassKind | None = None
+) -> Tensor:
+    """Returns logits (R, m, V) at places (R, m) of a canvas, counted from the prompt's end."""
     plan = NoCache().plan(canvas, progress_of(canvas, None), forward.model.spec)
     known = torch.zeros_like(plan.logit_rows, dtype=torch.bool).scatter(1, places, True)
     logit_rows = plan.logit_rows.gather(1, places)
-    plan = replace(plan, logit_rows=logit_rows, logit_columns=places, known=known)
-    logits = forward(canvas.tokens, plan).float()
+    plan = replace(
+        plan,
+        logit_rows=logit_rows,
+        logit_columns=places,
+        known=known,
+        kind=plan.kind if kind is None else kind,
+    )
+    return forward(canvas.tokens, plan)
+
+
+def _scores(rows: Sequence[Full], halves: _Halves, forward: Forward) -> list[float]:
+    """Returns the scores of rows from one pass over the halves of all of them."""
+    logits = _logits(halves.canvas, halves.places, forward).float()
     share = logits.log_softmax(-1).gather(-1, halves.targets[..., None])[..., 0]
     total = share.masked_fill(~halves.counted, 0).sum(1).unflatten(0, (len(rows), _HALVES)).sum(1)
     counts = [len(row.columns) for row in rows]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from dllm.decoding.passes import Forward
@@ -24,6 +24,7 @@ class Search:
     rows: Sequence[Row]
     eos_token_ids: tuple[int, ...]
     forward: Forward  # of the model itself, without guidance
+    probed: Mapping[int, tuple[Tried, ...]] = field(default_factory=dict)  # of answers, before
     _tokens: dict[int, list[int]] = field(default_factory=dict)  # of rows that are full
     _scores: dict[int, float] = field(default_factory=dict)  # of rows whose answers are full
     _left: dict[int, int] = field(default_factory=dict)  # rows of each answer that are not full
@@ -91,7 +92,7 @@ class Search:
             holes.append(
                 tuple(Filled(decode_tokens(out.tokenizer, one, mask), one) for one in spans)
             )
-            tried.append(tuple(self._tried(answer)))
+            tried.append(self.probed.get(answer) or tuple(self._tried(answer)))
         return replace(
             out,
             texts=tuple(texts),

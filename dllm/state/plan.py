@@ -11,7 +11,7 @@ from torch import Tensor
 if TYPE_CHECKING:  # a policy is shown the store of the layers that it is about
     from dllm.state.store import KVStore
 
-PassKind = Literal["refresh", "step", "commit"]
+PassKind = Literal["refresh", "step", "commit", "probe"]
 
 
 class LayerPolicy:

@@ -184,13 +184,14 @@ class Shares:
 
     def watch(self, events: Iterable[StepEvent]) -> Iterator[StepEvent]:
         """Yields the events of a generation, each when its step has been divided."""
-        steps = iter(events)
+        steps, before = iter(events), self._meter.probing  # of the first step
         while True:
             start = perf_counter()
             event = next(steps, None)
             if event is None:
                 return
-            self._divide(event, perf_counter() - start)
+            self._divide(event, perf_counter() - start + before)
+            before = 0.0
             yield event
 
     def of(self, prompt: int) -> Share:

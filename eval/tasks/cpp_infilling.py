@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
-from dllm.constraints.template import Hole, Lengths, Template
+from dllm.constraints.template import CAL, Hole, Lengths, Template
 from dllm.eval.tasks.compiled import Compiler, open_compiler
 from dllm.eval.tasks.dataset import Row, checked, rows
 from dllm.eval.tasks.task import Judgement, Problem, ReadTask, Task, TaskOptions
@@ -121,14 +121,14 @@ TASK = ReadTask("cpp_infilling", "C++ with holes", "eth-sri/HumanEval-MRI-Cpp", 
 
 
 def lengths_of(asked: str | None) -> Lengths:
-    """Returns the lengths that `--hole-tokens` names: "auto", a number, or several with commas."""
-    if asked is None or asked.strip() == "auto":
-        return "auto"
+    """Returns the lengths that `--hole-tokens` names: a way to find them, or numbers."""
+    if asked is None or asked.strip() in ("auto", CAL):
+        return "auto" if asked is None else asked.strip()
     counts = [part.strip() for part in asked.split(",")]
     if not all(part.isdecimal() and 1 <= int(part) <= LONGEST for part in counts):
         raise ValueError(
             f"--hole-tokens {asked!r} must be a number of tokens from 1 to {LONGEST}, several, "
-            'such as "4,8,16", or "auto"'
+            'such as "4,8,16", "auto", or of single holes "cal"'
         )
     return int(counts[0]) if len(counts) == 1 else tuple(map(int, counts))
 

@@ -927,6 +927,27 @@ FAULTS = [
         ),
     ),
     *in_file(
+        "dllm/infilling/cal.py",
+        (
+            "equal-is-better",
+            "if scores[length] > scores[best]:",
+            "if scores[length] >= scores[best]:",
+            "tests/infilling/test_cal.py",
+        ),
+        (
+            "one-count-for-both-ways",
+            "if worse == PATIENCE:",
+            "if worse > PATIENCE:",
+            "tests/infilling/test_cal.py",
+        ),
+        (
+            "confidence-is-not-calibrated",
+            "one / bias(n)",
+            "one",
+            "tests/infilling/test_cal.py",
+        ),
+    ),
+    *in_file(
         "eval/tasks/compiled.py",
         (
             "leaving-early-is-right",

@@ -303,7 +303,7 @@ def test_more_holes_than_lengths_can_be_tried_of(tmp_path: Path) -> None:
         ({}, "name the file with --data FILE, JSON lines with instance_id, prompt"),
         ({"data": FILE, "shots": 2}, "--shots.* is laid out as it is"),
         ({"data": FILE, "hole_tokens": "0"}, "--hole-tokens '0' must be a number of tokens from 1"),
-        ({"data": FILE, "hole_tokens": "4,many"}, 'or "auto"'),
+        ({"data": FILE, "hole_tokens": "4,many"}, '"auto", or of single holes "cal"'),
         ({"data": FILE, "hole_tokens": "5000"}, "from 1 to 4096"),
     ],
 )
@@ -320,3 +320,15 @@ def test_other_tasks_have_no_holes() -> None:
 def test_lengths() -> None:
     assert cpp_infilling.lengths_of(None) == cpp_infilling.lengths_of(" auto") == "auto"
     assert cpp_infilling.lengths_of("4, 8") == (4, 8)
+    assert cpp_infilling.lengths_of("cal") == "cal"
+
+
+def test_lengths_that_are_probed_are_of_single_holes(model: Any) -> None:
+    task = find_task("cpp_infilling", TaskOptions(data=FILE, hole_tokens="cal"))
+    one, two = task.take(2)
+    (found,) = run_of(model, task).results([one], None)
+    assert found.rows_fed is not None
+    assert found.rows_fed >= 64 + found.forwards
+    assert found.row_forwards == found.forwards
+    with pytest.raises(RefusedError, match=r"problem 'Own/1_spans_2': .*has 2 holes"):
+        list(run_of(model, task).results([two], None))
