@@ -351,7 +351,7 @@ def whole(width: int) -> StepPlan:
     [("cpu", 1, True), ("cuda", 1, False), ("cuda", 4, False), ("cuda", 5, True)],
 )
 def test_where_the_head_is_narrowed(device: str, num_rows: int, narrows: bool) -> None:
-    """On a GPU each number of logits' rows would be a shape, and save no time where they are few."""
+    """On a GPU each number of logits' rows would be a shape, and few of them save no time."""
     layout: Any = SimpleNamespace(num_rows=num_rows, window_length=32)
     assert can_narrow(Needs(), layout, torch.device(device)) == narrows
     assert not can_narrow(Needs(whole_block=True), layout, torch.device(device))
