@@ -55,7 +55,7 @@ class BlockStoreCache(Cache):
         """Returns the pass over the columns that `feeds` names."""
         plan = chosen_columns(self.feeds(canvas, spec), canvas, progress, spec)
         if self.first_token == "feed":
-            return plan
+            return _seen_alike(plan, progress, spec)
         forced = self._forced(canvas)
         first = canvas.columns() == canvas.block_start[:, None]
         plan = replace(plan, eligible=first | ~forced[:, None], forced=forced)
@@ -124,6 +124,18 @@ class BlockCausalCache(BlockStoreCache):
 
     def plan(self, canvas: Canvas, progress: Progress, spec: ModelSpec) -> StepPlan:
         return self.planned(canvas, progress, spec)
+
+
+def _seen_alike(plan: StepPlan, progress: Progress, spec: ModelSpec) -> StepPlan:
+    """Returns the plan with one mask for all columns of a row where they are of one block.
+
+    They see the same keys then. Passes feed whole blocks, so that a pass over no more columns than
+    a block has is over one of each row; what fills a row up is not kept, whatever it sees.
+    """
+    mask, shifted = plan.attention_mask, spec.logit_shift != 0
+    if spec.attention != "block_causal" or shifted or progress.num_fed > unit(spec):
+        return plan
+    return plan if mask is None else replace(plan, attention_mask=mask[:, :1])
 
 
 def unit(spec: ModelSpec) -> int:

@@ -240,12 +240,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
     `mask` (B, 1 or Q, K) bool are the keys that are seen; None: all.
     """
-    shared = q.shape[2] != k.shape[2]
-    if shared and q.is_cuda and mask is not None and mask.shape[1] == 1:
-        return attend_in_groups(q, k, v, mask[:, None])
+    groups = q.shape[2] // k.shape[2]
+    if groups > 1 and q.is_cuda and mask is not None:
+        return attend_in_groups(q, k, v, in_groups(mask, groups)[:, None])
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     mask = None if mask is None else mask[:, None]
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=shared)
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=groups > 1)
     return mixed.transpose(1, 2)
 
 
@@ -253,14 +253,18 @@ def attend_in_groups(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """Returns the same where the heads that share keys are queries of one head.
 
     On CUDA no kernel takes a mask and shared keys together, but the one that spells attention out.
-    `mask` (B, 1, 1 or Q times H / Hkv, K) is bool, or added to scores; queries of a column follow
-    each other.
+    `mask` (B, 1, 1 or Q times the group, K) is bool, or added to scores.
     """
     (_, num_queries, num_heads, _), num_shared = q.shape, k.shape[2]
     folded = q.unflatten(2, (num_shared, num_heads // num_shared)).transpose(1, 2).flatten(2, 3)
     keys, values = k.transpose(1, 2), v.transpose(1, 2)
     mixed = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask)
     return mixed.unflatten(2, (num_queries, -1)).transpose(1, 2).flatten(2, 3)
+
+
+def in_groups(mask: Tensor, groups: int) -> Tensor:
+    """Returns a mask (B, 1 or Q, K) for queries of which a group stands at each column."""
+    return mask if mask.shape[1] == 1 else mask.repeat_interleave(groups, 1)
 
 
 def explicit_attention(

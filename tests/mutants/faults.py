@@ -1006,6 +1006,24 @@ FAULTS = [
         ),
     ),
     *in_file(
+        "dllm/models/layers.py",
+        (
+            "mask-of-another-column-in-groups",
+            "mask.repeat_interleave(groups, 1)",
+            "mask.repeat(1, groups, 1)",
+            "tests/kernels/test_groups.py",
+        ),
+    ),
+    *in_file(
+        "cache/block_causal.py",
+        (
+            "one-mask-for-several-blocks",
+            "progress.num_fed > unit(spec)",
+            "progress.num_fed > 2 * unit(spec)",
+            "tests/cache/test_one_mask.py",
+        ),
+    ),
+    *in_file(
         "dllm/kernels/residual_norm.py",
         (
             "norm-rounded-once",

@@ -21,12 +21,16 @@ from dllm.models.layers import (
     Rotation,
     SwiGLU,
     attend,
+    attend_in_groups,
+    in_groups,
     rows_of,
 )
 from dllm.models.model import is_plain
 from dllm.models.transformer import Transformer
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore, StoreShape
+
+_ALIGNED = 16  # numbers
 
 
 class KernelPasses:
@@ -79,12 +83,28 @@ class KernelPasses:
 class _Told:
     """What all layers are told of one pass."""
 
+    _masks: dict[bool, Tensor]  # of all fed columns, and of those with logits
+
     def __init__(self, plan: StepPlan, rotation: Rotation, store: KVStore | None) -> None:
-        self.plan, self.rotation = plan, rotation
+        self.plan, self.rotation, self._masks = plan, rotation, {}
         self.store = None if plan.stored is None else store
         self.flat = None
         if self.store is not None and plan.stored is not None:
             self.flat = self.store.begin(plan.stored)
+
+    def mask(self, like: Tensor, groups: int, wanted: bool) -> Tensor | None:
+        """Returns what is added to scores, (B, 1, 1 or Q times the group, K); None: nothing.
+
+        Made once for all layers, where a bool mask would be turned into it in each.
+        """
+        mask = self.plan.attention_mask
+        if mask is None:
+            return None
+        wanted = wanted and mask.shape[1] > 1
+        if wanted not in self._masks:
+            mask = rows_of(mask, self.plan.logit_rows) if wanted else mask
+            self._masks[wanted] = _added(in_groups(mask, groups), like)
+        return self._masks[wanted]
 
     def of_layer(self, layer: int, wanted: bool) -> _Layer:
         """Returns it for one layer; `wanted`: whose output is of the logits' rows alone."""
@@ -124,12 +144,22 @@ def _attention(attention: Attention, normed: Tensor, layer: _Layer) -> Tensor:
     if rotation.query is not None:
         q = q * rotation.query.to(q.dtype)
     k, v = layer.seen(k, v)
-    mask = plan.attention_mask
-    if layer.wanted:
-        q = rows_of(q, plan.logit_rows)
-        mask = mask if mask is None or mask.shape[1] == 1 else rows_of(mask, plan.logit_rows)
-    mixed: Tensor = attention.out(attend(q, k, v, mask).flatten(2))
-    return mixed
+    groups = attention.config.num_heads // attention.config.num_kv_heads
+    mask = layer.told.mask(q, groups, layer.wanted)
+    q = rows_of(q, plan.logit_rows) if layer.wanted else q
+    mixed = attend(q, k, v, None) if mask is None else attend_in_groups(q, k, v, mask)
+    out: Tensor = attention.out(mixed.flatten(2))
+    return out
+
+
+def _added(mask: Tensor, like: Tensor) -> Tensor:
+    """Returns a bool mask as numbers that are added to scores, with a place for heads.
+
+    Its rows are at distances that CUDA's kernels take as they are; they copy any others.
+    """
+    (num_rows, num_queries, num_keys), room = mask.shape, -(-mask.shape[-1] // _ALIGNED) * _ALIGNED
+    added = like.new_zeros(num_rows, 1, num_queries, room)[..., :num_keys]
+    return added.masked_fill_(~mask[:, None], -torch.inf)
 
 
 def _feed_forward(part: nn.Module, normed: Tensor) -> Tensor:
