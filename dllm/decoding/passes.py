@@ -230,10 +230,11 @@ def keep_logits(plan: StepPlan, canvas: Canvas, progress: Progress) -> StepPlan:
     vocabulary times width. Rows are as many as the row with the most masks needs, in groups.
     """
     policy, width = plan.policy, plan.logit_rows.shape[1]
-    if canvas.layout.region_length and canvas.layout.skip_after_end:
-        return plan  # who sees the whole row sees masks behind an end, which are not open
     count = -(-progress.num_open // LOGIT_GROUP) * LOGIT_GROUP
-    count = min(count, plan.positions.shape[1])  # of a whole row, most may not be fed
+    if canvas.layout.region_length:
+        if canvas.layout.skip_after_end:
+            return plan  # who sees the whole row sees masks behind an end, which are not open
+        count = min(count, plan.positions.shape[1])  # most of a row may not be fed
     if count >= width or (policy is not None and policy.keeps_weights):
         return plan
     wanted = canvas.open_columns()
