@@ -22,7 +22,7 @@ SGLANG := build/sglang/.ready
 BENCH ?= all
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test sglang core-env test-core pythons test-slow test-whole test-gpu lint mutants format docs site check bench clean
+.PHONY: help setup demo test sglang core-env test-core pythons test-slow test-whole test-gpu lint mutants format docs site check bench bench-check clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -134,6 +134,9 @@ check: lint test  ## Everything that must hold before a commit.
 
 bench: $(RUN)  ## Measure speed and memory into bench/; BENCH=name takes one file of benchmarks/.
 	$(BIN)/python -m benchmarks$(if $(filter all,$(BENCH)),,.$(BENCH)) $(ARGS)
+
+bench-check: $(RUN)  ## Compare operation counts and ratios with the committed ones; ARGS=--renew writes them.
+	$(BIN)/python -m benchmarks.check $(ARGS)
 
 clean:  ## Remove what was built or cached; .venv stays.
 	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
