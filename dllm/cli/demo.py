@@ -8,7 +8,7 @@ from typer import Option
 
 from dllm import load
 from dllm.cli import options
-from dllm.cli.shown.measured import measure_runs
+from dllm.cli.shown.alone import measure_runs
 from dllm.eval.run.run import Run
 from dllm.eval.tasks import find_task
 from dllm.settings import resolve

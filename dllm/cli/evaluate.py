@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,28 +14,17 @@ from dllm.cli import constrained, options
 from dllm.cli.loading import load_model, placed
 from dllm.cli.ranks import follow_if_asked
 from dllm.cli.rows import AtATime, choose_rows
-from dllm.cli.shown import Terminal
-from dllm.cli.shown.measured import (
-    Bars,
-    begin,
-    interrupted,
-    measure,
-    measure_runs,
-    printed,
-    written,
-)
+from dllm.cli.shown.alone import measure_runs
+from dllm.cli.shown.compared import check_comparison, compare
 from dllm.compatible import check
-from dllm.decoding.memory_limits import NotEnoughMemoryError
-from dllm.eval.ablation.lines import Line
 from dllm.eval.ablation.read import gather
-from dllm.eval.report.plot import draw_comparison
-from dllm.eval.report.standings import Contender, contender, heading, records, table
-from dllm.eval.report.tables import write_csv, write_markdown
+from dllm.eval.report.standings import contender
 from dllm.eval.run.processes import Processes, find_processes
-from dllm.eval.run.results import RefusedError, sampled
+from dllm.eval.run.results import sampled
 from dllm.eval.run.run import Run
+from dllm.eval.run.vote import read_vote
 from dllm.eval.tasks import find_task
-from dllm.eval.tasks.task import TaskOptions
+from dllm.eval.tasks.task import Task, TaskOptions
 from dllm.infilling.refused import without_refused
 
 
@@ -104,6 +93,7 @@ def evaluate(
     cache: options.Caches = None,
     verifier: options.Verifier = None,
     limit: Annotated[int, Option(help="Problems of the held-out split.")] = 100,
+    vote: options.Vote = None,
     samples: Annotated[
         int, Option(help="Answers to each problem, for pass@k; above 1 with --temperature.")
     ] = 1,
@@ -174,15 +164,24 @@ def evaluate(
     given = constrained.constraint_of(regex, json_schema, grammar, choice, joint, grammar_method)
     named, compared = options.read_config(config), lineup is not None or plot is not None
     if compared:
-        check_comparison(output, plot, alone=samples > 1 or with_record, scored=chosen.scored)
+        check_comparison(
+            output,
+            plot,
+            alone=samples > 1 or with_record or vote is not None,
+            scored=chosen.scored,
+        )
     entries = gather(lineup, scheduler or ()) if compared else []
     loaded = load_model(model, dtype, place, speed)
     shared = options.collect(
         settings, max_new_tokens, block_length, temperature, seed, verifier=verifier, **given
     )
+    lengths = _lengths(vote, chosen, samples, shared)
 
-    def run_of(one_scheduler: Any, one_cache: str | None) -> Run:
-        parts = {**shared, **options.collect(None, scheduler=one_scheduler, cache=one_cache)}
+    def run_of(one_scheduler: Any, one_cache: str | None, length: int | None = None) -> Run:
+        parts = {
+            **shared,
+            **options.collect(None, scheduler=one_scheduler, cache=one_cache, block_length=length),
+        }
         resolved = options.over(named, parts, without_refused(loaded.defaults, chosen.laid_out))
         if batch_size is not None and "batch_size" not in shared:  # so many, whatever a file says
             resolved = replace(resolved, batch_size=None)
@@ -191,16 +190,14 @@ def evaluate(
 
     names: list[str | None] = [*cache] if cache else [None]
     if compared:
-        pairs = [(entry, name) for entry in entries for name in names]
         contenders = [
             contender(n, e, run_of(e.scheduler, c), problems, names_cache=len(names) > 1)
-            for n, (e, c) in enumerate(pairs, start=1)
+            for n, (e, c) in enumerate(product(entries, names), start=1)
         ]
         compare(contenders, output, plot, as_json, fresh=fresh)
         return
-    runs = [run_of(one, name) for one in scheduler or (None,) for name in names]
-    for run in runs:
-        check(loaded, run.settings)
+    runs = [run_of(*one) for one in product(scheduler or (None,), names, lengths or (None,))]
+    _check_runs(runs)
     measure_runs(
         runs,
         sampled(problems, samples, runs[0].settings),
@@ -208,7 +205,28 @@ def evaluate(
         as_json,
         with_record,
         fresh=fresh,
+        vote=lengths,
     )
+
+
+def _check_runs(runs: Sequence[Run]) -> None:
+    """Raises ValueError for parts that do not go together, before anything is measured."""
+    for run in runs:
+        check(run.model, run.settings)
+
+
+def _lengths(
+    vote: str | None, task: Task, samples: int, shared: Mapping[str, Any]
+) -> tuple[int, ...]:
+    """Returns the block lengths of a vote, none without one."""
+    if vote is None:
+        return ()
+    if samples > 1 or "block_length" in shared:
+        raise ValueError(
+            f"vote={vote!r} takes one answer of each block length: leave --samples and "
+            "--block-length out"
+        )
+    return read_vote(vote, task)
 
 
 def _check_file(output: Path | None, **asked: bool) -> None:
@@ -216,85 +234,3 @@ def _check_file(output: Path | None, **asked: bool) -> None:
     for name, is_asked in asked.items():
         if is_asked and output is None:
             raise ValueError(f"--{name} is for the results file: name it with --output")
-
-
-def check_comparison(folder: Path | None, plot: Path | None, *, alone: bool, scored: bool) -> None:
-    """Raises ValueError if a comparison could not be made or written."""
-    if alone:
-        raise ValueError("--samples and --record do not go with --schedulers and --plot")
-    if not scored:
-        raise ValueError("a comparison needs scores, and this task has none without --run-code")
-    if plot is not None and plot.suffix != ".png":
-        raise ValueError(f"plot={plot} must end in .png")
-    options.check_writable(plot, "--plot")
-    if folder is not None and (folder.is_file() or folder.suffix == ".jsonl"):
-        raise ValueError(
-            f"output={folder} must be a folder: a comparison writes a file for each scheduler"
-        )
-    options.check_writable(folder and folder / "results.csv", "--output")
-
-
-def compare(
-    contenders: Sequence[Contender],
-    folder: Path | None,
-    plot: Path | None,
-    as_json: bool,
-    *,
-    fresh: bool = False,
-) -> None:
-    """Measures all and reports; on Ctrl-C prints what is done and leaves the files alone.
-
-    A folder gets a results file for each contender, and the tables.
-    """
-    names: dict[str, str] = {}
-    for one in contenders:
-        if one.run.name in names:
-            twice = f"{names[one.run.name]!r} and {one.name!r}"
-            raise ValueError(f"{twice} are the same setting: keep one of them")
-        names[one.run.name] = one.name
-    first = contenders[0]
-    if first.run.processes.is_main and folder is not None:
-        begin([(one.run, one.problems, folder / one.file) for one in contenders], fresh=fresh)
-    bars = Bars(contenders, len(contenders), quiet=not first.run.processes.is_main)
-    measured = measure(
-        contenders,
-        lambda one: one.run.results(one.problems, folder and folder / one.file),
-        bars,
-        (RefusedError, NotEnoughMemoryError),
-    )
-    if measured.error is not None:
-        raise measured.error
-    if not first.run.processes.is_main:
-        return
-    lines = [line for line in measured.lines if line.results or line.refusal is not None]
-    caches = ", ".join(dict.fromkeys(one.cache for one in contenders))
-    title = f"{heading(first.run, len(first.problems))}, cache {caches}"
-    if lines and as_json:
-        print(json.dumps({"title": title, "rows": records(lines)}))
-    elif lines:
-        console, shown = Terminal(), table(title, lines)
-        console.print_table(printed(shown, console.width))
-        console.print(shown.legend)
-    if measured.stopped:
-        interrupted(folder)
-    _write(title, lines, folder, plot)
-    refusals = [line.refusal for line in lines if line.refusal is not None]
-    if len(refusals) == len(lines):
-        raise ValueError(f"every scheduler refused, the first one because: {refusals[0]}")
-
-
-def _write(
-    title: str, lines: Sequence[Line[Contender]], folder: Path | None, plot: Path | None
-) -> None:
-    files: list[Path] = []
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        base, shown = folder / lines[0].candidate.run.task.name, table(title, lines)
-        files += [base.with_suffix(".csv"), base.with_suffix(".md")]
-        with options.naming(folder):
-            write_csv(files[0], records(lines))
-            write_markdown(files[1], [f"{title}.", shown.markdown(), shown.legend])
-    with options.naming(plot):
-        if plot is not None and draw_comparison(plot, title, lines):
-            files.append(plot)
-    written(files)

@@ -62,8 +62,12 @@ def contender(
     )
 
 
-def heading(run: Run, num_problems: int) -> str:
-    """Returns what was measured: task, problems, model, lengths, and what else there is of it."""
+def heading(run: Run, num_problems: int, blocks: Sequence[int] = ()) -> str:
+    """Returns what was measured: task, problems, model, lengths, and what else there is of it.
+
+    `blocks` are the block lengths of several runs; empty: the run's own.
+    """
+    listed = ", ".join(map(str, blocks or (run.block_length,)))
     verifier = run.describe().get("verifier")
     verified = f", verifier {short(verifier, verifiers.registry)}" if verifier else ""
     held = run.settings.constraint
@@ -71,7 +75,7 @@ def heading(run: Run, num_problems: int) -> str:
     constrained = ", each held to its constraint" if run.holds else constrained
     return (
         f"{run.task.name}: {num_problems} held-out problems, {run.model.name}, "
-        f"{run.settings.max_new_tokens} new tokens, blocks of {run.block_length}, "
+        f"{run.settings.max_new_tokens} new tokens, blocks of {listed}, "
         f"batch {run.num_rows}{verified}{constrained}"
     )
 

@@ -40,7 +40,12 @@ def is_correct(problem: Problem, text: str) -> bool:
     return extract(text) == problem.answer
 
 
-TASK = Task("arithmetic", "word problems", problems, is_correct)
+def stated(problem: Problem, text: str) -> str | None:
+    """Returns the answer that a text states."""
+    return extract(text)
+
+
+TASK = Task("arithmetic", "word problems", problems, is_correct, stated=stated)
 
 
 def step(value: int, source: random.Random) -> tuple[str, int, int]:

@@ -59,7 +59,8 @@ def read_task(options: TaskOptions) -> Task:
     style = find_style(options.style)
     shots = style.shots if options.shots is None else options.shots
     name = options.style or DEFAULT_STYLE
-    return TASK.of(problems(options), partial(judge, style), name, {"shots": shots})
+    task = TASK.of(problems(options), partial(judge, style), name, {"shots": shots})
+    return replace(task, stated=partial(stated, style))
 
 
 TASK = ReadTask("gsm8k", "grade-school word problems", "arXiv 2110.14168", read_task)
@@ -124,20 +125,30 @@ def normalised(number: str) -> str:
     return number.lower()
 
 
+def before_stop(style: Style, text: str) -> str:
+    """Returns a text without what follows the answer."""
+    ends = [at for at in (text.find(stop) for stop in style.stops) if at >= 0]
+    return text[: min(ends)] if ends else text
+
+
+def stated(style: Style, problem: Problem, text: str) -> str | None:
+    """Returns the flexible answer, as it is compared."""
+    found = extract_flexible(before_stop(style, text))
+    return None if found is None else normalised(found)
+
+
 def judge(style: Style, problem: Problem, text: str) -> Judgement:
     """Returns the strict, the flexible and the numeric score; the flexible one counts.
 
     The first two are lm-eval's, whatever a person would say; the numeric one is what that is.
     """
-    stated = stated_number(text)
-    ends = [at for at in (text.find(stop) for stop in style.stops) if at >= 0]
-    text = text[: min(ends)] if ends else text
+    number, text = stated_number(text), before_stop(style, text)
     strict, flexible = extract_strict(style, text), extract_flexible(text)
     right = flexible is not None and normalised(flexible) == problem.answer
     details = {
         "strict": strict is not None and normalised(strict) == problem.answer,
         "flexible": right,
-        "numeric": not stated.isdisjoint(stated_number(problem.answer)),
+        "numeric": not number.isdisjoint(stated_number(problem.answer)),
         "strict_answer": strict,
         "flexible_answer": flexible,
     }

@@ -26,7 +26,12 @@ def is_correct(problem: Problem, text: str) -> bool:
     return extract(text) == problem.answer
 
 
-TASK = Task("lists", "list operations", problems, is_correct)
+def stated(problem: Problem, text: str) -> str | None:
+    """Returns the list that a text is."""
+    return extract(text)
+
+
+TASK = Task("lists", "list operations", problems, is_correct, stated=stated)
 
 
 def _make(source: random.Random) -> tuple[str, str, str]:

@@ -61,7 +61,12 @@ def read_task(options: TaskOptions) -> Task:
     if any(item.choices for item in items):
         listed = repr([dict(item.choices) for item in items])
         decides["choices"] = hashlib.sha256(listed.encode()).hexdigest()[:12]
-    return replace(task, description=described, options=decides, repeats=True)
+
+    def stated(problem: Problem, text: str) -> str | None:
+        return _stated(JUDGES[judge].say(by_id[problem.id], text), text)
+
+    task = replace(task, description=described, options=decides, repeats=True)
+    return replace(task, stated=stated)
 
 
 TASK = ReadTask("own", "questions and answers of your own", "--data FILE", read_task)
@@ -215,6 +220,12 @@ def stated_choice(text: str, choices: Mapping[str, str]) -> str | None:
             return str(found[-1])
     named = [key for key, value in choices.items() if value.strip().lower() in text.lower()]
     return named[0] if len(named) == 1 else None
+
+
+def _stated(found: Judgement, text: str) -> str | None:
+    """Returns the answer that was judged; of a number, all that it may stand for."""
+    told = found.details.get("stated", text.strip())
+    return (", ".join(told) if isinstance(told, list) else told) or None
 
 
 def _by_choice(item: Item, text: str) -> Judgement:

@@ -104,6 +104,9 @@ class Task:
     select: Callable[[str, TaskOptions], Task] | None = None
     constrained: bool = False  # whether problems say what their answers must be
     laid_out: bool = False  # whether each problem has a template
+    # The answer that a text states, in a form in which equal ones are equal; None: a text is no
+    # such thing, and answers cannot be counted.
+    stated: Callable[[Problem, str], str | None] | None = None
 
     def judgement(self, problem: Problem, text: str) -> Judgement:
         """Returns what the judge says of an answer."""

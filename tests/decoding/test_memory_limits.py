@@ -15,7 +15,7 @@ from torch import Tensor
 
 import dllm
 from dllm.cli.main import main
-from dllm.cli.shown.measured import measure_runs
+from dllm.cli.shown.alone import measure_runs
 from dllm.decoding import memory_limits
 from dllm.decoding.memory_limits import available, ran_out, readable
 from dllm.eval.run.results import Result, read_results

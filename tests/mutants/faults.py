@@ -535,6 +535,21 @@ FAULTS = [
         ),
     ),
     *in_file(
+        "eval/run/vote.py",
+        (
+            "no-answer-votes",
+            "Counter(answer for answer in stated if answer is not None)",
+            "Counter(stated)",
+            "tests/eval/run/test_vote.py",
+        ),
+        (
+            "only-the-winner-is-paid",
+            '_SUMS = ("forwards", "row_forwards", "raw_tokens"',
+            '_SUMS = ("raw_tokens"',
+            "tests/eval/run/test_vote.py",
+        ),
+    ),
+    *in_file(
         "schedulers/gap.py",
         (
             "all-ends-count",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -10,25 +9,21 @@ from pathlib import Path
 from typing import Any, Generic, NoReturn
 
 import typer
-import yaml
 from rich.box import SIMPLE_HEAD
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from dllm.cli.options import INTERRUPTED, check_writable, naming
+from dllm.cli.options import INTERRUPTED
 from dllm.cli.shown import Terminal, say, say_there
 from dllm.decoding.loop import BrokenLogitsError
 from dllm.decoding.memory_limits import NotEnoughMemoryError
 from dllm.eval.ablation.lines import C, Candidate, Line
-from dllm.eval.report.standings import heading
-from dllm.eval.report.tables import WORDS, Table, notes_of
-from dllm.eval.run.describe import label_of
+from dllm.eval.report.tables import WORDS, Table
 from dllm.eval.run.processes import set_all_aside
-from dllm.eval.run.record import read_records
 from dllm.eval.run.results import Result
 from dllm.eval.run.run import Run
-from dllm.eval.run.summary import Summary, full_record, record
+from dllm.eval.run.summary import Summary
 from dllm.eval.tasks.task import Problem
 
 FAILED = 2
@@ -137,52 +132,6 @@ class Bars:
         self.progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-@dataclass(frozen=True)
-class _Plain(Candidate):
-    """A run that nothing is compared with."""
-
-    run: Run
-
-
-def measure_runs(
-    runs: Sequence[Run],
-    problems: Sequence[Problem],
-    output: Path | None,
-    as_json: bool,
-    with_record: bool = False,
-    *,
-    fresh: bool = False,
-) -> None:
-    """Runs all and prints the table, or JSON; on Ctrl-C, or without memory, what is done so far.
-
-    The records of the runs are in the JSON, or below the table if they are asked for. Of several
-    processes the main one prints.
-    """
-    check_writable(output, "--output")
-    if output is not None and output.exists() and not output.is_file():
-        raise ValueError(f"--output {output} is a device: name a file, that a stopped run goes on")
-    main, candidates = runs[0].processes.is_main, []
-    for number, run in enumerate(runs, start=1):
-        label, subject = label_of(run.describe()), (run.model.name, run.task.name)
-        candidates.append(_Plain(number, label, label, label, subject, problems, run))
-    if main and output is not None:
-        begin([(run, problems, output) for run in runs], fresh=fresh)
-    bars = Bars(candidates, None, quiet=not main)
-    with naming(output):
-        measured = measure(candidates, lambda one: one.run.results(problems, output), bars)
-    if not main and (measured.error is not None or measured.stopped):
-        raise typer.Exit(INTERRUPTED if measured.stopped else FAILED)  # the main one says why
-    if measured.error is not None and not isinstance(measured.error, NotEnoughMemoryError):
-        raise measured.error
-    if main:
-        lines = [line for line in measured.lines if line.results]
-        _report(runs[0], lines, output, as_json, with_record)
-    if measured.error is not None:
-        raise measured.error
-    if measured.stopped:
-        interrupted(output)
-
-
 def begin(asked: Sequence[tuple[Run, Sequence[Problem], Path]], *, fresh: bool) -> None:
     """Sets the files of runs aside if they are to start anew, else says what is there already."""
     outputs = list(dict.fromkeys(output for _, _, output in asked))
@@ -208,53 +157,10 @@ def interrupted(output: Path | None) -> NoReturn:
     raise typer.Exit(INTERRUPTED)
 
 
-def _record(line: Line[_Plain], output: Path | None) -> dict[str, Any]:
-    """Returns all that should be published with a line's figures."""
-    run = line.candidate.run
-    known = {} if output is None else read_records(output)
-    described = known.get(run.name) or run.record(line.candidate.problems)
-    return full_record(run.name, described, line.results)
-
-
-def _report(
-    first: Run, lines: Sequence[Line[_Plain]], output: Path | None, as_json: bool, with_record: bool
-) -> None:
-    if as_json:
-        rows = [{**record(line.measured), "record": _record(line, output)} for line in lines]
-        print(json.dumps({"rows": rows}))
-        return
-    console, summaries = Terminal(), [line.measured for line in lines]
-    title = heading(first, max((summary.problems for summary in summaries), default=0))
-    console.print_table(_comparison(title, summaries))
-    for line, summary in zip(lines, summaries, strict=True):
-        for note in notes_of(summary):
-            console.print(f"{line.name}: {note}", markup=False)
-    for line in lines if with_record else ():
-        print(yaml.safe_dump(_record(line, output), sort_keys=False, allow_unicode=True))
-    if not first.task.scored:
-        say("Not scored: --run-code runs the code in a sandbox; the same command goes on.")
-
-
 def written(files: Sequence[Path]) -> None:
     """Says which files were written, if any were."""
     if files:
         say(f"written: {', '.join(map(str, files))}")
-
-
-def _comparison(title: str, summaries: Sequence[Summary]) -> RichTable:
-    """Returns one row a run, accuracy with its interval and what it cost; fits 80 columns."""
-    table = empty_table(title)
-    for name in ("scheduler", "cache"):
-        table.add_column(name, min_width=6)
-    numbers = ("accuracy", "95 %", "forwards", "tokens/\nforward", "tokens\nfed", "tokens/\nsecond")
-    for name in numbers:
-        table.add_column(name, justify="right")
-    for summary in summaries:
-        accuracy = accuracy_cells(summary) if summary.scored else ("-", "not scored")
-        passes = f"{summary.forwards:.1f}", f"{summary.tokens_per_forward:.2f}"
-        tokens = f"{summary.tokens_fed:.0f}", f"{summary.tokens_per_second:.0f}"
-        table.add_row(summary.scheduler, summary.cache, *accuracy, *passes, *tokens)
-    return table
 
 
 def empty_table(title: str, padding: tuple[int, int, int, int] = (0, 1, 0, 0)) -> RichTable:

@@ -144,7 +144,7 @@ def test_samples_on_the_command_line(tmp_path: Path) -> None:
     assert isinstance(refused.exception, ValueError)
     assert "set --temperature above 0" in str(refused.exception)
     clash = CliRunner().invoke(app, [*command, "--plot", str(tmp_path / "a.png")])
-    assert "--samples and --record do not go with" in str(clash.exception)
+    assert "--samples, --vote and --record do not go with" in str(clash.exception)
     (row,) = json.loads(CliRunner().invoke(app, [*command, "-t", "0.5", "--json"]).stdout)["rows"]
     assert list(row["pass_at"]) == ["1", "2"]
     assert "pass@2" in CliRunner().invoke(app, [*command, "-t", "0.5"]).stdout
