@@ -67,13 +67,14 @@ def loop_of(
         memory.check(model, cache, settings.guidance_scale)
     rows, canvas = _laid_out(model, rows, settings, 0 if opening is None else opening.num_columns)
     at_eos = at_eos_of(rows, settings, model.spec.mask_token_id)
-    constrained = _constrained(model, canvas, rows, settings)
-    if beside.toll is not None and constrained is not None:
-        constrained = beside.toll.on(constrained, _never(canvas.layout, settings), model.device)
+    constrained = _constrained(model, canvas, rows, settings, beside.toll)
     noise = settings.noise or noise_of(rows, settings, model.device)
     needs = needs_of(scheduler, canvas.layout.num_slots, canvas.layout.block_length)
     verifier = None if settings.verifier is None else check_verifier(settings, scheduler, cache)
-    choose = partial(chosen_batch, cache=cache, demand=_demand(parts, model, canvas, verifier))
+    demand = _demand(parts, model, canvas, verifier)
+    # Guidance and the uniform process keep tensors of their own for the rows that they began with.
+    elastic = settings.guidance_scale == 0 and not isinstance(model, DiffusionGemma)
+    choose = partial(chosen_batch, cache=cache, demand=demand, elastic=elastic)
     batch = _batch(canvas, noise, settings.batch_size, beside, choose)
     if batch is not None:
         canvas, noise = batch.canvas, batch.noise
@@ -231,17 +232,22 @@ def _check_waiting(canvas: Canvas, noise: Noise, num_seats: int, beside: Beside)
 
 
 def _constrained(
-    model: DenoisingModel, canvas: Canvas, rows: list[Row], settings: Settings
+    model: DenoisingModel,
+    canvas: Canvas,
+    rows: list[Row],
+    settings: Settings,
+    toll: Toll | None = None,
 ) -> HeldRows | None:
-    """Returns the languages of rows; None: there are none."""
-    if settings.template is not None:
-        return holes_of(model, rows, settings)
-    if settings.constraint is None:
-        return None
+    """Returns the languages of rows, measured where there is a toll; None: there are none."""
+    held: HeldRows | None = None
     barred = _never(canvas.layout, settings)
-    at_eos = at_eos_of(rows, settings, model.spec.mask_token_id)
-    asked = Asked(settings.constraint, settings.joint, settings.n, at_eos, barred)
-    return languages_of(model, canvas, asked)
+    if settings.template is not None:
+        held = holes_of(model, rows, settings)
+    elif settings.constraint is not None:
+        at_eos = at_eos_of(rows, settings, model.spec.mask_token_id)
+        asked = Asked(settings.constraint, settings.joint, settings.n, at_eos, barred)
+        held = languages_of(model, canvas, asked)
+    return held if toll is None or held is None else toll.on(held, barred, model.device)
 
 
 def _never(layout: Layout, settings: Settings) -> tuple[int, ...]:

@@ -137,9 +137,9 @@ def new_canvas(
 ) -> Canvas:
     """Returns a canvas of prompts followed by slots; a slot that holds the mask id is open."""
     width = layout.num_stored
-    rows = [[*prompt, *slot] for prompt, slot in zip(prompts, slots, strict=True)]
-    padded = [row + [layout.fill_token_id] * (width - len(row)) for row in rows]
-    tokens = torch.tensor(padded, dtype=torch.int64)
+    tokens = torch.full((len(prompts), width), layout.fill_token_id, dtype=torch.int64)
+    for row, prompt, slot in zip(tokens, prompts, slots, strict=True):
+        row[: len(prompt) + len(slot)] = torch.tensor([*prompt, *slot], dtype=torch.int64)
     prompt_length = torch.tensor([len(prompt) for prompt in prompts])
     generated = torch.arange(width) >= prompt_length[:, None]
     fixed = ~(generated & (tokens == layout.mask_token_id))

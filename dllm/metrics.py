@@ -138,7 +138,7 @@ class Meter:
     _forwards: Counter[str] = field(default_factory=Counter)
     _fed: list[int] = field(default_factory=list)
     _sums: list[int] = field(default_factory=lambda: [0, 0, 0])  # rows, tokens, FLOPs
-    _seated: tuple[int, Sequence[int]] | None = None  # rows of the canvas; see `seat`
+    _seated: tuple[int, Sequence[int], int] | None = None  # rows of the canvas; see `seat`
     _needed: int = 0  # columns
 
     def start(self, cost: Cost | None, store_bytes: int) -> None:
@@ -180,10 +180,13 @@ class Meter:
         self._sum_up()
         return self._sums[2]
 
-    def seat(self, num_rows: int, lengths: Sequence[int]) -> None:
-        """Notes whose passes follow: of so many rows, the columns of those that are under way."""
+    def seat(self, num_rows: int, lengths: Sequence[int], more: int = 0) -> None:
+        """Notes whose passes follow: of so many rows, the columns of those that are under way.
+
+        A pass feeds `more` columns beside those of the canvas, for each row.
+        """
         self._sum_up()
-        self._seated = num_rows, lengths
+        self._seated = num_rows, lengths, more
 
     @property
     def tokens_needed(self) -> int | None:
@@ -197,15 +200,15 @@ class Meter:
             self._forwards[one.kind] += 1
             self._fed.append(one.num_fed // one.num_canvases)
             if self._seated is not None:
-                num_rows, lengths = self._seated
+                num_rows, lengths, more = self._seated
                 width = one.num_fed // one.num_canvases
                 if width not in by_width:
-                    by_width[width] = sum(min(width, length) for length in lengths)
+                    by_width[width] = sum(min(width, length + more) for length in lengths)
                 copies = one.num_rows * one.num_canvases  # variants of a row among them
                 self._needed += copies * by_width[width] // num_rows
             rows, flops = one.num_rows, 0 if self.cost is None else self.cost.flops(one)
-            more = (rows * one.num_canvases, rows * one.num_fed, flops)
-            self._sums = [total + part for total, part in zip(self._sums, more, strict=True)]
+            fed = (rows * one.num_canvases, rows * one.num_fed, flops)
+            self._sums = [total + part for total, part in zip(self._sums, fed, strict=True)]
         self.passes.clear()
 
     def finish(self, rows: tuple[RowMetrics, ...]) -> Metrics:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -107,18 +107,19 @@ def collect(
 ) -> GenerationOutput:
     """Returns the output of rows, which need not be finished."""
     canvas, trace = chosen.canvas, _trace(chosen)
-    is_open, hidden = ~chosen.of(canvas.fixed), chosen.of(canvas.hidden)
+    texts: list[str] | None = None if tokenizer is None else []
     drafts = canvas.drafts
     forwards = chosen.of(canvas.step if drafts is None else drafts.passes).tolist()
     accepted = None if drafts is None else chosen.of(drafts.taken).tolist()
-    rows, sequences, answers = [], [], []
+    rows, sequences = [], []
     row_forwards = chosen.of(canvas.row_forwards).tolist()
     forced, tally = (chosen.of(one).tolist() for one in (canvas.compelled, canvas.tally))
     kept = torch.minimum(canvas.length, canvas.kept_length)
-    for row, length in enumerate(chosen.of(kept).tolist()):
-        shown, prompt = ~hidden[row, :length], int(trace.prompt_length[row])
+    lengths = chosen.of(kept).tolist()
+    for row, (length, (fixed, hidden)) in enumerate(zip(lengths, _flags(chosen), strict=True)):
+        shown, prompt = ~hidden[:length], int(trace.prompt_length[row])
         ids = trace.tokens[row, :length][shown].tolist()
-        slots = is_open[row, :length][shown][prompt:].tolist()
+        slots = (~fixed[:length])[shown][prompt:].tolist()
         answer = _answer(ids[prompt:], slots, canvas.layout)
         if stop is not None:
             answer = _stopped(answer, slots, stop)
@@ -136,12 +137,22 @@ def collect(
             )
         )
         sequences.append(tuple(ids))
-        answers.append(answer.tokens)
-    texts = None
-    if tokenizer is not None:
-        texts = tuple(decode_tokens(tokenizer, tokens, trace.mask_token_id) for tokens in answers)
-        texts = texts if stop is None else tuple(map(stop.cut, texts))
-    return GenerationOutput(tuple(sequences), texts, meter.finish(tuple(rows)), trace, tokenizer)
+        if texts is not None and tokenizer is not None:
+            text = decode_tokens(tokenizer, answer.tokens, trace.mask_token_id)
+            texts.append(text if stop is None else stop.cut(text))
+    whole = None if texts is None else tuple(texts)
+    return GenerationOutput(tuple(sequences), whole, meter.finish(tuple(rows)), trace, tokenizer)
+
+
+def _flags(chosen: Chosen) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields which columns of each row are fixed, and which are hidden, (C,) bool."""
+    canvas = chosen.canvas
+    fixed, hidden = chosen.of(canvas.fixed), None
+    if canvas.gap is not None:
+        hidden = chosen.of(canvas.hidden)
+    none = torch.zeros(fixed.shape[1:], dtype=torch.bool)
+    for row, flags in enumerate(fixed):
+        yield flags, none if hidden is None else hidden[row]
 
 
 @dataclass(frozen=True)
@@ -176,13 +187,18 @@ def _stopped(answer: _Answer, is_open: list[bool], stop: StopStrings) -> _Answer
 
 def _trace(chosen: Chosen) -> Trace:
     canvas, width = chosen.canvas, chosen.canvas.layout.num_columns
-    cut = canvas.numbers >= canvas.kept_length[:, None]
-    cut = chosen.of((cut | canvas.hidden)[:, :width])
+    cut = canvas.numbers[:width] >= canvas.kept_length[:, None]
+    if canvas.gap is not None:
+        cut = cut | canvas.hidden[:, :width]
+    cut = chosen.of(cut)
+    steps = chosen.of(canvas.commit_step[:, :width])
+    if bool((cut & (steps != NEVER)).any()):  # else no second table of a long list
+        steps = steps.masked_fill(cut, NEVER)
     prompts = chosen.of(canvas.prompts).tolist() if canvas.layout.keep_history else ()
     changes = tuple(tuple(chosen.changes.get(prompt, ())) for prompt in prompts)
     return Trace(
         tokens=chosen.of(canvas.tokens[:, :width]),
-        commit_step=chosen.of(canvas.commit_step[:, :width]).masked_fill(cut, NEVER),
+        commit_step=steps,
         confidence=chosen.of(canvas.commit_confidence[:, :width]),
         prompt_length=chosen.of(canvas.prompt_length),
         length=chosen.of(torch.minimum(canvas.full_length, canvas.kept_length)),

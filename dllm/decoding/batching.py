@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 from dllm.decoding.prompt_memory import SeatMemory
+from dllm.decoding.room import Room
 from dllm.state.canvas import Canvas
 from dllm.state.noise import CounterNoise
-from dllm.state.progress import Feeds, Progress, progress_of_rows, settle
-from dllm.state.rows import copied, file_rows, number_row, rows_at, seat_rows
+from dllm.state.progress import Feeds, Progress, RowFigures, progress_of_rows, settle
+from dllm.state.rows import file_rows, number_row, part_aliases, reseat, rows_at, seat_rows
 from dllm.state.store import KVStore
+
+_FEW = 16  # seats of which a single free one is kept; of fewer seats none is
 
 
 class Batch(Protocol):
@@ -26,12 +29,21 @@ class Batch(Protocol):
         """The prompt at each seat."""
         ...
 
+    @property
+    def num_seats(self) -> int:
+        """The most rows that are decoded at a time."""
+        ...
+
     def begin(self, feeds: Feeds | None, store: KVStore | None) -> None:
         """Is told once, before the first step, what counts the columns that passes feed."""
         ...
 
     def enter(self, progress: Progress) -> tuple[Progress, Tensor | None]:
         """Fills the seats of finished rows; returns the new progress and the seats (n,), if any."""
+        ...
+
+    def leave(self, progress: Progress) -> Progress:
+        """May take the seats of finished rows away where none can enter; returns the progress."""
         ...
 
 
@@ -51,37 +63,98 @@ class ContinuousBatch:
     prompt_ids: list[int]  # the prompt at each seat
     together: bool = False  # prompts enter when all rows are finished
     waiting: deque[int] = field(default_factory=deque)
-    _first: list[Progress] = field(default_factory=list)  # of each row before its first step
+    room: Room | None = None  # there are seats for these rows; None: always as many as at first
+    _first: RowFigures | None = None  # of each row before its first step
+    _store: KVStore | None = None
+    _every: int = 1  # rows of the store for each row
 
     @property
     def prompts(self) -> tuple[int, ...]:
         """The prompt at each seat."""
         return tuple(self.prompt_ids)
 
+    @property
+    def num_seats(self) -> int:
+        """The most rows that are decoded at a time."""
+        return self.canvas.layout.num_rows if self.room is None else self.room.num_rows
+
     def begin(self, feeds: Feeds | None, store: KVStore | None) -> None:
         """Brings waiting rows to their first block; those without any slot to fill never enter."""
         settle(self.all_rows, lockstep=False, at_eos="ignore")
         self._first = progress_of_rows(self.all_rows, feeds)
-        self.waiting = deque(row for row in self.waiting if self._first[row].unfinished)
+        unfinished = self._first.unfinished
+        self.waiting = deque(row for row in self.waiting if unfinished[row])
+        self._store = store
+        if self.room is not None and store is not None:
+            seats = torch.arange(self.canvas.layout.num_rows, device=self.canvas.tokens.device)
+            self._every = store.shape.num_rows // self.num_seats
+            store.reseat(seats, (), self._every)
 
     def enter(self, progress: Progress) -> tuple[Progress, Tensor | None]:
         """Fills the seats of finished rows; returns the new progress and the seats (n,), if any."""
-        if self.together and progress.unfinished:
-            return progress, None
-        free = [seat for seat, done in enumerate(progress.finished) if done]
-        free = free[: len(self.waiting)]
-        if not free:
-            return progress, None
-        entering = [self.waiting.popleft() for _ in free]
+        count = 0 if self.together and progress.unfinished else self._num_entering(progress)
+        if not count:
+            return self.leave(progress), None
         self.save()
+        entering = [self.waiting.popleft() for _ in range(count)]
+        if self.room is not None:
+            progress = self._rearranged(progress, count)
+        free = [seat for seat, done in enumerate(progress.finished) if done][:count]
         seats, rows = self._on_device(free), self._on_device(entering)
         seat_rows(self.canvas, seats, self.all_rows, rows)
         self.noise.seeds.index_copy_(0, seats, self.all_noise.seeds[rows])
         for seat, prompt in zip(free, entering, strict=True):
             self.prompt_ids[seat] = prompt
         finished = tuple(done and seat not in free for seat, done in enumerate(progress.finished))
+        assert self._first is not None, "the batch has not begun"
         first = [self._first[prompt] for prompt in entering]
         return replace(progress, finished=finished).joined(first), seats
+
+    def leave(self, progress: Progress) -> Progress:
+        """Takes the seats of finished rows away, if they are not few and some row goes on."""
+        free, rows = sum(progress.finished), len(progress.finished)
+        if self.room is None or not progress.unfinished or free * _FEW < rows:
+            return progress
+        self.save()
+        return self._rearranged(progress, 0)
+
+    def _num_entering(self, progress: Progress) -> int:
+        """Returns how many of those that wait can enter now."""
+        if self.room is None:
+            return min(sum(progress.finished), len(self.waiting))
+        lengths = self.canvas.layout.lengths
+        seated = zip(self.prompt_ids, progress.finished, strict=True)
+        under_way = [lengths[prompt] for prompt, done in seated if not done]
+        return self.room.entering(under_way, map(lengths.__getitem__, self.waiting))
+
+    def _rearranged(self, progress: Progress, more: int) -> Progress:
+        """Keeps the rows that go on and `more` free seats, which are marked as finished.
+
+        Of the rows only those move that were behind what is left.
+        """
+        done = progress.finished
+        going = [seat for seat, over in enumerate(done) if not over]
+        count = len(going) + more
+        behind, stay = [seat for seat in going if seat >= count], set(going)
+        free = [seat for seat in range(count) if seat not in stay]
+        seats = list(range(count))
+        for place, seat in zip(free, behind, strict=False):
+            seats[place] = seat
+        empty = free[len(behind) :]
+        for place in empty:
+            seats[place] = 0  # of which nothing is read
+        if count != len(done):
+            self._reseat(seats, tuple(free[: len(behind)]))
+        return replace(progress, finished=tuple(place in set(empty) for place in range(count)))
+
+    def _reseat(self, seats: list[int], moved: tuple[int, ...]) -> None:
+        """Has place i hold the row of seat `seats[i]`; `moved` are places that hold another's."""
+        self.prompt_ids[:] = [self.prompt_ids[seat] for seat in seats]
+        kept = self._on_device(seats)
+        reseat(self.canvas, kept)
+        self.noise.seeds = self.noise.seeds[kept]
+        if self._store is not None:
+            self._store.reseat(kept, moved, self._every)
 
     @torch.inference_mode()
     def save(self) -> None:
@@ -101,12 +174,14 @@ def continuous_batch(
 ) -> ContinuousBatch:
     """Returns a canvas of the first rows of an order, with the others waiting.
 
-    None: their own order. `together` has batch follow batch.
+    None: their own order. `together` has batch follow batch. The canvas of all rows is taken over:
+    they are many, so that no second one is made.
     """
     order = range(len(all_rows.tokens)) if order is None else order
     first = torch.tensor(order[:num_seats], device=all_rows.tokens.device)
+    part_aliases(all_rows)
     return ContinuousBatch(
-        all_rows=copied(all_rows),
+        all_rows=all_rows,
         canvas=rows_at(all_rows, first),
         all_noise=noise,
         noise=noise.of_rows(first),
@@ -154,6 +229,15 @@ class OpenBatch:
     def prompts(self) -> tuple[int, ...]:
         """The number of the row at each seat."""
         return tuple(self.prompt_ids)
+
+    @property
+    def num_seats(self) -> int:
+        """The rows that are decoded at a time, finished ones included."""
+        return self.canvas.layout.num_rows
+
+    def leave(self, progress: Progress) -> Progress:
+        """Keeps all seats, for rows may come at any time."""
+        return progress
 
     def begin(self, feeds: Feeds | None, store: KVStore | None) -> None:
         """Notes what counts the columns that passes feed, and where keys are stored."""

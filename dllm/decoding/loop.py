@@ -109,25 +109,27 @@ class DenoisingLoop:
             return
         rows = zip(self._prompts(canvas), progress.finished, strict=True)
         lengths = [canvas.layout.lengths[prompt] for prompt, done in rows if not done]
-        meter.seat(canvas.layout.num_rows, lengths)
+        meter.seat(canvas.layout.num_rows, lengths, canvas.layout.num_spare)
 
     def _begin(self, canvas: Canvas, meter: Meter) -> Forward:
         """Makes the store and fills it with what is known or read before the first step."""
         forward = Forward(self.model, self._new_store(canvas), meter)
         meter.start(cost_of(self.model), 0 if forward.store is None else forward.store.num_bytes)
+        if self.batch is not None:
+            self.batch.begin(self._feeds, forward.store)
         if self.memory is not None and forward.store is not None:
             self.memory.recall(self.model, canvas, forward.store)
         for plan in self.cache.prefill(canvas, self.model.spec):
             forward(canvas.tokens, plan)
             canvas.read_prompt(plan.positions[:, -1] + 1)
-        if self.batch is not None:
-            self.batch.begin(self._feeds, forward.store)
         return forward
 
     def _admit(self, canvas: Canvas, progress: Progress, forward: Forward) -> Progress:
         """Lets waiting prompts into the seats of finished rows, where the cache allows it."""
-        if self.batch is None or not self.cache.admits(progress):
+        if self.batch is None:
             return progress
+        if not self.cache.admits(progress):
+            return self.batch.leave(progress)
         progress, seats = self.batch.enter(progress)
         if seats is None:
             return progress
@@ -150,7 +152,8 @@ class DenoisingLoop:
     def _new_store(self, canvas: Canvas) -> KVStore | None:
         if not self.cache.uses_store:
             return None
-        rows = canvas.layout.num_rows * self.store_variants
+        rows = canvas.layout.num_rows if self.batch is None else self.batch.num_seats
+        rows *= self.store_variants
         store = self.model.new_store(rows, canvas.layout.num_stored)
         if self.keep_stamps:
             store.keep_stamps()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -148,11 +148,30 @@ def progress_of(canvas: Canvas, feeds: Feeds | None) -> Progress:
     return _progress(names, numbers[: len(names)], numbers[len(names) :])
 
 
-def progress_of_rows(canvas: Canvas, feeds: Feeds | None) -> list[Progress]:
+@dataclass(frozen=True)
+class RowFigures:
+    """What the host must know of each row by itself: numbers, until a row is asked for."""
+
+    names: list[str]
+    numbers: Tensor  # (B, n) int64 on the CPU, the last one whether the row is finished
+
+    def __getitem__(self, row: int) -> Progress:
+        numbers = self.numbers[row].tolist()
+        return _progress(self.names, numbers[:-1], numbers[-1:])
+
+    def __iter__(self) -> Iterator[Progress]:
+        return map(self.__getitem__, range(len(self.numbers)))
+
+    @property
+    def unfinished(self) -> list[bool]:
+        """Which rows have masks."""
+        return [not finished for finished in self.numbers[:, -1].tolist()]
+
+
+def progress_of_rows(canvas: Canvas, feeds: Feeds | None) -> RowFigures:
     """Returns what the host must know of each row by itself, in one transfer."""
     names, figures = _figures(canvas, feeds)
-    numbers = torch.cat([figures, canvas.finished[None]]).T.tolist()
-    return [_progress(names, row[:-1], row[-1:]) for row in numbers]
+    return RowFigures(names, torch.cat([figures, canvas.finished[None]]).T.cpu())
 
 
 def _figures(canvas: Canvas, feeds: Feeds | None) -> tuple[list[str], Tensor]:

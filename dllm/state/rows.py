@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,11 +43,21 @@ def copied(canvas: Canvas) -> Canvas:
     return other
 
 
+def part_aliases(canvas: Canvas) -> None:
+    """Gives each tensor that has an entry a row memory of its own, so that rows can be filed."""
+    seen: set[int] = set()
+    for name, value in _by_row(canvas).items():
+        if value.data_ptr() in seen:
+            setattr(canvas, name, value.clone())
+        seen.add(value.data_ptr())
+
+
 def rows_at(canvas: Canvas, rows: Tensor) -> Canvas:
     """Returns a canvas of its own with some rows (n,) int64 of another."""
-    chosen = copied(canvas)
+    chosen = copy.copy(canvas)
     for name, value in _by_row(chosen).items():
         setattr(chosen, name, value[rows])
+    chosen.memo = {}
     chosen.layout = replace(canvas.layout, num_rows=len(rows))
     return chosen
 
@@ -87,6 +98,25 @@ def seat_rows(canvas: Canvas, seats: Tensor, source: Canvas, rows: Tensor) -> No
     canvas.cache_state = None  # caches that have one let prompts in when nobody is left
 
 
+def reseat(canvas: Canvas, seats: Tensor) -> None:
+    """Keeps the rows at `seats` (n,) int64, in this order; one may be named several times.
+
+    Everything of a row goes along, so that a canvas may lose rows at any step. What a cache noted
+    of earlier passes has one entry a row, too.
+    """
+    for name, value in _by_row(canvas).items():
+        setattr(canvas, name, value[seats])
+    canvas.planned = None if canvas.planned is None else canvas.planned[seats]
+    canvas.variants, canvas.drafts, canvas.cache_state = (
+        None if held is None else _fields_at(held, seats)
+        for held in (canvas.variants, canvas.drafts, canvas.cache_state)
+    )
+    if canvas.scheduler_state is not None:
+        state = canvas.scheduler_state.items()
+        canvas.scheduler_state = {name: value[seats] for name, value in state}
+    canvas.layout = replace(canvas.layout, num_rows=len(seats))
+
+
 def number_row(canvas: Canvas, number: int) -> None:
     """Names the only row of a canvas, as events will."""
     canvas.prompts = torch.full_like(canvas.prompts, number)
@@ -125,6 +155,12 @@ def count_drafts(canvas: Canvas, active: Tensor, steps: Tensor, row_forwards: Te
     assert drafts is not None
     canvas.row_forwards = row_forwards + torch.where(active, drafts.count, 0)
     drafts.note(active, canvas.step - steps)
+
+
+def _fields_at(held: Any, rows: Tensor) -> Any:
+    """Returns a dataclass of which each tensor has some rows (n,) alone."""
+    found = {name: value for name, value in vars(held).items() if isinstance(value, Tensor)}
+    return replace(held, **{name: value[rows] for name, value in found.items()})
 
 
 def _by_row(canvas: Canvas) -> dict[str, Tensor]:

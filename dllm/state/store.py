@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -35,8 +35,9 @@ class KVStore:
         size = (slots, shape.num_kv_heads, shape.head_dim)
         self.keys = [torch.zeros(size, dtype=dtype, device=device) for device in layer_devices]
         self.values = [torch.zeros(size, dtype=dtype, device=device) for device in layer_devices]
+        self._all = tuple(self.keys), tuple(self.values)  # of as many rows as there were at first
         first = torch.arange(shape.num_rows)[:, None] * shape.num_columns
-        self._first = first.to(layer_devices[0] if layer_devices else "cpu")  # (rows, 1) slots
+        self._slots = first.to(layer_devices[0] if layer_devices else "cpu")  # (rows, 1) the first
         self.stamp: Tensor | None = None  # (slots,) int32 pass of the last write, if it is kept
         self.num_passes = 0  # while stamps are kept
         self.weights: list[Tensor] = []  # (B, Q, K) attention of each layer, if a pass keeps it
@@ -49,8 +50,9 @@ class KVStore:
         store, slots = cls(shape, keys[0].dtype, ()), shape.num_rows * shape.num_columns + 1
         store.keys = [held[:slots].zero_() for held in keys]
         store.values = [held[:slots].zero_() for held in values]
+        store._all = tuple(store.keys), tuple(store.values)
         store.kept = [None] * len(keys)
-        store._first = store._first.to(keys[0].device)
+        store._slots = store._slots.to(keys[0].device)
         return store
 
     @property
@@ -81,7 +83,8 @@ class KVStore:
 
         Fewer rows than the store has are every n-th of them.
         """
-        first = self._first[:: self.shape.num_rows // columns.shape[0]].to(columns.device)
+        first = self._slots[: self.shape.num_rows]
+        first = first[:: self.shape.num_rows // columns.shape[0]].to(columns.device)
         return torch.where(columns < 0, self.scratch, first + columns)
 
     def begin(self, columns: Tensor) -> Tensor:
@@ -121,14 +124,31 @@ class KVStore:
         """
         copies = torch.arange(self.shape.num_rows // source.shape[0], device=source.device)
         source = (source + copies[:, None] * source.shape[0]).flatten()
-        stamps = () if self.stamp is None else (self.stamp,)
-        by_row = [self._rows(held) for held in (*self.keys, *self.values, *stamps)]
         for held in (
-            *by_row,
+            *self._by_row(),
             *self.features.values(),
             *(kept for kept in self.kept if kept is not None),
         ):
             held.copy_(held[source.to(held.device)])
+
+    def reseat(self, seats: Tensor, moved: tuple[int, ...], every: int = 1) -> None:
+        """Has row i hold what row `seats[i]` (n,) int64 held, from now on for n rows alone.
+
+        Counted are every so many rows. `moved` are the rows that hold another's: only these are
+        copied. No memory is given back, and there is room for as many rows as at first.
+        """
+        rows, device = seats.shape[0] * every, seats.device
+        beside = torch.arange(every, device=device)
+        at = (seats[:, None] * every + beside).flatten()
+        target = torch.tensor(moved, dtype=torch.int64, device=device)[:, None] * every + beside
+        target = target.flatten()
+        for held in self._by_row() if moved else ():
+            into = target.to(held.device)
+            held[into] = held[at.to(held.device)[into]]  # read before it is written
+        self.features = {layer: held[at.to(held.device)] for layer, held in self.features.items()}
+        self.kept = [None if held is None else held[at.to(held.device)] for held in self.kept]
+        self.shape = replace(self.shape, num_rows=rows)
+        self.keys, self.values = ([one[: self.scratch + 1] for one in held] for held in self._all)
 
     def take_over(
         self, old: KVStore, rows: tuple[Tensor, Tensor], length: int, every: tuple[int, int]
@@ -167,6 +187,11 @@ class KVStore:
         kept = self.kept[layer]
         assert kept is not None, "no pass has chosen"
         return kept[:: self.shape.num_rows // num_rows, :num_keys]
+
+    def _by_row(self) -> list[Tensor]:
+        """Returns views (rows, columns, ...) of what is stored, and of its stamps."""
+        stamps = () if self.stamp is None else (self.stamp,)
+        return [self._rows(held) for held in (*self.keys, *self.values, *stamps)]
 
     def _rows(self, held: Tensor) -> Tensor:
         return held[:-1].unflatten(0, (self.shape.num_rows, self.shape.num_columns))

@@ -269,6 +269,30 @@ FAULTS = [
             "self.waiting.pop() for",
             WAITING,
         ),
+        (
+            "moved-rows-take-other-noise",
+            "        self.noise.seeds = self.noise.seeds[kept]\n",
+            "        self.noise.seeds = self.noise.seeds[: len(kept)]\n",
+            "tests/decoding/test_seats.py",
+        ),
+    ),
+    *in_file(
+        "dllm/state/store.py",
+        (
+            "moved-rows-leave-their-keys",
+            "for held in self._by_row() if moved else ():",
+            "for held in ():",
+            "tests/state/test_store.py",
+        ),
+    ),
+    *in_file(
+        "dllm/decoding/room.py",
+        (
+            "rows-of-any-length-beside-each-other",
+            "return few and total >= (1 - MOST_PADDING) * rows * longest",
+            "return few",
+            "tests/decoding/test_room.py",
+        ),
     ),
     *in_file(
         "dllm/decoding/passes.py",

@@ -41,7 +41,7 @@ _WIDE = 8  # bytes: tensors that travel together begin at multiples, as their vi
 class _Order:
     """What followers are to do, with the tensors of `parts`."""
 
-    kind: str  # pass, store, copy, take, stamps, wait, end
+    kind: str  # pass, store, copy, take, reseat, stamps, wait, end
     parts: tuple[Any, ...] = ()
     dropped: tuple[int, ...] = ()  # stores that nobody has any more
 
@@ -152,6 +152,10 @@ class _LedStore(ShardedStore):
         assert isinstance(old, _LedStore)
         with self.leading.ordering("take", self.number, old.number, rows, length, every):
             super().take_over(old, rows, length, every)
+
+    def reseat(self, seats: Tensor, moved: tuple[int, ...], every: int = 1) -> None:
+        with self.leading.ordering("reseat", self.number, seats, moved, every):
+            super().reseat(seats, moved, every)
 
     def keep_stamps(self) -> None:
         with self.leading.ordering("stamps", self.number):
@@ -276,6 +280,9 @@ def _obey(
     elif order.kind == "copy":
         number, source = order.parts
         stores[number].copy_rows(source)
+    elif order.kind == "reseat":
+        number, *rest = order.parts
+        stores[number].reseat(*rest)
     elif order.kind == "stamps":
         stores[order.parts[0]].keep_stamps()
     elif order.kind == "take":
