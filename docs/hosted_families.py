@@ -18,6 +18,7 @@ from dllm.models.cost import idle_parameters, narrow_bytes
 from dllm.models.families import FAMILIES, Family
 from dllm.models.loading.empty import empty_network
 from dllm.models.model import HostedModel
+from dllm.models.speed.rounded import GROUP
 from dllm.models.transformer import Transformer
 from dllm.settings import DEFAULT_BLOCK_LENGTH
 from tests.golden.replay import KNOWN_DIFFERENCES, NOT_END_TO_END, STEPS, method_of
@@ -135,7 +136,7 @@ def sizes(family: Family) -> Iterator[str]:
         network = empty_network(one.network)
         total = sum(weight.numel() for weight in network.parameters())
         active = total - idle_parameters(one.network)
-        memory = [2 * total, narrow_bytes(network, 8), narrow_bytes(network, 4)]
+        memory = [2 * total, narrow_bytes(network, 8), narrow_bytes(network, 4, GROUP)]
         rows.append((name, _billions(total), _billions(active), *map(readable, memory)))
     if rows:
         yield markdown_table(head, rows)

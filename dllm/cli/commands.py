@@ -25,6 +25,7 @@ SUMMARIES = {
     "demo": "Decodes word problems with several schedulers and caches, offline, in a minute "
     "or two.",
     "methods": "Lists schedulers, caches and tasks.",
+    "quantize": "Rounds weights to 8 or 4 bits and saves them in a folder that loads so.",
     "train-filter": "Trains a Learn2PD filter for one model and block length; a stopped run "
     "goes on.",
     "background-frequency": "Counts how often some texts have each token of a model.",

@@ -29,6 +29,7 @@ from dllm.models.model import HostedModel
 from dllm.models.speed import ways_of
 from dllm.models.speed.choice import choose, subject_of, try_packed
 from dllm.models.speed.machine import machine_of, multiplies
+from dllm.models.speed.rounded import GROUP
 from dllm.models.speed.widened import NARROW
 from dllm.models.transformer import Transformer
 from dllm.settings import DEFAULT_BLOCK_LENGTH, resolve
@@ -69,7 +70,7 @@ class LocalCheckpoint(Checkpoint):
     @cached_property
     def empty(self) -> Transformer:
         """Its network without memory."""
-        return empty_network(self.network)
+        return empty_network(self.network, self.rounding)
 
     def hosted(self) -> HostedModel:
         """Returns the model of it without memory, for the parts to say whether they serve it."""
@@ -78,12 +79,13 @@ class LocalCheckpoint(Checkpoint):
     @property
     def num_parameters(self) -> int:
         """How many numbers its network holds, a tied head counted once."""
-        return sum(math.prod(weight.shape) for weight in self.empty.parameters())
+        plain = self.empty if self.rounding is None else empty_network(self.network)
+        return sum(math.prod(weight.shape) for weight in plain.parameters())
 
     @property
     def weight_bytes(self) -> int:
         """The memory of its weights."""
-        return self.num_parameters * self.dtype.itemsize
+        return subject_of(self.empty, self.dtype, num_devices=1).weight_bytes
 
 
 def folder(checkpoint: LocalCheckpoint) -> Iterator[Finding]:
@@ -202,12 +204,16 @@ def size(checkpoint: LocalCheckpoint, where: torch.device) -> Iterator[Finding]:
 
 def narrower(checkpoint: LocalCheckpoint, where: torch.device) -> Iterator[Finding]:
     """Yields the memory of the weights in bfloat16, and with layers in 8 and in 4 bits."""
+    if checkpoint.rounding is not None:
+        text = f"{readable(checkpoint.weight_bytes)}, layers in {checkpoint.rounding.way} already"
+        yield ok("memory of weights", text)
+        return
     text, ways = readable(2 * checkpoint.num_parameters), ways_of(checkpoint.hosted(), where)
     parts = [f"{text} in bfloat16"]
-    for bits in (8, 4):
+    for bits, group_size in ((8, None), (4, GROUP)):
         way = f"int{bits}"
         note = "" if ways.get(way) == "" else f' (speed="{way}" is not there for it)'
-        parts.append(f"{readable(narrow_bytes(checkpoint.empty, bits))} in {way}{note}")
+        parts.append(f"{readable(narrow_bytes(checkpoint.empty, bits, group_size))} in {way}{note}")
     yield ok("memory of weights", ", ".join(parts))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from dllm.models.config import NetworkConfig
 from dllm.state.plan import PassShape
@@ -154,15 +154,26 @@ def idle_parameters(config: NetworkConfig) -> int:
     return sum(layer.total - layer.active for layer in layers)
 
 
-def narrow_bytes(network: nn.Module, bits: int) -> int:
+def rounded_bytes(weight: Tensor, bits: int, group_size: int | None, scale: int) -> int:
+    """Returns the memory of a matrix that is rounded to so many bits.
+
+    `group_size`: weights of a row that share a scale of `scale` bytes, None: all of it. Of 4 bits a
+    zero of a byte stands beside each.
+    """
+    width = weight.shape[-1]
+    groups = weight.numel() // width * -(-width // (group_size or width))
+    return weight.numel() * bits // 8 + groups * (scale + (bits == 4))
+
+
+def narrow_bytes(network: nn.Module, bits: int, group_size: int | None = None) -> int:
     """Returns the memory of weights whose matrices in layers are rounded to so many bits.
 
-    With a scale of two bytes for each row; everything else, embedding and head too, in bfloat16.
+    With scales of two bytes; everything else, embedding and head too, in bfloat16.
     """
     total = 0
     for name, weight in network.named_parameters():
-        if name.startswith("blocks.") and weight.dim() > 1:
-            total += weight.numel() * bits // 8 + 2 * (weight.numel() // weight.shape[-1])
+        if name.startswith(("blocks.", "decoder_blocks.")) and weight.dim() > 1:
+            total += rounded_bytes(weight, bits, group_size, 2)
         else:
             total += 2 * weight.numel()
     return total

@@ -117,8 +117,7 @@ class Attention(nn.Module):
     def keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Returns keys, before RoPE, and values (B, Q, Hkv, D) without queries."""
         if self.config.fused_qkv:
-            bias = None if self.qkv.bias is None else self.qkv.bias[self.q_width :]
-            flat = F.linear(x, self.qkv.weight[self.q_width :], bias).chunk(2, -1)
+            flat = _last_outputs(self.qkv, x, 2 * self.kv_width).chunk(2, -1)
         else:
             flat = (self.k(x), self.v(x))
         k, v = (rearrange(t, "b q (h d) -> b q h d", d=self.config.head_dim) for t in flat)
@@ -129,8 +128,7 @@ class Attention(nn.Module):
         if not self.config.fused_qkv:
             flat = self.v(x)
         else:
-            bias = None if self.qkv.bias is None else self.qkv.bias[-self.kv_width :]
-            flat = F.linear(x, self.qkv.weight[-self.kv_width :], bias)
+            flat = _last_outputs(self.qkv, x, self.kv_width)
         return rearrange(flat, "b q (h d) -> b q h d", d=self.config.head_dim)
 
     def forward(self, x: Tensor, fed: Fed, memory: Memory | None = None) -> Tensor:
@@ -265,6 +263,15 @@ def attend_in_groups(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 def in_groups(mask: Tensor, groups: int) -> Tensor:
     """Returns a mask (B, 1 or Q, K) for queries of which a group stands at each column."""
     return mask if mask.shape[1] == 1 else mask.repeat_interleave(groups, 1)
+
+
+def _last_outputs(linear: Any, x: Tensor, count: int) -> Tensor:
+    """Returns the last outputs (..., count) of joined projections."""
+    if not isinstance(linear, nn.Linear):  # rounded weights, which are widened in parts
+        outputs: Tensor = linear.outputs(x, linear.out_features - count)
+        return outputs
+    bias = None if linear.bias is None else linear.bias[-count:]
+    return F.linear(x, linear.weight[-count:], bias)
 
 
 def explicit_attention(

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import dllm
 from dllm.eval.run import digest_of
 from dllm.models.model import DenoisingModel
-from dllm.models.speed.linear import is_narrow, parts_of
+from dllm.models.speed.linear import parts_of
 from dllm.models.transformer import Transformer
 from dllm.options import Count, Options
 from dllm.reading import parse_json
@@ -162,7 +162,7 @@ def weights_digest(model: DenoisingModel) -> str | None:
         return None
     parts: list[bytes] = []
     weights: Iterable[tuple[str, Tensor]] = module.state_dict().items()
-    if isinstance(module, Transformer) and not is_narrow(module):
+    if isinstance(module, Transformer):
         weights = parts_of(module, weights)  # joined projections are the same weights
     for name, tensor in sorted(weights, key=lambda pair: pair[0]):
         parts += [f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode(), _bytes(tensor)]
@@ -190,8 +190,6 @@ def checkpoint_digest(model: DenoisingModel) -> str:
 
 
 def _bytes(tensor: Tensor) -> bytes:
-    if type(tensor) is not Tensor:  # of torchao, which has few of a tensor's operations
-        tensor = tensor.dequantize()
     flat = tensor.detach().flatten()
     count, last = min(flat.numel(), _SAMPLED), max(flat.numel() - 1, 0)
     sampled = torch.linspace(0, last, count, dtype=torch.float64).long()

@@ -366,7 +366,8 @@ def test_what_loading_takes_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     said = [f.text for f in doctor.examine_model("tiny", CPU) if f.subject == "speed='auto'"]
     assert said[0].startswith("takes fused+widened (fused: ")
-    assert {text.split()[1] for text in said[1:]} == {"int8", "compiled", "captured", "packed"}
+    left = {"int8", "int4", "compiled", "captured", "packed"}
+    assert {text.split()[1] for text in said[1:]} == left
 
 
 def test_memory_of_narrower_weights() -> None:
@@ -375,7 +376,8 @@ def test_memory_of_narrower_weights() -> None:
     config = json.loads((EMBEDDED / "config.json").read_text())
     assert (config["d_model"], config["mlp_hidden_size"], config["n_layers"]) == (128, 384, 6)
     rest = 1_309_312 - matrices
-    sizes = [2 * 1_309_312, matrices + 2 * rows + 2 * rest, matrices // 2 + 2 * rows + 2 * rest]
+    groups = matrices // 64  # each with a scale of two bytes and a zero of one
+    sizes = [2 * 1_309_312, matrices + 2 * rows + 2 * rest, matrices // 2 + 3 * groups + 2 * rest]
     for size, name in zip(sizes, ("bfloat16", "int8", "int4"), strict=True):
         assert f"{readable(size)} in {name}" in seen
 

@@ -143,4 +143,4 @@ def test_auto_stands_alone() -> None:
     with pytest.raises(ValueError, match="'auto' picks by itself when a model is loaded"):
         dllm.load("tiny", speed="auto+fused")
     with pytest.raises(ValueError, match="'auto' picks by itself"):
-        dllm.speed_up(dllm.load("tiny"), "auto")  # type: ignore[arg-type]
+        dllm.speed_up(dllm.load("tiny"), "auto")

@@ -108,12 +108,8 @@ def test_eight_bits_are_named_and_near() -> None:
     assert weights_digest(model) != weights_digest(plain)
     question = "tom has 53 pens. tom loses 3. how many pens does tom have?"
     assert dllm.generate(model, [question], cache="dual").texts == ("53-3=50; #### 50",)
-    with pytest.raises(ValueError, match="'tiny\\+int8' has weights rounded to 8 bits; load it"):
-        dllm.save(model, "nowhere")
-    with pytest.raises(ValueError, match="has 8-bit weights already: leave 'int8' out"):
+    with pytest.raises(ValueError, match="has rounded weights already: leave 'int8' out"):
         dllm.speed_up(model, "int8")
-    with pytest.raises(ValueError, match="cannot be joined any more: name 'fused' and 'int8' in"):
-        dllm.speed_up(model, "fused")
 
 
 def test_eight_bits_without_torchao(monkeypatch: pytest.MonkeyPatch) -> None:

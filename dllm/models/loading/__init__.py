@@ -1,28 +1,26 @@
-"""Loads a checkpoint onto the project's own transformer, and saves one of its own family."""
+"""Loads a checkpoint onto the project's own transformer."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from dllm.models.config import CheckpointError
 from dllm.models.diffusion_gemma import DiffusionGemma, defaults_of, load_module, spec_of
-from dllm.models.families import Family, add_family, find_family
+from dllm.models.families import Family, add_family
 from dllm.models.loading.adapter import Adapter
 from dllm.models.loading.checkpoint import Checkpoint
 from dllm.models.loading.empty import empty_network
 from dllm.models.loading.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from dllm.models.loading.folder import Source, find_folder
-from dllm.models.loading.in_parts import check_whole, own_part, spread
+from dllm.models.loading.in_parts import own_part, spread
 from dllm.models.loading.room import Room
+from dllm.models.loading.saving import save
 from dllm.models.loading.weights import (
     DeviceMap,
     Devices,
@@ -33,10 +31,12 @@ from dllm.models.loading.weights import (
     place,
 )
 from dllm.models.model import HostedModel
-from dllm.models.speed import AUTO, Way, apply, check_on, parse_ways, settle, spread_error
+from dllm.models.speed import AUTO, apply, check_on, parse_ways, settle, spread_error
 from dllm.models.speed.choice import choose, report, subject_of, try_packed
-from dllm.models.speed.linear import is_narrow, parts_of
 from dllm.models.speed.machine import machine_of
+from dllm.models.speed.rounded import Rounding
+
+__all__ = ("load", "read_adapter", "save")
 
 if TYPE_CHECKING:  # start-up time: whoever has a tokenizer has imported it
     from transformers import PreTrainedTokenizerBase
@@ -104,17 +104,17 @@ def load(  # noqa: PLR0913 one argument for each choice that loading leaves open
         }
         return _diffusion_gemma(checkpoint, named, where, device_map, refused)
     # Read first, as these errors name their file themselves.
+    rounding = _rounding(checkpoint, adapter, tensor_parallel)
     hosts, defaults, words = checkpoint.family, checkpoint.generation, checkpoint.tokenizer
     lora = None if adapter is None else read_adapter(adapter, source, checkpoint.name)
     try:
-        network = empty_network(checkpoint.network)
-        spec = checkpoint.spec
-        weights = Weights(hosts.names, checkpoint.stored, lora)
+        network = empty_network(checkpoint.network, rounding)
+        spec, weights = checkpoint.spec, Weights(hosts.names, checkpoint.stored, lora)
         weights.check(network)
     except ValueError as error:
         raise CheckpointError(f"{checkpoint.folder}: {error}") from error
-    chosen = named or checkpoint.dtype
-    name = checkpoint.name if adapter is None else f"{checkpoint.name}+{os.fspath(adapter)}"
+    chosen, name = named or checkpoint.dtype, checkpoint.name
+    name += "" if adapter is None else f"+{os.fspath(adapter)}"
     parts = (network.to(chosen), spec, words, defaults, checkpoint.described)
     model = HostedModel(name, *parts, revision=checkpoint.commit)
     # Of several processes each cuts its part from the whole, on the CPU.
@@ -123,12 +123,29 @@ def load(  # noqa: PLR0913 one argument for each choice that loading leaves open
     return fill() if tensor_parallel is None else spread(fill, model, tensor_parallel, where)
 
 
+def _rounding(
+    checkpoint: Checkpoint, adapter: object, tensor_parallel: int | None
+) -> Rounding | None:
+    """Returns how the weights of a checkpoint are rounded, None where they are floats.
+
+    Raises ValueError for what needs float weights, where there are none.
+    """
+    rounding = checkpoint.rounding
+    for name, value in (("adapter", adapter), ("tensor_parallel", tensor_parallel)):
+        if rounding is not None and value is not None:
+            raise ValueError(
+                f"{name}={value!r} needs float weights, and {checkpoint.name!r} has them in "
+                f"{rounding.bits} bits: load the checkpoint that it was made from"
+            )
+    return rounding
+
+
 def _filled(
     model: HostedModel,
     weights: Weights,
     devices: Devices,
     progress: Progress | None,
-    ways: Sequence[Way] | None,
+    ways: Sequence[str] | None,
 ) -> HostedModel:
     """Returns a model with its weights, in ways that are checked before any of them is read.
 
@@ -227,48 +244,3 @@ def _asked(attention: str | None, block_length: int | None) -> tuple[str, int | 
             "'block_causal:32'"
         )
     return kind, int(length)
-
-
-def save(model: HostedModel, folder: str | Path, *, max_shard_size: str = "5GB") -> None:
-    """Writes weights under the family's own names, configuration and tokenizer to a folder.
-
-    A tied head is not written. Weights beyond `max_shard_size` are split into files with an index.
-    """
-    if not model.config:
-        raise ValueError(
-            f"{model.name!r} has no config, so its family is unknown; give HostedModel the "
-            "config.json that describes it"
-        )
-    check_whole(model)
-    if is_narrow(model.network):
-        raise ValueError(f"{model.name!r} has weights rounded to 8 bits; load it again to save it")
-    names = find_family(model.config).names
-    parts = parts_of(model.network, model.network.named_parameters(), names.parts)
-    weights = {
-        piece.name: _own(weight.detach()[piece.where])
-        for name, weight in parts
-        for piece in names.pieces(name, weight.shape)
-    }
-    if any(weight.is_meta for weight in weights.values()):
-        raise ValueError(f"{model.name!r} is offloaded; load it on one device to save it")
-    from huggingface_hub import save_torch_state_dict  # start-up time: only saving needs it
-
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_torch_state_dict(weights, folder, max_shard_size=max_shard_size)
-    key = "dtype" if "dtype" in model.config else "torch_dtype"
-    _write(folder / "config.json", {**model.config, key: str(model.dtype).removeprefix("torch.")})
-    if model.defaults:
-        _write(folder / "generation_config.json", model.defaults)
-    if model.tokenizer is not None:
-        model.tokenizer.save_pretrained(folder)
-
-
-def _own(weight: Tensor) -> Tensor:
-    """Returns a weight in memory of its own: of several in one only the first is written."""
-    shares = weight.untyped_storage().nbytes() > weight.nbytes
-    return weight.clone() if shares and not weight.is_meta else weight
-
-
-def _write(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(dict(value), indent=1) + "\n", encoding="utf-8")

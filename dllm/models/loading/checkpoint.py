@@ -17,8 +17,10 @@ from dllm.models.families import Family, find_family
 from dllm.models.families.e2d2 import BASE
 from dllm.models.loading.files import PLAIN, StoredTensor, list_tensors, read_json, stream_tensors
 from dllm.models.loading.folder import CONFIG, TOKENIZER, Source, find_folder, read_config
+from dllm.models.loading.quantised import read_rounding
 from dllm.models.loading.tokenizer import find_token, read_tokenizer
 from dllm.models.loading.weights import parse_dtype
+from dllm.models.speed.rounded import Rounding
 
 if TYPE_CHECKING:  # start-up time: whoever has a tokenizer has imported it
     from transformers import PreTrainedTokenizerBase
@@ -59,7 +61,7 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """Its config.json; a quantised checkpoint is refused."""
+        """Its config.json; one that others quantised is refused."""
         config = read_config(self.folder)
         if self.attention is None:
             return config
@@ -107,6 +109,11 @@ class Checkpoint:
         if found is None:
             raise CheckpointError(f"tokenizer={given!r}: {folder} has no tokenizer files")
         return found
+
+    @property
+    def rounding(self) -> Rounding | None:
+        """How its weights are rounded; None: they are floats."""
+        return read_rounding(self.config, self.folder)
 
     @cached_property
     def network(self) -> NetworkConfig:

@@ -23,6 +23,7 @@ INDEX = "model.safetensors.index.json"
 # Stored element types that are plain weights, with their bytes; integers and 8-bit floats would
 # need scales.
 PLAIN = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+BYTES = {**PLAIN, "I8": 1, "U8": 1}  # and the integers of rounded weights
 
 # Bytes of a file whose pages are in memory at a time, or one tensor. To map it anew costs the
 # reading of its header, which has thousands of tensors where there are experts.
@@ -33,8 +34,8 @@ ADAPTER = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, "adapter_model.bin")
 
 
 FLOATS = (
-    "give the checkpoint that it was made from, with float weights in safetensors; speed='int8' "
-    "(--speed int8) then rounds them to 8 bits"
+    "give the checkpoint that it was made from, with float weights in safetensors; speed='int8' or "
+    "'int4' (--speed int8) then rounds them, and `dllm quantize` saves them so"
 )
 # Ends of names that quantised weights bring with them -> what writes them.
 _WRITERS = {
@@ -48,7 +49,6 @@ _WRITERS = {
     "weight_scale_inv": "8-bit floats",
     "biases": "MLX",
 }
-_QUANTISED_KEYS = ("quantization_config", "compression_config", "quantization")  # of config.json
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class StoredTensor:
 
     @property
     def num_bytes(self) -> int:
-        """The memory of a plain one."""
-        return math.prod(self.shape) * PLAIN[self.kind]
+        """The memory of a plain one, or of rounded weights."""
+        return math.prod(self.shape) * BYTES[self.kind]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -106,20 +106,6 @@ def check_gguf(path: Path) -> None:
             f"{path} {what} ({first_few(found)}), which is not read here, as its weights are "
             f"quantised: {FLOATS}"
         )
-
-
-def check_quantised(config: Mapping[str, Any], folder: Path) -> None:
-    """Refuses a config.json that says how weights were quantised."""
-    for key in _QUANTISED_KEYS:
-        how = config.get(key)
-        if how:
-            named = how if isinstance(how, dict) else {}
-            words = ("quant_method", "bits", "load_in_4bit", "load_in_8bit", "format", "fmt")
-            kinds = ", ".join(f"{word}={named[word]!r}" for word in words if named.get(word))
-            raise CheckpointError(
-                f"{folder} is quantised (config.json has {key}{': ' * bool(kinds)}{kinds}), and "
-                f"weights are read as floats only: {FLOATS}"
-            )
 
 
 def writer_of(names: Iterable[str]) -> str:

@@ -14,7 +14,8 @@ import huggingface_hub  # its functions are imported when they are used
 from dllm.models.config import CheckpointError
 from dllm.models.diffusion_gemma import is_diffusion_gemma
 from dllm.models.families import find_family
-from dllm.models.loading.files import check_files, check_gguf, check_quantised, read_json
+from dllm.models.loading.files import check_files, check_gguf, read_json
+from dllm.models.loading.quantised import read_rounding
 
 EMBEDDED = Path(__file__).parents[2] / "tiny" / "checkpoint"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -99,8 +100,8 @@ def _download(name: str, source: Source, files: Sequence[str]) -> Path:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Returns the config.json of a folder; a quantised checkpoint is refused."""
+    """Returns the config.json of a folder; one that others quantised is refused."""
     check_files(folder)
     config = read_json(folder / CONFIG)
-    check_quantised(config, folder)
+    read_rounding(config, folder)
     return config

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from dllm.models.config import printable
-from dllm.models.loading.weights import KEPT_IN_FLOAT32, Devices, device_of
+from dllm.models.cost import rounded_bytes
+from dllm.models.loading.empty import kept_in
+from dllm.models.loading.weights import Devices, device_of
 from dllm.models.memory import GUARDED, Need, NotEnoughMemoryError, check_room, ran_out
+from dllm.models.speed.rounded import rounding_of
 from dllm.models.transformer import Transformer
 
 _LOG = logging.getLogger(__name__)
-
-_SCALE = 4  # bytes, one for each row of rounded weights
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Room:
         needs: dict[torch.device, Need] = {}
         for parameter, weight in network.named_parameters():
             where = device_of(parameter, devices)
-            size = weight.numel() * (4 if parameter.endswith(KEPT_IN_FLOAT32) else dtype.itemsize)
+            size = weight.numel() * kept_in(parameter, weight, dtype).itemsize
             stays, passing = _kept(parameter, weight, size, ways)
             so_far = needs.get(where, Need(0, 0))
             needs[where] = Need(so_far.weights + stays, max(so_far.reading, passing))
@@ -63,16 +64,19 @@ class Room:
             raise NotEnoughMemoryError(
                 f"memory ran out while {self.name!r} was read in {named} ({reason}), though there "
                 "was enough when that began: something else took it. Try again, or give a narrower "
-                "dtype or speed='int8'"
+                "dtype, speed='int8' or speed='int4'"
             )
 
 
 def _kept(parameter: str, weight: Tensor, size: int, ways: Sequence[str]) -> tuple[int, int]:
     """Returns the bytes of a parameter that stay, and those that its reading takes beside them."""
     in_layer = parameter.startswith(("blocks.", "decoder_blocks."))
-    if "int8" in ways and in_layer and weight.dim() > 1:
+    rounding = rounding_of(ways)
+    if rounding is not None and in_layer and weight.dim() > 1:
         # Its layer is there in full until it is rounded, in float32 matrix by matrix.
-        return weight.numel() + _SCALE * weight.shape[0], 8 * size
+        return rounded_bytes(
+            weight, rounding.bits, rounding.group_size, size // weight.numel()
+        ), 8 * size
     if "packed" in ways and weight.dim() > 1 and not parameter.startswith("embedding."):
         return 2 * size, size
     return size, size if "fused" in ways and in_layer else 0

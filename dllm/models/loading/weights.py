@@ -14,6 +14,7 @@ from dllm.models.config import CheckpointError, NetworkConfig, printable
 from dllm.models.families.family import TensorNames, Where
 from dllm.models.layers import Block
 from dllm.models.loading.adapter import Adapter
+from dllm.models.loading.empty import kept_in
 from dllm.models.loading.files import (
     FLOATS,
     PLAIN,
@@ -41,10 +42,6 @@ DTYPES: dict[str, torch.dtype] = {
 COMPUTED = ("rotary_emb.inv_freq", "position_ids")
 
 
-# What decides between experts whose scores are close, whatever the dtype of the rest.
-KEPT_IN_FLOAT32 = ("router.bias",)
-
-
 @dataclass(frozen=True)
 class Weights:
     """The tensors that a checkpoint stores for a network."""
@@ -64,10 +61,15 @@ class Weights:
             stored: weights[name][where].shape
             for stored, (name, where) in self._places(network).items()
         }
+        whole = {
+            stored: "I8" if weights[name].dtype == torch.int8 else "U8"
+            for stored, (name, _) in self._places(network).items()
+            if not weights[name].is_floating_point()
+        }
         names, twins = self._stored_names(network.config)
         shapes = {first: self.stored[name].shape for first, name in names.items()}
         missing = sorted(wanted.keys() - shapes.keys())
-        self._check_kinds({names[one] for one in wanted if one in names}, missing)
+        self._check_kinds({names[one] for one in wanted if one in names}, missing, whole)
         if missing:
             raise CheckpointError(
                 f"{len(missing)} tensors are missing: {_list(missing, wanted)}"
@@ -101,12 +103,18 @@ class Weights:
         left = self.names.left_out
         return name.startswith(left) or name.endswith(left)
 
-    def _check_kinds(self, wanted: Collection[str], missing: list[str]) -> None:
-        """Refuses weights that would need scales: a network's own, or others in their place."""
+    def _check_kinds(
+        self, wanted: Collection[str], missing: list[str], whole: Mapping[str, str]
+    ) -> None:
+        """Refuses weights that would need scales: a network's own, or others in their place.
+
+        `whole` names the integers that rounded layers want, with their kind.
+        """
         scaled = [
             f"{name} is {tensor.kind}"
             for name, tensor in sorted(self.stored.items())
-            if tensor.kind not in PLAIN and not name.endswith(COMPUTED)
+            if not name.endswith(COMPUTED)
+            if tensor.kind not in ((whole[name],) if name in whole else PLAIN)
             if missing or name in wanted
         ]
         if scaled:
@@ -137,7 +145,7 @@ class Weights:
                 tensor = self.adapter.merged(first, tensor)
             module, _, kind = name.rpartition(".")
             owner, device = network.get_submodule(module), device_of(name, devices)
-            kept = torch.float32 if name.endswith(KEPT_IN_FLOAT32) else dtype
+            kept = kept_in(name, getattr(owner, kind), dtype)
             if where:
                 if getattr(owner, kind).is_meta:
                     whole = torch.empty(getattr(owner, kind).shape, dtype=kept, device=device)

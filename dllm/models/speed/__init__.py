@@ -25,6 +25,7 @@ from dllm.models.speed.linear import (
     narrow_layer,
     pack,
 )
+from dllm.models.speed.rounded import parse_rounding, rounding_of
 from dllm.models.speed.widened import check_widen, widen
 from dllm.registry import nearest
 
@@ -32,10 +33,10 @@ _LOG = logging.getLogger(__name__)
 
 AUTO = "auto"  # the ways that pay on the machine, picked when a model is loaded
 
-Way = Literal["fused", "packed", "widened", "int8", "compiled", "captured"]
+Way = Literal["fused", "packed", "widened", "int8", "int4", "compiled", "captured"]
 
 
-def speed_up(model: HostedModel, *ways: Way) -> HostedModel:
+def speed_up(model: HostedModel, *ways: str) -> HostedModel:
     """Returns the model with its passes made faster, in any of these ways together.
 
     - `fused`: one product for queries, keys and values, one for both halves of the gated layer;
@@ -45,8 +46,9 @@ def speed_up(model: HostedModel, *ways: Way) -> HostedModel:
       which takes their memory once more; in place; goes with `fused` and `compiled`.
     - `widened`: 16-bit weights multiplied in float32, a part of a weight at a time, for a CPU that
       has no arithmetic for them; in place, takes no memory; goes with `fused`.
-    - `int8`: weights of the layers in 8 bits (torchao), also in place; the only way that changes
-      what is computed, so the model's name says so.
+    - `int8`, `int4`: weights of the layers rounded to 8 or 4 bits (torchao), also in place; these
+      alone change what is computed, so the model's name says so. `int4:group_size=32` has a scale
+      for each 32 weights of a row in the place of each 64: 32, 64, 128, 256.
     - `compiled`: layers through torch.compile.
     - `captured`: passes replayed as CUDA graphs; keeps the K/V store of the last generation.
 
@@ -58,7 +60,7 @@ def speed_up(model: HostedModel, *ways: Way) -> HostedModel:
     return apply(model, chosen)
 
 
-def apply(model: HostedModel, chosen: Sequence[Way]) -> HostedModel:
+def apply(model: HostedModel, chosen: Sequence[str]) -> HostedModel:
     """Returns the model with ways that were checked; layers that were settled stay as they are."""
     if "fused" in chosen:
         fuse(model.network)
@@ -66,8 +68,9 @@ def apply(model: HostedModel, chosen: Sequence[Way]) -> HostedModel:
         pack(model.network)
     if "widened" in chosen:
         widen(model.network)
-    if "int8" in chosen and not is_narrow(model.network):
-        narrow(model.network)
+    rounding = rounding_of(chosen)
+    if rounding is not None and not is_narrow(model.network):
+        narrow(model.network, rounding)
     runner: Runner | None = model.runner
     if "fused" in chosen and runner is None:
         runner = _by_kernels(model)
@@ -75,7 +78,7 @@ def apply(model: HostedModel, chosen: Sequence[Way]) -> HostedModel:
         runner = Compiled(model.network)
     if "captured" in chosen:
         runner = Captured(runner or model.network, CudaRecorder(model.device))
-    name = f"{model.name}+int8" if "int8" in chosen else model.name
+    name = model.name if rounding is None else f"{model.name}+{rounding.way}"
     return replace(model, runner=runner, name=name)
 
 
@@ -97,41 +100,48 @@ def _by_kernels(model: HostedModel) -> Runner | None:
     return KernelPasses(model.network)
 
 
-def parse_ways(ways: str | Sequence[str] | None) -> tuple[Way, ...]:
-    """Returns ways from a sequence, or from one text such as "fused+captured"."""
+def parse_ways(ways: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Returns ways from a sequence, or from one text such as "fused+int4:group_size=32"."""
     names = ways.split("+") if isinstance(ways, str) else list(ways or ())
     known: Any = get_args(Way)
     if AUTO in names:
         raise ValueError(f"speed {AUTO!r} picks by itself when a model is loaded: give it alone")
+    words: dict[str, str] = {}
     for name in names:
-        if name not in known:
+        rounding = parse_rounding(name)
+        kind = name if rounding is None else f"int{rounding.bits}"
+        if kind not in known:
             raise ValueError(
                 f"unknown way to speed a model up {name!r}: {nearest(name, known)}; known: "
                 f"{', '.join(known)}, or 'auto' alone where it is loaded"
             )
-        if names.count(name) > 1:
-            raise ValueError(f"speed-up {name!r} is given twice")
-    return tuple(way for way in known if way in names)
+        if kind in words:
+            raise ValueError(f"speed-up {kind!r} is given twice")
+        words[kind] = name if rounding is None else rounding.way
+    if {"int8", "int4"} <= words.keys():
+        raise ValueError("speed-ups 'int8' and 'int4' both round the weights: give one of them")
+    return tuple(words[way] for way in known if way in words)
 
 
-def settle(ways: Sequence[Way]) -> Callable[[nn.Module], None] | None:
+def settle(ways: Sequence[str]) -> Callable[[nn.Module], None] | None:
     """Returns what is done to each layer as soon as its weights are read; None: nothing.
 
     So no two layers that are rounded are there in full at a time.
     """
-    if "int8" not in ways:
+    rounding = rounding_of(ways)
+    if rounding is None:
         return None
 
     def one(block: nn.Module) -> None:
-        if "fused" in ways:  # which rounded weights cannot be
+        if "fused" in ways:  # first, as fewer and larger weights are rounded then
             fuse_layer(block)
-        narrow_layer(block)
+        narrow_layer(block, rounding)
         give_back()
 
     return one
 
 
-def _check(model: HostedModel, ways: Sequence[Way]) -> None:
+def _check(model: HostedModel, ways: Sequence[str]) -> None:
     """Raises ValueError before anything is changed."""
     devices = {execution_device(layer) for layer in model.network.layers} | {model.device}
     if ways and (len(devices) > 1 or any(w.is_meta for w in model.network.parameters())):
@@ -163,12 +173,13 @@ def ways_of(model: HostedModel, device: torch.device) -> dict[str, str]:
 
 def check_on(device: torch.device, model: HostedModel, ways: Sequence[str]) -> None:
     """Raises ValueError for ways that a model cannot go on a device."""
+    rounding = rounding_of(ways)
     run_by_others = [way for way in ("compiled", "captured") if way in ways]
     if run_by_others and model.network.config.decoder is not None:
         raise ValueError(
             f"{' and '.join(map(repr, run_by_others))} run one stack of layers, and "
             f"{model.name!r} has an encoder and a decoder: leave out what is named, 'fused', "
-            "'packed' and 'int8' work"
+            "'packed', 'int8' and 'int4' work"
         )
     if "captured" in ways and device.type != "cuda":
         raise ValueError(
@@ -180,24 +191,19 @@ def check_on(device: torch.device, model: HostedModel, ways: Sequence[str]) -> N
             f"{model.name!r} is sped up already: load it with speed=None and name all ways in one "
             "call, or give them as speed= where it is loaded"
         )
-    if "fused" in ways and is_narrow(model.network):
-        raise ValueError(
-            f"{model.name!r} has 8-bit weights, which cannot be joined any more: name 'fused' and "
-            "'int8' in one call"
-        )
     if "packed" in ways:
-        if {"int8", "captured", "widened"} & set(ways):
+        if rounding or {"captured", "widened"} & set(ways):
             raise ValueError(
-                "'packed' goes with 'fused' and 'compiled': 'int8' and 'widened' keep weights in "
-                "another way, and 'captured' is for CUDA"
+                "'packed' goes with 'fused' and 'compiled': 'int8', 'int4' and 'widened' keep "
+                "weights in another way, and 'captured' is for CUDA"
             )
         check_pack(model.network, device)
     if "widened" in ways:
-        if {"int8", "captured", "compiled"} & set(ways):
+        if rounding or {"captured", "compiled"} & set(ways):
             raise ValueError(
-                "'widened' goes with 'fused': 'int8' keeps weights in another way, compilers do "
-                "not see through its products, and 'captured' is for CUDA"
+                "'widened' goes with 'fused': 'int8' and 'int4' keep weights in another way, "
+                "compilers do not see through its products, and 'captured' is for CUDA"
             )
         check_widen(model.network, device)
-    if "int8" in ways:
-        check_narrow(model)
+    if rounding is not None:
+        check_narrow(model, rounding)

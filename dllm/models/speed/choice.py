@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from dllm.models.config import printable
 from dllm.models.memory import readable
-from dllm.models.speed.linear import PackedLinear
+from dllm.models.speed.linear import PackedLinear, is_narrow
 from dllm.models.speed.machine import Machine
 from dllm.models.transformer import Transformer
 
@@ -42,6 +42,7 @@ class Subject:
     spread: bool = False  # over several devices
     two_stacks: bool = False
     has_experts: bool = False
+    rounded: bool = False  # its layers
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def choose(machine: Machine, subject: Subject, trial: Trial) -> Choice:
     if whole:
         return Choice({}, {"all": whole})
     taken, left = {"fused": "fewer products, no memory"}, {}
-    left["int8"] = "rounds weights, which is for you to ask"
+    left["int8"] = left["int4"] = "rounds weights, which is for you to ask"
     left["compiled"] = "10 s and more at the first passes, and other roundings in 16 bits" + (
         "" if machine.compiler else "; no compiler was found"
     )
@@ -91,6 +92,9 @@ def choose(machine: Machine, subject: Subject, trial: Trial) -> Choice:
 def _on_a_cpu(machine: Machine, subject: Subject, trial: Trial, choice: Choice) -> None:
     """Adds how weights are kept for the products of a CPU."""
     taken, left = choice.taken, choice.left
+    if subject.rounded:
+        left["packed"] = left["widened"] = "its layers are rounded"
+        return
     name = str(subject.dtype).removeprefix("torch.")
     if subject.dtype in machine.emulates:
         others = ", those of experts aside" if subject.has_experts else ""
@@ -140,12 +144,16 @@ def subject_of(network: Transformer, dtype: torch.dtype, num_devices: int) -> Su
     count = sum(weight.numel() for weight in network.parameters())
     return Subject(
         num_parameters=count,
-        weight_bytes=count * dtype.itemsize,
+        weight_bytes=sum(
+            weight.numel() * (dtype if weight.is_floating_point() else weight.dtype).itemsize
+            for weight in network.parameters()
+        ),
         dtype=dtype,
         widths=(config.hidden_size, max(config.intermediate_size, config.hidden_size)),
         spread=num_devices > 1,
         two_stacks=config.decoder is not None,
         has_experts=config.experts is not None,
+        rounded=is_narrow(network),
     )
 
 

@@ -1,4 +1,4 @@
-"""Linear layers rewritten in place: joined, with weights in 8 bits, or laid out for a CPU."""
+"""Linear layers rewritten in place: joined, with rounded weights, or laid out for a CPU."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cache, partial
 from importlib.util import find_spec
 from time import perf_counter
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from dllm.models.cost import idle_parameters
 from dllm.models.layers import Attention, Block, MixtureOfExperts, SwiGLU
 from dllm.models.model import HostedModel
 from dllm.models.speed.machine import has_mkl, runs_bfloat16
+from dllm.models.speed.rounded import GROUPS, RoundedLinear, Rounding
 from dllm.models.speed.widened import WidenedLinear
 from dllm.models.transformer import Transformer
 
@@ -83,7 +84,16 @@ def parts_of(
 
 def _replace(owner: nn.Module, names: Sequence[str], joined: str) -> None:
     """Puts one layer, whose outputs follow each other, in the place of several."""
-    parts = [cast("nn.Linear", owner.get_submodule(name)) for name in names]
+    parts: list[Any] = [owner.get_submodule(name) for name in names]
+    rounded = isinstance(parts[0], RoundedLinear)
+    linear = RoundedLinear.joined(parts) if rounded else _joined(parts)
+    for name in names:
+        delattr(owner, name)
+    setattr(owner, joined, linear)
+
+
+def _joined(parts: Sequence[nn.Linear]) -> nn.Linear:
+    """Returns one layer whose outputs are those of several, one after the other."""
     linear = nn.Linear(1, 1, bias=parts[0].bias is not None, device="meta").eval()
     linear.in_features = parts[0].in_features
     linear.out_features = sum(part.out_features for part in parts)
@@ -91,51 +101,71 @@ def _replace(owner: nn.Module, names: Sequence[str], joined: str) -> None:
         tensors = [getattr(part, kind) for part in parts]
         if tensors[0] is not None:
             setattr(linear, kind, nn.Parameter(torch.cat(tensors), requires_grad=False))
-    for name in names:
-        delattr(owner, name)
-    setattr(owner, joined, linear)
+    return linear
 
 
-def narrow(network: Transformer) -> None:
-    """Rounds the weights of all layers to 8 bits with a scale a row, in place (torchao).
+def narrow(network: Transformer, rounding: Rounding) -> None:
+    """Rounds the weights of all layers, in place.
 
     Embedding and head keep theirs: the head decides between tokens, and may be the embedding.
     """
     for block in network.layers:
-        narrow_layer(block)
+        narrow_layer(block, rounding)
 
 
-def narrow_layer(block: nn.Module) -> None:
-    """Rounds the weights of one layer, in place."""
-    # An optional dependency, which `check_narrow` looks for.
-    from torchao.quantization import Int8WeightOnlyConfig, quantize_
-
-    quantize_(block, Int8WeightOnlyConfig(), lambda part, _: isinstance(part, nn.Linear))
+def narrow_layer(block: nn.Module, rounding: Rounding, empty: bool = False) -> None:
+    """Rounds the weights of one layer, in place; `empty`: they are still to come."""
+    make = RoundedLinear.empty if empty else RoundedLinear.of
+    for module in list(block.modules()):
+        for name, part in list(module.named_children()):
+            if isinstance(part, nn.Linear):
+                setattr(module, name, make(part, rounding))
 
 
 def is_narrow(network: Transformer) -> bool:
-    """Whether any weight is more than a plain tensor."""
-    return any(type(weight.data) is not Tensor for weight in network.parameters())
+    """Whether any weight is rounded."""
+    return any(isinstance(part, RoundedLinear) for part in network.modules())
 
 
-def check_narrow(model: HostedModel) -> None:
-    """Raises ValueError where weights cannot be rounded."""
-    config = model.network.config
+def check_narrow(model: HostedModel, rounding: Rounding) -> None:
+    """Raises ValueError where weights cannot be rounded so."""
+    config, way = model.network.config, rounding.way
     if config.experts is not None:
         share = idle_parameters(config) / sum(w.numel() for w in model.network.parameters())
         raise ValueError(
-            f"'int8' rounds linear layers, and {model.name!r} is a mixture of experts, whose "
+            f"{way!r} rounds linear layers, and {model.name!r} is a mixture of experts, whose "
             f"{config.experts.num_experts} experts are slices of one tensor: they would stay as "
-            f"they are, {share:.0%} of the weights and more. Leave 'int8' out"
+            f"they are, {share:.0%} of the weights and more. Leave {way!r} out"
         )
     if find_spec("torchao") is None:
-        raise ValueError("'int8' needs torchao: pip install 'dllm[quantise]'")
+        raise ValueError(f"{way!r} needs torchao: pip install 'dllm[quantise]'")
+    if model.dtype == torch.float64:
+        raise ValueError(
+            f"{way!r} rounds float32, bfloat16 and float16, and {model.name!r} is in float64: give "
+            "another dtype"
+        )
     if is_narrow(model.network):
-        raise ValueError(f"{model.name!r} has 8-bit weights already: leave 'int8' out")
+        raise ValueError(f"{model.name!r} has rounded weights already: leave {way!r} out")
     kept = (PackedLinear, WidenedLinear)
     if any(isinstance(part, kept) for part in model.network.modules()):
         raise ValueError(
-            f"{model.name!r} has weights laid out or widened for a CPU: load it with speed='int8'"
+            f"{model.name!r} has weights laid out or widened for a CPU: load it with speed={way!r}"
+        )
+    _check_groups(model, rounding)
+
+
+def _check_groups(model: HostedModel, rounding: Rounding) -> None:
+    """Raises ValueError where the rows of a weight are not whole groups."""
+    parts = (part for layer in model.network.layers for part in layer.modules())
+    widths = sorted({part.in_features for part in parts if isinstance(part, nn.Linear)})
+    size = rounding.group_size or 1
+    odd = [width for width in widths if width % size]
+    if odd:
+        fit = [str(one) for one in GROUPS if not any(width % one for width in widths)]
+        way = f"group_size {', '.join(fit)} would do" if fit else "no group size fits: take int8"
+        raise ValueError(
+            f"{rounding.way!r} rounds groups of {size} weights, and rows in layers of "
+            f"{model.name!r} have {', '.join(map(str, odd))}, no multiple of it: {way}"
         )
 
 
