@@ -1284,8 +1284,8 @@ FAULTS = [
         "dllm/models/loading/saving.py",
         (
             "old-config-stays-while-weights-are-written",
-            "    (folder / CONFIG).unlink(missing_ok=True)  # of what it held: half of each would load\n",
-            "",
+            "(folder / CONFIG).unlink(missing_ok=True)",
+            "pass",
             ROUNDED,
         ),
     ),
