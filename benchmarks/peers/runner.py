@@ -102,6 +102,7 @@ def d2cache(folder: Path, modelling: Path) -> Any:
     cache = functools.partial(importlib.import_module("src.cache").PrefixCache, use_dual=True)
 
     def decode(model: Any, prompts: Any, case: dict[str, Any]) -> Any:
+        os.environ["MASK_TOKEN_ID"] = str(case["mask"])  # where the peer's frames look for it
         record = generate(
             model,
             prompts,
