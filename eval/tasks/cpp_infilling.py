@@ -62,7 +62,7 @@ class Body:
     def code(self, text: str) -> str:
         """Returns the program without its tests, of what a model wrote from the first hole on."""
         body, found, _ = text.rpartition(MAIN)
-        if not found:
+        if text and not found:  # no text at all is no answer
             raise ValueError(
                 f"{text[-40:]!r} ends an answer, whose fixed text ends in {MAIN!r}: the model's "
                 "tokenizer does not give back C++ as it is written, so that it cannot be scored"

@@ -16,7 +16,7 @@ ROW = {"prompt_tokens": 9, "valid_tokens": 5, "raw_tokens": 5, "forwards": 2, "r
 class Answered:
     """A generation whose only step has finished all rows, with these texts."""
 
-    meter = SimpleNamespace(tokens_fed=1, rows_fed=2, flops=0)
+    meter = SimpleNamespace(probing=0.0, tokens_fed=1, rows_fed=2, flops=0)
 
     def __init__(self, texts: list[str]) -> None:
         self.texts = texts

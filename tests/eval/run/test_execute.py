@@ -203,7 +203,7 @@ def test_shares_add_up_to_what_was_spent(
 
 
 def test_shares_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    meter: Any = SimpleNamespace(rows_fed=0, tokens_fed=0, flops=0)
+    meter: Any = SimpleNamespace(probing=0.0, rows_fed=0, tokens_fed=0, flops=0)
     clock = 100.0
     monkeypatch.setattr("dllm.eval.run.execute.perf_counter", lambda: clock)
     steps = [  # prompts in the two places, finished ones, columns of a row, seconds
