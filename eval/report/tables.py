@@ -60,14 +60,15 @@ def accuracy(summary: Summary) -> str:
 
 
 def notes_of(summary: Summary) -> list[str]:
-    """Returns what stands below a table: further scores, and what a constraint cost."""
+    """Returns what stands below a table: further scores, padding, and what a constraint cost."""
     shares = {**summary.scores, **{f"pass@{k}": part for k, part in summary.pass_at.items()}}
     tolls = {"tokens forced": summary.forced, "nats lost": summary.nats_lost}
     spent = summary.constraint_ms
     costs = [f"{value:.2f} {name}" for name, value in tolls.items() if value is not None]
     costs += [] if spent is None else [f"{spent:.2f} ms of a step for the constraint"]
     lines = [f"{name} {part:.1%}" for name, part in shares.items()]
-    return [", ".join(listed) for listed in (lines, costs) if listed]
+    fed = [] if summary.padding is None else [f"{summary.padding:.1%} of what was fed was padding"]
+    return [", ".join(listed) for listed in (lines, fed, costs) if listed]
 
 
 def tolls(summary: Summary | None) -> dict[str, float | None]:

@@ -130,6 +130,7 @@ class Answers:
             forced=None if share.lost is None else counted.forced,
             nats_lost=share.lost,
             constraint_seconds=spent.constraint if share.tolled else None,
+            tokens_needed=None if metrics.tokens_needed is None else spent.tokens_needed,
         )
 
 
@@ -150,6 +151,7 @@ class Spent:
     flops: float = 0.0
     steps: float = 0.0  # of the batch
     constraint: float = 0.0  # seconds of those above that what answers must be has taken
+    tokens_needed: float = 0.0  # of those fed, what was no padding
 
     def plus(self, other: Spent, times: float = 1.0) -> Spent:
         """Returns the sum of this and a multiple of another."""
@@ -209,7 +211,7 @@ class Shares:
         seconds, steps = seconds + self._total.seconds, self._total.steps + 1
         held = 0.0 if self._toll is None else self._toll.seconds or 0.0
         fed = (meter.rows_fed, meter.tokens_fed, meter.flops)
-        total = Spent(seconds, *fed, steps, held)
+        total = Spent(seconds, *fed, steps, held, meter.tokens_needed or 0)
         step = total.plus(self._total, -1)
         # Of a template with lengths to choose from an answer has several rows, like all others.
         seated = dict.fromkeys(event.prompts)

@@ -80,6 +80,7 @@ class Result:
     forced: Number | None = None  # tokens that it left no choice of, beside the scheduler's
     nats_lost: Figure | None = None  # by how much its tokens are less probable, see `Toll.lost`
     constraint_seconds: Figure | None = None  # of `seconds`, a share; None too: nothing tells
+    tokens_needed: Figure | None = None  # of `tokens_fed`, what was no padding; a share
 
     @property
     def problem_id(self) -> str:

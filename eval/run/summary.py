@@ -42,6 +42,7 @@ class Summary:
     forced: float | None = None  # tokens of an answer that it left no choice of
     nats_lost: float | None = None  # of an answer
     constraint_ms: float | None = None  # of a step of the batch; None too: nothing tells
+    padding: float | None = None  # the part of what was fed that no row needed; None: not known
 
 
 def record(summary: Summary) -> dict[str, Any]:
@@ -85,6 +86,7 @@ def summarise(results: Sequence[Result]) -> Summary:
         scores=_further(judged),
         verifier=names.get("verifier", ""),
         pass_at=passes(results),
+        padding=padding_of(results),
         **tolls_of(results),
     )
 
@@ -100,6 +102,12 @@ def tolls_of(results: Sequence[Result]) -> dict[str, float | None]:
         "nats_lost": math.fsum(nats) / len(nats) if nats else None,
         "constraint_ms": 1000 * ratio(seconds, steps) if timed else None,
     }
+
+
+def padding_of(results: Sequence[Result]) -> float | None:
+    """Returns the part of the fed columns that no row needed; None where not all results say."""
+    needed, fed = _sum(r.tokens_needed for r in results), math.fsum(r.tokens_fed for r in results)
+    return None if needed is None or not fed else max(1 - needed / fed, 0.0)
 
 
 def wilson(successes: float, trials: int) -> tuple[float, float]:
@@ -179,6 +187,7 @@ def totals_of(results: Sequence[Result]) -> dict[str, Any]:
         "row_forwards": sum(r.row_forwards for r in results),  # with every variant of a row
         "rows_fed": _sum(r.rows_fed for r in results),  # places of finished rows included
         "tokens_fed": math.fsum(r.tokens_fed for r in results),  # columns
+        "padding": padding_of(results),  # the part of them that no row needed
         "tokens_per_forward": ratio(valid, forwards),  # valid ones
         "raw_tokens_per_forward": ratio(raw, forwards),
         **tolls_of(results),  # the first two of an answer, the last of a step

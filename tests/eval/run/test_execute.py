@@ -34,6 +34,7 @@ from tests.support.runs import ARITHMETIC, FAST, Counting, run_of
 
 OF_THE_MOMENT = (
     *("seconds", "prefill_seconds", "latency", "finished", "start", "tokens_fed", "rows_fed"),
+    "tokens_needed",
     *("flops", "steps", "constraint_seconds"),
 )
 
@@ -188,7 +189,7 @@ def test_shares_add_up_to_what_was_spent(
 ) -> None:
     found = list(run_of(tiny, 3, cache=cache).results(ARITHMETIC.take(8), None))
     assert len(streams) == (3 if cache == "prefix" else 1)
-    for name in ("tokens_fed", "rows_fed", "flops"):
+    for name in ("tokens_fed", "tokens_needed", "rows_fed", "flops"):
         spent = sum(getattr(stream.meter, name) for stream in streams)
         assert math.fsum(getattr(r, name) for r in found) == pytest.approx(spent, rel=1e-9)
     metrics = [stream.output.metrics for stream in streams]
@@ -203,7 +204,8 @@ def test_shares_add_up_to_what_was_spent(
 
 
 def test_shares_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    meter: Any = SimpleNamespace(probing=0.0, rows_fed=0, tokens_fed=0, flops=0)
+    counted = {"rows_fed": 0, "tokens_fed": 0, "tokens_needed": 0, "flops": 0}
+    meter: Any = SimpleNamespace(probing=0.0, **counted)
     clock = 100.0
     monkeypatch.setattr("dllm.eval.run.execute.perf_counter", lambda: clock)
     steps = [  # prompts in the two places, finished ones, columns of a row, seconds
@@ -224,6 +226,7 @@ def test_shares_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         for prompts, finished, columns, seconds in steps:
             meter.rows_fed += 2
             meter.tokens_fed += 2 * columns
+            meter.tokens_needed += columns
             meter.flops += 1000
             clock += seconds
             yield SimpleNamespace(prompts=prompts, finished=finished)
@@ -236,6 +239,7 @@ def test_shares_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
             found = (spent.tokens_fed, spent.rows_fed, spent.seconds, share.first, share.latency)
             assert found == expected.pop(prompt)
             assert spent.flops == 500 * spent.rows_fed
+            assert spent.tokens_needed == spent.tokens_fed / 2
         clock += 50  # somebody judges
     assert not expected
     assert shares.of(9).spent == Spent()

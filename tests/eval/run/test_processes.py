@@ -30,6 +30,7 @@ COMMAND = ("eval", "--limit", str(LIMIT), "--batch-size", "2", "-s", "fixed_quot
 # What depends on the moment, the machine or the batch; everything else has to agree.
 OF_THE_MOMENT = (
     *("seconds", "prefill_seconds", "latency", "finished", "start", "tokens_fed", "rows_fed"),
+    "tokens_needed",
     *("flops", "steps", "constraint_seconds"),
 )
 

@@ -17,13 +17,14 @@ from typer.testing import CliRunner
 import dllm
 from dllm.cli.main import app
 from dllm.eval.report.standings import heading
+from dllm.eval.report.tables import notes_of
 from dllm.eval.run import execute
 from dllm.eval.run import record as environment
 from dllm.eval.run.describe import label_of
 from dllm.eval.run.record import beside, environment_of, note, read_records, weights_digest
 from dllm.eval.run.results import RefusedError, Result, append, read_results
 from dllm.eval.run.run import Run
-from dllm.eval.run.summary import full_record, totals_of
+from dllm.eval.run.summary import full_record, summarise, totals_of
 from dllm.eval.tasks import TASKS
 from dllm.learn2pd import TINY
 from dllm.settings import resolve
@@ -200,6 +201,13 @@ def test_totals_are_sums_over_all_results() -> None:
     assert (totals["row_forwards"], totals["rows_fed"], totals["tokens_fed"]) == (6, 8.0, 2.0)
     assert (totals["tokens_per_forward"], totals["raw_tokens_per_forward"]) == (8.0, 48 / 5)
     assert (totals["tokens_per_second"], totals["tokens_per_second_mean"]) == (8.0, (10 + 7.5) / 2)
+    assert totals["padding"] is None  # nobody noted what was needed
+    needed = [replace(known[0], tokens_needed=0.5), replace(known[1], tokens_needed=1.0)]
+    assert totals_of(needed)["padding"] == 0.25
+    named = {"scheduler": {"name": "threshold"}, "cache": {"name": "none"}}
+    summary = summarise([replace(one, settings=named) for one in needed])
+    assert summary.padding == 0.25
+    assert "25.0% of what was fed was padding" in notes_of(summary)
     assert totals["tokens_per_second_decode"] == 40 / 3.5
     assert totals["tokens_per_second_decode_mean"] == (10 / 0.5 + 30 / 3.0) / 2
     assert (totals["latency_p50"], totals["latency_p95"], totals["peak_memory"]) == (5.0, 9.0, 7)
