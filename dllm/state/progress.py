@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dllm.state.canvas import NEVER, Canvas, record
@@ -153,7 +155,7 @@ class RowFigures:
     """What the host must know of each row by itself: numbers, until a row is asked for."""
 
     names: list[str]
-    numbers: Tensor  # (B, n) int64 on the CPU, the last one whether the row is finished
+    numbers: NDArray[np.int64]  # (B, n), the last one whether the row is finished
 
     def __getitem__(self, row: int) -> Progress:
         numbers = self.numbers[row].tolist()
@@ -171,7 +173,7 @@ class RowFigures:
 def progress_of_rows(canvas: Canvas, feeds: Feeds | None) -> RowFigures:
     """Returns what the host must know of each row by itself, in one transfer."""
     names, figures = _figures(canvas, feeds)
-    return RowFigures(names, torch.cat([figures, canvas.finished[None]]).T.cpu())
+    return RowFigures(names, torch.cat([figures, canvas.finished[None]]).T.cpu().numpy())
 
 
 def _figures(canvas: Canvas, feeds: Feeds | None) -> tuple[list[str], Tensor]:
