@@ -256,7 +256,8 @@ class OpenBatch:
         if self.shared is not None:
             counts = self.shared.hand_over(self.canvas, free, [row.canvas for row in entering])
             self.reused |= {row.number: n for row, n in zip(entering, counts, strict=True)}
-        first, alone = [], torch.zeros(1, dtype=torch.int64, device=device)
+        first: list[Progress] = []
+        alone = torch.zeros(1, dtype=torch.int64, device=device)
         for place, row in zip(seats.split(1), entering, strict=True):
             settle(row.canvas, lockstep=False, at_eos="ignore")
             number_row(row.canvas, row.number)

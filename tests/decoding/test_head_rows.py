@@ -30,7 +30,9 @@ class Pass:
 
 
 def passes(cache: str, **settings: Any) -> list[Pass]:
-    model, found, fed = dllm.load("tiny"), [], []
+    model = dllm.load("tiny")
+    found: list[Pass] = []
+    fed: list[int] = []
     embedding, head = model.network.embedding, model.network.head
     hooks = [
         embedding.register_forward_hook(lambda module, given, out: fed.append(out.shape[1])),
@@ -39,8 +41,8 @@ def passes(cache: str, **settings: Any) -> list[Pass]:
         ),
     ]
     try:
-        sizes = {"max_new_tokens": NEW, "block_length": BLOCK, "at_eos": "ignore"}
-        dllm.generate(model, [PROMPT], cache=cache, **sizes, **settings)
+        sizes: dict[str, Any] = {"max_new_tokens": NEW, "block_length": BLOCK}
+        dllm.generate(model, [PROMPT], cache=cache, at_eos="ignore", **sizes, **settings)
     finally:
         for hook in hooks:
             hook.remove()

@@ -157,8 +157,9 @@ def test_rows_that_move_to_other_seats_are_what_they_were(
 
 
 def test_seats_come_and_go_with_the_rows(model: dllm.HostedModel) -> None:
-    options = {"max_new_tokens": NEW, "block_length": BLOCK, "scheduler": "threshold:0.3"}
-    running = dllm.stream(model, uneven(90), cache="prefix", seed=3, **options)
+    options: dict[str, Any] = {"max_new_tokens": NEW, "block_length": BLOCK}
+    options |= {"scheduler": "threshold:0.3", "cache": "prefix", "seed": 3}
+    running = dllm.stream(model, uneven(90), **options)
     seats = []
     for event in running:
         assert len(event.prompts) == len(event.columns) == len(set(event.prompts))

@@ -93,6 +93,7 @@ def test_a_product_is_that_of_the_widened_weight(
     wide = layer.widened().double()
     assert layer.bias is not None
     expected = (x.double() @ wide.T + layer.bias.double()).to(dtype)
+    close: dict[str, Any]
     close = {"rtol": 2e-2, "atol": 0.2} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-4}
     torch.testing.assert_close(layer(x), expected, **close)
     whole = layer(x)
@@ -109,6 +110,8 @@ def test_rounded_answers_do_not_depend_on_the_batch(way: str) -> None:
     together = dllm.generate(model, [QUESTION, *others], cache="dual")
     for row, prompt in enumerate([QUESTION, *others]):
         alone = dllm.generate(model, [prompt], cache="dual")
+        assert alone.texts is not None
+        assert together.texts is not None
         assert alone.texts[0] == together.texts[row]
 
 
