@@ -5,8 +5,6 @@ Plain PyTorch has the same in `models/layers.py`, in `SwiGLU`.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -19,12 +17,12 @@ _BLOCK = 1024
 
 @triton.jit
 def _kernel(  # noqa: PLR0913 a kernel takes its tensors one by one
-    gate: Any,
-    up: Any,
-    out: Any,
-    width: Any,
-    gate_stride: Any,
-    up_stride: Any,
+    gate: tl.tensor,
+    up: tl.tensor,
+    out: tl.tensor,
+    width: tl.tensor,
+    gate_stride: tl.tensor,
+    up_stride: tl.tensor,
     block: tl.constexpr,
 ) -> None:
     """Writes a part of a row; silu is rounded before it is multiplied."""

@@ -6,7 +6,6 @@ Plain PyTorch has the same in `models/layers.py`: `Block` adds, `RMSNorm` norms.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
@@ -30,13 +29,13 @@ class Norm:
 
 @triton.jit
 def _kernel(  # noqa: PLR0913 a kernel takes its tensors one by one
-    x: Any,
-    branch: Any,
-    weight: Any,
-    sum_out: Any,
-    normed_out: Any,
-    width: Any,
-    eps: Any,
+    x: tl.tensor,
+    branch: tl.tensor,
+    weight: tl.tensor,
+    sum_out: tl.tensor,
+    normed_out: tl.tensor,
+    width: tl.tensor,
+    eps: tl.tensor,
     adds: tl.constexpr,
     multiply_first: tl.constexpr,
     block: tl.constexpr,

@@ -7,7 +7,6 @@ Plain PyTorch has the same in `models/layers.py`: `Attention.project` and `.rota
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
@@ -43,19 +42,19 @@ class Slots:
 
 @triton.jit
 def _kernel(  # noqa: PLR0913, PLR0915 a kernel takes its tensors one by one, and calls are inlined
-    qkv: Any,
-    cos: Any,
-    sin: Any,
-    q_weight: Any,
-    k_weight: Any,
-    slots: Any,
-    q_out: Any,
-    k_out: Any,
-    keys: Any,
-    values: Any,
-    num_fed: Any,
-    num_stored: Any,
-    eps: Any,
+    qkv: tl.tensor,
+    cos: tl.tensor,
+    sin: tl.tensor,
+    q_weight: tl.tensor,
+    k_weight: tl.tensor,
+    slots: tl.tensor,
+    q_out: tl.tensor,
+    k_out: tl.tensor,
+    keys: tl.tensor,
+    values: tl.tensor,
+    num_fed: tl.tensor,
+    num_stored: tl.tensor,
+    eps: tl.tensor,
     num_heads: tl.constexpr,
     num_kv_heads: tl.constexpr,
     width: tl.constexpr,

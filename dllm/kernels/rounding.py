@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
 
 @triton.jit
-def rounded(x: Any, dtype: tl.constexpr) -> Any:
+def rounded(x: tl.tensor, dtype: tl.constexpr) -> tl.tensor:
     """Returns float32 numbers rounded to a dtype, still in float32.
 
     By the bits for bfloat16: Triton's interpreter cuts them off, so that tests would see other

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -20,7 +18,7 @@ _MIX_2 = tl.constexpr(0x94D049BB133111EB)
 
 
 @triton.jit
-def _gumbel(word: Any, at: Any) -> Any:
+def _gumbel(word: tl.tensor, at: tl.tensor) -> tl.tensor:
     """Returns Gumbel noise in float64 of tokens, from the word of their column.
 
     As `CounterNoise.tokens` has it; float64, as the tail is cut off in a lower precision.
@@ -35,17 +33,17 @@ def _gumbel(word: Any, at: Any) -> Any:
 
 @triton.jit
 def _kernel(  # noqa: PLR0913, PLR0915 a kernel takes its tensors one by one, and calls are inlined
-    logits: Any,
-    token_out: Any,
-    numbers_out: Any,
-    width: Any,
-    batch_stride: Any,
-    row_stride: Any,
-    num_tokens: Any,
-    mask_token: Any,
-    num_rows: Any,
-    words: Any,
-    temperature: Any,
+    logits: tl.tensor,
+    token_out: tl.tensor,
+    numbers_out: tl.tensor,
+    width: tl.tensor,
+    batch_stride: tl.tensor,
+    row_stride: tl.tensor,
+    num_tokens: tl.tensor,
+    mask_token: tl.tensor,
+    num_rows: tl.tensor,
+    words: tl.tensor,
+    temperature: tl.tensor,
     draws: tl.constexpr,
     tempered: tl.constexpr,
     reciprocal: tl.constexpr,
