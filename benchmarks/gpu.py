@@ -4,8 +4,9 @@
 
 Measures the device's bandwidth and product rate; then, for networks of the shapes of LLaDA-8B and
 Dream-7B with random weights, a block step over a K/V store at several batch sizes, in every way of
-`dllm.speed_up`; what the statistics of a step cost, as PyTorch operations and as one kernel; and
-whole generations. Takes an hour or less; the file is written anew after each shape.
+`dllm.speed_up`; what the statistics of a step cost, drawn tokens or not, and what lies between a
+layer's products, as PyTorch operations and as kernels; and whole generations. Takes an hour or
+less; the file is written anew after each shape.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 import typer
 
 import dllm
+from benchmarks.gpu_kernels import of_kernels
 from benchmarks.gpu_table import say, show
 from benchmarks.machine import machine, rounds, write
 from benchmarks.roofs import Roofs, measure_roofs, median_ms
@@ -79,9 +81,12 @@ def of_statistics(model: dllm.HostedModel, plan: Plan, rows: int) -> dict[str, f
     logits = torch.randn(size, device=model.device, dtype=model.dtype)
     step = torch.zeros(rows, dtype=torch.int64, device=model.device)
     columns = torch.arange(plan.width, device=model.device).expand(rows, -1)
-    made = {"pytorch": Sampling(model.spec.mask_token_id)}
+    plain = Sampling(model.spec.mask_token_id)
+    made = {"pytorch": plain, "drawn, pytorch": replace(plain, temperature=0.7)}
     if has_kernel(model.device):
-        made["kernel"] = replace(made["pytorch"], lean=True)
+        made |= {
+            name.replace("pytorch", "kernel"): replace(s, lean=True) for name, s in made.items()
+        }
 
     def work(sampling: Sampling) -> Callable[[], object]:
         return lambda: sampling.propose(logits, CounterNoise(step), columns, step).confidence
@@ -125,12 +130,14 @@ def of_shape(model: dllm.HostedModel, plan: Plan, roofs: Roofs) -> list[dict[str
     for rows in plan.batch_sizes:
         floor = roofs.floor(model, plan.step(model, rows))
         spent = of_statistics(model, plan, rows)
-        lines.append({"batch": rows, "floor": floor, "statistics_ms": spent, "ways": {}})
+        between = of_kernels(model, plan.step(model, rows), plan.repeats)
+        line = {"batch": rows, "floor": floor, "statistics_ms": spent, "between_ms": between}
+        lines.append(line | {"ways": {}})
     for name in plan.ways:
         faster = model if name == "eager" else dllm.speed_up(model, *parse_ways(name))
-        for line in lines:
-            line["ways"][name] = of_way(faster, plan, line["batch"])
-            say(model.name, name, line)
+        for one in lines:
+            one["ways"][name] = of_way(faster, plan, one["batch"])
+            say(model.name, name, one)
         del faster
         if model.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -31,5 +31,7 @@ def show(shape: str, lines: list[dict[str, Any]]) -> None:
         spent = ", ".join(f"{way} {ms:.3f}" for way, ms in line["statistics_ms"].items())
         bound = f"floor, by {line['floor']['bound']}"
         table.add_row(str(line["batch"]), bound, f"{line['floor']['ms']:.3g}")
-        table.add_row(str(line["batch"]), f"statistics, ms: {spent}", end_section=True)
+        table.add_row(str(line["batch"]), f"statistics, ms: {spent}")
+        parts = ", ".join(f"{part} {ms:.3f}" for part, ms in line["between_ms"].items())
+        table.add_row(str(line["batch"]), f"in a layer, ms: {parts}", end_section=True)
     Console(stderr=True).print(table)

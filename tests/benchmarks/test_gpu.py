@@ -43,7 +43,9 @@ def test_it_runs_and_writes_what_it_says(tmp_path: Path) -> None:
             assert row["tokens_per_second"] > 0
             assert row["ran_eager"] is None
         assert line["floor"]["ms"] > 0
-        assert set(line["statistics_ms"]) == {"pytorch"}
+        assert set(line["statistics_ms"]) == {"pytorch", "drawn, pytorch"}
+        parts = {"norm, operations", "rotation, operations", "gated, operations"}
+        assert set(line["between_ms"]) == parts
     assert "over floor" in done.output
 
 

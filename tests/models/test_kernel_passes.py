@@ -24,7 +24,10 @@ pytest.importorskip("triton")
 
 from dllm.models.speed.kernel_passes import KernelPasses, fault
 
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the interpreter's numpy
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # of the interpreter's numpy
+    pytest.mark.skipif(torch.cuda.is_available(), reason="interpreted: tests/gpu has a card's"),
+]
 CPU = torch.device("cpu")
 NAMES = (
     *MODELS,
