@@ -34,6 +34,8 @@ from dllm.output import (
     read_history,
 )
 from dllm.prompts import Prompts, join
+from dllm.recipes.recipe import Given as GivenRecipe
+from dllm.recipes.recipe import recipe_settings
 from dllm.settings import Settings, resolve
 from dllm.state.canvas import Canvas
 from dllm.state.window import StepEvent
@@ -47,6 +49,7 @@ def generate(  # noqa: PLR0913 beside the settings, who is told of the steps
     settings: Settings | None = None,
     *,
     memory: PromptMemory | None = None,
+    recipe: GivenRecipe | None = None,
     progress: bool | Report = False,
     callback: Callable[[StepEvent], object] | None = None,
     **given: Unpack[Given],
@@ -57,7 +60,9 @@ def generate(  # noqa: PLR0913 beside the settings, who is told of the steps
     tokenizer returns, also as `input_ids=` and `attention_mask=`, whose padding is left out.
     Further settings are the fields of `Settings`; names from the literature (`gen_length`,
     `block_size`, `remasking`, `steps`, ...) are understood and unknown ones are a TypeError.
-    `memory` keeps what this call stored of its rows for the next call it is given to.
+    `memory` keeps what this call stored of its rows for the next call it is given to. `recipe` is
+    what `dllm tune` found: a file, or a mapping such as `model.recipe`; what the call gives
+    itself wins over it, and one of another model is a ValueError.
     `progress=True` shows a bar on stderr, or in a notebook; a callable is called with the number
     of finished rows and that of all rows, first with 0, then after each step that finished some,
     at last with all. `callback` gets the event of each step, as `stream` yields it. What one of
@@ -68,7 +73,7 @@ def generate(  # noqa: PLR0913 beside the settings, who is told of the steps
     KeyboardInterrupt) on Ctrl-C, `UnfillableRowError` when a grammar that is asked token by token
     leaves a row no way; the last four have `.partial`.
     """
-    running = stream(model, prompts, settings, memory=memory, **given)
+    running = stream(model, prompts, settings, memory=memory, recipe=recipe, **given)
     try:
         with following(running, progress) as advance:
             for event in running:
@@ -89,12 +94,17 @@ def stream(
     settings: Settings | None = None,
     *,
     memory: PromptMemory | None = None,
+    recipe: GivenRecipe | None = None,
     **given: Unpack[Given],
 ) -> Stream:
     """Returns an iterator over the steps of a generation; arguments as for `generate`."""
     _check_kinds(model, settings)
     named: dict[str, Any] = {**given}
     encoding = {name: named.pop(name) for name in _ENCODING if name in named}
+    if recipe is not None:
+        if settings is not None:
+            raise TypeError("settings and recipe both say all: give one, and single ones by name")
+        settings = resolve(model.defaults, None, recipe_settings(recipe, model))
     resolved = resolve(model.defaults, settings, named)
     if resolved.template is None or prompts is not None or encoding:
         prompts = join(prompts, encoding)

@@ -34,6 +34,7 @@ SUMMARIES = {
     "doctor": "Looks at the machine, and at a checkpoint without loading it.",
     "advise": "Says where a decoding step is bound, and what cache, verifier and batch change.",
     "trace": "Replays a generation: which tokens each step committed, edited or masked again.",
+    "tune": "Searches the settings that cost least above a floor of accuracy.",
     "ablate": "Measures models, schedulers, caches and verifiers together and writes a report.",
 }
 _FUNCTIONS = {"eval": "evaluate"}  # others have the name of their command

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from typer import Option
 
 from dllm.cli import constrained, options
-from dllm.cli.loading import load_model, placed
+from dllm.cli.loading import Recipe, load_model, placed, with_recipe
 from dllm.cli.ranks import follow_if_asked
 from dllm.cli.rows import AtATime, choose_rows
 from dllm.cli.shown.alone import measure_runs
@@ -125,6 +125,7 @@ def evaluate(
     held: constrained.Held = True,
     settings: options.Set = None,
     config: options.Config = None,
+    recipe: Recipe = None,
     dtype: options.Dtype = None,
     adapter: options.Adapter = None,
     device: options.Device = None,
@@ -172,6 +173,7 @@ def evaluate(
         )
     entries = gather(lineup, scheduler or ()) if compared else []
     loaded = load_model(model, dtype, place, speed)
+    named = with_recipe(named, recipe, loaded, name)
     shared = options.collect(
         settings, max_new_tokens, block_length, temperature, seed, verifier=verifier, **given
     )

@@ -21,7 +21,7 @@ from dllm import cache as caches
 from dllm import schedulers
 from dllm.cli import constrained, options
 from dllm.cli.asked import STANDARD, Asked, read_asked
-from dllm.cli.loading import load_model, placed
+from dllm.cli.loading import Recipe, load_model, placed, with_recipe
 from dllm.cli.prompt_file import Job, answer
 from dllm.cli.ranks import follow_if_asked
 from dllm.cli.shown import Terminal, say
@@ -83,6 +83,7 @@ def generate(
     template: constrained.Laid = None,
     settings: options.Set = None,
     config: options.Config = None,
+    recipe: Recipe = None,
     dtype: options.Dtype = None,
     adapter: options.Adapter = None,
     device: options.Device = None,
@@ -125,7 +126,7 @@ def generate(
     parts: dict[str, Any] = {"scheduler": scheduler, "cache": cache, "verifier": verifier}
     parts |= {"batch_size": batch_size, "stop": tuple(stop or ()) or None, "n": samples, **held}
     flags = options.collect(settings, max_new_tokens, block_length, temperature, seed, **parts)
-    chosen = options.over(named, flags, loaded.defaults)
+    chosen = options.over(with_recipe(named, recipe, loaded), flags, loaded.defaults)
     warn_unknown_words(loaded, [one for one in asked if isinstance(one, str)])
     if given is not None:
         job = Job(loaded, chosen, chat_template)

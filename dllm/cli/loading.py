@@ -4,17 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from time import perf_counter
-from typing import Any
+from typing import Annotated, Any
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from typer import Option
 
 from dllm.cli.options import yaml_value
 from dllm.cli.ranks import end_when_lost
-from dllm.cli.shown import Terminal
+from dllm.cli.shown import Terminal, say
 from dllm.models.loading import load
 from dllm.models.loading.weights import parse_device
 from dllm.models.model import HostedModel
 from dllm.models.speed import AUTO
+from dllm.recipes import read_recipe
+
+Recipe = Annotated[
+    str | None,
+    Option(
+        help="Settings that `dllm tune` found: its recipe.json, or own, the checkpoint's; "
+        "options given here win over it.",
+        show_default="none",
+    ),
+]
+
+
+def with_recipe(
+    config: Mapping[str, Any], recipe: str | None, model: HostedModel, task: str | None = None
+) -> Mapping[str, Any]:
+    """Returns the settings of a file or of a recipe; warns of a task that the recipe is not of.
+
+    Raises ValueError for both, and for a recipe of another model.
+    """
+    if recipe is None:
+        return config
+    if config:
+        raise ValueError(f"--config and --recipe {recipe} both say all settings: give one of them")
+    found = read_recipe(recipe, model)
+    found.check(model)
+    if task is not None and task != found.task:
+        say(f"warning: --recipe {recipe} was found for the task {found.task!r}, not {task!r}")
+    return found.settings
 
 
 def load_model(

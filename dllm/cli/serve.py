@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from dllm.cli import options
-from dllm.cli.loading import load_model, placed
+from dllm.cli.loading import Recipe, load_model, placed, with_recipe
 from dllm.cli.ranks import follow_if_asked
 from dllm.cli.shown import say
 from dllm.compatible import check
@@ -64,6 +64,7 @@ def serve(
     temperature: options.Temperature = None,
     settings: options.Set = None,
     config: options.Config = None,
+    recipe: Recipe = None,
     dtype: options.Dtype = None,
     adapter: options.Adapter = None,
     device: options.Device = None,
@@ -95,6 +96,7 @@ def serve(
     listening = _listen(host, port)
     named = options.read_config(config)
     loaded = load_model(model, dtype, place, speed)
+    named = with_recipe(named, recipe, loaded)
     parts: dict[str, Any] = {"scheduler": scheduler, "cache": cache, "verifier": verifier}
     flags = options.collect(settings, max_new_tokens, block_length, temperature, None, **parts)
     base = options.over(named, flags, loaded.defaults)

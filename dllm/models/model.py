@@ -95,6 +95,7 @@ class HostedModel:
     config: Mapping[str, Any] = field(default_factory=dict)  # config.json
     supports_cache: bool = True
     revision: str | None = None  # commit of the hub's repository; None for a folder
+    recipe: Mapping[str, Any] | None = None  # recipe.json of its folder, for `generate(recipe=)`
     runner: Runner | None = None  # runs the network's passes (`dllm.speed_up`); None: itself
 
     @property

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from functools import lru_cache
@@ -16,17 +15,13 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
 
 import dllm
 from dllm.eval.run import digest_of
+from dllm.models.digest import digest, weights_digest
 from dllm.models.model import DenoisingModel
-from dllm.models.speed.linear import parts_of
-from dllm.models.transformer import Transformer
 from dllm.options import Count, Options
 from dllm.reading import parse_json
-
-_SAMPLED = 4096  # elements of a tensor that enter the digest of the weights
 
 
 @dataclass(frozen=True)
@@ -139,7 +134,7 @@ def environment_of(model: DenoisingModel) -> Environment:
     return Environment(
         weights=weights_digest(model),
         revision=getattr(model, "revision", None),
-        chat_template=None if template is None else _digest([str(template).encode()]),
+        chat_template=None if template is None else digest([str(template).encode()]),
         attention=_attention(model),
         device=device,
         threads=torch.get_num_threads(),
@@ -149,24 +144,6 @@ def environment_of(model: DenoisingModel) -> Environment:
         dllm=dllm.__version__,
         commit=commit(),
     )
-
-
-def weights_digest(model: DenoisingModel) -> str | None:
-    """Returns a digest that another training changes, in a moment for a model of any size.
-
-    Up to 4096 evenly spaced elements of each tensor with its name, shape and dtype; the same on
-    every device, since nothing is computed.
-    """
-    module = getattr(model, "network", None) or getattr(model, "module", None)
-    if not isinstance(module, nn.Module):
-        return None
-    parts: list[bytes] = []
-    weights: Iterable[tuple[str, Tensor]] = module.state_dict().items()
-    if isinstance(module, Transformer):
-        weights = parts_of(module, weights)  # joined projections are the same weights
-    for name, tensor in sorted(weights, key=lambda pair: pair[0]):
-        parts += [f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode(), _bytes(tensor)]
-    return _digest(parts)
 
 
 def checkpoint_digest(model: DenoisingModel) -> str:
@@ -186,19 +163,7 @@ def checkpoint_digest(model: DenoisingModel) -> str:
         str(getattr(tokenizer, "chat_template", None)),
         digest_of(type(model)),
     )
-    return _digest([repr(parts).encode("utf-8", "surrogatepass")])
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    flat = tensor.detach().flatten()
-    count, last = min(flat.numel(), _SAMPLED), max(flat.numel() - 1, 0)
-    sampled = torch.linspace(0, last, count, dtype=torch.float64).long()
-    sample = flat[sampled.to(flat.device)].cpu().contiguous()
-    return sample.view(torch.uint8).numpy().tobytes() if sample.numel() else b""
-
-
-def _digest(parts: Iterable[bytes]) -> str:
-    return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+    return digest([repr(parts).encode("utf-8", "surrogatepass")])
 
 
 def _attention(model: Any) -> str | None:

@@ -133,6 +133,7 @@ NEEDED = {
     "serve": ["--port", "0", *SMALL],
     "trace": ["rows.jsonl"],
     "train-filter": ["-o", "f.safetensors", "--task", "arithmetic", "--count", "10", *SMALL],
+    "tune": ["--budget", "1"],
     "verify": ["--limit", "1", *SMALL],
 }
 

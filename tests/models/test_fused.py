@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import dllm
-from dllm.eval.run.record import weights_digest
+from dllm.models.digest import weights_digest
 from dllm.models.speed import linear, parse_ways
 from dllm.models.speed.captured import Captured
 from dllm.models.speed.linear import fuse, parts_of

@@ -116,7 +116,7 @@ def load(  # noqa: PLR0913 one argument for each choice that loading leaves open
     chosen, name = named or checkpoint.dtype, checkpoint.name
     name += "" if adapter is None else f"+{os.fspath(adapter)}"
     parts = (network.to(chosen), spec, words, defaults, checkpoint.described)
-    model = HostedModel(name, *parts, revision=checkpoint.commit)
+    model = HostedModel(name, *parts, revision=checkpoint.commit, recipe=checkpoint.recipe)
     # Of several processes each cuts its part from the whole, on the CPU.
     devices = place(network, chosen, device_map or {"": "cpu" if tensor_parallel else where})
     fill = partial(_filled, model, weights, devices, progress, ways)

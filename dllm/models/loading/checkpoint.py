@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # start-up time: whoever has a tokenizer has imported it
 logger = logging.getLogger(__name__)
 
 GENERATION = "generation_config.json"
+RECIPE = "recipe.json"
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,12 @@ class Checkpoint:
     def commit(self) -> str | None:
         """Its commit in the hub's cache, which keeps each in a folder of its name."""
         return self.root.name if self.root.parent.name == "snapshots" else None
+
+    @property
+    def recipe(self) -> dict[str, Any] | None:
+        """What `dllm tune` found for it, None if nothing lies in its folder."""
+        path = self.folder / RECIPE
+        return read_json(path) if path.is_file() else None
 
     @property
     def elsewhere(self) -> Source:

@@ -21,12 +21,13 @@ from dllm.eval.report.tables import notes_of
 from dllm.eval.run import execute
 from dllm.eval.run import record as environment
 from dllm.eval.run.describe import label_of
-from dllm.eval.run.record import beside, environment_of, note, read_records, weights_digest
+from dllm.eval.run.record import beside, environment_of, note, read_records
 from dllm.eval.run.results import RefusedError, Result, append, read_results
 from dllm.eval.run.run import Run
 from dllm.eval.run.summary import full_record, summarise, totals_of
 from dllm.eval.tasks import TASKS
 from dllm.learn2pd import TINY
+from dllm.models.digest import weights_digest
 from dllm.settings import resolve
 from tests.support.runs import result
 

@@ -1,0 +1,1 @@
+"""The search for settings: which are raced, which leave, which are left."""
