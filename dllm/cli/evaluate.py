@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -26,6 +26,24 @@ from dllm.eval.run.vote import read_vote
 from dllm.eval.tasks import find_task
 from dllm.eval.tasks.task import Task, TaskOptions
 from dllm.infilling.refused import without_refused
+
+Vote = Annotated[
+    str | None,
+    Option(
+        "--vote",
+        help="Decode each problem in blocks of several lengths and count the most frequent answer "
+        "(HEX): block_length=8,16,32.",
+        show_default="none",
+    ),
+]
+HoleTokens = Annotated[
+    str | None,
+    Option(
+        help="cpp_infilling: tokens of each hole: a number, several to choose from (4,8,16), auto, "
+        "or cal.",
+        show_default="auto",
+    ),
+]
 
 
 def evaluate(
@@ -78,7 +96,7 @@ def evaluate(
         Option(help="Solved problems in each prompt.", show_default="the style's own number"),
     ] = None,
     run_code: options.RunCode = False,
-    hole_tokens: options.HoleTokens = None,
+    hole_tokens: HoleTokens = None,
     model: options.Model = "tiny",
     revision: options.Revision = None,
     scheduler: options.Schedulers = None,
@@ -93,7 +111,7 @@ def evaluate(
     cache: options.Caches = None,
     verifier: options.Verifier = None,
     limit: Annotated[int, Option(help="Problems of the held-out split.")] = 100,
-    vote: options.Vote = None,
+    vote: Vote = None,
     samples: Annotated[
         int, Option(help="Answers to each problem, for pass@k; above 1 with --temperature.")
     ] = 1,
@@ -198,8 +216,9 @@ def evaluate(
         ]
         compare(contenders, output, plot, as_json, fresh=fresh)
         return
-    runs = [run_of(*one) for one in product(scheduler or (None,), names, lengths or (None,))]
-    _check_runs(runs)
+    runs = _checked(
+        [run_of(*one) for one in product(scheduler or (None,), names, lengths or (None,))]
+    )
     measure_runs(
         runs,
         sampled(problems, samples, runs[0].settings),
@@ -211,10 +230,11 @@ def evaluate(
     )
 
 
-def _check_runs(runs: Sequence[Run]) -> None:
-    """Raises ValueError for parts that do not go together, before anything is measured."""
+def _checked(runs: list[Run]) -> list[Run]:
+    """Returns runs; raises ValueError for parts that do not go together, before any is measured."""
     for run in runs:
         check(run.model, run.settings)
+    return runs
 
 
 def _lengths(

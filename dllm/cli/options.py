@@ -101,15 +101,6 @@ Stop = Annotated[
     list[str] | None,
     Option(help="Text that ends an answer and is no part of it; repeatable.", show_default="none"),
 ]
-Vote = Annotated[
-    str | None,
-    Option(
-        "--vote",
-        help="Decode each problem in blocks of several lengths and count the most frequent answer "
-        "(HEX): block_length=8,16,32.",
-        show_default="none",
-    ),
-]
 Answers = Annotated[
     int | None,
     Option("--samples", min=1, max=2**10, help="Answers to each prompt.", show_default="1"),
@@ -138,14 +129,6 @@ Examples = Annotated[
 ]
 RunCode = Annotated[
     bool, Option("--run-code", help="Run model-written code, in a sandbox, to score it.")
-]
-HoleTokens = Annotated[
-    str | None,
-    Option(
-        help="cpp_infilling: tokens of each hole: a number, several to choose from (4,8,16), auto, "
-        "or cal.",
-        show_default="auto",
-    ),
 ]
 Prompts = Annotated[
     Path | None,

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import dllm
-from dllm.eval.run.record import weights_digest
 from dllm.models.config import CheckpointError
+from dllm.models.digest import weights_digest
 from dllm.models.loading.empty import empty_network
 from dllm.models.loading.room import Room
 from dllm.models.speed import linear, parse_ways
