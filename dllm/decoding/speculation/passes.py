@@ -199,8 +199,9 @@ def _same(
     same = torch.ones_like(commit[:, 0])
     for factor in (1 - guard, 1 + guard):
         raw = None if candidates.raw is None else candidates.raw * factor
-        logits = candidates.logits * (factor / candidates.heat)
-        # What a kernel measured is of the logits as they were.
+        # What a kernel measured is of the logits as they were, in whatever dtype.
+        own = candidates.logits if candidates.measured is None else candidates.logits.float()
+        logits = own * (factor / candidates.heat)
         moved = replace(candidates, logits=logits, raw=raw, measured=None, heat=1.0)
         same = same & (scheduler.decide(moved, view).commit == commit).all(1)
     return same
