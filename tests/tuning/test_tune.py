@@ -99,12 +99,12 @@ def test_a_search_that_was_killed_decides_the_same(tmp_path: Path) -> None:
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert begin(whole).wait() == 0
-    for files in (3, 9):
+    for files in (3, 6):
         one = begin(killed)
         while len(list(killed.glob("runs/*.jsonl"))) < files and one.poll() is None:
             time.sleep(0.02)
         one.send_signal(signal.SIGKILL)
-        one.wait()
+        assert one.wait() == -signal.SIGKILL
         assert not (killed / "recipe.json").exists()
     assert begin(killed).wait() == 0
     assert (killed / "recipe.json").read_text() == (whole / "recipe.json").read_text()
