@@ -172,17 +172,12 @@ def _batch(
 def _check_observed(model: DenoisingModel, settings: Settings) -> None:
     """Raises ValueError for what an observer of passes would not see."""
     if isinstance(model, DiffusionGemma):
-        raise ValueError(
-            f"passes of {model.name!r} keep the text by themselves, and are not observed: compare "
-            "its outputs instead"
-        )
+        own = f"passes of {model.name!r} keep the text by themselves, and are not observed"
+        raise ValueError(f"{own}: compare its outputs instead")
     if settings.verifier is not None:
         raise ValueError("passes that verify drafts are not observed: leave the verifier out")
-    usual = Settings()
-    rules = (
-        *("min_new_tokens", "repetition_penalty", "logits_processors", "constraint", "template"),
-    )
-    if any(getattr(settings, rule) != getattr(usual, rule) for rule in rules):
+    rules = ("min_new_tokens", "repetition_penalty", "logits_processors", "constraint", "template")
+    if any(getattr(settings, rule) != getattr(Settings, rule) for rule in rules):
         raise ValueError(
             f"passes are observed with the model's own logits: leave {', '.join(rules)} out"
         )

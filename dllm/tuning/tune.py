@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import dllm
+from dllm.eval.run import stable
 from dllm.eval.run.record import checkpoint_digest
 from dllm.eval.run.results import Result
 from dllm.eval.run.run import Run
@@ -70,7 +71,7 @@ class Question:
             "checkpoint": checkpoint_digest(self.model),
             "task": self.task.name,
             "problems": [digest_of(parts.tuning), digest_of(parts.unseen)],
-            "fixed": json.loads(json.dumps(dict(self.fixed), default=str)),
+            "fixed": stable(dict(self.fixed)),
             "cost": self.cost,
             "floor": str(self.floor),
             "budget": self.budget,

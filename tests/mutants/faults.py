@@ -954,7 +954,12 @@ FAULTS = [
     ),
     *in_file(
         "constraints/known.py",
-        ("one-way-alone", "np.bitwise_or.reduceat", "np.bitwise_and.reduceat", f"{SETS} {HELD}"),
+        (
+            "one-way-alone",
+            "bundles = np.bitwise_or.reduceat",
+            "bundles = np.bitwise_and.reduceat",
+            f"{SETS} {HELD}",
+        ),
         ("words-too-narrow", "8 * size >= len(sets)", "16 * size >= len(sets)", SETS),
     ),
     *in_file(
@@ -1004,7 +1009,12 @@ FAULTS = [
     ),
     *in_file(
         "constraints/bound.py",
-        ("what-may-not-come-is-few", "classes == few", "classes != few", f"{SETS} {HELD}"),
+        (
+            "what-may-not-come-is-added",
+            "(classes & ~base, base & ~classes)",
+            "(base & ~classes, classes & ~base)",
+            SETS,
+        ),
     ),
     *in_file(
         "dllm/state/softmax.py",

@@ -16,7 +16,7 @@ ROW = {"prompt_tokens": 9, "valid_tokens": 5, "raw_tokens": 5, "forwards": 2, "r
 class Answered:
     """A generation whose only step has finished all rows, with these texts."""
 
-    meter = SimpleNamespace(probing=0.0, tokens_fed=1, rows_fed=2, flops=0)
+    meter = SimpleNamespace(probing=0.0, tokens_fed=1, tokens_needed=1, rows_fed=2, flops=0)
 
     def __init__(self, texts: list[str]) -> None:
         self.texts = texts
@@ -27,7 +27,7 @@ class Answered:
 
     def rows(self, prompts: list[int]) -> Any:
         rows = [SimpleNamespace(finish_reason="eos", **ROW) for _ in prompts]
-        metrics = SimpleNamespace(rows=rows, flops=None, peak_memory_bytes=None)
+        metrics = SimpleNamespace(rows=rows, flops=None, tokens_needed=None, peak_memory_bytes=None)
         return SimpleNamespace(texts=[self.texts[prompt] for prompt in prompts], metrics=metrics)
 
 
