@@ -15,6 +15,13 @@ import dllm
 from dllm.models.parallel import Leading, follow
 
 PROMPTS = [[5, 6, 7, 8, 9], [6, 7, 8]]
+# Rows whose seats come and go, in the stores of both processes.
+LIST = [[5, 6, 7, 8, 9, 10][: 2 + number % 5] for number in range(20)]
+LISTED: tuple[dict[str, Any], ...] = (
+    {"scheduler": "threshold:0.5", "cache": "prefix"},
+    {"scheduler": "threshold:0.5", "cache": "dual"},
+    {"cache": "block_causal"},
+)
 WAYS: tuple[dict[str, Any], ...] = (
     {},
     {"temperature": 0.7},
@@ -36,13 +43,13 @@ def compare(folder: str) -> dict[str, Any] | None:
     whole = dllm.load(folder, dtype="float64", speed=None)
     options: dict[str, Any] = {"max_new_tokens": 16, "seed": 1}
     ran, other = [], []
-    for way in WAYS:
+    for prompts, way in [*((PROMPTS, way) for way in WAYS), *((LIST, way) for way in LISTED)]:
         try:
-            expected = dllm.generate(whole, PROMPTS, **options, **way)
+            expected = dllm.generate(whole, prompts, **options, **way)
         except ValueError:  # not with this network
             continue
         ran.append(way)
-        if dllm.generate(model, PROMPTS, **options, **way).sequences != expected.sequences:
+        if dllm.generate(model, prompts, **options, **way).sequences != expected.sequences:
             other.append(way)
     tokens = torch.arange(24).view(2, 12) + 3
     with torch.inference_mode():
