@@ -46,6 +46,7 @@ class Needs:
     num_variants: int = 1  # rows of a forward pass for each row of the batch
     shortens: bool = False  # cuts rows off
     whole_block: bool = False  # logits of the window's committed columns too
+    committed: bool = False  # logits of committed columns too, where a pass feeds them anyway
     distributions: bool = False  # reads `Candidates.logits` of all columns, by their place
     some_distributions: bool = False  # reads those of the columns in `Candidates.places`
     room: int = 0  # tokens that a row's gap may grow to; 0: rows keep their length

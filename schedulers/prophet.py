@@ -72,7 +72,7 @@ class Prophet(Wrapper):
 
     def own_needs(self, num_slots: int, block_length: int) -> Needs:
         # Only the masks that are left have no committed column among them.
-        return Needs(whole_row=True, whole_block=self.region != "rest")
+        return Needs(whole_row=True, committed=self.region != "rest")
 
     def token_ids(self) -> dict[str, tuple[int, ...]]:
         return {"marker": self.marker, **super().token_ids()}

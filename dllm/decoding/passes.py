@@ -218,7 +218,7 @@ class PlainPasses:
 
 def can_narrow(needs: Needs, layout: Layout, device: torch.device) -> bool:
     """Whether logits of masked columns alone serve a scheduler, and computing no others pays."""
-    wide = needs.whole_block or needs.distributions
+    wide = needs.whole_block or needs.committed or needs.distributions
     few = device.type == "cuda" and layout.num_rows * layout.window_length <= WEIGHT_BOUND
     return not (wide or needs.shadow or needs.num_variants > 1 or few)
 

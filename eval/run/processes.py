@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import glob
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -89,6 +90,11 @@ class Processes:
             meeting.wait()
 
 
+def _part() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 @contextmanager
 def _lost() -> Iterator[None]:
     try:
@@ -111,6 +117,9 @@ def find_processes() -> Processes:
         )
     if not distributed.is_initialized():
         distributed.init_process_group("gloo", timeout=_TO_START)
+        # Its threads must be over before the interpreter is: else, now and then, the process is
+        # aborted ("terminate called without an active exception") after all of its work.
+        atexit.register(_part)
     group = distributed.new_group(backend="gloo", timeout=_TO_FINISH)
     return Processes(int(rank), count, int(os.environ.get("LOCAL_RANK", rank)), group)
 

@@ -135,7 +135,7 @@ def test_noise_of_ones_own_is_drawn_operation_by_operation(monkeypatch: pytest.M
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="makes its tensors on the CPU")
 @pytest.mark.few(2)
 @pytest.mark.parametrize("confidence", ["raw", "tempered"])
-@pytest.mark.parametrize("scheduler", ["fixed_quota", "threshold:0.4", "klass"])
+@pytest.mark.parametrize("scheduler", ["fixed_quota", "threshold:0.4", "localleap"])
 def test_generations_at_a_temperature(
     scheduler: str, confidence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
