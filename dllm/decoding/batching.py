@@ -122,6 +122,8 @@ class ContinuousBatch:
         """Returns how many of those that wait can enter now."""
         if self.room is None:
             return min(sum(progress.finished), len(self.waiting))
+        if not (self.waiting and any(progress.finished)):  # as in most steps
+            return 0
         lengths = self.canvas.layout.lengths
         seated = zip(self.prompt_ids, progress.finished, strict=True)
         under_way = [lengths[prompt] for prompt, done in seated if not done]
