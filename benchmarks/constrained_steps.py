@@ -21,10 +21,10 @@ _PARTS = {"sets": Constrained, "held": Sets, "settle": Sets}
 
 
 def of_steps(constraint: Constraint, tokenizer: Any, size: int) -> dict[str, dict[str, float]]:
-    """Returns milliseconds of CPU of the first step of a block, and of a later one, by part.
+    """Returns milliseconds of CPU of a step, of the first one of a block, and of a later one.
 
-    The medians of a decoding of one row with logits drawn once, in blocks of 32, two commits a
-    step.
+    In all and by part: the mean of all steps, and the medians of both kinds, of a decoding of one
+    row with logits drawn once, in blocks of 32, two commits a step.
     """
     running = dllm.stream(
         dllm.wrap(_drawn(size), vocab_size=size, tokenizer=tokenizer),
@@ -36,18 +36,24 @@ def of_steps(constraint: Constraint, tokenizer: Any, size: int) -> dict[str, dic
         steps=STEPS,
         at_eos="ignore",
     )
-    begun, found = -1, {"first": [], "later": []}  # type: ignore[var-annotated]
+    begun = -1
+    found: dict[str, list[dict[str, float]]] = {"first": [], "later": []}
     with _timed() as taken:
         for event in running:
             start = int(event.columns[0, 0])
             found["later" if start == begun else "first"].append(dict(taken))
             begun = start
             taken.update(dict.fromkeys(taken, 0.0))
-    return {
-        moment: {"all": statistics.median(sum(one.values()) for one in steps)}
-        | {part: statistics.median(one[part] for one in steps) for part in _PARTS}
-        for moment, steps in found.items()
-    }
+    medians = {moment: _over(steps, statistics.median) for moment, steps in found.items()}
+    return {"mean": _over([*found["first"], *found["later"]], statistics.mean)} | medians
+
+
+def _over(
+    steps: list[dict[str, float]], typical: Callable[[list[float]], float]
+) -> dict[str, float]:
+    """Returns what is typical of some steps, in all and by part."""
+    whole = {"all": typical([sum(one.values()) for one in steps])}
+    return whole | {part: typical([one[part] for one in steps]) for part in _PARTS}
 
 
 def _drawn(size: int) -> Callable[[Tensor], Tensor]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from itertools import count
 from threading import Lock
 from typing import Any
@@ -47,8 +48,29 @@ class Bound:
             into[self.barred] = -np.inf
 
 
-_KEPT: OrderedDict[tuple[int, bytes], Bound] = OrderedDict()  # the last asked for at the end
-_LOCK = Lock()  # of these: calls in several threads ask
+@dataclass
+class Kept:
+    """The bounds of all languages that were asked for last, up to `_MOST` bytes."""
+
+    bounds: OrderedDict[tuple[int, bytes], Bound] = field(default_factory=OrderedDict)
+    num_bytes: int = 0
+    lock: Lock = field(default_factory=Lock)  # calls in several threads ask
+
+    def of(self, key: tuple[int, bytes], made: Callable[[], Bound]) -> Bound:
+        """Returns the bound under a key, which is made where there is none."""
+        with self.lock:
+            found = self.bounds.get(key)
+            if found is None:
+                found = self.bounds[key] = made()
+                self.num_bytes += found.num_bytes
+                while self.num_bytes > _MOST and len(self.bounds) > 1:
+                    self.num_bytes -= self.bounds.popitem(last=False)[1].num_bytes
+            else:
+                self.bounds.move_to_end(key)
+        return found
+
+
+_KEPT = Kept()
 
 
 class Bounds:
@@ -64,14 +86,7 @@ class Bounds:
     def of(self, classes: bytes) -> Bound:
         """Returns the bound of the tokens of some classes, (K,) bool as bytes."""
         key = self._number, classes
-        with _LOCK:
-            found = _KEPT.get(key)
-            if found is None:
-                found = _KEPT[key] = self._made(np.frombuffer(classes, np.bool_))
-                while sum(one.num_bytes for one in _KEPT.values()) > _MOST and len(_KEPT) > 1:
-                    _KEPT.popitem(last=False)
-            _KEPT.move_to_end(key)
-        return found
+        return _KEPT.of(key, lambda: self._made(np.frombuffer(classes, np.bool_)))
 
     def _made(self, classes: NDArray[np.bool_]) -> Bound:
         allowed, barred = self._sizes[classes].sum(), self._sizes[~classes].sum()

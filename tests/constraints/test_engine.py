@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 import numpy as np
 import pytest
 import torch
 
-from dllm.constraints.bound import Bounds
+from dllm.constraints.bound import Bounds, Kept
 from dllm.constraints.engine import Tables
 from dllm.constraints.host import Host
 from dllm.constraints.known import known_of
@@ -57,7 +55,7 @@ def test_a_host_holds_logits_as_a_device_does(
     """By the tokens that are few, or by a bound of each; in place where that is allowed."""
     monkeypatch.setattr("dllm.constraints.bound._FEW", few)
     monkeypatch.setattr("dllm.constraints.bound._FEW_BARRED", few)
-    monkeypatch.setattr("dllm.constraints.bound._KEPT", OrderedDict())
+    monkeypatch.setattr("dllm.constraints.bound._KEPT", Kept())
     for seed in range(8):
         one = random_case(seed)
         given = (one.tables.first, one.tokens, one.columns, one.masked)
@@ -122,7 +120,7 @@ def test_a_language_is_known_once_for_all_rows_and_calls() -> None:
 
 def test_bounds_of_all_languages_share_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last one asked for stays, and what was dropped is made again."""
-    monkeypatch.setattr("dllm.constraints.bound._KEPT", OrderedDict())
+    monkeypatch.setattr("dllm.constraints.bound._KEPT", Kept())
     monkeypatch.setattr("dllm.constraints.bound._MOST", 100)
     members = [np.arange(8), np.arange(8, 24)]
     one, other = Bounds(members), Bounds(members)
