@@ -11,6 +11,7 @@ import torch
 from dllm.kernels.statistics import rows_at
 from dllm.options import Amount, Probability, Range
 from dllm.schedulers.base import Candidates, Decision, Needs, Scheduler, Setup, State, View
+from dllm.state.softmax import exponential_
 
 _TINY = 1e-12  # the least probability that a logarithm is taken of
 
@@ -58,7 +59,7 @@ class Klass(Scheduler):
         slot = torch.where(known & (view.offset >= 0) & (view.offset < other), view.offset, other)
         slot = slot if candidates.places is None else slot.gather(1, candidates.places)
         now = candidates.log_probabilities().clamp_(min=math.log(_TINY))
-        moved = (now - rows_at(before, slot)).mul_(now.exp()).sum(-1)
+        moved = (now - rows_at(before, slot)).mul_(exponential_(now.clone())).sum(-1)
         # What this pass did not compute may have moved unseen, and is not stable for a while.
         moved = candidates.spread(moved, torch.inf).masked_fill(~known, torch.inf)
         divergence = torch.cat([view.state["divergence"][..., 1:], moved[..., None]], -1)

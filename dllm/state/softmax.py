@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from dllm.kernels import statistics as kernel
 
+_LOG2_E = math.log2(math.e)
 IMPOSSIBLE = -1e4  # nats; finite, so that it times 0 is 0
 _MANY = 4096  # tokens of a vocabulary from which on chunks pay
 
@@ -23,7 +26,7 @@ def without(logits: Tensor, token_ids: tuple[int, ...]) -> Tensor:
 
 def total_weight(logits: Tensor, largest: Tensor) -> Tensor:
     """Returns the sum of exp(logit - largest) of logits (..., V), (...) float64."""
-    return _summed((logits - largest[..., None]).exp_())
+    return _summed(exponential_(logits - largest[..., None]))
 
 
 def entropy_of(logits: Tensor, largest: Tensor, total: Tensor) -> Tensor:
@@ -33,12 +36,12 @@ def entropy_of(logits: Tensor, largest: Tensor, total: Tensor) -> Tensor:
     is at 0, keeps its small entropy; and without a logarithm for each token.
     """
     below = (logits - largest[..., None]).clamp_(min=IMPOSSIBLE)
-    return total.log() - _summed(below.exp().mul_(below)) / total
+    return total.log() - _summed(exponential_(below.clone()).mul_(below)) / total
 
 
 def softmax(logits: Tensor) -> Tensor:
     """Returns the probabilities of logits (..., V), in their dtype and to a few ulps."""
-    weight = (logits - logits.amax(-1, keepdim=True)).exp_()
+    weight = exponential_(logits - logits.amax(-1, keepdim=True))
     return weight.div_(_summed(weight)[..., None].to(weight.dtype))
 
 
@@ -67,3 +70,14 @@ def _summed(values: Tensor) -> Tensor:
     """
     exact = values.dtype == torch.float64 or not _is_long(values)
     return values.sum(-1, dtype=torch.float64) if exact else kernel.summed(values)
+
+
+def exponential_(values: Tensor) -> Tensor:
+    """Replaces long values (..., V) by their exponentials, to a few ulps, and returns them.
+
+    A CPU raises 2 to a float32 power up to four times faster than e. The rounding of the exponent
+    is below the least probability that counts: of a sum of exponentials it moves the last bit.
+    """
+    if values.dtype == torch.float64 or not _is_long(values):
+        return values.exp_()
+    return values.mul_(_LOG2_E).exp2_()

@@ -74,6 +74,19 @@ def test_entropy_of_sure_and_of_even_distributions() -> None:
         assert (found >= 0).all()
 
 
+@pytest.mark.parametrize("scale", [0.5, 3, 20, 80])
+@pytest.mark.parametrize("size", [500, 4096, 20_011])
+def test_confidence_is_that_of_float64_to_a_few_ulps(size: int, scale: float) -> None:
+    """However sure the model is, and however the exponentials of a row are computed."""
+    logits = scale * torch.randn(2, 5, size, generator=torch.Generator().manual_seed(size))
+    logits[0, 1, 7], logits[0, 2] = logits[0, 1].max() + 17, 0  # nearly certain; even
+    exact = logits.double().softmax(-1)
+    found = Candidates(logits, logits.argmax(-1))
+    expected = exact.amax(-1).float()
+    torch.testing.assert_close(found.confidence, expected, rtol=4 * 2**-23, atol=0)
+    torch.testing.assert_close(found.probabilities(), exact.float(), rtol=2e-5, atol=1e-9)
+
+
 def test_best_is_the_first_of_the_ranks() -> None:
     torch.manual_seed(0)
     for _ in range(50):
