@@ -164,7 +164,7 @@ def test_an_unknown_shape_is_refused() -> None:
 def test_widened_products_beside_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("benchmarks.widened.SHAPE", SHAPES["tiny"])
+    monkeypatch.setattr("benchmarks.widened.SMALL", SHAPES["tiny"])
     monkeypatch.setattr(sys, "argv", ["widened.py"])
     found = {}
     for mode in ("--rows", "--repeats"):

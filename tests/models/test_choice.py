@@ -14,8 +14,8 @@ from dllm.models.loading.empty import empty_network
 from dllm.models.speed import choice as speed_choice
 from dllm.models.speed import ways_of
 from dllm.models.speed.choice import PAYS, SMALL, Subject, choose, subject_of, try_packed
-from dllm.models.speed.linear import PackedLinear
 from dllm.models.speed.machine import Machine, machine_of
+from dllm.models.speed.packed import PackedLinear
 from tests.support import GOLDEN
 from tests.support.models import golden_model
 

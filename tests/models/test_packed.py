@@ -12,8 +12,8 @@ from torch import nn
 
 import dllm
 from benchmarks.shapes import random_model
-from dllm.models.speed import linear as packing
-from dllm.models.speed.linear import PackedLinear, pack
+from dllm.models.speed import packed as packing
+from dllm.models.speed.packed import PackedLinear, pack
 from tests.support.models import golden_model, random_prompts
 
 BFLOAT16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -18,10 +18,12 @@ from tests.support.models import golden_model
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("part", [4, 4 * 48, 4 * 48 * 7, 2**20])
 @pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("by_onednn", [False, True])
 def test_a_product_worked_in_float32(
-    dtype: torch.dtype, part: int, bias: bool, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, part: int, bias: bool, by_onednn: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(widened, "PART", part)
+    monkeypatch.setattr(widened, "prefers_onednn", lambda: by_onednn)
     torch.manual_seed(0)
     linear = nn.Linear(48, 80, bias=bias).to(dtype).requires_grad_(False)
     x = torch.randn(2, 9, 48).to(dtype)

@@ -1219,7 +1219,7 @@ FAULTS = [
         ),
     ),
     *in_file(
-        "dllm/models/speed/linear.py",
+        "dllm/models/speed/packed.py",
         (
             "slower-library",
             "min(taken[0]) >= _CLEARLY * min(taken[1])",

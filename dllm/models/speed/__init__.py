@@ -17,14 +17,13 @@ from dllm.models.speed.captured import Captured, CudaRecorder
 from dllm.models.speed.compiled import Compiled
 from dllm.models.speed.linear import (
     check_narrow,
-    check_pack,
     fuse,
     fuse_layer,
     is_narrow,
     narrow,
     narrow_layer,
-    pack,
 )
+from dllm.models.speed.packed import check_pack, pack
 from dllm.models.speed.rounded import parse_rounding, rounding_of
 from dllm.models.speed.widened import check_widen, widen
 from dllm.registry import nearest

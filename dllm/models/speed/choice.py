@@ -17,8 +17,9 @@ from torch.nn import functional as F
 
 from dllm.models.config import printable
 from dllm.models.memory import readable
-from dllm.models.speed.linear import PackedLinear, is_narrow
+from dllm.models.speed.linear import is_narrow
 from dllm.models.speed.machine import Machine
+from dllm.models.speed.packed import PackedLinear
 from dllm.models.transformer import Transformer
 
 _LOG = logging.getLogger(__name__)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dllm.models.speed.packed import prefers_onednn
+
 # Bytes of float32 weights at a time: what a processor's last cache holds beside all else.
 PART = 4 * 2**20
 
@@ -54,8 +56,16 @@ def widened_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         wide = memory[: narrow.numel()].view_as(narrow)
         wide.copy_(narrow)
         own = None if bias is None else bias[start : start + part].float()
-        out[:, start : start + part] = F.linear(rows, wide, own)
+        out[:, start : start + part] = _product(rows, wide, own)
     return out.view(*x.shape[:-1], weight.shape[0])
+
+
+def _product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Returns float32 rows (n, in) times a weight (out, in), by the library that is faster here."""
+    if prefers_onednn():
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+        return product
+    return F.linear(rows, weight, bias)
 
 
 class _Buffer(threading.local):
