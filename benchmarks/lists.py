@@ -14,6 +14,7 @@ import statistics
 from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any
+from unittest import mock
 
 import torch
 import typer
@@ -21,6 +22,7 @@ import typer
 import dllm
 from benchmarks.machine import machine, rounds, write
 from benchmarks.options import Output, Repeats, Threads
+from dllm.decoding import seats
 from dllm.eval.tasks import find_task
 
 LADDER = (4, 8, 16, 32, 64, 128)
@@ -78,7 +80,11 @@ def measured(
     last: dict[int | None, dllm.GenerationOutput] = {}
 
     def work(size: int | None) -> None:
-        last[size] = dllm.generate(model, list(prompts), cache=cache, batch_size=size, seed=SEED)
+        rows = len(prompts) if size == len(prompts) else seats.FEW
+        with mock.patch.object(seats, "FEW", rows):  # few prompts are one batch: here all of them
+            last[size] = dllm.generate(
+                model, list(prompts), cache=cache, batch_size=size, seed=SEED
+            )
 
     works = [partial(work, size) for size in sizes]
     taken = rounds(works, repeats, model.device)

@@ -8,7 +8,7 @@ from functools import partial
 
 from dllm.cache import Cache
 from dllm.compatible import check, check_verifier
-from dllm.decoding.batching import ContinuousBatch, OpenBatch, Opening, continuous_batch
+from dllm.decoding.batching import ContinuousBatch, OpenBatch, Opening
 from dllm.decoding.comparing import ComparingPasses
 from dllm.decoding.languages.asked import Asked, languages_of
 from dllm.decoding.languages.held import HeldRows
@@ -17,7 +17,7 @@ from dllm.decoding.loop import DenoisingLoop
 from dllm.decoding.memory_limits import Demand
 from dllm.decoding.passes import Observer, Passes, PlainPasses, Step, can_narrow
 from dllm.decoding.prompt_memory import PromptMemory, SeatMemory
-from dllm.decoding.seats import chosen_batch
+from dllm.decoding.seats import Seating, chosen_batch
 from dllm.decoding.shadow import ShadowPasses
 from dllm.decoding.speculation.passes import VerifiedPasses
 from dllm.decoding.speculation.verifiers import Verifier
@@ -50,6 +50,7 @@ class Beside:
     observer: Observer | None = None  # sees every pass
     toll: Toll | None = None  # measures what languages cost
     opening: Opening | None = None  # lets further rows in, of the same number of slots
+    bound: int | None = None  # rows decoded at a time, of a list that nobody watches
 
 
 def loop_of(
@@ -73,9 +74,14 @@ def loop_of(
     verifier = None if settings.verifier is None else check_verifier(settings, scheduler, cache)
     demand = _demand(parts, model, canvas, verifier)
     # Guidance and the uniform process keep tensors of their own for the rows that they began with.
-    elastic = settings.guidance_scale == 0 and not isinstance(model, DiffusionGemma)
-    choose = partial(chosen_batch, cache=cache, demand=demand, elastic=elastic)
-    batch = _batch(canvas, noise, settings.batch_size, beside, choose)
+    seating = Seating(
+        bound=beside.bound or settings.batch_size,
+        continuous=settings.batch_size is not None,
+        elastic=settings.guidance_scale == 0 and not isinstance(model, DiffusionGemma),
+        watched=beside.bound is None,
+    )
+    choose = partial(chosen_batch, cache=cache, demand=demand, seating=seating)
+    batch = _batch(canvas, noise, seating.bound, beside, choose)
     if batch is not None:
         canvas, noise = batch.canvas, batch.noise
     if isinstance(batch, OpenBatch) and PromptMemory.suits(model, cache, settings.guidance_scale):
@@ -153,7 +159,7 @@ def _demand(
 def _batch(
     canvas: Canvas,
     noise: Noise,
-    num_seats: int | None,
+    bound: int | None,
     beside: Beside,
     choose: Callable[[Canvas, CounterNoise], ContinuousBatch | None],
 ) -> ContinuousBatch | OpenBatch | None:
@@ -161,12 +167,10 @@ def _batch(
     if beside.opening is not None:
         assert isinstance(noise, CounterNoise)  # others cannot tell rows apart that enter
         return OpenBatch(canvas, noise, beside.opening.take, list(range(canvas.layout.num_rows)))
-    if num_seats is None:  # one is chosen, where it is right that prompts wait
-        alone = beside.memory is None and beside.observer is None
-        return choose(canvas, noise) if alone and isinstance(noise, CounterNoise) else None
-    if num_seats >= canvas.layout.num_rows:
-        return None
-    return continuous_batch(canvas, num_seats, _check_waiting(canvas, noise, num_seats, beside))
+    if bound is not None and bound < canvas.layout.num_rows:
+        return choose(canvas, _check_waiting(canvas, noise, bound, beside))
+    alone = beside.memory is None and beside.observer is None  # it is right that prompts wait
+    return choose(canvas, noise) if alone and isinstance(noise, CounterNoise) else None
 
 
 def _check_observed(model: DenoisingModel, settings: Settings) -> None:

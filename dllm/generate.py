@@ -202,6 +202,7 @@ class Stream:
         memory: PromptMemory | None = None,
         observer: Observer | None = None,
         toll: Toll | None = None,
+        bound: int | None = None,
     ) -> None:
         rows = rows_of(model, prompts, settings)
         self.model, self.meter = model, Meter(model.device)
@@ -209,7 +210,8 @@ class Stream:
         if any(row.laid is not None and row.laid.probed for row in rows):
             like, alone = canvas_like(model, rows, settings), Forward(model, None, self.meter)
             rows, probed = choose_lengths(rows, like, alone)
-        loop, self.canvas = loop_of(model, rows, settings, Beside(memory, observer, toll))
+        beside = Beside(memory, observer, toll, bound=bound)
+        loop, self.canvas = loop_of(model, rows, settings, beside)
         self.batch = loop.batch if isinstance(loop.batch, ContinuousBatch) else None
         self.scheduler, self.cache, self.stop = loop.scheduler, loop.cache, loop.stop
         self._changes: dict[int, list[Write]] = {}  # of a method that revises, by prompt

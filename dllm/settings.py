@@ -120,7 +120,7 @@ class Settings(Options):
     top_p: Annotated[float, Range(0, 1, above=True)] | None = None
     top_k: Annotated[int, Range(1, 2**31 - 1)] | None = None
     confidence: ConfidenceSource | None = None  # None: what the scheduler's authors read
-    batch_size: Count | None = None  # rows decoded at a time, None: by memory and shape
+    batch_size: Count | None = None  # rows at a time, at most; None: by memory and shape
     seed: Seed | list[Seed] | None = None  # an int: row b draws from seed + b; a list: one a row
     generator: torch.Generator | list[torch.Generator] | None = None  # draws the seeds
     noise: Noise | None = None  # replaces the seeded noise altogether

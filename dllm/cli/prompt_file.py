@@ -20,11 +20,11 @@ from dllm.cli.shown.measured import progress
 from dllm.eval.run.describe import Setup, name_of
 from dllm.eval.run.results import append_lines, mend, writing
 from dllm.eval.tasks.task import Task
-from dllm.generate import Stream, stream
+from dllm.generate import Stream
 from dllm.infilling.rows import rows_of
 from dllm.models.model import DenoisingModel
 from dllm.reading import parse_json
-from dllm.settings import PARTS, Settings
+from dllm.settings import Settings
 
 ROWS = 16  # decoded at a time unless --batch-size says otherwise
 _TOGETHER = 1024  # prompts of one call, so that what is kept of all of them stays small
@@ -66,27 +66,25 @@ class Job:
     def rows(self, asked: Sequence[Asked]) -> Iterator[list[dict[str, Any]]]:
         """Yields the lines of the prompts that one step finished, shortest prompts first."""
         described = self.describe()
-        common, size = (name_of(described), described), self.settings.batch_size or ROWS
+        common = (name_of(described), described)
         left = sorted(asked, key=lambda one: len(str(one.prompt)))
-        even = PARTS["cache"].create(self.settings.cache).even
-        count = _TOGETHER if even or self.settings.batch_size else size
-        for start in range(0, len(left), count):
-            part = dict(enumerate(left[start : start + count]))
-            running = self._stream(list(part.values()), size)
+        for start in range(0, len(left), _TOGETHER):
+            part = dict(enumerate(left[start : start + _TOGETHER]))
+            running = self._stream(list(part.values()))
             for event in running:
                 if event.finished:
                     yield _written({n: part.pop(n) for n in event.finished}, running, common)
             if part:  # they had nothing to fill, so no step finished them
                 yield _written(part, running, common)
 
-    def _stream(self, asked: Sequence[Asked], size: int) -> Stream:
+    def _stream(self, asked: Sequence[Asked]) -> Stream:
         seed = self.settings.seed
         several, seeds = self.settings.n, None
         if isinstance(seed, int):
             seeds = [seed + (one.number - 1) * several + (one.sample or 0) for one in asked]
         prompts = [prompt for one in asked for prompt in self._input(one)]
-        once = replace(self._of(asked), seed=seeds, batch_size=size, n=1)
-        return stream(self.model, prompts, once)
+        once = replace(self._of(asked), seed=seeds, n=1)
+        return Stream(self.model, prompts, once, bound=self.settings.batch_size or ROWS)
 
     def _of(self, asked: Sequence[Asked]) -> Settings:
         """Returns the settings of some prompts, which are not in the file's order."""

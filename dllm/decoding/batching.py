@@ -67,6 +67,7 @@ class ContinuousBatch:
     _first: RowFigures | None = None  # of each row before its first step
     _store: KVStore | None = None
     _every: int = 1  # rows of the store for each row
+    _taken: bool = False  # seats were taken away since it was last seen who can enter
 
     @property
     def prompts(self) -> tuple[int, ...]:
@@ -94,7 +95,7 @@ class ContinuousBatch:
         """Fills the seats of finished rows; returns the new progress and the seats (n,), if any."""
         count = 0 if self.together and progress.unfinished else self._num_entering(progress)
         if not count:
-            return self.leave(progress), None
+            return self._left(progress), None
         self.save()
         entering = [self.waiting.popleft() for _ in range(count)]
         if self.room is not None:
@@ -112,6 +113,12 @@ class ContinuousBatch:
 
     def leave(self, progress: Progress) -> Progress:
         """Takes the seats of finished rows away, if they are not few and some row goes on."""
+        left = self._left(progress)
+        self._taken = self._taken or left is not progress
+        return left
+
+    def _left(self, progress: Progress) -> Progress:
+        """Takes those seats away, where it has been seen that nobody can enter."""
         free, rows = sum(progress.finished), len(progress.finished)
         if self.room is None or not progress.unfinished or free * _FEW < rows:
             return progress
@@ -122,8 +129,9 @@ class ContinuousBatch:
         """Returns how many of those that wait can enter now."""
         if self.room is None:
             return min(sum(progress.finished), len(self.waiting))
-        if not (self.waiting and any(progress.finished)):  # as in most steps
+        if not (self.waiting and (self._taken or any(progress.finished))):  # as in most steps
             return 0
+        self._taken = False
         lengths = self.canvas.layout.lengths
         seated = zip(self.prompt_ids, progress.finished, strict=True)
         under_way = [lengths[prompt] for prompt, done in seated if not done]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ class Room:
     """The rows that a list has beside each other; a row alone always has its place."""
 
     num_rows: int  # at most
-    num_columns: int  # of a step, at most
+    num_columns: int = sys.maxsize  # of a step, at most
     width: int | None = None  # columns of a row in a step; None: as many as the longest has
 
     def entering(self, under_way: Sequence[int], waiting: Iterable[int]) -> int:

@@ -1,6 +1,8 @@
-"""How many rows are decoded at a time, and in which order, where nobody says."""
+"""How many rows are decoded at a time, in which order, and beside which others."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from dllm.cache import Cache
 from dllm.decoding.batching import ContinuousBatch, continuous_batch
@@ -9,7 +11,7 @@ from dllm.decoding.room import Room
 from dllm.state.canvas import Canvas
 from dllm.state.noise import CounterNoise
 
-FEW = 16  # prompts that are one batch, so that all of them can be watched
+FEW = 16  # prompts that stay as they were given, so that all of them can be watched
 # Columns of a step beyond which more rows cost as much as they give. On a CPU activations leave
 # its caches first; a device is bound by reading weights up to some thousands.
 _ENOUGH = {"cpu": 384}
@@ -17,24 +19,39 @@ _ENOUGH_ELSEWHERE = 4096
 _SHARE = 2  # a part of the free memory, for estimates are low and others use it too
 
 
+@dataclass(frozen=True)
+class Seating:
+    """How rows of a list are to be decoded beside each other, as far as somebody said."""
+
+    bound: int | None = None  # rows at a time, at most; None: what a step needs and memory holds
+    continuous: bool = False  # rows enter one by one, whatever the cache
+    elastic: bool = True  # seats may come and go with the rows
+    watched: bool = True  # few prompts stay as they were given
+
+
 def chosen_batch(
-    canvas: Canvas, noise: CounterNoise, cache: Cache, demand: Demand, elastic: bool = True
+    canvas: Canvas, noise: CounterNoise, cache: Cache, demand: Demand, seating: Seating
 ) -> ContinuousBatch | None:
     """Returns the rows that are decoded first, the shortest, with the others waiting.
 
-    None: all of them are decoded at once. Prompts enter by themselves where a row that has just
-    entered feeds no more columns than the others, else batch follows batch. `elastic` has seats
-    come and go with the rows, of which those beside each other are about as long.
+    None: all of them are decoded at once. Where nobody asked for it, prompts enter by themselves
+    if a row that has just entered feeds no more columns than the others, else batch follows batch.
+    Seats come and go with the rows, of which those beside each other are about as long.
     """
-    layout = canvas.layout
+    layout, bound = demand.layout, seating.bound
+    few = seating.watched and layout.num_rows <= FEW
+    together = not (seating.continuous or cache.even)
     order = sorted(range(layout.num_rows), key=layout.lengths.__getitem__)
-    seats, room = num_seats(cache, demand), None
-    if elastic and layout.num_rows > FEW:
-        room = room_of(cache, demand)
-        seats = room.entering((), map(layout.lengths.__getitem__, order))
-    elif seats >= layout.num_rows:
-        return None
-    batch = continuous_batch(canvas, seats, noise, order, together=not cache.even)
+    if few and bound is not None:
+        order = list(range(layout.num_rows))
+    if few or not seating.elastic:
+        seats = num_seats(cache, demand) if bound is None else bound
+        if seats >= layout.num_rows:
+            return None
+        return continuous_batch(canvas, seats, noise, order, together)
+    room = room_of(cache, demand) if bound is None else Room(min(bound, layout.num_rows))
+    seats = room.entering((), map(layout.lengths.__getitem__, order))
+    batch = continuous_batch(canvas, seats, noise, order, together)
     batch.room = room
     return batch
 

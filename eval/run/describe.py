@@ -48,7 +48,7 @@ class Setup(Options):
     model: DenoisingModel
     task: Task
     settings: Settings
-    batch_size: Count = 32  # rows decoded at a time
+    batch_size: Count = 32  # rows decoded at a time, at most
     processes: Processes = field(default_factory=Processes)  # that share the problems
     keep_trace: bool = False  # in each result; decides no answer, so the name is the same
     constrained: bool = True  # problems that say what their answers must be are held to it
@@ -149,13 +149,19 @@ class Setup(Options):
         """Whether waiting problems take the places of finished ones; else batch follows batch.
 
         They do where a row that enters feeds no more columns than the others, and with any cache
-        if `settings.batch_size` asks for it. Custom noise does not tell problems apart, and has
-        them in batches unless asked, which is then refused. Decides no answer.
+        if `settings.batch_size` asks for it. Decides no answer.
         """
-        if self.settings.batch_size is not None:
-            return True
-        even = caches.registry.create(self.settings.cache).even
-        return even and self.settings.noise is None
+        asked = self.settings.batch_size is not None
+        return asked or (caches.registry.create(self.settings.cache).even and self.waits)
+
+    @property
+    def waits(self) -> bool:
+        """Whether a call may have more problems than rows are decoded at a time.
+
+        Custom noise does not tell problems apart, and has a call for each batch; but if
+        `settings.batch_size` is given, which is then refused.
+        """
+        return self.settings.noise is None or self.settings.batch_size is not None
 
     @property
     def block_length(self) -> int:

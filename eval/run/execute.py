@@ -32,7 +32,7 @@ def results(run: Setup, problems: Sequence[Problem]) -> Iterator[list[Result]]:
     answers, left = Answers(run), dict(enumerate(problems))
     seeds = [seed_of(run.settings.seed, problem.id) for problem in problems]
     prompts: list[Any] = [problem.given for problem in problems]
-    settings = replace(run.settings, seed=seeds, batch_size=run.num_rows)
+    settings = replace(run.settings, seed=seeds)
     with _refused(problems):
         if run.holds:
             settings = _held(run.model, settings, problems)
@@ -40,7 +40,7 @@ def results(run: Setup, problems: Sequence[Problem]) -> Iterator[list[Result]]:
             templates = [one.template for one in problems if one.template is not None]  # all have
             settings = replace(settings, template=templates)
         toll = None if settings.constraint is None else Toll()
-        running = Stream(run.model, prompts, settings, toll=toll)
+        running = Stream(run.model, prompts, settings, toll=toll, bound=run.num_rows)
     shares = Shares(running.meter, toll)
     for event in _refusing(shares.watch(running), problems):
         if event.finished:

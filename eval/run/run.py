@@ -114,7 +114,7 @@ class Run(Setup):
 
         When memory runs out, or on Ctrl-C, the rows under way are lost and no others.
         """
-        left, size = by_length(problems), _TOGETHER if self.continuous else self.num_rows
+        left, size = by_length(problems), _TOGETHER if self.waits else self.num_rows
         for start in range(0, len(left), size):
             yield from execute.results(self, left[start : start + size])
 

@@ -15,7 +15,10 @@ from dllm.cache import registry as caches
 from dllm.decoding import memory_limits
 from dllm.decoding.memory_limits import Demand
 from dllm.decoding.seats import FEW, num_seats
+from dllm.generate import Stream
 from dllm.metrics import Meter
+from dllm.settings import resolve
+from tests.support.lengths import CACHES, LENGTHS, shuffled
 from tests.support.models import golden_model
 
 NEW, BLOCK = 8, 4
@@ -36,11 +39,19 @@ def decoded(model: Any, count: int, **more: Any) -> dllm.GenerationOutput:
     return dllm.generate(model, uneven(count), **{**common, "seed": 3, **more})
 
 
+def at_once(model: Any, count: int, **more: Any) -> dllm.GenerationOutput:
+    """Returns what all rows give in one canvas, as few prompts are decoded."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dllm.decoding.seats.FEW", count)
+        return decoded(model, count, batch_size=count, **more)
+
+
 def fixed(cache: Cache, model: Any, rows: int, columns: int = 48, variants: int = 1) -> int:
     """Returns how many rows of a canvas are decoded at a time."""
     prompts = [[5] * (columns - NEW)] * rows
     running = dllm.stream(model, prompts, max_new_tokens=NEW, block_length=BLOCK, batch_size=rows)
-    layout = running.canvas.layout
+    canvas = running.canvas if running.batch is None else running.batch.all_rows
+    layout = canvas.layout
     stored = cache.uses_store
     return num_seats(cache, Demand(model, stored, variants, variants, layout, Meter(model.device)))
 
@@ -53,13 +64,17 @@ def test_a_list_gives_what_its_rows_would_give_together(
     columns = 400 if cache == "none" else 6 * BLOCK
     monkeypatch.setattr("dllm.decoding.seats._ENOUGH", {"cpu": columns})
     options = {"cache": cache, "temperature": temperature}
-    together = decoded(model, 30, batch_size=30, **options)
+    together = at_once(model, 30, **options)
     chosen = decoded(model, 30, **options)
     assert chosen.sequences == together.sequences
     assert chosen.metrics.rows == together.metrics.rows
     assert torch.equal(chosen.trace.commit_step, together.trace.commit_step)
     assert chosen.metrics.num_forwards > together.metrics.num_forwards  # others did wait
     assert chosen.metrics.tokens_fed < together.metrics.tokens_fed
+    bounded = decoded(model, 30, batch_size=5, **options)
+    assert bounded.sequences == together.sequences
+    assert bounded.metrics.rows == together.metrics.rows
+    assert torch.equal(bounded.trace.commit_step, together.trace.commit_step)
 
 
 def test_few_prompts_are_one_batch(model: dllm.HostedModel) -> None:
@@ -95,33 +110,23 @@ def test_short_rows_go_first_and_answers_keep_their_order(model: dllm.HostedMode
 
 
 def test_padding_of_uneven_rows_is_counted_and_smaller(model: dllm.HostedModel) -> None:
-    together, chosen = decoded(model, 90, batch_size=90), decoded(model, 90)
+    together, chosen = at_once(model, 90), decoded(model, 90)
     assert chosen.metrics.padding is not None
     assert together.metrics.padding is not None
     assert chosen.metrics.padding < 0.1 < 0.4 < together.metrics.padding
     assert chosen.metrics.to_dict()["padding"] == chosen.metrics.padding
 
 
-DRAW = random.Random(7)
-LENGTHS = {
-    "uniform": [1 + 7 * row % 60 for row in range(48)],
-    "bimodal": [4 if row % 2 else 56 for row in range(48)],
-    "one outlier": [5] * 20 + [80] + [5] * 20,
-    "all equal": [12] * 40,
-    "long tail": [min(3 + int(1.1**row), 90) for row in range(48)],
-    "word problems": [DRAW.randrange(18, 55) for _ in range(100)],
-}
-
-
-@pytest.mark.parametrize("cache", ["none", "prefix", "dual", "dkv", "d2cache", "dllm_cache"])
-@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+@pytest.mark.parametrize("size", [None, 3, 16, 200])
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("name", LENGTHS)
 def test_a_tenth_of_what_is_fed_is_padding_at_most(
-    model: dllm.HostedModel, cache: str, lengths: list[int]
+    model: dllm.HostedModel, cache: str, name: str, size: int | None
 ) -> None:
-    lengths = random.Random(1).sample(lengths, len(lengths))
-    prompts = [[5 + number % 50] * length for number, length in enumerate(lengths)]
+    prompts = [[5 + number % 50] * length for number, length in enumerate(shuffled(name))]
     options: dict[str, Any] = {"max_new_tokens": 12, "block_length": BLOCK, "cache": cache}
     options |= {"scheduler": "threshold:0.3", "eos_token_id": [6, 9, 13, 29, 72, 113]}
+    options |= {"batch_size": size}
     found = dllm.generate(model, prompts, seed=list(range(len(prompts))), **options)
     assert found.metrics.padding is not None
     assert 0 <= found.metrics.padding < 0.1
@@ -147,13 +152,14 @@ def test_rows_that_move_to_other_seats_are_what_they_were(
 ) -> None:
     monkeypatch.setattr("dllm.decoding.seats._ENOUGH", {"cpu": 120})
     ends = {"eos_token_id": [6, 9, 13, 29, 72, 113], "max_new_tokens": 12}
-    together = decoded(model, 40, batch_size=40, **ends, **options)
-    chosen = decoded(model, 40, **ends, **options)
-    assert chosen.sequences == together.sequences
-    assert chosen.metrics.rows == together.metrics.rows
-    if "guidance_scale" not in options:
-        assert chosen.metrics.padding is not None
-        assert chosen.metrics.padding < 0.1
+    together = at_once(model, 40, **ends, **options)
+    for size in (None, 6):
+        chosen = decoded(model, 40, batch_size=size, **ends, **options)
+        assert chosen.sequences == together.sequences
+        assert chosen.metrics.rows == together.metrics.rows
+        if "guidance_scale" not in options:
+            assert chosen.metrics.padding is not None
+            assert chosen.metrics.padding < 0.1
 
 
 def test_seats_come_and_go_with_the_rows(model: dllm.HostedModel) -> None:
@@ -168,6 +174,44 @@ def test_seats_come_and_go_with_the_rows(model: dllm.HostedModel) -> None:
     pairs = list(itertools.pairwise(seats))
     assert any(after < before for before, after in pairs)
     assert any(after > before for before, after in pairs)
+
+
+ALIKE: dict[str, Any] = {"scheduler": "threshold:0.3", "max_new_tokens": 16, "seed": 3}
+ALIKE |= {"block_length": BLOCK, "eos_token_id": [6, 9, 13, 29, 72, 113]}
+
+
+def joined(seats: list[tuple[int, ...]]) -> list[bool]:
+    """Returns after which steps a prompt entered while others went on."""
+    steps = [(set(before), set(after)) for before, after in itertools.pairwise(seats)]
+    return [bool(after - before and before & after) for before, after in steps]
+
+
+@pytest.mark.parametrize("cache", ["none", "dual", "dkv"])
+def test_rows_enter_beside_others_up_to_the_bound(model: dllm.HostedModel, cache: str) -> None:
+    """With lockstep seats go in the middle of a block, and rows enter where the next one begins."""
+    prompts = [[5 + row, 6 + row, 7 + row] for row in range(40)]
+    running = dllm.stream(model, prompts, cache=cache, batch_size=6, **ALIKE)
+    seats = [event.prompts for event in running]
+    assert max(map(len, seats)) == 6
+    beside = joined(seats)
+    assert sum(beside) > 3
+    if cache != "none":
+        pairs = itertools.pairwise(seats)
+        grown = [len(after) > len(before) for before, after in pairs]
+        assert any(more and kept for more, kept in zip(grown, beside, strict=True))
+
+
+@pytest.mark.parametrize(("cache", "enters"), [("dual", True), ("none", True), ("prefix", False)])
+def test_a_list_that_nobody_watches(model: dllm.HostedModel, cache: str, enters: bool) -> None:
+    prompts = [[5 + row] * (3 + row % 2 * 20) for row in range(15)]
+    settings = resolve(model.defaults, None, {**ALIKE, "cache": cache})
+    running = Stream(model, prompts, settings, bound=4)
+    seats = [event.prompts for event in running]
+    assert max(map(len, seats)) == 4
+    assert any(joined(seats)) == enters
+    assert running.output.sequences == dllm.generate(model, prompts, settings).sequences
+    assert running.output.metrics.padding is not None
+    assert running.output.metrics.padding < 0.1
 
 
 def test_a_row_alone_has_no_padding(model: dllm.HostedModel) -> None:

@@ -271,6 +271,12 @@ FAULTS = [
             WAITING,
         ),
         (
+            "seats-that-went-are-not-filled",
+            "        self._taken = self._taken or left is not progress\n",
+            "",
+            "tests/decoding/test_seats.py",
+        ),
+        (
             "moved-rows-take-other-noise",
             "        self.noise.seeds = self.noise.seeds[kept]\n",
             "        self.noise.seeds = self.noise.seeds[: len(kept)]\n",
@@ -284,6 +290,15 @@ FAULTS = [
             "for held in self._by_row() if moved else ():",
             "for held in ():",
             "tests/state/test_store.py",
+        ),
+    ),
+    *in_file(
+        "dllm/decoding/seats.py",
+        (
+            "few-problems-of-a-run-keep-their-seats",
+            "few = seating.watched and layout",
+            "few = layout",
+            "tests/eval/run/test_padding.py",
         ),
     ),
     *in_file(

@@ -35,7 +35,7 @@ def answer_with(monkeypatch: pytest.MonkeyPatch, text_of: Callable[[Any], str]) 
     """Makes runs answer with `text_of(prompt)`; returns the prompts that they will ask."""
     asked: list[Any] = []
 
-    def stream(model: Any, prompts: list[Any], settings: Any, toll: Any) -> Answered:
+    def stream(model: Any, prompts: list[Any], settings: Any, toll: Any, bound: int) -> Answered:
         asked.extend(prompts)
         return Answered([text_of(prompt) for prompt in prompts])
 
