@@ -536,6 +536,27 @@ FAULTS = [
         ),
     ),
     *in_file(
+        "schedulers/dynamic_dllm.py",
+        (
+            "compared-with-nothing",
+            "compared = seen.gather(1, slot) & (slot < other)",
+            "compared = slot < other",
+            "tests/schedulers/test_dynamic_dllm.py",
+        ),
+        (
+            "masks-of-all-blocks-move-it",
+            "masks = view.masked & view.block & compared",
+            "masks = view.masked & compared",
+            "tests/schedulers/test_dynamic_dllm.py",
+        ),
+        (
+            "best-waits-for-its-threshold",
+            "Decision(commit | best(sure, view.masked & view.block), state=state)",
+            "Decision(commit | best(sure, view.left & ~commit.any(1, True)), state=state)",
+            "tests/schedulers/test_dynamic_dllm.py",
+        ),
+    ),
+    *in_file(
         "cache/dsb.py",
         (
             "refresh-does-not-count",

@@ -37,6 +37,7 @@ OF_SCHEDULERS: dict[str, tuple[Any, ...]] = {
         "dream:maskgit_plus,steps=8",
         "dream:origin,steps=16",
     ),
+    "dynamic_dllm": ("dynamic_dllm:0.5,fall=0.05", "dynamic_dllm:0.6,per_column=true"),
     "end_of_text": (
         "end_of_text:threshold:0.4",
         "end_of_text:fixed_quota,rule=predicted",
@@ -101,8 +102,13 @@ OF_CACHES: dict[str, tuple[Any, ...]] = {
     "dkv_greedy": ("dkv_greedy:3,window=2",),
     "dllm_cache": ("dllm_cache:6,answer_every=4",),
     "dsb": ("dsb:3,after=2,refresh=5", "dsb:0"),
+    "dynamic_dllm": (
+        "dynamic_dllm:6,answer_every=4,window=4,budget=3",
+        "dynamic_dllm:9,answer_every=5,window=0,budget=4,sharpness=0",
+    ),
     "dual": ("dual", "dual:vicinity_before=3,vicinity_after=5", "dual:refresh_every=3"),
     "pruned_suffix": ("pruned_suffix:5", "pruned_suffix:0,tail=0"),
+    "spa": ("spa:6,answer_every=4,rank=4", "spa:5,answer_every=5,most=0.5,place=0.3,rank=2"),
     "sparse": ("sparse:0.5,kernel=3", "sparse:0.3,kernel=1,delay=0"),
     "sub_block": ("sub_block:4",),
     "window_diffusion": (
