@@ -52,9 +52,9 @@ class FeatureCache(Cache):
         reuse = FeatureReuse(
             fresh=fresh,
             drifting=answer,
-            count=(answer.sum(1).double() * share).floor().long(),
+            count=(answer.sum(1, keepdim=True).double() * share).floor().long(),
             num_fresh=progress.length if prompt_now else num_slots * answer_now,
             num_compared=num_slots if chosen else 0,
-            num_chosen=chosen,
+            num_chosen=(chosen,),
         )
         return replace(plan, kind="refresh" if prompt_now and answer_now else "step", policy=reuse)

@@ -64,4 +64,5 @@ class ComparingPasses:
         if store is not None:
             store.copy_rows(best.repeat_interleave(count))
             store.weights[:] = [attention[best] for attention in store.weights]
+            store.change[:] = [change[best.to(change.device)] for change in store.change]
         return logits[best]

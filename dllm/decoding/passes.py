@@ -17,7 +17,7 @@ from dllm.schedulers import Needs, Scheduler, Setup
 from dllm.state.candidates import Candidates, Sampling
 from dllm.state.canvas import Canvas
 from dllm.state.noise import Noise
-from dllm.state.plan import PassShape, StepPlan
+from dllm.state.plan import PassShape, Saving, StepPlan
 from dllm.state.processing import Processing
 from dllm.state.progress import Progress
 from dllm.state.rows import text_of
@@ -53,9 +53,7 @@ class Forward:
         stored = fed if plan.stored is None else plan.stored.shape[1]
         logits = plan.logit_rows.shape[1]
         policy = plan.policy  # a shape holds numbers alone: it outlives the pass
-        layers = (
-            (False, (0, 0)) if policy is None else (policy.whole_layer, policy.num_skipped(fed))
-        )
+        layers = (False, Saving()) if policy is None else (policy.whole_layer, policy.saving(fed))
         more = (plan.num_keys, stored, logits, *layers, num_canvases)
         self.meter.passes.append(PassShape(plan.kind, rows, fed, *more))
 

@@ -31,6 +31,7 @@ class Cost:
     sampled_bytes: int = 0  # the same, more of it where tokens are drawn; an estimate
     tail_flops: int = 0  # of `token_flops`, what follows keys and values in the last layer
     value_flops: int = 0  # a column of which only the values are computed
+    state_flops: int = 0  # a number that is made of a column's state
     first_flops: int = 0  # of `token_flops`, those of the first layer
     num_layers: int = 1  # over which these are summed
 
@@ -39,10 +40,13 @@ class Cost:
         num_fed, num_logits = a_pass.num_fed, a_pass.num_logit_rows
         pairs = a_pass.num_seen * self.pair_flops // self.num_layers  # of a column and layer
         a_row = num_fed * (self.token_flops + self.num_layers * pairs)
-        skipped, compared = a_pass.skipped
         further = self.num_layers - 1  # the first layer computes all columns
-        a_row -= skipped * (self.token_flops - self.first_flops + further * pairs)
-        a_row += compared * (self.value_flops // self.num_layers * further)
+        if further:
+            of_all = self.token_flops - self.first_flops + further * pairs
+            a_row -= a_pass.saving.left_out(further) * of_all // further
+            besides = a_pass.saving.values * self.value_flops
+            besides += a_pass.saving.numbers * self.state_flops
+            a_row += besides // self.num_layers * further
         if a_pass.narrows:
             a_row -= (num_fed - num_logits) * (self.tail_flops + pairs)
         return a_pass.num_rows * (a_row + num_logits * self.head_flops)
@@ -124,6 +128,7 @@ def _stack_cost(config: NetworkConfig, itemsize: int) -> Cost:
         sampled_bytes=config.vocab_size * 8 * _FLOAT32,
         tail_flops=2 * (width * q_width + inner[-1]),
         value_flops=2 * config.num_layers * width * kv_width,
+        state_flops=2 * config.num_layers * width,
         first_flops=2 * (attention + inner[0]),
         num_layers=config.num_layers,
     )

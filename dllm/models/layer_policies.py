@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dllm.models.layers import Attention, Block, Fed, Memory, rows_of
+from dllm.models.layers import Attention, Block, Fed, Memory, Rotation, rows_of
 from dllm.models.transformer import Transformer
 from dllm.state.candidates import rank
-from dllm.state.plan import LayerPolicy, StepPlan
+from dllm.state.plan import LayerPolicy, Saving, StepPlan
 from dllm.state.store import KVStore
 
 _ROUNDING = 8  # eps of two unit vectors' distance, a few for each that is normalised
@@ -123,18 +123,39 @@ class FeatureReuse(LayerPolicy):
 
     fresh: Tensor  # (B, Q) bool: columns that are computed
     drifting: Tensor  # (B, Q) bool: of these, the ones whose values changed most are computed too
-    count: Tensor  # (B,) int64 how many of them
+    count: Tensor  # (B, 1) int64 how many of them, or (B, n) in each layer behind the first
     num_fresh: int  # the most `fresh` columns of a row
     num_compared: int  # the most `drifting` columns of a row; 0: none is chosen
-    num_chosen: int  # the most that `count` is
+    num_chosen: tuple[int, ...]  # the most that `count` is, as many numbers
+    notes_change: bool = False  # leaves in `store.change` how much the drifting ones have changed
 
-    def num_computed(self, num_fed: int) -> int:
+    def count_in(self, layer: int, num_layers: int) -> Tensor:
+        """Returns how many drifting columns of each row a layer computes, (B,) int64."""
+        return self.count[:, layer - 1 if self.count.shape[1] > 1 else 0]
+
+    def most_in(self, layer: int, num_layers: int) -> int:
+        """Returns the most that `count_in` has of a row."""
+        return self.num_chosen[layer - 1 if len(self.num_chosen) > 1 else 0]
+
+    def num_computed(self, num_fed: int, num_chosen: int) -> int:
         """Returns how many of the fed columns, shadows included, a layer computes at most."""
         behind = num_fed - self.fresh.shape[1]
-        return min(self.num_fresh + behind + self.num_chosen, num_fed)
+        return min(self.num_fresh + behind + num_chosen, num_fed)
 
-    def num_skipped(self, num_fed: int) -> tuple[int, int]:
-        return num_fed - self.num_computed(num_fed), self.num_compared
+    def compared(
+        self, layer: ReusingLayer, states: Tensor, at: Tensor, real: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Returns what columns `at` (B, n) are compared by, as it was and as it is, (B, n, k).
+
+        `states` (B, n, hidden_size) are their normed ones. The new is kept, of those that are real.
+        """
+        values = layer.attention.values(states)
+        old = layer.swapped(layer.slots(at, real), values)
+        return layer.store.all_heads(old).flatten(2), layer.store.all_heads(values).flatten(2)
+
+    def saving(self, num_fed: int) -> Saving:
+        computed = (self.num_computed(num_fed, count) for count in self.num_chosen)
+        return Saving(tuple(num_fed - count for count in computed), self.num_compared)
 
     def of_rows(self, rows: Tensor) -> FeatureReuse:
         fresh, drifting, count = self.fresh[rows], self.drifting[rows], self.count[rows]
@@ -149,7 +170,8 @@ def partly_computed(network: Transformer, tokens: Tensor, plan: StepPlan, store:
     """
     if len({keys.device for keys in store.keys}) > 1:
         raise ValueError(
-            "cache 'dllm_cache' needs all layers on one device: load the model on one, or use "
+            "caches that compute a part of the columns in each layer ('dllm_cache', "
+            "'dynamic_dllm', 'spa') need all layers on one device: load the model on one, or use "
             "another cache"
         )
     assert plan.stored is not None
@@ -157,12 +179,14 @@ def partly_computed(network: Transformer, tokens: Tensor, plan: StepPlan, store:
     x = network.embedding(tokens)
     for layer, block in enumerate(network.blocks):
         assert isinstance(block, Block)
-        x = _Layer(network, block, layer, plan, store).run(x)
+        x = ReusingLayer(network, block, layer, plan, store).run(x)
     return network.logits(network.norm(rows_of(x, plan.logit_rows)))
 
 
 @dataclass(frozen=True)
-class _Layer:
+class ReusingLayer:
+    """One layer of a pass with `FeatureReuse`."""
+
     network: Transformer
     block: Block
     layer: int
@@ -171,23 +195,63 @@ class _Layer:
 
     @property
     def reuse(self) -> FeatureReuse:
+        """What the pass computes."""
         assert isinstance(self.plan.policy, FeatureReuse)
         return self.plan.policy
+
+    @property
+    def attention(self) -> Attention:
+        """The layer's attention."""
+        assert isinstance(self.block.attention, Attention)
+        return self.block.attention
 
     def run(self, x: Tensor) -> Tensor:
         """Returns the layer's states (B, Q, hidden_size) from those before it."""
         plan, block = self.plan, self.block
         normed = block.attention_norm(x)
         at, real = self._computed(normed)
-        rotation = self.network.rotation(plan.positions.gather(1, at))
         mask = plan.attention_mask
         if mask is not None and mask.shape[1] > 1:
             mask = rows_of(mask, at)
-        memory = Memory(self.store, self.layer, plan, self._slots(at, real))
-        mixed = block.attention(rows_of(normed, at), Fed(rotation, mask), memory)
-        x = x + self._remembered(2 * self.layer, at, real, mixed)[:, : x.shape[1]]
+        memory = self.memory(at, real)
+        mixed = block.attention(rows_of(normed, at), Fed(self.rotation(at), mask), memory)
+        x = x + self.remembered(2 * self.layer, at, real, mixed)[:, : x.shape[1]]
         given = block.feed_forward(block.feed_forward_norm(rows_of(x, at)))
-        return x + self._remembered(2 * self.layer + 1, at, real, given)[:, : x.shape[1]]
+        return x + self.remembered(2 * self.layer + 1, at, real, given)[:, : x.shape[1]]
+
+    def rotation(self, at: Tensor) -> Rotation:
+        """Returns the RoPE tables of fed columns `at` (B, n)."""
+        return self.network.rotation(self.plan.positions.gather(1, at))
+
+    def memory(self, at: Tensor, real: Tensor) -> Memory:
+        """Returns what stores keys and values of columns `at` (B, n), those that are real."""
+        return Memory(self.store, self.layer, self.plan, self.slots(at, real))
+
+    def slots(self, at: Tensor, real: Tensor) -> Tensor:
+        """Returns where the keys of columns `at` (B, n) are stored, those that are real."""
+        assert self.plan.stored is not None
+        return self.store.slots(self.plan.stored.gather(1, at).where(real, -1))
+
+    def swapped(self, slots: Tensor, values: Tensor) -> Tensor:
+        """Stores values (B, n, H, D) at slots (B, n); returns what was there."""
+        stored = self.store.values[self.layer]
+        old = stored[slots]
+        stored.index_copy_(0, slots.flatten(), values.flatten(0, 1))
+        return old
+
+    def held(self, place: int, states: Tensor) -> Tensor:
+        """Returns what is remembered of all columns under a number, (B, C, d); 0 at first."""
+        shape, features = self.store.shape, self.store.features
+        if place not in features:
+            size = (shape.num_rows, shape.num_columns, states.shape[-1])
+            features[place] = states.new_zeros(size)
+        return features[place][:: shape.num_rows // states.shape[0]]
+
+    def remembered(self, place: int, at: Tensor, real: Tensor, states: Tensor) -> Tensor:
+        """Keeps states (B, n, d) at columns (B, n) where real; returns all of a row, (B, C, d)."""
+        held, index = self.held(place, states), at[..., None].expand_as(states)
+        held.scatter_(1, index, torch.where(real[..., None], states, held.gather(1, index)))
+        return held
 
     def _computed(self, normed: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the fed columns (B, n) int64 that are computed, and which of them count."""
@@ -198,49 +262,31 @@ class _Layer:
         if self.layer == 0:
             return _packed(torch.ones_like(fresh), width)
         if reuse.num_compared:
-            fresh = fresh | self._drifted(normed, F.pad(reuse.drifting, (0, behind)))
-        return _packed(fresh, reuse.num_computed(width))
+            fresh = fresh | self._drifted(normed, F.pad(reuse.drifting, (0, behind)), fresh)
+        elif reuse.notes_change:
+            self.store.change.append(normed.new_zeros(len(normed), dtype=torch.float64))
+        most = reuse.most_in(self.layer, len(self.network.blocks))
+        return _packed(fresh, reuse.num_computed(width, most))
 
-    def _drifted(self, normed: Tensor, drifting: Tensor) -> Tensor:
-        """Returns the columns whose values changed most, (B, Q) bool, and stores all new values."""
-        reuse, attention = self.reuse, self.block.attention
-        assert isinstance(attention, Attention)
+    def _drifted(self, normed: Tensor, drifting: Tensor, fresh: Tensor) -> Tensor:
+        """Returns the columns that changed most of those that are not fresh, (B, Q) bool."""
+        reuse = self.reuse
         at, real = _packed(drifting, reuse.num_compared)
-        slots = self._slots(at, real)
-        values = attention.values(rows_of(normed, at))
         old, new = (
-            F.normalize(v.flatten(2).to(torch.promote_types(v.dtype, torch.float32)), dim=-1)
-            for v in map(self.store.all_heads, (self._swapped(slots, values), values))
+            F.normalize(v.to(torch.promote_types(v.dtype, torch.float32)), dim=-1)
+            for v in reuse.compared(self, rows_of(normed, at), at, real)
         )
         # Half the squared distance is 1 - cosine, without its cancellation. One that rounding alone
         # makes, which differs with the rows beside, is none: those columns have not changed.
         moved = (old - new).square().sum(-1)
         moved = moved.masked_fill(moved < (_ROUNDING * torch.finfo(moved.dtype).eps) ** 2, 0)
-        chosen = rank(moved, real) < reuse.count[:, None]
-        return torch.zeros_like(drifting).scatter(1, at, chosen & real)
-
-    def _swapped(self, slots: Tensor, values: Tensor) -> Tensor:
-        """Stores values (B, n, H, D) at slots (B, n); returns what was there."""
-        stored = self.store.values[self.layer]
-        old = stored[slots]
-        stored.index_copy_(0, slots.flatten(), values.flatten(0, 1))
-        return old
-
-    def _remembered(self, place: int, at: Tensor, real: Tensor, states: Tensor) -> Tensor:
-        """Keeps states (B, n, d) at columns (B, n) where real; returns all of a row, (B, C, d)."""
-        shape, features = self.store.shape, self.store.features
-        if place not in features:
-            size = (shape.num_rows, shape.num_columns, states.shape[-1])
-            features[place] = states.new_zeros(size)
-        held = features[place][:: shape.num_rows // at.shape[0]]
-        index = at[..., None].expand_as(states)
-        held.scatter_(1, index, torch.where(real[..., None], states, held.gather(1, index)))
-        return held
-
-    def _slots(self, at: Tensor, real: Tensor) -> Tensor:
-        """Returns where the keys of columns `at` (B, n) are stored, those that are real."""
-        assert self.plan.stored is not None
-        return self.store.slots(self.plan.stored.gather(1, at).where(real, -1))
+        if reuse.notes_change:
+            total = torch.where(real, moved, 0).sum(1, dtype=torch.float64) / 2
+            self.store.change.append(total / real.sum(1).clamp(min=1))
+        among = real & ~fresh.gather(1, at)
+        count = reuse.count_in(self.layer, len(self.network.blocks))
+        chosen = (rank(moved, among) < count[:, None]) & among
+        return torch.zeros_like(drifting).scatter(1, at, chosen)
 
 
 def _packed(chosen: Tensor, most: int) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,19 @@ if TYPE_CHECKING:  # a policy is shown the store of the layers that it is about
 PassKind = Literal["refresh", "step", "commit", "probe"]
 
 
+@dataclass(frozen=True)
+class Saving:
+    """What the layers behind the first leave out of a pass, and what they do besides."""
+
+    skipped: tuple[int, ...] = (0,)  # fed columns that each layer leaves out; one number: all
+    values: int = 0  # columns of which a layer takes the values only, or the keys
+    numbers: int = 0  # further numbers that a layer makes of a state each
+
+    def left_out(self, num_layers: int) -> int:
+        """Returns how many columns that many layers behind the first leave out, all together."""
+        return sum(self.skipped) * num_layers // len(self.skipped)
+
+
 class LayerPolicy:
     """An order of one cache to every layer; `dllm/models/layer_policies.py` has them."""
 
@@ -31,9 +44,9 @@ class LayerPolicy:
         """Returns which keys a layer sees of those in `mask`, (B, 1 or Q, K) bool; None: all."""
         return mask
 
-    def num_skipped(self, num_fed: int) -> tuple[int, int]:
-        """Returns how many fed columns a layer leaves out, and of how many it takes values only."""
-        return 0, 0
+    def saving(self, num_fed: int) -> Saving:
+        """Returns what layers leave out of a pass over that many columns."""
+        return Saving()
 
 
 @dataclass(frozen=True)
@@ -47,7 +60,7 @@ class PassShape:
     num_stored: int  # columns of a row whose keys are stored
     num_logit_rows: int  # of a row
     whole_layer: bool = False  # the last layer's output of all fed columns is needed
-    skipped: tuple[int, int] = (0, 0)  # of the fed columns, as `LayerPolicy.num_skipped` has them
+    saving: Saving = Saving()
     num_canvases: int = 1  # of each row, fed one behind the other
 
     @property
@@ -102,7 +115,7 @@ class StepPlan:
             num_stored=num_fed if stored is None else stored.shape[1],
             num_logit_rows=self.logit_rows.shape[1],
             whole_layer=policy is not None and policy.whole_layer,
-            skipped=(0, 0) if policy is None else policy.num_skipped(num_fed),
+            saving=Saving() if policy is None else policy.saving(num_fed),
         )
 
     def of_rows(self, rows: Tensor) -> StepPlan:

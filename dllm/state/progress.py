@@ -38,11 +38,15 @@ class Progress:
     num_forwards: int = 0  # the most forwards that any unfinished row took
     num_open: int = 0  # the most masked columns that the window of any unfinished row has
     finished: tuple[bool, ...] = ()  # which rows are
+    counts: tuple[int, ...] = ()  # the most that any unfinished row has of what a cache counts
 
     def joined(self, rows: Sequence[Progress]) -> Progress:
-        """Returns the progress of this canvas once other rows are in it; who is finished stays."""
+        """Returns the progress of this canvas once other rows are in it; who is finished stays.
+
+        Nothing is counted any more: caches that count let rows in when all others are finished.
+        """
         joined = {name: max(vars(one)[name] for one in (self, *rows)) for name in vars(self)}
-        return Progress(**{**joined, "finished": self.finished})
+        return Progress(**{**joined, "finished": self.finished, "counts": ()})
 
 
 def settle(
@@ -147,7 +151,7 @@ def progress_of(canvas: Canvas, feeds: Feeds | None) -> Progress:
     """Returns what the host must know of the canvas: the one transfer of a step."""
     names, figures = _figures(canvas, feeds)
     numbers = torch.cat([figures.amax(1), canvas.finished]).tolist()
-    return _progress(names, numbers[: len(names)], numbers[len(names) :])
+    return _progress(names, numbers[: len(figures)], numbers[len(figures) :])
 
 
 @dataclass(frozen=True)
@@ -177,8 +181,9 @@ def progress_of_rows(canvas: Canvas, feeds: Feeds | None) -> RowFigures:
 
 
 def _figures(canvas: Canvas, feeds: Feeds | None) -> tuple[list[str], Tensor]:
-    """Returns the names of a progress' figures, and each row's, (n, B) int64.
+    """Returns the names of a progress' first figures, and each row's of all, (n, B) int64.
 
+    Those without a name are what the cache noted in its `counts` (B, c) int64.
     Few operations on stacked figures: this is done in every step, on tensors of a few bytes.
     """
     running = ~canvas.finished
@@ -202,11 +207,14 @@ def _figures(canvas: Canvas, feeds: Feeds | None) -> tuple[list[str], Tensor]:
     if canvas.drafts is not None:
         sizes["num_variants"] = canvas.drafts.count
     figures = [torch.stack(list(flags.values())), torch.stack(list(sizes.values())) * running]
+    if (counts := getattr(canvas.cache_state, "counts", None)) is not None:
+        figures.append(counts.T * running)
     return [*flags, *sizes], torch.cat(figures)
 
 
 def _progress(names: Sequence[str], numbers: Sequence[int], finished: Sequence[int]) -> Progress:
-    known: dict[str, Any] = {"num_fed": 0, **dict(zip(names, numbers, strict=True))}
+    known: dict[str, Any] = {"num_fed": 0, **dict(zip(names, numbers, strict=False))}
     known |= {name: bool(known.get(name)) for name in _FLAGS}
     known["num_variants"] = max(known.get("num_variants", 1), 1)  # none is drafted where all ended
-    return Progress(**known, finished=tuple(map(bool, finished)))
+    counts = tuple(numbers[len(names) :])
+    return Progress(**known, finished=tuple(map(bool, finished)), counts=counts)

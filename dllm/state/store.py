@@ -41,6 +41,7 @@ class KVStore:
         self.stamp: Tensor | None = None  # (slots,) int32 pass of the last write, if it is kept
         self.num_passes = 0  # while stamps are kept
         self.weights: list[Tensor] = []  # (B, Q, K) attention of each layer, if a pass keeps it
+        self.change: list[Tensor] = []  # (B,) mean drift of each layer behind the first, if noted
         self.features: dict[int, Tensor] = {}  # (rows, columns, hidden_size) outputs, if reused
         self.kept: list[Tensor | None] = [None] * len(self.keys)  # (rows, columns) bool, if chosen
 
@@ -91,6 +92,7 @@ class KVStore:
         """Begins a pass that stores columns (B, q); returns their slots (B, q) int64."""
         slots = self.slots(columns)
         self.weights.clear()
+        self.change.clear()
         if self.stamp is not None:
             self.stamp.index_fill_(0, slots.flatten().to(self.stamp.device), self.num_passes)
             self.num_passes += 1

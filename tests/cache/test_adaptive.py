@@ -768,12 +768,12 @@ def test_nothing_computed_again_gives_the_same_again() -> None:
     tokens = torch.arange(12)[None]
     columns = torch.arange(12)[None]
     nothing, every = torch.zeros(1, 12, dtype=torch.bool), torch.ones(1, 12, dtype=torch.bool)
-    none = torch.zeros(1, dtype=torch.int64)
+    none = torch.zeros(1, 1, dtype=torch.int64)
     plan = StepPlan("step", columns, columns, 12, stored=columns)
-    full = replace(plan, policy=FeatureReuse(every, nothing, none, 12, 0, 0))
+    full = replace(plan, policy=FeatureReuse(every, nothing, none, 12, 0, (0,)))
     first = model.forward(tokens, full, shape)
     torch.testing.assert_close(first, model.network(tokens))
-    reused = replace(plan, policy=FeatureReuse(nothing, nothing, none, 0, 0, 0))
+    reused = replace(plan, policy=FeatureReuse(nothing, nothing, none, 0, 0, (0,)))
     assert torch.equal(model.forward(tokens, reused, shape), first)
     changed = tokens.index_fill(1, torch.tensor([3]), 99)
     assert not torch.equal(model.forward(changed, reused, shape), first)

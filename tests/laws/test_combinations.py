@@ -152,7 +152,7 @@ def exception(cell: Cell) -> str | None:
     exact = cached in ("block_causal", "sub_block")
     if exact and not KINDS[name].startswith("block-causal"):
         return "the model is not block-causal"
-    if cached in ("sparse", "d2cache", "dsb") and KINDS[name].startswith("block-causal"):
+    if cached in ("sparse", "d2cache", "dsb", "free") and KINDS[name].startswith("block-causal"):
         return "the block sees one side"
     if cached == "dkv_greedy" and scheduler != "fixed_quota:order=planned":
         return "it must know the order beforehand"

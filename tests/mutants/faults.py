@@ -557,6 +557,72 @@ FAULTS = [
         ),
     ),
     *in_file(
+        "cache/dynamic_dllm.py",
+        (
+            "window-hangs-over",
+            "first = first.minimum(torch.maximum(end - self._width, start))[:, None]",
+            "first = first[:, None]",
+            "tests/cache/test_dynamic_dllm.py",
+        ),
+        (
+            "first-layer-changes-most",
+            "first = torch.zeros(num_rows, dtype",
+            "first = torch.ones(num_rows, dtype",
+            "tests/cache/test_dynamic_dllm.py",
+        ),
+        (
+            "window-in-the-budget-too",
+            "count=count.minimum((answer & ~near).sum(1, keepdim=True)),",
+            "count=count.minimum(answer.sum(1, keepdim=True)) - near.sum(1, keepdim=True),",
+            "tests/cache/test_dynamic_dllm.py",
+        ),
+    ),
+    *in_file(
+        "cache/free.py",
+        (
+            "first-pass-like-the-others",
+            "torch.where(canvas.step > 0, canvas.block_start - spec.logit_shift, 0)",
+            "canvas.block_start - spec.logit_shift",
+            "tests/cache/test_free.py",
+        ),
+        (
+            "block-is-fed-without-its-lead",
+            "canvas.block_start - spec.logit_shift, 0)",
+            "canvas.block_start, 0)",
+            "tests/cache/test_free.py",
+        ),
+    ),
+    *in_file(
+        "cache/spa.py",
+        (
+            "prompt-alone-computed",
+            "answer_now = all_now or progress",
+            "answer_now = progress",
+            "tests/cache/test_spa.py",
+        ),
+    ),
+    *in_file(
+        "dllm/models/singular_reuse.py",
+        (
+            "lowest-share-behind-the-peak-too",
+            "return float(self.most * self.last ** (beyond / (1 - self.place)) ** 2)",
+            "return max(self.most * self.last ** (beyond / (1 - self.place)) ** 2, self.least)",
+            "tests/cache/test_spa.py",
+        ),
+        (
+            "smallest-directions",
+            "(made @ vectors[:, -rank:])",
+            "(made @ vectors[:, :rank])",
+            "tests/cache/test_spa.py",
+        ),
+        (
+            "keys-of-others-stay",
+            "layer.memory(at, real).write(rotated, values)",
+            "layer.swapped(layer.slots(at, real), values)",
+            "tests/cache/test_spa.py",
+        ),
+    ),
+    *in_file(
         "cache/dsb.py",
         (
             "refresh-does-not-count",
