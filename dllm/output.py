@@ -113,7 +113,7 @@ def collect(
     accepted = None if drafts is None else chosen.of(drafts.taken).tolist()
     rows, sequences = [], []
     row_forwards = chosen.of(canvas.row_forwards).tolist()
-    forced, tally = (chosen.of(one).tolist() for one in (canvas.compelled, canvas.tally))
+    forced, tally = chosen.of(canvas.compelled).tolist(), _tally(chosen)
     kept = torch.minimum(canvas.length, canvas.kept_length)
     lengths = chosen.of(kept).tolist()
     for row, (length, (fixed, hidden)) in enumerate(zip(lengths, _flags(chosen), strict=True)):
@@ -133,7 +133,7 @@ def collect(
                 finish_reason=answer.finish_reason,
                 accepted=() if accepted is None else tuple(accepted[row]),
                 forced=forced[row],
-                asked=dict(zip(TALLIED, tally[row], strict=True)) if any(tally[row]) else {},
+                asked=tally.get(row, {}),
             )
         )
         sequences.append(tuple(ids))
@@ -142,6 +142,13 @@ def collect(
             texts.append(text if stop is None else stop.cut(text))
     whole = None if texts is None else tuple(texts)
     return GenerationOutput(tuple(sequences), whole, meter.finish(tuple(rows)), trace, tokenizer)
+
+
+def _tally(chosen: Chosen) -> dict[int, dict[str, int]]:
+    """Returns what a grammar cost each row that it cost anything."""
+    tally = chosen.of(chosen.canvas.tally)
+    rows = tally.any(1).nonzero()[:, 0].tolist()
+    return {row: dict(zip(TALLIED, tally[row].tolist(), strict=True)) for row in rows}
 
 
 def _flags(chosen: Chosen) -> Iterator[tuple[Tensor, Tensor]]:
@@ -187,13 +194,12 @@ def _stopped(answer: _Answer, is_open: list[bool], stop: StopStrings) -> _Answer
 
 def _trace(chosen: Chosen) -> Trace:
     canvas, width = chosen.canvas, chosen.canvas.layout.num_columns
-    cut = canvas.numbers[:width] >= canvas.kept_length[:, None]
-    if canvas.gap is not None:
-        cut = cut | canvas.hidden[:, :width]
-    cut = chosen.of(cut)
     steps = chosen.of(canvas.commit_step[:, :width])
-    if bool((cut & (steps != NEVER)).any()):  # else no second table of a long list
-        steps = steps.masked_fill(cut, NEVER)
+    # Else nothing is cut, and no second table of a long list is made.
+    if canvas.gap is not None or bool((canvas.kept_length < canvas.full_length).any()):
+        cut = canvas.numbers[:width] >= canvas.kept_length[:, None]
+        cut = cut if canvas.gap is None else cut | canvas.hidden[:, :width]
+        steps = steps.masked_fill(chosen.of(cut), NEVER)
     prompts = chosen.of(canvas.prompts).tolist() if canvas.layout.keep_history else ()
     changes = tuple(tuple(chosen.changes.get(prompt, ())) for prompt in prompts)
     return Trace(

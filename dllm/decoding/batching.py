@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Protocol
 
 import torch
@@ -14,10 +15,11 @@ from dllm.decoding.prompt_memory import SeatMemory
 from dllm.decoding.room import Room
 from dllm.state.canvas import Canvas
 from dllm.state.noise import CounterNoise
-from dllm.state.progress import Feeds, Progress, RowFigures, progress_of_rows, settle
+from dllm.state.progress import Feeds, Progress, progress_of_rows, settle
 from dllm.state.rows import file_rows, number_row, part_aliases, reseat, rows_at, seat_rows
 from dllm.state.store import KVStore
 
+_AHEAD = 256  # rows that wait, of which the host learns in one transfer
 _FEW = 16  # seats of which a single free one is kept; of fewer seats none is
 
 
@@ -64,7 +66,8 @@ class ContinuousBatch:
     together: bool = False  # prompts enter when all rows are finished
     waiting: deque[int] = field(default_factory=deque)
     room: Room | None = None  # there are seats for these rows; None: always as many as at first
-    _first: RowFigures | None = None  # of each row before its first step
+    _first: dict[int, Progress] = field(default_factory=dict)  # of the next rows to enter
+    _feeds: Feeds | None = None
     _store: KVStore | None = None
     _every: int = 1  # rows of the store for each row
     _taken: bool = False  # seats were taken away since it was last seen who can enter
@@ -81,11 +84,14 @@ class ContinuousBatch:
 
     def begin(self, feeds: Feeds | None, store: KVStore | None) -> None:
         """Brings waiting rows to their first block; those without any slot to fill never enter."""
-        settle(self.all_rows, lockstep=False, at_eos="ignore")
-        self._first = progress_of_rows(self.all_rows, feeds)
-        unfinished = self._first.unfinished
-        self.waiting = deque(row for row in self.waiting if unfinished[row])
-        self._store = store
+        for rows in self.all_rows.prompts.split(_AHEAD):  # in parts, for what is made on the way
+            some = rows_at(self.all_rows, rows)
+            settle(some, lockstep=False, at_eos="ignore")
+            file_rows(some, self.all_rows)
+        finished = self.all_rows.finished.tolist()
+        self.waiting = deque(row for row in self.waiting if not finished[row])
+        self._feeds, self._store = feeds, store
+        self._read_ahead([])
         if self.room is not None and store is not None:
             seats = torch.arange(self.canvas.layout.num_rows, device=self.canvas.tokens.device)
             self._every = store.shape.num_rows // self.num_seats
@@ -107,8 +113,8 @@ class ContinuousBatch:
         for seat, prompt in zip(free, entering, strict=True):
             self.prompt_ids[seat] = prompt
         finished = tuple(done and seat not in free for seat, done in enumerate(progress.finished))
-        assert self._first is not None, "the batch has not begun"
-        first = [self._first[prompt] for prompt in entering]
+        self._read_ahead(entering)
+        first = [self._first.pop(prompt) for prompt in entering]
         return replace(progress, finished=finished).joined(first), seats
 
     def leave(self, progress: Progress) -> Progress:
@@ -124,6 +130,14 @@ class ContinuousBatch:
             return progress
         self.save()
         return self._rearranged(progress, 0)
+
+    def _read_ahead(self, entering: list[int]) -> None:
+        """Reads the figures of rows before their first step, once those read before are used up."""
+        if all(row in self._first for row in entering) and (self._first or not self.waiting):
+            return
+        rows = [*entering, *islice(self.waiting, _AHEAD)]
+        figures = progress_of_rows(rows_at(self.all_rows, self._on_device(rows)), self._feeds)
+        self._first = dict(zip(rows, figures, strict=True))
 
     def _num_entering(self, progress: Progress) -> int:
         """Returns how many of those that wait can enter now."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from dllm.state.canvas import NEVER, Canvas, record
@@ -154,30 +152,11 @@ def progress_of(canvas: Canvas, feeds: Feeds | None) -> Progress:
     return _progress(names, numbers[: len(figures)], numbers[len(figures) :])
 
 
-@dataclass(frozen=True)
-class RowFigures:
-    """What the host must know of each row by itself: numbers, until a row is asked for."""
-
-    names: list[str]
-    numbers: NDArray[np.int64]  # (B, n), the last one whether the row is finished
-
-    def __getitem__(self, row: int) -> Progress:
-        numbers = self.numbers[row].tolist()
-        return _progress(self.names, numbers[:-1], numbers[-1:])
-
-    def __iter__(self) -> Iterator[Progress]:
-        return map(self.__getitem__, range(len(self.numbers)))
-
-    @property
-    def unfinished(self) -> list[bool]:
-        """Which rows have masks."""
-        return [not finished for finished in self.numbers[:, -1].tolist()]
-
-
-def progress_of_rows(canvas: Canvas, feeds: Feeds | None) -> RowFigures:
+def progress_of_rows(canvas: Canvas, feeds: Feeds | None) -> list[Progress]:
     """Returns what the host must know of each row by itself, in one transfer."""
     names, figures = _figures(canvas, feeds)
-    return RowFigures(names, torch.cat([figures, canvas.finished[None]]).T.cpu().numpy())
+    rows = torch.cat([figures, canvas.finished[None]]).T.tolist()
+    return [_progress(names, numbers[:-1], numbers[-1:]) for numbers in rows]
 
 
 def _figures(canvas: Canvas, feeds: Feeds | None) -> tuple[list[str], Tensor]:

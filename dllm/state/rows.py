@@ -53,11 +53,11 @@ def part_aliases(canvas: Canvas) -> None:
 
 
 def rows_at(canvas: Canvas, rows: Tensor) -> Canvas:
-    """Returns a canvas of its own with some rows (n,) int64 of another."""
+    """Returns a canvas of its own with some rows (n,) int64 of another, before their first step."""
     chosen = copy.copy(canvas)
     for name, value in _by_row(chosen).items():
         setattr(chosen, name, value[rows])
-    chosen.memo = {}
+    chosen.memo, chosen.drafts = {}, None
     chosen.layout = replace(canvas.layout, num_rows=len(rows))
     return chosen
 
