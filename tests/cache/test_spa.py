@@ -43,13 +43,13 @@ def curve_of(cache: SpaCache) -> ShareCurve:
 
 
 def test_shares_by_hand() -> None:
-    curve = ShareCurve(0.4, 0.5, 0.25, 0.5, 0.15)
-    # 0.4 * 0.25 at the top, but no less than 0.15 there; 0.25 ** (1/4) = 0.7071 half way.
-    assert curve.share(0, 8) == 0.15
+    curve = ShareCurve(0.4, 0.5, 0.25, 0.5, 0.25)
+    # 0.4 * 0.25 at the top, but no less than 0.25 there; 0.25 ** (1/4) = 0.7071 half way.
+    assert curve.share(0, 8) == 0.25
     assert curve.share(2, 8) == pytest.approx(0.4 * 0.25**0.25)
     assert curve.share(4, 8) == 0.4
     assert curve.share(6, 8) == pytest.approx(0.4 * 0.5**0.25)
-    assert curve.share(8, 8) == pytest.approx(0.2)
+    assert curve.share(8, 8) == pytest.approx(0.2)  # nothing is least on this side
     create = dllm.cache.registry.create
     for name, depth in (("llada_gsm8k", 32), ("llada_1_5", 32), ("dream_gsm8k", 28)):
         cache = create(f"spa@{name}")
