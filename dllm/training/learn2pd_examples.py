@@ -93,7 +93,9 @@ def collect(model: DenoisingModel, prompts: Prompts, settings: Settings) -> Exam
     longest = max(map(len, answered))
     by_column = [[*tokens, *[-1] * (longest - len(tokens))] for tokens in answered]
     oracle = Oracle(torch.tensor(by_column, device=model.device))
-    return observe(stream(model, prompts, settings, scheduler=oracle), oracle.reference)
+    # The oracle's rows are those of the batch: none may wait for a seat.
+    settings = replace(settings, scheduler=oracle, batch_size=len(answered))
+    return observe(stream(model, prompts, settings), oracle.reference)
 
 
 def observe(running: Stream, reference: Tensor) -> Examples:

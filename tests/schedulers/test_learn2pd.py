@@ -84,6 +84,9 @@ def test_the_oracle_sees_each_row_as_if_it_were_alone() -> None:
     settings = Settings(max_new_tokens=16, block_length=8, scheduler="fixed_quota", at_eos="ignore")
     together = collect(model, prompts, settings)
     assert set(together.prompt.tolist()) == {0, 1, 2}
+    seats = collect(model, prompts, replace(settings, batch_size=2))  # or what a machine prefers
+    assert torch.equal(seats.prompt, together.prompt)
+    assert torch.equal(seats.final, together.final)
     for row, prompt in enumerate(prompts):
         alone = collect(model, [prompt], settings)
         mine = together.at(together.prompt == row)
