@@ -28,6 +28,8 @@ SUMMARIES = {
     "quantize": "Rounds weights to 8 or 4 bits and saves them in a folder that loads so.",
     "train-filter": "Trains a Learn2PD filter for one model and block length; a stopped run "
     "goes on.",
+    "train-context-filter": "Trains a filter that reads a prediction with its neighbours, for one "
+    "model.",
     "background-frequency": "Counts how often some texts have each token of a model.",
     "cache-error": "Compares each pass of a cached decoding with an exact one on the same canvas.",
     "verify": "Decodes problems without and with a verifier and compares them token by token.",

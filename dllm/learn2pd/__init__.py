@@ -125,7 +125,7 @@ def read_filter(given: str | Path) -> Filter:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        network = _build(weights, _origin(metadata))
+        network = _build(weights, read_origin(metadata))
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file: {error}") from None
     except ValueError as error:
@@ -153,14 +153,15 @@ def _build(weights: Mapping[str, Tensor], origin: Origin | None) -> Filter:
     return network.requires_grad_(False)
 
 
-def _origin(metadata: Mapping[str, str]) -> Origin | None:
-    if _KEY not in metadata:
+def read_origin(metadata: Mapping[str, str], key: str = _KEY) -> Origin | None:
+    """Returns the origin in a file's metadata, None without one; ValueError if it is damaged."""
+    if key not in metadata:
         return None
     try:
-        found: dict[str, Any] = parse_json(metadata[_KEY], _KEY)
+        found: dict[str, Any] = parse_json(metadata[key], key)
         return Origin(**{field.name: found[field.name] for field in fields(Origin)})
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"its metadata {_KEY!r} cannot be read: {error!r}") from None
+        raise ValueError(f"its metadata {key!r} cannot be read: {error!r}") from None
 
 
 @lru_cache(maxsize=64)

@@ -33,6 +33,7 @@ from dllm.eval.tasks.json import Selection as Records
 from dllm.eval.tasks.parallel_bench import Selection
 from dllm.eval.tasks.task import TaskOptions
 from dllm.options import Range
+from dllm.training.context_filter import Recipe as ContextRecipe
 from dllm.training.learn2pd import Recipe
 from dllm.training.learn2pd_examples import Source
 
@@ -40,6 +41,7 @@ from dllm.training.learn2pd_examples import Source
 FILLED = {
     *(Setup, Run, TaskOptions, TaskChoice, Published, Row, Ablation, CacheErrorRun, Trial, Limits),
     *(Records, Selection, Arguments, Scorer, Result, Recipe, Source, Prompted, Environment, Start),
+    ContextRecipe,
 }
 # Filled by dllm with what it counted, measured or drew, or with constants of its own.
 MADE = {
@@ -53,7 +55,8 @@ MADE = {
     *("run.execute.Spent", "run.execute.Share", "run.processes.Processes", "run.summary.Summary"),
     *("sandbox.verdict.Verdict", "tasks.answers._Fence", "tasks.answers.Term"),
     *("tasks.gsm8k.Style", "tasks.parallel_bench.waiting_line.Line"),
-    *("tasks.parallel_bench.waiting_line.Operation", "training.learn2pd.Score"),
+    *("tasks.parallel_bench.waiting_line.Operation", "training.context_filter.Course"),
+    "training.learn2pd.Score",
     *("training.tiny.Recipe", "training.tiny_corpus.Mixture", "training.tiny_corpus.Row"),
 }
 
@@ -133,6 +136,10 @@ NEEDED = {
     "serve": ["--port", "0", *SMALL],
     "trace": ["rows.jsonl"],
     "train-filter": ["-o", "f.safetensors", "--task", "arithmetic", "--count", "10", *SMALL],
+    "train-context-filter": [
+        *["-o", "f.safetensors", "--task", "arithmetic", "--count", "10"],
+        *["--reference", "written", "--steps", "2", *SMALL],
+    ],
     "tune": ["--budget", "1"],
     "verify": ["--limit", "1", *SMALL],
 }

@@ -39,6 +39,7 @@ ALSO = {
     "ablate": ["--limit", "1"],
     "tune": ["--budget", "5000", "--unseen", "32"],
     "train-filter": ["--count", "12", "--epochs", "2"],
+    "train-context-filter": ["--count", "12", "--steps", "4"],
 }
 # What an example needs and nobody brings along: a checkpoint, a data set, results of other days.
 ELSEWHERE = ("LLaDA", "llada ", "gsm8k", "HumanEval", "/path/to/", "slow.jsonl", "ablate mine.yaml")

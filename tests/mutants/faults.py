@@ -19,6 +19,7 @@ PAIRED = "tests/eval/test_paired.py"
 CACHES = "tests/cache/test_base.py"
 STREAMING = "tests/cache/test_streaming.py tests/golden/test_logits.py"
 WEDLM = "tests/schedulers/test_wedlm.py"
+CONTEXT = "tests/schedulers/test_context_filter.py"
 BLOCK_CAUSAL = "tests/cache/test_block_causal.py"
 ENCODER = "tests/cache/test_encoder.py"
 A2D = "tests/models/test_a2d.py"
@@ -1327,6 +1328,44 @@ FAULTS = [
             "min(taken[0]) >= _CLEARLY * min(taken[1])",
             "min(taken[0]) < _CLEARLY * min(taken[1])",
             "tests/models/test_packed.py",
+        ),
+    ),
+    *in_file(
+        "schedulers/context_filter.py",
+        ("context-near-is-far", "column - first < self.reach", "column < self.reach", CONTEXT),
+        (
+            "context-surest-by-confidence",
+            "best(right, masked)",
+            "best(candidates.confidence, masked)",
+            CONTEXT,
+        ),
+        ("context-reads-beyond-the-row", " & (view.columns < view.length[:, None])", "", CONTEXT),
+    ),
+    *in_file(
+        "dllm/learn2pd/context.py",
+        (
+            "context-committed-have-statistics",
+            "return stacked * self.open[..., None]",
+            "return stacked",
+            CONTEXT,
+        ),
+        (
+            "context-counts-the-column",
+            "count.cumsum(1) - count) for",
+            "count.cumsum(1)) for",
+            CONTEXT,
+        ),
+        ("context-embeds-beyond-the-row", " * reading.inside[..., None]", "", CONTEXT),
+    ),
+    *in_file(
+        "dllm/training/context_filter.py",
+        ("context-teacher-lets-wrong-pass", "passed & right & masked", "passed & masked", CONTEXT),
+        ("context-learns-decided-rows", "rows).at(going)", "rows)", CONTEXT),
+        (
+            "context-test-is-learnt-from",
+            "lesson.at(~held), lesson.at(held)",
+            "lesson, lesson.at(held)",
+            CONTEXT,
         ),
     ),
     *in_file(

@@ -24,7 +24,7 @@ from dllm.registry import Registry
 from dllm.schedulers import Scheduler
 from dllm.state.plan import StepPlan
 from tests.support.languages import Spelled, random_automaton
-from tests.support.laws import FILTER, FREQUENCIES
+from tests.support.laws import CONTEXT, FILTER, FREQUENCIES
 from tests.support.models import MODELS, model_of
 
 FAMILIES = (
@@ -46,6 +46,7 @@ TOKENS = 125  # ids below have no meaning in any of these models
 # Options that single numbers do not suit.
 ANY_OF: dict[str, tuple[Any, ...]] = {
     "filter": (None, FILTER),
+    "weights": (None, CONTEXT),
     "frequencies": (None, FREQUENCIES),
     "foreign": (True,),
     "delimiters": ((), COMMON[:3], COMMON),

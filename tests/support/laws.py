@@ -18,6 +18,7 @@ from tests.support.marks import SLOW, WHOLE, covering
 from tests.support.models import golden_model, model_of, random_prompts, taught
 
 FREQUENCIES = str(DATA / "frequencies.json")  # of 116 tokens, as many as "tiny" has
+CONTEXT = str(DATA / "context_filter.safetensors")  # weights at random
 FILTER = str(GOLDEN / "models" / "l2p_filter" / "filter16.safetensors")
 
 
@@ -29,6 +30,10 @@ OF_SCHEDULERS: dict[str, tuple[Any, ...]] = {
         {"name": "adablock", "delimiters": (6, 47, 113), "inner": "threshold:0.5"},
     ),
     "certainty_density": ("certainty_density:0.4",),
+    "context_filter": (
+        f"context_filter:{CONTEXT},threshold=0.5,far_threshold=0.7,reach=3",
+        "context_filter:threshold=0.4,far_threshold=0.6,reach=3",
+    ),
     "credit": ("credit:0.6",),
     "dimple": ("dimple:0.7",),
     "dream": (

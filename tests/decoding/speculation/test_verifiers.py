@@ -28,7 +28,7 @@ from dllm.state.progress import end_rows
 from dllm.state.store import KVStore
 from dllm.state.variants import next_match, no_drafts
 from dllm.state.window import StepEvent, Window
-from tests.support.laws import FILTER, options_of, suited, transfers_of
+from tests.support.laws import CONTEXT, FILTER, options_of, suited, transfers_of
 from tests.support.marks import crossed, some
 from tests.support.models import (
     MODELS,
@@ -67,6 +67,7 @@ SCHEDULERS: tuple[Any, ...] = (
     "end_of_text:threshold:0.4",
     "end_of_text:fixed_quota,rule=predicted",
     f"learn2pd:{FILTER},threshold=0.6",
+    f"context_filter:{CONTEXT},threshold=0.5,far_threshold=0.7,reach=3",
     ADAPTIVE_BLOCKS,
 )
 FULL: tuple[str, ...] = ("none", "none:beyond_block=false", "prefix", "dual")
