@@ -23,7 +23,7 @@ class ContextFilter(Scheduler):
     """
 
     weights: str | None = None  # a file of `dllm train-context-filter`; None: the confidence itself
-    threshold: Probability = 0.96
+    threshold: Probability = 0.97
     far_threshold: Probability = 0.99
     reach: CountOrNone = 8  # columns
 
