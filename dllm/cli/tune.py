@@ -12,22 +12,30 @@ from dllm.cli.loading import load_model, placed
 from dllm.cli.shown import Terminal, say
 from dllm.cli.shown.measured import interrupted, printed, progress, written
 from dllm.eval.ablation.bench import locked
+from dllm.eval.report.ablation import Report
 from dllm.eval.report.page import write
 from dllm.eval.run.results import set_aside
 from dllm.eval.tasks import find_task
 from dllm.eval.tasks.task import TaskOptions
 from dllm.options import Range, checked
+from dllm.recipes import Recipe
 from dllm.tuning.arm import checked_cost
 from dllm.tuning.floor import Floor
+from dllm.tuning.problems import Sizes
 from dllm.tuning.race import Race
 from dllm.tuning.report import race_table, report_of
 from dllm.tuning.space import Choice
 from dllm.tuning.tune import STATE, Found, Question, Search
+from dllm.tuning.verdict import recipe_of
 
 Forwards = Annotated[float, Range(1, 1e12)]
 Minutes = Annotated[float, Range(0, 1e5, above=True)]
 Problems = Annotated[int, Range(32, 10**6)]
 Rows = Annotated[int, Range(1, 2**12)]
+_UNSHOWN = (
+    "no setting was shown to be above the floor on fresh problems, so one token a forward is "
+    "named: give more --budget and --confirm, or a lower --floor"
+)
 _WORDS = {"holds": "holds", "broken": "is broken", "open": "is neither shown nor refuted"}
 
 
@@ -49,9 +57,12 @@ def tune(
     floor: Annotated[
         str, Option(help='"accuracy >= 0.98 * stepwise" or "accuracy >= 0.9".')
     ] = "accuracy >= 0.98 * stepwise",
-    cost: Annotated[str, Option(help="To be low: forwards, seconds or flops.")] = "forwards",
-    limit: Annotated[int, Option(help="Problems that decide, at most.")] = 512,
-    unseen: Annotated[int, Option(help="Problems that what is found is measured on.")] = 300,
+    cost: Annotated[
+        str, Option(help="To be low: forwards (of rows), passes, seconds or flops.")
+    ] = "forwards",
+    limit: Annotated[int, Option(help="Problems that settings race on, at most.")] = 512,
+    confirm: Annotated[int, Option(help="Fresh problems that decide, at most.")] = 1024,
+    unseen: Annotated[int, Option(help="Problems that measure what is found, at most.")] = 300,
     batch_size: Annotated[int, Option("--batch-size", help="Rows decoded at a time.")] = 32,
     max_new_tokens: options.NewTokens = None,
     settings: options.Set = None,
@@ -78,8 +89,8 @@ def tune(
     """
     for name, value, hint in (
         *(("budget", budget, Forwards | None), ("minutes", minutes, Minutes)),
-        *(("limit", limit, Problems), ("unseen", unseen, Problems)),
-        ("batch_size", batch_size, Rows),
+        *(("limit", limit, Problems), ("confirm", confirm, Problems)),
+        *(("unseen", unseen, Problems), ("batch_size", batch_size, Rows)),
     ):
         checked(name, value, hint)
     wanted, counted = Floor.parse(floor), checked_cost(cost)
@@ -90,14 +101,15 @@ def tune(
     loaded = load_model(model, dtype, placed(device, None, None, None), speed)
     question = Question(
         *(loaded, chosen, fixed, counted, wanted, budget, minutes),
-        *(limit, unseen, batch_size, seed),
+        *(Sizes(limit, confirm, unseen), batch_size, seed),
     )
     if fresh and (aside := set_aside(folder)) is not None:
         say(f"kept what was there as {aside}")
     with locked(folder):
         found = _search(question, folder)
-        files = _write(folder, question, found)
-        _print(found, files, as_json)
+        recipe = recipe_of(question, found)
+        files = _write(folder, recipe, report_of(question, found))
+        _print(found, recipe, files, as_json)
 
 
 def _search(question: Question, folder: Path) -> Found:
@@ -119,28 +131,30 @@ def _search(question: Question, folder: Path) -> Found:
         interrupted(folder)
 
 
-def _write(folder: Path, question: Question, found: Found) -> list[Path]:
+def _write(folder: Path, recipe: Recipe, report: Report) -> list[Path]:
     path = folder / "recipe.json"
     with options.naming(path):
-        path.write_text(found.recipe.to_json(), encoding="utf-8")
-        return [path, *write(folder, report_of(question, found), 0)]
+        path.write_text(recipe.to_json(), encoding="utf-8")
+        return [path, *write(folder, report, 0)]
 
 
-def _print(found: Found, files: list[Path], as_json: bool) -> None:
+def _print(found: Found, recipe: Recipe, files: list[Path], as_json: bool) -> None:
     if as_json:
-        print(found.recipe.to_json())
+        print(recipe.to_json())
         return
     console = Terminal()
     table = race_table(found)
     console.print_table(printed(table))
     console.print(table.legend, markup=False, style="dim")
-    figures = found.recipe.measured
+    figures = recipe.measured
     low, high = figures["above_floor_interval"]
+    if not recipe.confirmed["passed"]:
+        console.print(_UNSHOWN, markup=False)
     console.print(
-        f"recipe: {found.race.chosen().choice.label}: {figures['accuracy']:.1%} right at "
-        f"{figures['cost']:.2f} {found.recipe.cost} on {figures['problems']} unseen problems; "
+        f"recipe: {found.confirmed.chosen.label}: {figures['accuracy']:.1%} right at "
+        f"{figures['cost']:.2f} {recipe.cost} on {figures['problems']} unseen problems; "
         f"stepwise {figures['stepwise_accuracy']:.1%} at {figures['stepwise_cost']:.2f}; the floor "
-        f"{found.recipe.floor} {_WORDS[figures['floor']]} ({low:+.1%} to {high:+.1%} above it)",
+        f"{recipe.floor} {_WORDS[figures['floor']]} ({low:+.1%} to {high:+.1%} above it)",
         markup=False,
     )
     written(files)

@@ -43,6 +43,7 @@ class Recipe(Options):
     floor: str | None  # below which accuracy was not to fall
     measured: Mapping[str, Any]  # on problems that nothing was tuned on
     tuned: Mapping[str, Any]  # on which problems, with how much work
+    confirmed: Mapping[str, Any]  # on fresh problems, by which it was named
     not_tried: tuple[str, ...]
 
     def __post_init__(self) -> None:

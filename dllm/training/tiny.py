@@ -108,7 +108,7 @@ class Run:
         torch._dynamo.config.recompile_limit = 4 * len(WIDTHS)  # one graph for each width
         self.step = 0
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1))
+        (folder / "training.json").write_text(json.dumps(asdict(recipe), indent=1))
         if (folder / "state.pt").exists():
             self._resume()
 

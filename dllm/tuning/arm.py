@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, get_args
@@ -15,8 +15,11 @@ from dllm.registry import nearest
 from dllm.tuning.floor import Floor
 from dllm.tuning.space import Choice
 
-Cost = Literal["forwards", "seconds", "flops"]
+# Forwards are those of rows: drafts and variants of a row are rows of a pass, and count. A pass is
+# one however many rows it has.
+Cost = Literal["forwards", "passes", "seconds", "flops"]
 COSTS: tuple[str, ...] = get_args(Cost)
+_FIELDS = {"forwards": "row_forwards", "passes": "forwards"}  # of a result
 # Standard deviations beyond which an arm leaves: it is looked at several times, and a good one that
 # left is not looked at again.
 SURE = 2.6
@@ -33,10 +36,10 @@ def checked_cost(cost: str) -> Cost:
 
 @dataclass(frozen=True)
 class Arm:
-    """A choice and its results by problem."""
+    """A choice and its results on the first problems of a list that all arms share."""
 
     choice: Choice
-    results: Mapping[str, Result]
+    results: tuple[Result, ...]
     cost_name: Cost
 
     @property
@@ -44,24 +47,24 @@ class Arm:
         """Problems that it has answered."""
         return len(self.results)
 
-    @cached_property
+    @property
     def accuracy(self) -> float:
         """The part of its problems that are right."""
-        return sum(bool(one.correct) for one in self.results.values()) / self.count
+        return self._right.bit_count() / self.count
 
     @cached_property
     def cost(self) -> float:
         """The mean cost of a problem."""
-        return sum(map(self.cost_of, self.results.values())) / self.count
+        return math.fsum(self._costs) / self.count
 
     @cached_property
     def work(self) -> float:
         """The mean forwards of a row, its variants counted, that a problem takes of the budget."""
-        return sum(one.row_forwards for one in self.results.values()) / self.count
+        return sum(one.row_forwards for one in self.results) / self.count
 
     def cost_of(self, result: Result) -> float:
-        """Returns the cost of an answer."""
-        value = getattr(result, self.cost_name)
+        """Returns the cost of an answer; raises ValueError if it is not known of the model."""
+        value = getattr(result, _FIELDS.get(self.cost_name, self.cost_name))
         if value is None:
             raise ValueError(
                 f"--cost {self.cost_name}: it is not known of this model; take another of "
@@ -71,10 +74,13 @@ class Arm:
 
     def excess(self, stepwise: Arm, floor: Floor) -> Estimate:
         """Returns by how much its accuracy is above the floor, problem by problem."""
-        both = [(self.results[i], stepwise.results[i]) for i in self._common(stepwise)]
-        lifts = [floor.excess(bool(a.correct), bool(b.correct)) for a, b in both]
+        counts = self._counts(stepwise)
         # Two problems more, as in Agresti and Min (2005): else a few that agree are certain.
-        return Estimate.of([*lifts, 1.0, -1.0])
+        lifts = [(floor.excess(right=True, stepwise=True), counts.both), (1.0, 1), (-1.0, 1)]
+        lifts += [(floor.excess(right=True, stepwise=False), counts.only_first)]
+        lifts += [(floor.excess(right=False, stepwise=True), counts.only_second)]
+        lifts += [(floor.excess(right=False, stepwise=False), counts.neither)]
+        return Estimate.of_counts(lifts)
 
     def loses_to(self, other: Arm) -> str:
         """Returns why it may leave because of another arm, empty if it may not.
@@ -82,30 +88,37 @@ class Arm:
         The other has to be cheaper beyond doubt, and either right where this one is wrong more
         often than chance would have it, or at most a hundredth less often right.
         """
-        common = self._common(other)
-        if len(common) < 2:
-            return ""
-        pairs = [(self.results[i], other.results[i]) for i in common]
-        saved = Estimate.of([self.cost_of(a) - other.cost_of(b) for a, b in pairs])
-        if saved.mean - SURE * saved.error <= 0:
+        if min(self.count, other.count) < 2 or self.cost <= other.cost:
             return ""
         counts = self._counts(other)
+        better = counts.only_first < counts.only_second and counts.exact_p < _RARE
+        if not better and counts.interval[1] > _LITTLE:
+            return ""
+        pairs = zip(self._costs, other._costs, strict=False)  # those that both have answered
+        saved = Estimate.of([mine - theirs for mine, theirs in pairs])
+        if saved.mean - SURE * saved.error <= 0:
+            return ""
         named = f"{other.choice.label} is cheaper by {saved.mean:.2f} {self.cost_name}"
-        if counts.only_first < counts.only_second and counts.exact_p < _RARE:
+        if better:
             return f"{named} and more often right (McNemar p={counts.exact_p:.1g})"
-        if counts.interval[1] <= _LITTLE:
-            return f"{named} and at most {counts.interval[1]:.1%} less often right"
-        return ""
+        return f"{named} and at most {counts.interval[1]:.1%} less often right"
+
+    @cached_property
+    def _right(self) -> int:
+        """A bit for each problem, the first one lowest."""
+        return sum(1 << place for place, one in enumerate(self.results) if one.correct)
+
+    @cached_property
+    def _costs(self) -> list[float]:
+        return list(map(self.cost_of, self.results))
 
     def _counts(self, other: Arm) -> Counts:
-        kinds = [0, 0, 0, 0]
-        for i in self._common(other):
-            mine, theirs = bool(self.results[i].correct), bool(other.results[i].correct)
-            kinds[2 * (not mine) + (not theirs)] += 1
-        return Counts(*kinds)
-
-    def _common(self, other: Arm) -> list[str]:
-        return [i for i in self.results if i in other.results]
+        common = min(self.count, other.count)
+        every = (1 << common) - 1
+        mine, theirs = self._right & every, other._right & every
+        both, either = (mine & theirs).bit_count(), (mine | theirs).bit_count()
+        alone = mine.bit_count() - both, theirs.bit_count() - both
+        return Counts(both, *alone, common - either)
 
 
 @dataclass(frozen=True)
@@ -123,11 +136,24 @@ class Estimate:
         spread = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
         return Estimate(mean, math.sqrt(spread / count))
 
+    @staticmethod
+    def of_counts(values: Sequence[tuple[float, int]]) -> Estimate:
+        """Returns the mean of values that each occur so many times, at least two in all."""
+        count = sum(times for _, times in values)
+        mean = math.fsum(value * times for value, times in values) / count
+        spread = math.fsum((value - mean) ** 2 * times for value, times in values) / (count - 1)
+        return Estimate(mean, math.sqrt(spread / count))
 
-def front(arms: Sequence[Arm]) -> list[Arm]:
+
+def by_cost(arms: Iterable[Arm]) -> list[Arm]:
+    """Returns arms in the order of their cost, of equal ones the more accurate first."""
+    return sorted(arms, key=lambda arm: (arm.cost, -arm.accuracy, arm.choice.label))
+
+
+def front(arms: Iterable[Arm]) -> list[Arm]:
     """Returns the arms that none beats in both accuracy and cost, the cheapest first."""
-    best, kept = -1.0, []
-    for arm in sorted(arms, key=lambda arm: (arm.cost, -arm.accuracy, arm.choice.label)):
+    best, kept = -1.0, list[Arm]()
+    for arm in by_cost(arms):
         if arm.accuracy > best:
             best = arm.accuracy
             kept.append(arm)

@@ -1,4 +1,4 @@
-"""The problems of a search, in two parts that share no prompt: tuned on, and unseen."""
+"""The problems of a search, in three parts that share no prompt: raced on, named by, and unseen."""
 
 from __future__ import annotations
 
@@ -9,43 +9,56 @@ from dataclasses import dataclass
 from dllm.eval.tasks.task import Problem, Task
 
 _ALL = 10**6  # more problems than any data set has
+FEWEST = 32  # problems of a part, by which anything can be said
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many problems are wanted of each part, at most."""
+
+    race: int = 512
+    confirm: int = 1024
+    unseen: int = 300
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Problems that decide, and problems that are measured once it is decided."""
+    """Problems that settings race on, that decide which is named, and that measure the named."""
 
-    tuning: Sequence[Problem]
+    race: Sequence[Problem]
+    confirm: Sequence[Problem]
     unseen: Sequence[Problem]
     source: str  # where they come from, in words
 
 
-def apart(task: Task, tuning: int, unseen: int, seed: int) -> Parts:
-    """Returns the problems of a task in two parts.
+def apart(task: Task, sizes: Sizes, seed: int) -> Parts:
+    """Returns the problems of a task in three parts.
 
     A task that makes its problems has splits that share no prompt; of a data set, whose test split
-    alone is read, a hash of the prompt says on which side a problem is. Raises ValueError if it has
-    too few.
+    alone is read, a hash of the prompt says in which third a problem is, and a part may have fewer
+    than are wanted. Raises ValueError where one has fewer than 32.
     """
     if not task.scored:
         raise ValueError(
             f"task {task.name!r} scores nothing without --run-code: nothing to tune by"
         )
     if task.options.get("problems") is None:  # not a data set that was read
-        first = task.take(tuning, "validation", seed)
-        parts = Parts(first, task.take(unseen, "test", seed), f"validation and test, seed {seed}")
+        first = task.take(sizes.race + sizes.confirm, "validation", seed)
+        own = first[: sizes.race], first[sizes.race :], task.take(sizes.unseen, "test", seed)
+        parts = Parts(*own, f"validation and test, seed {seed}")
     else:
-        sides: tuple[list[Problem], list[Problem]] = ([], [])
+        thirds: list[list[Problem]] = [[], [], []]
         for one in task.take(_ALL):
             digest = hashlib.sha256(f"{seed} {one.prompt}".encode()).digest()
-            sides[digest[0] % 2].append(one)
-        halves = f"halves of the test split by a hash with seed {seed}"
-        parts = Parts(sides[0][:tuning], sides[1][:unseen], halves)
-    for option, part, count in (("limit", parts.tuning, tuning), ("unseen", parts.unseen, unseen)):
-        if len(part) < count:
-            raise ValueError(
-                f"--{option} {count}: {task.name!r} has {len(part)} such problems: ask for no more"
-            )
+            thirds[digest[0] % 3].append(one)
+        own = thirds[0][: sizes.race], thirds[1][: sizes.confirm], thirds[2][: sizes.unseen]
+        parts = Parts(*own, f"thirds of the test split by a hash with seed {seed}")
+    least = min(len(parts.race), len(parts.confirm), len(parts.unseen))
+    if least < FEWEST:
+        raise ValueError(
+            f"task {task.name!r} has only {least} problems for a part of the search, which needs "
+            f"{FEWEST} of each: take a task with more"
+        )
     return parts
 
 

@@ -8,17 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import count
+from math import inf
 
 from dllm.eval.run.results import RefusedError, Result
 from dllm.eval.tasks.task import Problem
-from dllm.tuning.arm import SURE, Arm, Cost, front
+from dllm.tuning.arm import SURE, Arm, Cost, Estimate, by_cost
 from dllm.tuning.floor import Floor
 from dllm.tuning.space import Choice, Space
 
-STAGES = (32, 64, 128, 256, 512, 1024)  # problems of an arm
-_FRESH = 10  # neighbours of the leaders that enter a round
-_LEADERS = 4  # of each kind: the cheapest above the floor, and the front
-_PAIRED = 2  # measurements of the unseen problems that are kept back: stepwise and the recipe
+# Problems of an arm, and how many of each kind of leader go on to so many.
+STAGES = {8: 0, 32: 24, 64: 16, 128: 12, 256: 8, 512: 6, 1024: 6, 2048: 6}
+_FIRST = min(STAGES)
+BEGUN = 32  # problems of one token a forward, by which the rest is reckoned
+_FRESH = 16  # neighbours of the leaders that enter a round
+_PARENTS = 4  # leaders of each kind whose neighbours do
+_PATIENCE = 2  # rounds on all problems in which no cheaper setting was found
+_NAMED = 2.0  # standard errors above the floor, from where on a confirmation is likely to succeed
+_LESS = 0.99  # of a cost, which is worth a round
 
 Measure = Callable[[Choice, Sequence[Problem]], Iterable[Result]]
 
@@ -29,7 +36,6 @@ class Rules:
 
     cost: Cost
     floor: Floor
-    unseen: int  # problems that are kept back
     seed: int
 
 
@@ -49,24 +55,24 @@ class Race:
 
     def begin(self) -> Arm:
         """Measures one token a forward on the first problems, which says what a forward costs."""
-        self._extend(self.space.stepwise, STAGES[0])
+        self._extend(self.space.stepwise, BEGUN)
         return self.stepwise
 
-    def run(self, budget: float) -> None:
-        """Races until nothing new is left, or the budget but for what unseen problems take."""
-        allowed = budget - _PAIRED * self.rules.unseen * self.stepwise.work
-        fresh, number = self.space.first(), 0
-        while self._enter(fresh, allowed):
-            self._leave()
-            size = STAGES[min(number + 1, len(STAGES) - 1)]
-            if not self._promote(size, allowed):
+    def run(self, allowed: float) -> None:
+        """Races until nothing better is found, or so many forwards of a row are spent."""
+        fresh, costs = self.space.first(), list[float]()
+        stages = sorted({min(stage, len(self.problems)) for stage in STAGES})
+        for number in count(1):
+            known = stages[1 : number + 1]
+            if not self._enter(fresh, allowed) or not self._promote(known, allowed):
                 return
-            self._leave()
-            number += 1
-            leaders = [arm.choice for arm in self.leaders]
-            known = [*self.arms, *self.left, *self.refused]
-            fresh = self.space.near(leaders, known, f"{self.rules.seed}-{number}")[:_FRESH]
-            if not fresh and size >= len(self.problems):
+            fresh = self._neighbours(number)
+            if number < len(stages) - 1:
+                continue
+            costs.append(min((arm.cost for arm in self.cheapest(_NAMED)), default=inf))
+            before = costs[-1 - _PATIENCE] if len(costs) > _PATIENCE else inf
+            settled = _LESS * before < costs[-1] < inf
+            if settled or not fresh:
                 return
 
     @property
@@ -79,46 +85,64 @@ class Race:
         """The arms that have not left."""
         return [arm for choice, arm in self.arms.items() if choice not in self.left]
 
-    @property
-    def leaders(self) -> list[Arm]:
-        """The cheapest arms that may be above the floor, then some of their front."""
-        hopeful = [arm for arm in self.racing if self._above(arm, 1.0)]
-        cheapest = sorted(hopeful, key=lambda arm: (arm.cost, arm.choice.label))[:_LEADERS]
-        return list({arm.choice: arm for arm in [*cheapest, *front(hopeful)[:_LEADERS]]}.values())
+    def cheapest(self, errors: float) -> list[Arm]:
+        """Returns the arms above the floor by so many standard errors, the cheapest first.
 
-    def chosen(self) -> Arm:
-        """Returns the cheapest arm that is above the floor by a standard error, on most problems.
-
-        One that is merely lucky on few problems would fall below it on others. If there is none,
-        it is one token a forward itself.
+        Only those that have at least half as many problems as any: another may merely be lucky.
         """
-        most = max(arm.count for arm in self.racing)
-        tried = [arm for arm in self.racing if 2 * arm.count >= most]
-        sure = [arm for arm in tried if self._above(arm, -1.0)]
-        return min(sure, key=lambda arm: (arm.cost, arm.choice.label), default=self.stepwise)
+        least = max(arm.count for arm in self.racing) / 2
+        tried = [arm for arm in self.racing if arm.count >= least]
+        return by_cost(arm for arm in tried if self.above(arm, -errors))
 
-    def _above(self, arm: Arm, errors: float) -> bool:
-        excess = arm.excess(self.stepwise, self.rules.floor)
+    def above(self, arm: Arm, errors: float) -> bool:
+        """Whether an arm is above the floor with so many standard errors added."""
+        excess = self._excess(arm)
         return excess.mean + errors * excess.error >= 0
+
+    def leaders(self, places: int) -> list[Arm]:
+        """Returns the cheapest arms that may be above the floor, that are, and that are amply.
+
+        Ample is half of what one token a forward has; without such arms, a race whose cheap ones
+        all turn out to be lucky would have none to name.
+        """
+        racing = [arm for arm in self.racing if arm.choice != self.space.stepwise]
+        ample = max(0.0, self._excess(self.stepwise).mean / 2)
+        kinds = (
+            by_cost(arm for arm in racing if self.above(arm, 1.0))[:places],
+            by_cost(arm for arm in racing if self._excess(arm).mean >= 0)[:places],
+            by_cost(arm for arm in racing if self._excess(arm).mean >= ample)[:places],
+        )
+        return list({arm.choice: arm for kind in kinds for arm in kind}.values())
+
+    def _excess(self, arm: Arm) -> Estimate:
+        return arm.excess(self.stepwise, self.rules.floor)
+
+    def _neighbours(self, number: int) -> list[Choice]:
+        parents = [arm.choice for arm in self.leaders(_PARENTS)]
+        known = [*self.arms, *self.refused]
+        return self.space.near(parents, known, f"{self.rules.seed}-{number}")[:_FRESH]
 
     def _enter(self, choices: Sequence[Choice], allowed: float) -> bool:
         """Measures new arms on the first problems; False when the budget does not reach."""
         for number, choice in enumerate(choices):
-            if not self._affords(STAGES[0] * self.stepwise.work, allowed):
+            if not self._affords(_FIRST * self.stepwise.work, allowed):
                 self.waiting += choices[number:]
                 return False
-            self._extend(choice, STAGES[0])
+            self._extend(choice, _FIRST)
+        self._leave()
         return True
 
-    def _promote(self, size: int, allowed: float) -> bool:
-        """Measures the leaders on more problems, one token a forward first."""
-        stepwise, *leaders = [self.stepwise, *self.leaders]
-        for arm in [stepwise, *leaders]:
-            more = min(size, len(self.problems)) - arm.count
-            if more > 0 and not self._affords(more * arm.work, allowed):
-                return False
-            if more > 0:
-                self._extend(arm.choice, size)
+    def _promote(self, stages: Sequence[int], allowed: float) -> bool:
+        """Takes leaders on from stage to stage, one token a forward first."""
+        for stage in stages:
+            places = next(STAGES[one] for one in STAGES if one >= stage)
+            for arm in [self.stepwise, *self.leaders(places)]:
+                more = stage - arm.count
+                if more > 0 and not self._affords(more * arm.work, allowed):
+                    return False
+                if more > 0:
+                    self._extend(arm.choice, stage)
+            self._leave()
         return True
 
     def _affords(self, work: float, allowed: float) -> bool:
@@ -126,23 +150,23 @@ class Race:
 
     def _extend(self, choice: Choice, size: int) -> None:
         """Measures an arm on the first problems, of which it knows some."""
-        known = self.arms[choice].results if choice in self.arms else {}
-        asked = [one for one in self.problems[:size] if one.id not in known]
+        known = self.arms[choice].results if choice in self.arms else ()
+        asked = self.problems[len(known) : size]
         try:
             found = {result.id: result for result in self.measure(choice, asked)}
         except RefusedError as error:
             self.refused[choice] = str(error)
             return
         self.spent += sum(result.row_forwards for result in found.values())
-        ordered = {one.id: ({**known, **found})[one.id] for one in self.problems[:size]}
-        self.arms[choice] = Arm(choice, ordered, self.rules.cost)
+        answers = *known, *(found[one.id] for one in asked)
+        self.arms[choice] = Arm(choice, answers, self.rules.cost)
 
     def _leave(self) -> None:
         """Lets arms go that are below the floor or behind another beyond doubt."""
         for arm in self.racing:
             if arm.choice == self.space.stepwise:
                 continue
-            if not self._above(arm, SURE):
+            if not self.above(arm, SURE):
                 self.left[arm.choice] = f"below {self.rules.floor} on {arm.count} problems"
                 continue
             others = (arm.loses_to(one) for one in self.racing if one is not arm)

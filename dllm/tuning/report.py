@@ -8,10 +8,12 @@ from dllm.eval.ablation.lines import Line
 from dllm.eval.report.ablation import Report
 from dllm.eval.report.tables import Table, accuracy
 from dllm.eval.run.summary import summarise
+from dllm.recipes.recipe import Recipe
 from dllm.tuning.arm import Arm
 from dllm.tuning.race import Race
 from dllm.tuning.space import Choice
 from dllm.tuning.tune import Found, Question
+from dllm.tuning.verdict import recipe_of
 
 _LEGEND = (
     "On unseen problems; an asterisk marks the recipe. The cost and forwards are those of a "
@@ -21,11 +23,11 @@ _LEGEND = (
 
 def race_table(found: Found) -> Table:
     """Returns the front on unseen problems, the cheapest first."""
-    chosen, cost = found.race.chosen().choice, found.race.rules.cost
+    chosen, cost = found.confirmed.chosen, found.race.rules.cost
     rows = [
         (
             choice.label + (" *" if choice == chosen else ""),
-            accuracy(summarise(list(arm.results.values()))),
+            accuracy(summarise(list(arm.results))),
             f"{arm.cost:.4g}",
             f"{arm.work:.2f}",
         )
@@ -43,20 +45,31 @@ def report_of(question: Question, found: Found) -> Report:
         given = {**question.fixed, **choice.given}
         row = Row(choice.label, method_of(given), question.model.name, task, given)
         trial = Trial.of(number, row, question.task, found.parts.unseen)
-        lines.append(Line(trial, list(arm.results.values())))
-    about = f"{found.recipe.floor} at the lowest {found.recipe.cost}"
+        lines.append(Line(trial, list(arm.results)))
+    recipe = recipe_of(question, found)
+    about = f"{recipe.floor} at the lowest {recipe.cost}"
     rows = tuple(line.candidate.row for line in lines)
-    notes = (_chosen(found), *_race(found.race), *found.recipe.not_tried)
+    notes = (_chosen(recipe), *_trials(found), *_race(found.race), *recipe.not_tried)
     return Report(Ablation(f"tune {question.task.name}", about, rows, notes), lines)
 
 
-def _chosen(found: Found) -> str:
-    figures = found.recipe.measured
+def _chosen(recipe: Recipe) -> str:
+    figures = recipe.measured
     low, high = figures["above_floor_interval"]
     return (
-        f"recipe: {found.race.chosen().choice.label}, {low:+.1%} to {high:+.1%} above the floor on "
-        f"{figures['problems']} unseen problems"
+        f"recipe: {recipe.settings['scheduler']}, block {recipe.settings['block_length']}, "
+        f"{low:+.1%} to {high:+.1%} above the floor on {figures['problems']} unseen problems"
     )
+
+
+def _trials(found: Found) -> list[str]:
+    """Returns a note for each setting that was tried on fresh problems."""
+    on = f"on {found.confirmed.problems} fresh problems, less 1.64 standard errors"
+    return [
+        f"confirmed: {trial.arm.choice.label}: {trial.excess.mean:+.1%} above the floor {on}: "
+        f"{trial.bound:+.1%}: {'passed' if trial.passed else 'not shown to be above it'}"
+        for trial in found.confirmed.trials
+    ]
 
 
 def _race(race: Race) -> list[str]:

@@ -8,36 +8,33 @@ in an order drawn by a seed that is named after the round, are the same after ev
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from itertools import chain, zip_longest
 from typing import Any
 
-BLOCKS = (8, 16, 32, 64, 128, 256)
+from dllm.tuning.knobs import Knob, Value, knobs_of, presets_of
+
+BLOCKS = (4, 8, 16, 32, 64, 128, 256)
 BATCHES = (8, 16, 32, 64, 128)
 VERIFIERS = (None, "freedave:2", "freedave:4", "freedave:8", "ssd:draft_length=4")
 CACHES = ("none", "prefix", "dual")
-# Schedulers with their option that trades accuracy for cost: its values at the beginning, and
-# whether it is a probability, whose distance to 1 is what matters.
-KNOBS: dict[str, tuple[str, tuple[float, ...], bool]] = {
-    "threshold": ("threshold", (0.9, 0.97, 0.99), True),
-    "credit": ("threshold", (0.95, 0.99), True),
-    "multi_block": ("threshold", (0.95, 0.98), True),
-    "localleap": ("threshold", (0.95, 0.99), True),
-    "factor": ("factor", (0.1, 0.25), False),
-    "certainty_density": ("threshold", (0.25, 0.35), False),
-}
-FIXED = ("klass",)  # schedulers that are tried as they are
 STEPWISE = "fixed_quota"
+# What each cost can be lowered by beside the scheduler: a cache saves no forward, a draft is one
+# more, and a batch saves nothing but time.
+VERIFIED, CACHED, BATCHED = ("passes", "seconds"), ("flops", "seconds"), ("seconds",)
+
+_knobs = cache(knobs_of)
 
 
 @dataclass(frozen=True)
 class Choice:
     """One setting of everything that a search decides."""
 
-    scheduler: str  # by name, without the option
-    value: float | None  # of its option; None: as it is
+    scheduler: str
+    options: tuple[tuple[str, Value], ...]  # of the scheduler, those that are not its defaults
     block_length: int
     cache: str = "none"
     verifier: str | None = None
@@ -46,8 +43,9 @@ class Choice:
     @property
     def given(self) -> dict[str, Any]:
         """The settings as `generate` takes them; the batch decides no answer and is apart."""
-        option = "" if self.value is None else f":{self.value:g}"
-        parts = {"scheduler": self.scheduler + option, "cache": self.cache}
+        options = ",".join(f"{name}={_text(value)}" for name, value in self.options)
+        parts = {"scheduler": self.scheduler + (f":{options}" if options else "")}
+        parts |= {"cache": self.cache}
         parts |= {} if self.verifier is None else {"verifier": self.verifier}
         return {**parts, "block_length": self.block_length}
 
@@ -58,6 +56,13 @@ class Choice:
         parts = [given["scheduler"], *([self.cache] if self.cache != "none" else [])]
         parts += [] if self.verifier is None else [self.verifier]
         return " + ".join(parts) + f", block {self.block_length}, batch {self.batch_size}"
+
+    def having(self, changed: dict[str, Value]) -> Choice:
+        """Returns the choice with other options; one at its default is left out."""
+        given = dict(self.options) | changed
+        usual = {knob.name: knob.default for knob in _knobs(self.scheduler)}
+        left = [(n, given[n]) for n in sorted(given) if n not in usual or given[n] != usual[n]]
+        return replace(self, options=tuple(left))
 
 
 @dataclass(frozen=True)
@@ -74,30 +79,33 @@ class Space:
     batches: tuple[int, ...]
 
     @staticmethod
-    def of(cost: str, max_new_tokens: int, block_length: int, batch_size: int) -> Space:
-        """Returns the space of a cost; a cache saves no forward, and a batch nothing but time."""
+    def of(
+        cost: str,
+        schedulers: Sequence[str],
+        max_new_tokens: int,
+        block_length: int,
+        batch_size: int,
+    ) -> Space:
+        """Returns the space of a cost: the parts that cannot lower it stay as they are."""
         blocks = [b for b in BLOCKS if b <= max_new_tokens and max_new_tokens % b == 0]
         return Space(
-            *(max_new_tokens, block_length, batch_size, (*KNOBS, *FIXED)),
-            verifiers=VERIFIERS,
-            caches=CACHES[:1] if cost == "forwards" else CACHES,
+            *(max_new_tokens, block_length, batch_size, tuple(schedulers)),
+            verifiers=VERIFIERS if cost in VERIFIED else VERIFIERS[:1],
+            caches=CACHES if cost in CACHED else CACHES[:1],
             blocks=tuple(sorted({*blocks, block_length})),
-            batches=BATCHES if cost == "seconds" else (batch_size,),
+            batches=BATCHES if cost in BATCHED else (batch_size,),
         )
 
     @property
     def stepwise(self) -> Choice:
         """One token a forward: what the floor is a share of."""
-        return Choice(STEPWISE, None, self.block_length, batch_size=self.batch_size)
+        return Choice(STEPWISE, (), self.block_length, batch_size=self.batch_size)
 
     def first(self) -> list[Choice]:
         """Returns where a search begins: each scheduler, then one part of a careful one varied."""
-        plain = [
-            replace(self.stepwise, scheduler=name, value=value)
-            for name in self.schedulers
-            for value in (KNOBS[name][1] if name in KNOBS else (None,))
-        ]
-        careful = replace(self.stepwise, scheduler="threshold", value=KNOBS["threshold"][1][-1])
+        plain = [one for name in self.schedulers for one in self._starts(name)]
+        plain.remove(self.stepwise) if self.stepwise in plain else None
+        careful = replace(self.stepwise, scheduler="threshold").having({"threshold": 0.97})
         varied = [replace(careful, cache=cache) for cache in self.caches]
         varied += [replace(careful, verifier=verifier) for verifier in self.verifiers]
         varied += [replace(careful, block_length=block) for block in self.blocks]
@@ -105,35 +113,36 @@ class Space:
         return list(dict.fromkeys([*plain, *varied]))
 
     def near(self, leaders: Sequence[Choice], known: Iterable[Choice], seed: str) -> list[Choice]:
-        """Returns all new neighbours of the leaders, one part changed, in the order of a seed."""
-        found = dict.fromkeys(one for leader in leaders for one in self._around(leader))
-        left = [one for one in found if one not in set(known)]
-        random.Random(seed).shuffle(left)
-        return left
+        """Returns new neighbours, one part changed, of each leader in turn, drawn by a seed."""
+        drawn, past = random.Random(seed), set(known)
+        around = [self._around(leader) for leader in leaders]
+        for choices in around:
+            drawn.shuffle(choices)
+        turns = chain.from_iterable(zip_longest(*around))
+        return [one for one in dict.fromkeys(turns) if one is not None and one not in past]
+
+    def _starts(self, name: str) -> list[Choice]:
+        plain, knobs = replace(self.stepwise, scheduler=name), _knobs(name)
+        values = knobs[0].starts(self.max_new_tokens) if knobs else []
+        ways: list[dict[str, Value]] = [{}, *({knobs[0].name: value} for value in values)]
+        return [plain.having(way) for way in (*ways, *presets_of(name))]
 
     def _around(self, one: Choice) -> list[Choice]:
-        near = [replace(one, value=value) for value in _steps(one)]
+        knobs = _knobs(one.scheduler)
+        near = [one.having({k.name: value}) for k in knobs for value in self._beside(one, k)]
         near += [replace(one, block_length=b) for b in _beside(one.block_length, self.blocks)]
         near += [replace(one, batch_size=b) for b in _beside(one.batch_size, self.batches)]
         near += [replace(one, verifier=v) for v in self.verifiers if v != one.verifier]
         return near + [replace(one, cache=c) for c in self.caches if c != one.cache]
 
-
-def _steps(one: Choice) -> list[float]:
-    """Returns values beside an option's: a third and a half way to twice the care or half of it."""
-    if one.value is None:
-        return []
-    _, _, probability = KNOBS[one.scheduler]
-    factors = (0.5, 0.75, 1.33, 2.0)
-    if probability:
-        values = [1 - _rounded((1 - one.value) * factor) for factor in factors]
-        return [round(value, 6) for value in values if 0.5 <= value <= 0.9999]
-    return [value for value in (_rounded(one.value * f) for f in factors) if 0 < value <= 1]
+    def _beside(self, one: Choice, knob: Knob) -> list[Value]:
+        return knob.beside(dict(one.options).get(knob.name, knob.default), self.max_new_tokens)
 
 
-def _rounded(value: float) -> float:
-    """Returns two significant digits, so that two ways to a value meet."""
-    return round(value, 1 - math.floor(math.log10(value)))
+def _text(value: Value) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "null" if value is None else str(value)
 
 
 def _beside(value: int, allowed: Sequence[int]) -> list[int]:

@@ -10,24 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import dllm
+from dllm import schedulers
+from dllm.compatible import check
 from dllm.eval.run import stable
 from dllm.eval.run.record import checkpoint_digest
-from dllm.eval.run.results import Result
+from dllm.eval.run.results import RefusedError, Result
 from dllm.eval.run.run import Run
 from dllm.eval.tasks.task import Problem, Task
-from dllm.models.digest import weights_digest
 from dllm.models.model import DenoisingModel
 from dllm.reading import parse_json
-from dllm.recipes.recipe import FORMAT, Recipe
 from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings, resolve
 from dllm.tuning.arm import Arm, Cost, front
+from dllm.tuning.confirm import Confirmed, confirm
 from dllm.tuning.floor import Floor
-from dllm.tuning.problems import Parts, apart, digest_of
-from dllm.tuning.race import STAGES, Race, Rules
+from dllm.tuning.problems import FEWEST, Parts, Sizes, apart, digest_of
+from dllm.tuning.race import Race, Rules
 from dllm.tuning.space import Choice, Space
-from dllm.tuning.verdict import measured, not_tried
 
 STATE = "tune.json"  # what was asked, in the folder
+_FRONT = 3  # settings of the front that are measured on unseen problems too
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,7 @@ class Question:
     floor: Floor
     budget: float | None  # forwards of a row; None: what `minutes` are worth
     minutes: float
-    tuning: int = 512  # problems that decide
-    unseen: int = 300  # problems that what is found is measured on
+    sizes: Sizes = field(default_factory=Sizes)
     batch_size: int = 32
     seed: int = 0
 
@@ -56,12 +56,13 @@ class Question:
         """What may be varied."""
         slots = self.settings.max_new_tokens
         block = self.settings.block_length or self.model.spec.block_length or DEFAULT_BLOCK_LENGTH
-        return Space.of(self.cost, slots, min(block, slots), self.batch_size)
+        names = schedulers.registry.names()
+        return Space.of(self.cost, names, slots, min(block, slots), self.batch_size)
 
     @property
     def rules(self) -> Rules:
         """What the race goes by."""
-        return Rules(self.cost, self.floor, self.unseen, self.seed)
+        return Rules(self.cost, self.floor, self.seed)
 
     def described(self, parts: Parts) -> dict[str, Any]:
         """Returns all that a decision depends on, as JSON has it."""
@@ -70,14 +71,14 @@ class Question:
             "model": self.model.name,
             "checkpoint": checkpoint_digest(self.model),
             "task": self.task.name,
-            "problems": [digest_of(parts.tuning), digest_of(parts.unseen)],
+            "seed": self.seed,
             "fixed": stable(dict(self.fixed)),
             "cost": self.cost,
             "floor": str(self.floor),
+            "problems": [digest_of(one) for one in (parts.race, parts.confirm, parts.unseen)],
             "budget": self.budget,
             "minutes": self.minutes if self.budget is None else None,
             "batch_size": self.batch_size,
-            "seed": self.seed,
         }
 
 
@@ -85,11 +86,17 @@ class Question:
 class Found:
     """What a search came to."""
 
-    recipe: Recipe
     race: Race
+    confirmed: Confirmed
     unseen: Mapping[Choice, Arm]  # measured on unseen problems: stepwise, the recipe, the front
     parts: Parts
     budget: float
+
+    @property
+    def spent(self) -> float:
+        """Forwards of a row, on all problems."""
+        unseen = sum(arm.work * arm.count for arm in self.unseen.values())
+        return self.race.spent + self.confirmed.spent + unseen
 
 
 @dataclass
@@ -102,22 +109,24 @@ class Search:
     _budget: float = field(default=0.0, init=False)
 
     def run(self) -> Found:
-        """Returns the recipe with all that speaks for it.
+        """Returns the setting that is named with all that speaks for it.
 
         Raises ValueError for a budget too small to say anything, and for a folder in which
         something else was asked.
         """
         asked = self.question
-        parts = apart(asked.task, asked.tuning, asked.unseen, asked.seed)
+        parts = apart(asked.task, asked.sizes, asked.seed)
         state = self._state(asked.described(parts))
-        race = Race(asked.space, asked.rules, parts.tuning, self._measure)
+        race = Race(asked.space, asked.rules, parts.race, self._measure)
         self._race = race
         stepwise = race.begin()
         self._budget = self._worth(state, stepwise)
-        self._check(stepwise.work)
-        race.run(self._budget)
-        unseen = self._unseen(race, parts)
-        return Found(self._recipe(race, unseen, parts), race, unseen, parts, self._budget)
+        left = self._budget - self._kept_back(stepwise.work, len(parts.unseen))
+        # Half, or all but what a confirmation takes of one token a forward and of finalists.
+        race.run(max(left / 2, left - 2 * stepwise.work * len(parts.confirm)))
+        confirmed = confirm(race, parts.confirm, left - race.spent)
+        unseen = self._unseen(race, confirmed, parts)
+        return Found(race, confirmed, unseen, parts, self._budget)
 
     def path_of(self, choice: Choice) -> Path:
         """Returns the results file of a choice."""
@@ -131,6 +140,7 @@ class Search:
 
     def _measure(self, choice: Choice, problems: Sequence[Problem]) -> Iterator[Result]:
         self.look(self._race, choice, self._budget)
+        _check(self.question.model, self.run_of(choice).settings)
         path = self.path_of(choice)
         path.parent.mkdir(parents=True, exist_ok=True)
         yield from self.run_of(choice).results(problems, path)
@@ -157,7 +167,7 @@ class Search:
     def _worth(self, state: dict[str, Any], stepwise: Arm) -> float:
         """Returns the budget; minutes become forwards once, and stay so."""
         if "budget" not in state:
-            seconds = sum(one.seconds for one in stepwise.results.values())
+            seconds = sum(one.seconds for one in stepwise.results)
             forwards = stepwise.work * stepwise.count
             rate = forwards / seconds if seconds else 0.0
             budget = self.question.budget
@@ -168,60 +178,43 @@ class Search:
             fresh.replace(self.folder / STATE)
         return float(state["budget"])
 
-    def _check(self, work: float) -> None:
-        """Raises ValueError for a budget in which not even one setting could be compared."""
-        asked = self.question
-        needed = round(2 * work * (STAGES[0] + asked.unseen) + 0.5)
-        if self._budget < needed:
-            given = f"--budget {asked.budget:g}"
-            if asked.budget is None:
-                given = f"--minutes {asked.minutes:g}, here {self._budget:.0f} forwards,"
-            raise ValueError(
-                f"{given} is too small to say anything: one setting beside one token a forward, on "
-                f"{STAGES[0]} problems and {asked.unseen} unseen ones, takes up to {needed} "
-                "forwards; give at least so many, or fewer --unseen"
-            )
+    def _kept_back(self, work: float, unseen: int) -> float:
+        """Returns what the unseen problems take of the budget, of stepwise and the recipe.
 
-    def _unseen(self, race: Race, parts: Parts) -> dict[Choice, Arm]:
+        Raises ValueError for a budget in which not even one setting could be compared.
+        """
+        asked, kept = self.question, 2 * work * unseen
+        needed = round(kept + 4 * work * FEWEST + 0.5)
+        if self._budget < needed:
+            given = f"--budget {asked.budget:g}" if asked.budget is not None else ""
+            given = given or f"--minutes {asked.minutes:g}, here {self._budget:.0f} forwards,"
+            raise ValueError(
+                f"{given} is too small to say anything: one setting beside one token a forward, "
+                f"twice on {FEWEST} problems and once on {unseen} unseen ones, takes up to "
+                f"{needed} forwards; give at least so many, or fewer --unseen"
+            )
+        return kept
+
+    def _unseen(self, race: Race, confirmed: Confirmed, parts: Parts) -> dict[Choice, Arm]:
         """Measures stepwise, the recipe, and the rest of the front as far as the budget reaches."""
-        chosen, spent = race.chosen(), race.spent
+        chosen, spent = race.arms[confirmed.chosen], race.spent + confirmed.spent
         found: dict[Choice, Arm] = {}
         tried = [arm for arm in race.racing if 2 * arm.count >= chosen.count]
-        for arm in dict.fromkeys(one.choice for one in [race.stepwise, chosen, *front(tried)]):
-            known = race.arms[arm]
-            if len(found) > 1 and spent + len(parts.unseen) * known.work > self._budget:
+        first = [race.stepwise.choice, chosen.choice]
+        for choice in dict.fromkeys([*first, *(arm.choice for arm in front(tried)[:_FRONT])]):
+            known = race.arms[choice]
+            if choice not in first and spent + len(parts.unseen) * known.work > self._budget:
                 continue
-            results = {one.id: one for one in self._measure(arm, parts.unseen)}
-            found[arm] = Arm(
-                arm, {one.id: results[one.id] for one in parts.unseen}, known.cost_name
-            )
-            spent += found[arm].work * found[arm].count
+            results = {one.id: one for one in self._measure(choice, parts.unseen)}
+            answers = tuple(results[one.id] for one in parts.unseen)
+            found[choice] = Arm(choice, answers, known.cost_name)
+            spent += found[choice].work * found[choice].count
         return found
 
-    def _recipe(self, race: Race, unseen: Mapping[Choice, Arm], parts: Parts) -> Recipe:
-        asked, chosen = self.question, race.chosen()
-        batch = {"batch_size": chosen.choice.batch_size} if asked.cost == "seconds" else {}
-        slots = {"max_new_tokens": asked.settings.max_new_tokens}
-        pair = unseen[chosen.choice], unseen[race.space.stepwise]
-        return Recipe(
-            format=FORMAT,
-            version=dllm.__version__,
-            model=asked.model.name,
-            weights=weights_digest(asked.model),
-            task=asked.task.name,
-            settings={**slots, **asked.fixed, **chosen.choice.given, **batch},
-            cost=asked.cost,
-            floor=str(asked.floor),
-            measured={**measured(*pair, asked.floor), "problems_digest": digest_of(parts.unseen)},
-            tuned={
-                "problems": chosen.count,
-                "problems_digest": digest_of(parts.tuning),
-                "source": parts.source,
-                "budget": self._budget,
-                "spent": race.spent,
-                "settings_tried": len(race.arms),
-                "accuracy": chosen.accuracy,
-                "cost": chosen.cost,
-            },
-            not_tried=tuple(not_tried(race)),
-        )
+
+def _check(model: DenoisingModel, settings: Settings) -> None:
+    """Raises RefusedError for parts that do not go together."""
+    try:
+        check(model, settings)
+    except ValueError as error:
+        raise RefusedError(str(error)) from error

@@ -30,14 +30,14 @@ READ = [ROOT / "README.md", *sorted((DOCS / "start").glob("*.md"))]
 GUIDES = [page for page in PAGES if page.parent.name == "guides"]
 # Options with which an example is done in seconds; it prints the same with less to count.
 SHORTER = {"--limit": "4", "--count": "12", "--epochs": "2", "--problems": "1"}
-SHORTER |= {"--budget": "5000"}
+SHORTER |= {"--budget": "8000"}
 ALSO = {
     "eval": ["--limit", "4"],
     "demo": ["--limit", "1"],
     "verify": ["--limit", "4"],
     "cache-error": ["--limit", "1"],
     "ablate": ["--limit", "1"],
-    "tune": ["--budget", "5000", "--unseen", "32"],
+    "tune": ["--budget", "8000", "--unseen", "32"],
     "train-filter": ["--count", "12", "--epochs", "2"],
     "train-context-filter": ["--count", "12", "--steps", "4"],
 }

@@ -37,6 +37,7 @@ TRANSCRIPT = "tests/serve/test_transcript.py"
 SGLANG = "tests/integrations/sglang/test_block.py"
 RAY = "tests/integrations/test_ray.py"
 ROOM = "tests/models/test_room.py"
+CONFIRMED = "tests/tuning/test_confirm.py"
 ROUNDED = "tests/models/test_rounded.py"
 
 
@@ -1438,6 +1439,51 @@ FAULTS = [
             "(folder / CONFIG).unlink(missing_ok=True)",
             "(folder / CONFIG).touch()",
             ROUNDED,
+        ),
+    ),
+    *in_file(
+        "dllm/tuning/confirm.py",
+        (
+            "a-failed-trial-hands-its-share-on",
+            "handed = level if trials[-1].passed else 0.0",
+            "handed = level",
+            CONFIRMED,
+        ),
+        (
+            "the-whole-error-rate-for-each-trial",
+            "ERROR_RATE / len(tried), 0.0",
+            "ERROR_RATE, 0.0",
+            CONFIRMED,
+        ),
+        (
+            "the-race-confirms-itself",
+            "            new = arm.choice != race.space.stepwise\n",
+            "            new = True\n",
+            CONFIRMED,
+        ),
+    ),
+    *in_file(
+        "dllm/tuning/arm.py",
+        (
+            "drafts-cost-nothing",
+            '_FIELDS = {"forwards": "row_forwards", "passes": "forwards"}',
+            '_FIELDS = {"forwards": "forwards", "passes": "forwards"}',
+            "tests/tuning/test_race.py",
+        ),
+        (
+            "two-settings-are-paired-backwards",
+            "alone = mine.bit_count() - both, theirs.bit_count() - both",
+            "alone = theirs.bit_count() - both, mine.bit_count() - both",
+            "tests/tuning/test_race.py",
+        ),
+    ),
+    *in_file(
+        "dllm/tuning/problems.py",
+        (
+            "the-race-sees-the-problems-that-decide",
+            "own = first[: sizes.race], first[sizes.race :], ",
+            "own = first[: sizes.race], first[: sizes.confirm], ",
+            "tests/tuning/test_tune.py",
         ),
     ),
 ]

@@ -35,6 +35,7 @@ def recipe(model: dllm.HostedModel) -> Recipe:
         floor="accuracy >= 0.98 * stepwise",
         measured={"accuracy": 0.97},
         tuned={"problems": 512},
+        confirmed={"problems": 1024},
         not_tried=("caches: dual",),
     )
 
@@ -99,7 +100,7 @@ def test_a_wrong_file_names_itself_and_the_field(
 
 def test_what_lacks_a_field_says_which(tmp_path: Path) -> None:
     (tmp_path / "empty.json").write_text("{}")
-    with pytest.raises(ValueError, match="lacks cost, floor"):
+    with pytest.raises(ValueError, match="lacks confirmed, cost, floor"):
         read_recipe(tmp_path / "empty.json")
 
 
