@@ -280,6 +280,28 @@ def test_a_teacher_keeps_rows_on_the_way_to_their_answer(tiny: dllm.HostedModel)
         assert (max(forwards) <= 8) == (threshold == 0)
 
 
+def test_a_teacher_lets_right_proposals_pass() -> None:
+    masked = torch.ones(3, 4, dtype=torch.bool)
+    candidates = proposals([[1, 2, 3, 4]] * 3, [[0.9, 0.8, 0.5, 0.95]] * 3)
+    reference = torch.tensor([[1, 5, 3, 4], [6, 2, 3, 5], [6, 5, 5, 5]])
+    seen: list[Lesson] = []
+    # Near are two columns; in the second row no right one passes, in the third none is right.
+    limits = torch.tensor([[0.7, 0.94, 2.0], [0.85, 0.94, 2.0], [0.0, 0.0, 2.0]])
+    decision = Teacher(reference, limits, None, seen.append).decide(candidates, view_of(masked))
+    assert decision.commit.tolist() == [
+        [True, False, False, True],
+        [False, True, False, False],
+        [False, False, False, True],
+    ]
+    assert decision.tokens is not None
+    assert torch.equal(decision.tokens, reference)
+    assert seen[0].right.tolist() == [
+        [True, False, True, True],
+        [False, True, True, False],
+        [False] * 4,
+    ]
+
+
 def test_lessons_say_which_proposals_are_right(
     lesson: list[Lesson], tiny: dllm.HostedModel
 ) -> None:
