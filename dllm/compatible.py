@@ -15,7 +15,7 @@ from dllm.decoding.speculation import verifiers
 from dllm.decoding.speculation.verifiers import Verifier
 from dllm.infilling.refused import check_scheduler, has_constraint
 from dllm.models.config import UniformSpec
-from dllm.models.model import DenoisingModel
+from dllm.models.model import DenoisingModel, check_rounded
 from dllm.schedulers import Needs, Scheduler
 from dllm.schedulers.renoise import Renoise
 from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings, check_joint
@@ -118,6 +118,7 @@ _UNIFORM_REFUSES = (
 def check_cache(model: DenoisingModel, cache: Cache) -> None:
     """Raises ValueError where a cache cannot serve a model, whatever the scheduler."""
     cache.check(model.spec)
+    check_rounded(model, cache.summary()["name"], cache.uses_store)
     if cache.uses_store and not model.supports_cache:
         raise ValueError(
             f"cache {cache.summary()['name']!r} needs a model with a K/V store, and {model.name!r} "
@@ -265,8 +266,7 @@ def check_verifier(settings: Settings, scheduler: Scheduler, cache: Cache) -> Ve
 
 
 def _check_scheduler(name: str, scheduler: Scheduler, cache: Cache, settings: Settings) -> None:
-    asked = scheduler.summary()["name"]
-    slots = settings.max_new_tokens
+    asked, slots = scheduler.summary()["name"], settings.max_new_tokens
     needs = scheduler.needs(slots, settings.block_length or slots)
     reasons = {
         "revises committed tokens, and a draft only adds to them": scheduler.can_revise,

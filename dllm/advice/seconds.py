@@ -78,7 +78,8 @@ def work_of(network: Network, shape: PassShape) -> PassWork:
         head_flops=head,
         weight_bytes=network.weight_bytes(rows * shape.num_fed),
         head_bytes=network.head_bytes,
-        key_bytes=rows * shape.num_seen * cost.slot_bytes,
+        # What is widened for a layer is written and read once more.
+        key_bytes=rows * shape.num_seen * (cost.slot_bytes + 2 * layers * cost.read_bytes),
     )
 
 

@@ -66,6 +66,7 @@ class Network:
 
     config: NetworkConfig
     itemsize: int  # bytes of a weight
+    rounds_keys: bool = False  # the K/V store holds 8 bits
 
     def __post_init__(self) -> None:
         if self.config.decoder is not None:
@@ -77,7 +78,7 @@ class Network:
     @property
     def cost(self) -> Cost:
         """Its FLOPs and bytes."""
-        return network_cost(self.config, self.itemsize)
+        return network_cost(self.config, self.itemsize, self.rounds_keys)
 
     @property
     def num_layers(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated
 
 from rich.table import Table
@@ -42,6 +42,9 @@ def advise(
     timed: Annotated[
         bool, Option("--measure", help="Time this machine for some seconds instead.")
     ] = False,
+    kv_int8: Annotated[
+        bool, Option("--kv-int8", help="Keys and values are stored in 8 bits (speed 'kv_int8').")
+    ] = False,
     revision: options.Revision = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
@@ -56,7 +59,7 @@ def advise(
     checkpoint = _checkpoint(model, revision)
     where = parse_device(device)
     weights = checkpoint.dtype if dtype is None else parse_dtype(dtype)
-    network = Network(checkpoint.network, weights.itemsize)
+    network = Network(checkpoint.network, weights.itemsize, kv_int8)
     usual = checkpoint.spec.block_length or min(DEFAULT_BLOCK_LENGTH, answer_length)
     block = usual if block_length is None else block_length
     asked = Workload(prompt_length, answer_length, block, batch, tokens_per_step)
@@ -64,7 +67,7 @@ def advise(
     figures = assumed(where.type, bandwidth, rate)
     if timed:
         say("times this machine for some seconds")
-        figures = measure(Bench(network, weights, where), asked)
+        figures = measure(Bench(replace(network, rounds_keys=False), weights, where), asked)
     serving = [name for name, reason in caches_of(checkpoint.hosted()).items() if not reason]
     advice = advice_on(network, asked, figures, serving)
     if as_json:

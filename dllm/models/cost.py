@@ -34,6 +34,7 @@ class Cost:
     state_flops: int = 0  # a number that is made of a column's state
     first_flops: int = 0  # of `token_flops`, those of the first layer
     num_layers: int = 1  # over which these are summed
+    read_bytes: int = 0  # a column of the store, while the largest layer reads it; an estimate
 
     def flops(self, a_pass: PassShape) -> int:
         """Returns the FLOPs of a pass."""
@@ -60,7 +61,7 @@ class Cost:
         """
         a_head_row = self.head_bytes + (self.sampled_bytes if sampled else 0)
         passed = num_fed * self.token_bytes + num_head_rows * a_head_row
-        return num_stored * self.slot_bytes + passed
+        return num_stored * (self.slot_bytes + self.read_bytes) + passed
 
     def times(self, count: int) -> Cost:
         """Returns the price for a model that runs every row `count` times."""
@@ -82,13 +83,15 @@ class TwoStackCost(Cost):
         return a_pass.num_rows * a_row + super().flops(decoded)
 
 
-def network_cost(config: NetworkConfig, itemsize: int) -> Cost:
+def network_cost(config: NetworkConfig, itemsize: int, rounds_keys: bool = False) -> Cost:
     """Returns the prices of a network whose weights take `itemsize` bytes each.
 
-    Of a mixture of experts those count that a token goes through.
+    Of a mixture of experts those count that a token goes through. `rounds_keys`: the store holds
+    8 bits for each number, with a scale of float32 for each head.
     """
     if config.decoder is None:
-        return _stack_cost(config, itemsize)
+        cost = _stack_cost(config, itemsize)
+        return _with_rounded_keys(cost, config, itemsize) if rounds_keys else cost
     count, shared = config.decoder.num_layers, config.decoder.shared
     decoder = _stack_cost(replace(config, num_layers=count, decoder=None), itemsize)
     encoder = _stack_cost(replace(config, decoder=None), itemsize)
@@ -107,6 +110,16 @@ def network_cost(config: NetworkConfig, itemsize: int) -> Cost:
             "encoded_pair_flops": encoder.pair_flops,
         }
     return TwoStackCost(**{**prices, **further})
+
+
+def _with_rounded_keys(cost: Cost, config: NetworkConfig, itemsize: int) -> Cost:
+    """Returns prices whose slots are rounded, and widened again by each layer that reads them."""
+    scale = max(itemsize, _FLOAT32)
+    a_head = config.head_dim + scale
+    # Keys and values stand there widened, the last of them in the dtype of its scales as well.
+    read = config.num_kv_heads * config.head_dim * (2 * itemsize + scale)
+    slot = 2 * config.num_layers * config.num_kv_heads * a_head
+    return replace(cost, slot_bytes=slot, read_bytes=read)
 
 
 def _stack_cost(config: NetworkConfig, itemsize: int) -> Cost:

@@ -150,7 +150,7 @@ class FeatureReuse(LayerPolicy):
         `states` (B, n, hidden_size) are their normed ones. The new is kept, of those that are real.
         """
         values = layer.attention.values(states)
-        old = layer.swapped(layer.slots(at, real), values)
+        old = layer.store.exchange(layer.layer, layer.slots(at, real), values)
         return layer.store.all_heads(old).flatten(2), layer.store.all_heads(values).flatten(2)
 
     def saving(self, num_fed: int) -> Saving:
@@ -231,13 +231,6 @@ class ReusingLayer:
         """Returns where the keys of columns `at` (B, n) are stored, those that are real."""
         assert self.plan.stored is not None
         return self.store.slots(self.plan.stored.gather(1, at).where(real, -1))
-
-    def swapped(self, slots: Tensor, values: Tensor) -> Tensor:
-        """Stores values (B, n, H, D) at slots (B, n); returns what was there."""
-        stored = self.store.values[self.layer]
-        old = stored[slots]
-        stored.index_copy_(0, slots.flatten(), values.flatten(0, 1))
-        return old
 
     def held(self, place: int, states: Tensor) -> Tensor:
         """Returns what is remembered of all columns under a number, (B, C, d); 0 at first."""

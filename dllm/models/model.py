@@ -14,6 +14,7 @@ from dllm.models.cost import Cost, network_cost
 from dllm.models.layer_policies import FeatureReuse, partly_computed
 from dllm.models.transformer import Transformer
 from dllm.state.plan import StepPlan
+from dllm.state.rounded_store import RoundedStore
 from dllm.state.store import KVStore, StoreShape
 
 if TYPE_CHECKING:  # start-up time: whoever has a tokenizer has imported it
@@ -97,6 +98,7 @@ class HostedModel:
     revision: str | None = None  # commit of the hub's repository; None for a folder
     recipe: Mapping[str, Any] | None = None  # recipe.json of its folder, for `generate(recipe=)`
     runner: Runner | None = None  # runs the network's passes (`dllm.speed_up`); None: itself
+    rounds_keys: bool = False  # the K/V store holds 8 bits
 
     @property
     def device(self) -> torch.device:
@@ -110,12 +112,14 @@ class HostedModel:
     @property
     def cost(self) -> Cost:
         """What the network spends on a pass."""
-        return network_cost(self.network.config, self.dtype.itemsize)
+        return network_cost(self.network.config, self.dtype.itemsize, self.rounds_keys)
 
     def new_store(self, num_rows: int, num_columns: int) -> KVStore:
         config = self.network.config
         shape = StoreShape(num_rows, num_columns, config.num_kv_heads, config.head_dim)
         devices = [execution_device(layer) for layer in self.network.layers]
+        if self.rounds_keys:
+            return RoundedStore(shape, self.dtype, devices)
         new = KVStore if self.runner is None else self.runner.new_store
         return new(shape, self.dtype, devices)
 
@@ -126,6 +130,15 @@ class HostedModel:
         run = self.network if self.runner is None else self.runner
         logits: Tensor = run(tokens, plan, store)
         return logits
+
+
+def check_rounded(model: DenoisingModel, cache: str, stores: bool) -> None:
+    """Raises ValueError for a cache that stores nothing, of a model that rounds what is stored."""
+    if getattr(model, "rounds_keys", False) and not stores:
+        raise ValueError(
+            f"cache {cache!r} stores nothing that 'kv_int8' of {model.name!r} could round: take "
+            "another, such as 'dual', or load the model without 'kv_int8'"
+        )
 
 
 def is_plain(plan: StepPlan, store: KVStore | None) -> bool:

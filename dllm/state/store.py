@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ class KVStore:
         size = (slots, shape.num_kv_heads, shape.head_dim)
         self.keys = [torch.zeros(size, dtype=dtype, device=device) for device in layer_devices]
         self.values = [torch.zeros(size, dtype=dtype, device=device) for device in layer_devices]
-        self._all = tuple(self.keys), tuple(self.values)  # of as many rows as there were at first
+        self._note_extent()
         first = torch.arange(shape.num_rows)[:, None] * shape.num_columns
         self._slots = first.to(layer_devices[0] if layer_devices else "cpu")  # (rows, 1) the first
         self.stamp: Tensor | None = None  # (slots,) int32 pass of the last write, if it is kept
@@ -51,7 +52,7 @@ class KVStore:
         store, slots = cls(shape, keys[0].dtype, ()), shape.num_rows * shape.num_columns + 1
         store.keys = [held[:slots].zero_() for held in keys]
         store.values = [held[:slots].zero_() for held in values]
-        store._all = tuple(store.keys), tuple(store.values)
+        store._note_extent()
         store.kept = [None] * len(keys)
         store._slots = store._slots.to(keys[0].device)
         return store
@@ -64,7 +65,7 @@ class KVStore:
     @property
     def num_bytes(self) -> int:
         """The memory that the store holds, in bytes."""
-        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))
+        return sum(t.numel() * t.element_size() for held in self._by_slot() for t in held)
 
     def keep_stamps(self) -> None:
         """Notes from now on in which pass each slot was last written."""
@@ -115,6 +116,13 @@ class KVStore:
             views.append(view if new.shape[1] == count else torch.cat([view, new[:, count:]], 1))
         return views[0], views[1]
 
+    def exchange(self, layer: int, slots: Tensor, values: Tensor) -> Tensor:
+        """Stores values (B, n, H, D) of a layer at slots (B, n); returns what was there."""
+        stored = self.values[layer]
+        old = stored[slots]
+        stored.index_copy_(0, slots.flatten(), values.flatten(0, 1))
+        return old
+
     def first_columns(self, stored: Tensor, num_rows: int, num_keys: int) -> Tensor:
         """Returns the first columns of a layer's keys or values, (num_rows, num_keys, H, D)."""
         return self._rows(stored)[:: self.shape.num_rows // num_rows, :num_keys]
@@ -150,7 +158,8 @@ class KVStore:
         self.features = {layer: held[at.to(held.device)] for layer, held in self.features.items()}
         self.kept = [None if held is None else held[at.to(held.device)] for held in self.kept]
         self.shape = replace(self.shape, num_rows=rows)
-        self.keys, self.values = ([one[: self.scratch + 1] for one in held] for held in self._all)
+        for held, whole in zip(self._by_slot(), self._all, strict=True):
+            held[:] = [one[: self.scratch + 1] for one in whole]
 
     def take_over(
         self, old: KVStore, rows: tuple[Tensor, Tensor], length: int, every: tuple[int, int]
@@ -160,8 +169,7 @@ class KVStore:
         Counted are every so many rows, of the old store and of this one, which may be the same.
         """
         source, target = rows
-        pairs = zip((*old.keys, *old.values), (*self.keys, *self.values), strict=True)
-        for held, kept in pairs:
+        for held, kept in zip(chain(*old._by_slot()), chain(*self._by_slot()), strict=True):
             own = old._rows(held)[:: every[0], :length]
             into = self._rows(kept)[:: every[1], :length]
             # Read before anything is written: both may be one store.
@@ -193,7 +201,15 @@ class KVStore:
     def _by_row(self) -> list[Tensor]:
         """Returns views (rows, columns, ...) of what is stored, and of its stamps."""
         stamps = () if self.stamp is None else (self.stamp,)
-        return [self._rows(held) for held in (*self.keys, *self.values, *stamps)]
+        return [self._rows(held) for held in (*chain(*self._by_slot()), *stamps)]
+
+    def _by_slot(self) -> tuple[list[Tensor], ...]:
+        """Returns the lists of what each layer holds, (slots, ...)."""
+        return self.keys, self.values
+
+    def _note_extent(self) -> None:
+        """Keeps what has room for as many rows as there are now."""
+        self._all = tuple(map(tuple, self._by_slot()))
 
     def _rows(self, held: Tensor) -> Tensor:
         return held[:-1].unflatten(0, (self.shape.num_rows, self.shape.num_columns))

@@ -295,6 +295,21 @@ FAULTS = [
         ),
     ),
     *in_file(
+        "dllm/state/rounded_store.py",
+        (
+            "moved-keys-leave-their-scales",
+            "return self.keys, self.values, self.key_scales, self.value_scales",
+            "return self.keys, self.values",
+            "tests/models/test_rounded_keys.py",
+        ),
+        (
+            "one-scale-for-all-heads",
+            "scale = wide.abs().amax(-1) / _MOST",
+            "scale = wide.abs().amax(-1) * 0 + wide.abs().amax() / _MOST",
+            "tests/models/test_rounded_keys.py",
+        ),
+    ),
+    *in_file(
         "dllm/decoding/seats.py",
         (
             "few-problems-of-a-run-keep-their-seats",

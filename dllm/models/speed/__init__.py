@@ -32,7 +32,7 @@ _LOG = logging.getLogger(__name__)
 
 AUTO = "auto"  # the ways that pay on the machine, picked when a model is loaded
 
-Way = Literal["fused", "packed", "widened", "int8", "int4", "compiled", "captured"]
+Way = Literal["fused", "packed", "widened", "int8", "int4", "kv_int8", "compiled", "captured"]
 
 
 def speed_up(model: HostedModel, *ways: str) -> HostedModel:
@@ -45,9 +45,11 @@ def speed_up(model: HostedModel, *ways: str) -> HostedModel:
       which takes their memory once more; in place; goes with `fused` and `compiled`.
     - `widened`: 16-bit weights multiplied in float32, a part of a weight at a time, for a CPU that
       has no arithmetic for them; in place, takes no memory; goes with `fused`.
-    - `int8`, `int4`: weights of the layers rounded to 8 or 4 bits (torchao), also in place; these
-      alone change what is computed, so the model's name says so. `int4:group_size=32` has a scale
-      for each 32 weights of a row in the place of each 64: 32, 64, 128, 256.
+    - `int8`, `int4`: weights of the layers rounded to 8 or 4 bits (torchao), also in place.
+      `int4:group_size=32` has a scale for each 32 weights of a row in the place of each 64: 32,
+      64, 128, 256.
+    - `kv_int8`: what a cache stores of keys and values rounded to 8 bits, half the memory of 16;
+      these three alone change what is computed, so the model's name says so.
     - `compiled`: layers through torch.compile.
     - `captured`: passes replayed as CUDA graphs; keeps the K/V store of the last generation.
 
@@ -71,14 +73,16 @@ def apply(model: HostedModel, chosen: Sequence[str]) -> HostedModel:
     if rounding is not None and not is_narrow(model.network):
         narrow(model.network, rounding)
     runner: Runner | None = model.runner
-    if "fused" in chosen and runner is None:
+    rounds_keys = model.rounds_keys or "kv_int8" in chosen
+    if "fused" in chosen and runner is None and not rounds_keys:  # its kernels write K/V as it is
         runner = _by_kernels(model)
     if "compiled" in chosen:
         runner = Compiled(model.network)
     if "captured" in chosen:
         runner = Captured(runner or model.network, CudaRecorder(model.device))
     name = model.name if rounding is None else f"{model.name}+{rounding.way}"
-    return replace(model, runner=runner, name=name)
+    name = f"{name}+kv_int8" if rounds_keys and not model.rounds_keys else name
+    return replace(model, runner=runner, name=name, rounds_keys=rounds_keys)
 
 
 def _by_kernels(model: HostedModel) -> Runner | None:
@@ -206,3 +210,24 @@ def check_on(device: torch.device, model: HostedModel, ways: Sequence[str]) -> N
         check_widen(model.network, device)
     if rounding is not None:
         check_narrow(model, rounding)
+    if "kv_int8" in ways or model.rounds_keys:
+        _check_rounded_keys(model, ways)
+
+
+def _check_rounded_keys(model: HostedModel, ways: Sequence[str]) -> None:
+    """Raises ValueError where the K/V store cannot be rounded."""
+    if {"compiled", "captured"} & set(ways):
+        raise ValueError(
+            "'kv_int8' goes with 'fused', 'packed', 'widened', 'int8' and 'int4': 'compiled' and "
+            "'captured' read and write K/V as they are"
+        )
+    if model.network.config.decoder is not None:
+        raise ValueError(
+            f"'kv_int8' rounds what one stack of layers stores, and {model.name!r} has an encoder "
+            "and a decoder that share it: leave 'kv_int8' out"
+        )
+    if model.runner is not None:
+        raise ValueError(
+            f"'kv_int8' takes another K/V store than {model.name!r} has, which is sped up or "
+            "spread already: load it with speed=None and name all ways in one call"
+        )
