@@ -104,13 +104,12 @@ class Space:
     def first(self) -> list[Choice]:
         """Returns where a search begins: each scheduler, then one part of a careful one varied."""
         plain = [one for name in self.schedulers for one in self._starts(name)]
-        plain.remove(self.stepwise) if self.stepwise in plain else None
         careful = replace(self.stepwise, scheduler="threshold").having({"threshold": 0.97})
         varied = [replace(careful, cache=cache) for cache in self.caches]
         varied += [replace(careful, verifier=verifier) for verifier in self.verifiers]
         varied += [replace(careful, block_length=block) for block in self.blocks]
         varied += [replace(careful, batch_size=batch) for batch in self.batches]
-        return list(dict.fromkeys([*plain, *varied]))
+        return [one for one in dict.fromkeys([*plain, *varied]) if one != self.stepwise]
 
     def near(self, leaders: Sequence[Choice], known: Iterable[Choice], seed: str) -> list[Choice]:
         """Returns new neighbours, one part changed, of each leader in turn, drawn by a seed."""

@@ -51,12 +51,10 @@ def made(model: dllm.HostedModel) -> Recipe:
 
 def evaluated(folder: Path, *given: str) -> tuple[list[Result], str]:
     """Returns the results of `dllm eval` on a few problems, and what it printed."""
-    command = ["eval", "--limit", "4", "--output", str(folder / "runs"), *given]
+    command = ["eval", "--limit", "4", "--output", str(folder / "rows.jsonl"), *given]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
-    files = list((folder / "runs").glob("**/*.jsonl"))
-    assert len(files) == 1
-    return list(read_lines(files[0])), done.output
+    return list(read_lines(folder / "rows.jsonl")), done.output
 
 
 def started(monkeypatch: pytest.MonkeyPatch, *given: str) -> Settings:
