@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from dllm.cache import Cache
-from dllm.compatible import check, check_verifier
+from dllm.compatible import check
 from dllm.decoding.batching import ContinuousBatch, OpenBatch, Opening
 from dllm.decoding.comparing import ComparingPasses
 from dllm.decoding.languages.asked import Asked, languages_of
@@ -17,10 +17,9 @@ from dllm.decoding.loop import DenoisingLoop
 from dllm.decoding.memory_limits import Demand
 from dllm.decoding.passes import Observer, Passes, PlainPasses, Step, can_narrow
 from dllm.decoding.prompt_memory import PromptMemory, SeatMemory
-from dllm.decoding.seats import Seating, chosen_batch
+from dllm.decoding.seats import Seating, check_waiting, chosen_batch
 from dllm.decoding.shadow import ShadowPasses
-from dllm.decoding.speculation.passes import VerifiedPasses
-from dllm.decoding.speculation.verifiers import Verifier
+from dllm.decoding.speculation.started import Speculation, speculation_of
 from dllm.decoding.uniform import UniformPasses, unread
 from dllm.infilling.languages import first_ends, holes_of
 from dllm.layout import at_eos_of, canvas_of, check_rows, needs_of, noise_of, with_room
@@ -36,9 +35,7 @@ from dllm.state.candidates import Sampling
 from dllm.state.canvas import Canvas
 from dllm.state.noise import CounterNoise, Noise
 from dllm.state.processing import Processing
-from dllm.state.progress import AtEnd
 from dllm.state.stopping import StopStrings
-from dllm.state.variants import no_drafts
 from dllm.state.window import Layout
 
 
@@ -60,7 +57,7 @@ def loop_of(
 
     Raises ValueError where settings, model and rows do not go together.
     """
-    scheduler, cache = parts = check(model, settings)
+    scheduler, cache, speculation = _parts(model, settings)
     memory, observer, opening = beside.memory, beside.observer, beside.opening
     if observer is not None:
         _check_observed(model, settings)
@@ -71,8 +68,7 @@ def loop_of(
     constrained = _constrained(model, canvas, rows, settings, beside.toll)
     noise = settings.noise or noise_of(rows, settings, model.device)
     needs = needs_of(scheduler, canvas.layout.num_slots, canvas.layout.block_length)
-    verifier = None if settings.verifier is None else check_verifier(settings, scheduler, cache)
-    demand = _demand(parts, model, canvas, verifier)
+    demand = _demand((scheduler, cache), model, canvas, speculation)
     # Guidance and the uniform process keep tensors of their own for the rows that they began with.
     seating = Seating(
         bound=beside.bound or settings.batch_size,
@@ -89,11 +85,12 @@ def loop_of(
     if settings.guidance_scale > 0:
         model = GuidedModel(model, settings.guidance_scale, given=canvas.given)
     rules = _processing(model, canvas.layout, rows, settings)
-    step = Step(*parts, _sampling(scheduler, canvas.layout, settings), noise, rules, constrained)
+    sampling = _sampling(scheduler, canvas.layout, settings)
+    step = Step(scheduler, cache, sampling, noise, rules, constrained)
     passes, store_variants = _passes(model, step, needs, canvas, observer), needs.num_variants
-    if verifier is not None:
-        passes, store_variants = _verified(step, _narrows(needs, canvas), verifier, at_eos)
-        canvas.start_drafts(no_drafts(canvas.tokens, verifier.num_variants, verifier.adaptive))
+    if speculation is not None:
+        passes, store_variants = speculation.start(step, _narrows(needs, canvas), at_eos)
+        canvas.start_drafts(speculation.drafts(canvas.tokens))
     loop = DenoisingLoop(
         model=model,
         scheduler=scheduler,
@@ -111,6 +108,12 @@ def loop_of(
         sampled=settings.temperature > 0,
     )
     return loop, canvas
+
+
+def _parts(model: DenoisingModel, asked: Settings) -> tuple[Scheduler, Cache, Speculation | None]:
+    """Returns the scheduler, the cache that plans the passes, and what a verifier brings."""
+    (scheduler, cache), speculation = check(model, asked), speculation_of(asked.verifier)
+    return scheduler, cache if speculation is None else speculation.cache(cache), speculation
 
 
 def canvas_like(model: DenoisingModel, rows: list[Row], settings: Settings) -> Canvas:
@@ -146,13 +149,16 @@ def _laid_out(
 
 
 def _demand(
-    parts: tuple[Scheduler, Cache], model: DenoisingModel, canvas: Canvas, verifier: Verifier | None
+    parts: tuple[Scheduler, Cache],
+    model: DenoisingModel,
+    canvas: Canvas,
+    speculation: Speculation | None,
 ) -> Demand:
     """Returns what a step needs, from which the number of rows is chosen."""
     scheduler, cache = parts
     layout = canvas.layout
     needs = needs_of(scheduler, layout.num_slots, layout.block_length)
-    count = needs.num_variants if verifier is None else verifier.num_variants
+    count = needs.num_variants if speculation is None else speculation.verifier.num_variants
     return Demand(model, cache.uses_store, count, count, layout, Meter(model.device))
 
 
@@ -168,7 +174,9 @@ def _batch(
         assert isinstance(noise, CounterNoise)  # others cannot tell rows apart that enter
         return OpenBatch(canvas, noise, beside.opening.take, list(range(canvas.layout.num_rows)))
     if bound is not None and bound < canvas.layout.num_rows:
-        return choose(canvas, _check_waiting(canvas, noise, bound, beside))
+        waiting = canvas.layout.num_rows - bound
+        tellable = check_waiting(noise, (bound, waiting), beside.memory, beside.observer)
+        return choose(canvas, tellable)
     alone = beside.memory is None and beside.observer is None  # it is right that prompts wait
     return choose(canvas, noise) if alone and isinstance(noise, CounterNoise) else None
 
@@ -202,32 +210,6 @@ def _passes(
 
 def _narrows(needs: Needs, canvas: Canvas) -> bool:
     return can_narrow(needs, canvas.layout, canvas.tokens.device)
-
-
-def _verified(step: Step, narrows: bool, verifier: Verifier, at_eos: AtEnd) -> tuple[Passes, int]:
-    """Returns what runs the passes of a verifier, and its rows of the store for each row."""
-    variants = verifier.num_variants if verifier.execution == "batch" else 1
-    plain = PlainPasses(step, narrows and variants == 1)
-    return VerifiedPasses(plain, verifier, at_eos, step.cache.refreshes), variants
-
-
-def _check_waiting(canvas: Canvas, noise: Noise, num_seats: int, beside: Beside) -> CounterNoise:
-    """Returns the noise, which tells prompts apart; raises ValueError where none can wait."""
-    memory, observer, num_rows = beside.memory, beside.observer, canvas.layout.num_rows
-    where = f"batch_size={num_seats} has {num_rows - num_seats} prompt(s) wait"
-    if memory is not None:
-        raise ValueError(
-            f"{where}, and memory is of rows that are there from the start: leave one of them out, "
-            "or give as many prompts as the batch has rows"
-        )
-    if observer is not None:
-        raise ValueError(f"{where}, and passes are observed of one batch: leave batch_size out")
-    if not isinstance(noise, CounterNoise):
-        raise ValueError(
-            f"{where}, and noise={type(noise).__name__} does not tell prompts apart: give "
-            "seed instead, or leave batch_size out"
-        )
-    return noise
 
 
 def _constrained(

@@ -12,14 +12,13 @@ from dllm.cache.none import NoCache
 from dllm.constraints.grammar import methods_by_token
 from dllm.decoding.languages.refused import CONSTRAINT_REFUSES, check_asking, check_left_to_right
 from dllm.decoding.speculation import verifiers
-from dllm.decoding.speculation.verifiers import Verifier
+from dllm.decoding.speculation.refused import check_verifier
 from dllm.infilling.refused import check_scheduler, has_constraint
 from dllm.models.config import UniformSpec
 from dllm.models.model import DenoisingModel, check_rounded
 from dllm.schedulers import Needs, Scheduler
 from dllm.schedulers.renoise import Renoise
 from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings, check_joint
-from dllm.state.noise import CounterNoise
 
 _MASKS_BEHIND = "in {!r} masks stand behind all tokens, so that a commit changes what is seen"
 
@@ -59,9 +58,7 @@ def check(model: DenoisingModel, settings: Settings) -> tuple[Scheduler, Cache]:
     else:
         _check_constraint(model, settings, scheduler, cache, needs)
     if settings.verifier is not None:
-        verifier = check_verifier(settings, scheduler, cache)
-        if verifier.execution == "tree":
-            _check_tree(model)
+        check_verifier(model, settings, scheduler, cache)
     return scheduler, cache
 
 
@@ -224,77 +221,3 @@ def _check_growing(name: str, needs: Needs, cache: Cache, settings: Settings) ->
             continue  # what such a method decodes together
         if (given := getattr(settings, option)) != usual:
             raise ValueError(f"{where}, as one block: give {option}={usual!r}, not {given!r}")
-
-
-def _check_tree(model: DenoisingModel) -> None:
-    """Raises ValueError where the drafts of a row cannot stand behind one another."""
-    if model.spec.attention == "encoder_decoder":
-        raise ValueError(
-            f"execution='tree' feeds drafts behind one stack, and {model.name!r} is an encoder "
-            "and a decoder: take 'batch'"
-        )
-    if not model.supports_cache:
-        raise ValueError(
-            "execution='tree' hides keys from queries, which the wrapped module "
-            f"{model.name!r} cannot: load the checkpoint with dllm.load, or take 'batch'"
-        )
-
-
-def check_verifier(settings: Settings, scheduler: Scheduler, cache: Cache) -> Verifier:
-    """Returns the verifier of settings; raises ValueError where outputs might change."""
-    assert settings.verifier is not None
-    verifier = verifiers.registry.create(settings.verifier)
-    name = f"verifier {verifier.summary()['name']!r}"
-    _check_scheduler(name, scheduler, cache, settings)
-    _check_cache(name, cache)
-    if verifier.margin_guard and settings.temperature > 0:
-        raise ValueError(
-            f"margin_guard={verifier.margin_guard} compares probabilities, which do not decide at "
-            f"temperature={settings.temperature}: leave one of them out"
-        )
-    if verifier.margin_guard and settings.at_eos == "truncate" and cache.uses_store:
-        raise ValueError(
-            f"margin_guard={verifier.margin_guard} adds passes that take no step, and with a cache "
-            "at_eos='truncate' goes by passes: take at_eos='stop' or leave the guard out"
-        )
-    if settings.noise is not None and not isinstance(settings.noise, CounterNoise):
-        raise ValueError(
-            f"{name} looks several steps ahead, and noise={type(settings.noise).__name__} may "
-            "depend on the order in which it is drawn: give seed instead"
-        )
-    return verifier
-
-
-def _check_scheduler(name: str, scheduler: Scheduler, cache: Cache, settings: Settings) -> None:
-    asked, slots = scheduler.summary()["name"], settings.max_new_tokens
-    needs = scheduler.needs(slots, settings.block_length or slots)
-    reasons = {
-        "revises committed tokens, and a draft only adds to them": scheduler.can_revise,
-        "feeds every column a second time": needs.shadow,
-        "compares variants of a row in passes of its own": needs.num_variants > 1,
-        "carries state from one step to the next": not scheduler.stateless,
-        "cuts rows off, and a cache keeps what was cut as some pass left it": (
-            needs.shortens and cache.uses_store
-        ),
-    }
-    for reason, holds in reasons.items():
-        if holds:
-            raise ValueError(
-                f"{name} refuses scheduler {asked!r}: it {reason}; take one that decides by the "
-                "logits alone (fixed_quota, threshold, factor, ...), or leave the verifier out"
-            )
-
-
-def _check_cache(name: str, cache: Cache) -> None:
-    asked = cache.summary()["name"]
-    if not cache.replayable:
-        raise ValueError(
-            f"{name} refuses cache {asked!r}: what it holds depends on the forwards before, of "
-            "which there are fewer with a verifier, so outputs would change; known to leave them "
-            "as they are: none, prefix, dual, block_causal"
-        )
-    if getattr(cache, "refresh_every", None) is not None:
-        raise ValueError(
-            f"{name} refuses refresh_every={cache.summary()['refresh_every']} of cache {asked!r}: "
-            "a refresh within a block would see another canvas; leave it out"
-        )

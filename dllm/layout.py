@@ -9,6 +9,7 @@ import torch
 
 from dllm.constraints.grammar import methods_by_token
 from dllm.decoding.languages.asked import check_count
+from dllm.decoding.speculation import verifiers
 from dllm.models.config import ModelSpec, UniformSpec
 from dllm.models.diffusion_gemma import DiffusionGemma
 from dllm.models.model import DenoisingModel
@@ -40,8 +41,11 @@ def canvas_of(
     spec, kept = model.spec, tuple(len(row.prompt) + len(row.slots) for row in rows)
     aligned = spec.attention == "block_causal" and spec.blocks_from == "zero"
     from_zero = aligned or settings.blocks_from == "zero"
-    if isinstance(spec, UniformSpec) or spec.attention in WHOLE_BLOCKS:
+    whole = isinstance(spec, UniformSpec) or spec.attention in WHOLE_BLOCKS
+    if whole and own_block_of(settings) is None:
         rows = [row if row.infilled else _to_block_end(row, block, spec, from_zero) for row in rows]
+    if own_block_of(settings) is not None:
+        _check_beginnings(rows)
     num_slots = max(len(row.slots) for row in rows)
     needs = needs_of(scheduler, num_slots, block)
     ends = end_tokens(spec.eos_token_ids, settings.eos_token_id)
@@ -74,6 +78,16 @@ def canvas_of(
     if from_zero:
         canvas.count_blocks_from_zero()
     return canvas
+
+
+def _check_beginnings(rows: list[Row]) -> None:
+    """Raises ValueError for rows without a token that the next one could be predicted from."""
+    for number, row in enumerate(rows):
+        if not row.prompt:
+            raise ValueError(
+                f"prompt {number} begins with an open slot, and a verifier that reads causally "
+                "predicts tokens behind others: give at least one token before it"
+            )
 
 
 def check_rows(model: DenoisingModel, rows: list[Row]) -> None:
@@ -153,6 +167,8 @@ def block_length_of(
 
     Raises ValueError where a block-causal model was trained on others.
     """
+    if (own := own_block_of(settings)) is not None:
+        return own
     num_slots = max(len(row.slots) for row in rows)
     if scheduler.needs(num_slots, 1).room:  # the whole gap, wherever it ends
         return max(row.slots.count(model.spec.mask_token_id) + row.hidden for row in rows)
@@ -170,6 +186,12 @@ def block_length_of(
             f"on, nor a divisor of it: {', '.join(map(str, fits))}, {2 * trained}, ... fit"
         )
     return block
+
+
+def own_block_of(settings: Settings) -> int | None:
+    """Returns the columns that a verifier decodes together in place of a block, if it does."""
+    given = settings.verifier
+    return None if given is None else verifiers.registry.create(given).own_block
 
 
 def needs_of(scheduler: Scheduler, num_slots: int, block: int) -> Needs:

@@ -43,7 +43,7 @@ class Metrics:
     """One generation, which may hold many rows; times in seconds, device synchronised."""
 
     rows: tuple[RowMetrics, ...]
-    forwards: Mapping[str, int]  # passes of the batch by kind: refresh, step, commit, probe
+    forwards: Mapping[str, int]  # passes of the batch by kind: refresh, step, commit, probe, draft
     rows_fed: int  # sum over passes of the rows in the batch
     tokens_fed: int  # sum over passes of rows times fed columns
     prefill_seconds: float  # up to the end of the first pass, which reads the prompt

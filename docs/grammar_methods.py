@@ -17,7 +17,7 @@ from dllm.constraints.grammar import Method
 from dllm.decoding.speculation import verifiers
 from dllm.models.model import DenoisingModel
 from dllm.settings import Settings
-from tests.support.models import golden_model, taught
+from tests.support.models import family_model, golden_model, taught
 
 GRAMMAR = 'start: "(" start ")" |'
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -101,7 +101,7 @@ def _models_for(options: Mapping[str, Any]) -> Iterator[tuple[DenoisingModel, Se
 def _models() -> tuple[DenoisingModel, ...]:
     tokenizer = SimpleNamespace()  # whose tokens are not looked at
     models = [dllm.load(name) if name == "tiny" else golden_model(name) for name in MODELS]
-    models.append(taught(models[0]))
+    models += [taught(models[0]), family_model("nemotron")]
     return tuple(replace(one, tokenizer=cast("Any", tokenizer)) for one in models)
 
 

@@ -15,6 +15,7 @@ from typer import Option
 from dllm.cli import constrained, options
 from dllm.cli.loading import load_model, placed
 from dllm.cli.shown import Terminal
+from dllm.decoding.speculation import verifiers
 from dllm.eval.compare.verification import Divergence, Trial, Verification, summed
 from dllm.eval.tasks import find_task
 from dllm.models.model import DenoisingModel
@@ -29,13 +30,13 @@ def verify(
     model: options.Model = "tiny",
     revision: options.Revision = None,
     verifier: Annotated[
-        str, Option("--verifier", "-v", help='"ssd:draft_length=4" or "freedave:4".')
+        str, Option("--verifier", "-v", help='"ssd:draft_length=4", "freedave:4" or "linear".')
     ] = "ssd",
     scheduler: Annotated[
         str | None,
         Option(
             *("--scheduler", "-s"),
-            help="Whose schedule steps are drafted ahead.",
+            help='Whose schedule steps are drafted ahead; "linear" drafts none.',
             show_default=STEADY,
         ),
     ] = None,
@@ -72,7 +73,8 @@ def verify(
     held = constrained.constraint_of(regex, json_schema, grammar, choice, joint, grammar_method)
     parts = {"verifier": verifier, "scheduler": scheduler, "cache": cache, **held}
     chosen = options.collect(settings, max_new_tokens, block_length, temperature, seed, **parts)
-    chosen.setdefault("scheduler", STEADY)
+    if not verifiers.registry.create(verifier).base:  # else it says itself what it is compared with
+        chosen.setdefault("scheduler", STEADY)
     problems = find_task(task).take(limit)
     loaded = load_model(model, dtype, placed(device, device_map, revision, adapter))
     resolved = resolve(loaded.defaults, None, chosen)

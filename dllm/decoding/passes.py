@@ -108,13 +108,13 @@ class Step:
         if plan.policy is not None and (columns := plan.policy.further) is not None:
             own = logits.shape[1] - columns.shape[1]
             logits, more = logits[:, :own], logits[:, own:]
-            more = self._processed(more, columns, canvas)
+            more = self.processed(more, columns, canvas)
             further = self.sampling.propose(more, self.noise, columns, canvas.step)
         if canvas.gap is not None:
             logits = self.scheduler.allowed(logits, canvas.view(window, self.noise))
         candidates, shadow = self.propose(canvas, plan, logits, sets), None
         if result.shadow is not None:
-            alone = self._processed(result.shadow, window.columns, canvas)
+            alone = self.processed(result.shadow, window.columns, canvas)
             alone = alone if sets is None else sets.held(alone, None, self.sampling.dtype)
             shadow = Candidates(alone.to(candidates.logits.dtype), candidates.token)
         if self.cache.watches:
@@ -133,7 +133,7 @@ class Step:
         """
         columns, places = canvas.columns(), plan.logit_columns
         at = columns if places is None else columns.gather(1, places)
-        logits = self._processed(logits, at, canvas)
+        logits = self.processed(logits, at, canvas)
         sets = self._sets(canvas) if sets is None else sets
         if sets is not None:
             logits = sets.held(logits, places, self.sampling.dtype)
@@ -144,7 +144,7 @@ class Step:
         """Returns what columns may hold; None: anything."""
         return None if self.constrained is None else self.constrained.sets(canvas, spare)
 
-    def _processed(self, logits: Tensor, columns: Tensor, canvas: Canvas) -> Tensor:
+    def processed(self, logits: Tensor, columns: Tensor, canvas: Canvas) -> Tensor:
         """Returns the logits (B, w, V) of columns (B, w) as the call's own rules leave them."""
         if self.processing is None:
             return logits

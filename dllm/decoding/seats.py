@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from dllm.cache import Cache
 from dllm.decoding.batching import ContinuousBatch, continuous_batch
 from dllm.decoding.memory_limits import Demand
+from dllm.decoding.passes import Observer
+from dllm.decoding.prompt_memory import PromptMemory
 from dllm.decoding.room import Room
 from dllm.state.canvas import Canvas
-from dllm.state.noise import CounterNoise
+from dllm.state.noise import CounterNoise, Noise
 
 FEW = 16  # prompts that stay as they were given, so that all of them can be watched
 # Columns of a step beyond which more rows cost as much as they give. On a CPU activations leave
@@ -74,3 +76,29 @@ def room_of(cache: Cache, demand: Demand) -> Room:
         return Room(min(most, layout.num_rows), columns)
     seats = most if layout.num_rows <= FEW else max(columns // layout.width, 1)
     return Room(min(most, seats, layout.num_rows), columns, layout.width)
+
+
+def check_waiting(
+    noise: Noise,
+    seats: tuple[int, int],
+    memory: PromptMemory | None,
+    observer: Observer | None,
+) -> CounterNoise:
+    """Returns the noise, which tells prompts apart; raises ValueError where none can wait.
+
+    `seats` are those there are, and the prompts that would wait for one.
+    """
+    where = f"batch_size={seats[0]} has {seats[1]} prompt(s) wait"
+    if memory is not None:
+        raise ValueError(
+            f"{where}, and memory is of rows that are there from the start: leave one of them out, "
+            "or give as many prompts as the batch has rows"
+        )
+    if observer is not None:
+        raise ValueError(f"{where}, and passes are observed of one batch: leave batch_size out")
+    if not isinstance(noise, CounterNoise):
+        raise ValueError(
+            f"{where}, and noise={type(noise).__name__} does not tell prompts apart: give "
+            "seed instead, or leave batch_size out"
+        )
+    return noise

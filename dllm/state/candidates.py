@@ -171,8 +171,9 @@ class Sampling:
     ) -> Candidates:
         """Returns the candidates of a window from its logits (B, w, V).
 
-        `columns` (B, W) and each row's `step` (B,) choose the noise. `places` (B, w) int64 are the
-        columns that the logits are of, by place in the window; None: all.
+        `columns` (B, W) and each row's `step` (B,) choose the noise; without `places` the step may
+        be one of each column, (B, W). `places` (B, w) int64 are the columns that the logits are of,
+        by place in the window; None: all.
         """
         at = columns if places is None else columns.gather(1, places)
         if self._is_measurable(noise) and kernel.has_kernel(logits.device):

@@ -16,7 +16,7 @@ class Noise(Protocol):
     """A source of uniform noise in (0, 1) for sampled tokens and random commit orders."""
 
     def tokens(self, columns: Tensor, step: Tensor, vocab_size: int) -> Tensor:
-        """Returns (B, W, V) float64 for columns (B, W) at each row's step (B,)."""
+        """Returns (B, W, V) float64 for columns (B, W) at each row's step, (B,) or (B, W)."""
         ...
 
     def columns(self, columns: Tensor, step: Tensor, masked: Tensor) -> Tensor:
@@ -47,9 +47,13 @@ class CounterNoise:
         return CounterNoise(self.seeds[rows])
 
     def words(self, columns: Tensor, step: Tensor) -> Tensor:
-        """Returns (B, W) int64, of which the noise of columns (B, W) and their tokens is made."""
-        row = _mix(_mix(self.seeds) + (step + 1) * _GOLDEN_GAMMA)
-        return _mix(row[:, None] + (columns + 1) * _GOLDEN_GAMMA)
+        """Returns (B, W) int64, of which the noise of columns (B, W) and their tokens is made.
+
+        At each row's step (B,), or at those of each column (B, W).
+        """
+        step = step if step.dim() == columns.dim() else step[:, None]
+        row = _mix(_mix(self.seeds)[:, None] + (step + 1) * _GOLDEN_GAMMA)
+        return _mix(row + (columns + 1) * _GOLDEN_GAMMA)
 
 
 def _mix(word: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 if TYPE_CHECKING:  # a policy is shown the store of the layers that it is about
     from dllm.state.store import KVStore
 
-PassKind = Literal["refresh", "step", "commit", "probe"]
+PassKind = Literal["refresh", "step", "commit", "probe", "draft"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class LayerPolicy:
 
     whole_layer: ClassVar[bool] = True  # the last layer's output of all fed columns is needed
     keeps_weights: ClassVar[bool] = False  # attention, mean over heads, is left in `store.weights`
+    adapts: ClassVar[bool] = False  # attention adds what the model drafts with
     further: Tensor | None = None  # (B, E) int64 columns whose logits follow those of the window
 
     def of_rows(self, rows: Tensor) -> LayerPolicy:

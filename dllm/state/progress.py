@@ -105,6 +105,7 @@ def _enter(canvas: Canvas, moving: Tensor, first: Tensor, masked: Tensor) -> Non
 def cut_after(canvas: Canvas, last: Tensor) -> None:
     """Ends rows behind the column `last` (B,) int64; rows where that is no column go on."""
     _overwrite(canvas, (canvas.numbers > last[:, None]) & ~canvas.fixed)
+    canvas.clean = torch.minimum(canvas.clean, last + 1)  # what was stored is of other tokens
     canvas.held = canvas.held & (last >= canvas.tokens.shape[1])
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from dllm.state.canvas import Canvas, record
 from dllm.state.processing import Rows
 from dllm.state.variants import no_variants
-from dllm.state.window import Written
+from dllm.state.window import StepEvent, Written
 
 # Of all rows alike; a row's first pass feeds everything, whatever was planned.
 _SHARED = ("ends", "numbers", "planned")
@@ -155,6 +155,26 @@ def count_drafts(canvas: Canvas, active: Tensor, steps: Tensor, row_forwards: Te
     assert drafts is not None
     canvas.row_forwards = row_forwards + torch.where(active, drafts.count, 0)
     drafts.note(active, canvas.step - steps)
+
+
+def count_prefix(
+    canvas: Canvas, event: StepEvent, step: Tensor, num_drafts: Tensor, stored: Tensor
+) -> None:
+    """Counts a prefix that one pass wrote as the steps that would have written it token by token.
+
+    `step` (B,) are the rows' steps before it, `num_drafts` (B,) the passes that drafted it. The
+    store now has the final keys of columns before `stored` (B,).
+    """
+    drafts, written = canvas.drafts, event.committed
+    assert drafts is not None
+    took, steps = canvas.step > step, written.sum(1)
+    places = step[:, None] + written.cumsum(1) - 1
+    record(canvas.commit_step, event.columns, written, places.to(torch.int32))
+    canvas.step = step + torch.maximum(steps, took.long())
+    canvas.row_forwards = canvas.row_forwards + num_drafts
+    canvas.clean = stored
+    drafts.note(took, steps)
+    drafts.passes = drafts.passes + num_drafts
 
 
 def _fields_at(held: Any, rows: Tensor) -> Any:

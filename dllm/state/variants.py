@@ -74,6 +74,7 @@ class Drafts:
     passes: Tensor  # (B,) int64 forwards that the row took part in
     taken: Tensor  # (B, R) int64 forwards after which 1, 2, ... R schedule steps were certain
     adaptive: bool = False  # rows whose drafts fail draft fewer
+    begin: int | None = None  # the limit of a row's first draft; None: by `adaptive`
     shared: bool = False  # all rows of the store hold what the first one of each row does
 
     @property
@@ -94,7 +95,7 @@ class Drafts:
 
     def restarted(self, tokens: Tensor, places: Tensor) -> Drafts:
         """Returns the same with the rows of `tokens` (B, C) at places (n,) at their beginning."""
-        fresh = no_drafts(tokens, self.most, self.adaptive)
+        fresh = no_drafts(tokens, self.most, self.adaptive, self.begin)
         at = torch.zeros_like(self.count, dtype=torch.bool).index_fill(0, places, True)
         return replace(
             self,
@@ -122,6 +123,10 @@ class Drafts:
         if self.adaptive:
             self._adapt(active, steps)
 
+    def window(self, limit: Tensor, count: Tensor) -> None:
+        """Takes the most canvases (B,) that a draft may have, and those of the next one (B,)."""
+        self.limit, self.count = limit, count
+
     def expect(self, tokens: Tensor, count: Tensor) -> None:
         """Takes new drafts: canvases (B, R, C), of which the first `count` (B,) are to be run."""
         self.tokens, self.count = tokens, count
@@ -138,16 +143,21 @@ class Drafts:
         self.limit = torch.where(verified, wanted.clamp(2, self.most), self.limit)
 
 
-def no_drafts(tokens: Tensor, most: int, adaptive: bool) -> Drafts:
-    """Returns rows of canvas tokens (B, C) that have no drafts yet, and `most` canvases later."""
+def no_drafts(tokens: Tensor, most: int, adaptive: bool, begin: int | None = None) -> Drafts:
+    """Returns rows of canvas tokens (B, C) that have no drafts yet, and `most` canvases later.
+
+    The first ones have `begin` canvases at most; None: two if adaptive, else all.
+    """
     zeros = torch.zeros_like(tokens[:, 0])
+    first = min(most, 2) if adaptive else most
     return Drafts(
         tokens=tokens[:, None].expand(-1, most, -1),
         count=zeros + 1,
-        limit=zeros + (min(most, 2) if adaptive else most),
+        limit=zeros + (first if begin is None else begin),
         passes=zeros,
         taken=zeros[:, None].expand(-1, most),
         adaptive=adaptive,
+        begin=begin,
     )
 
 

@@ -11,6 +11,7 @@ import torch
 
 from dllm.compatible import check
 from dllm.decoding.passes import PassRecord
+from dllm.decoding.speculation import verifiers
 from dllm.eval.compare import Prompted
 from dllm.generate import Stream, generate
 from dllm.output import GenerationOutput
@@ -74,9 +75,11 @@ class Trial(Prompted):
         check(self.model, self.settings)
 
     def parts(self) -> Iterator[Verification]:
-        """Yields each batch, decoded without and with the verifier."""
+        """Yields each batch, decoded with the verifier, and as the run whose tokens it gives."""
         for start, prompts, settings in self.batches():
-            plain = replace(settings, verifier=None)
+            assert settings.verifier is not None
+            base = verifiers.registry.create(settings.verifier).base
+            plain = replace(settings, verifier=None, **base)
             pair = generate(self.model, prompts, plain), generate(self.model, prompts, settings)
             found = tuple(
                 replace(one, prompt=start + one.prompt, margin=self._margin(prompts, plain, one))

@@ -20,6 +20,7 @@ from tests.support.languages import Spelled, automaton_of, random_automaton, uni
 from tests.support.laws import options_of, refusal, suited, transfers_of
 from tests.support.marks import crossed, some
 from tests.support.models import golden_model, model_of, random_prompts
+from tests.support.verified import OF_STEPS
 
 NAME = "llada_mha"
 SLOTS: dict[str, Any] = {"max_new_tokens": 24, "block_length": 8}
@@ -158,9 +159,7 @@ def test_rows_do_not_see_each_other(scheduler: str, cache: str) -> None:
         assert alone.metrics.rows[0] == together.metrics.rows[row]
 
 
-@pytest.mark.parametrize(
-    ("verifier", "cache"), crossed(dllm.verifiers.registry.names(), ["none", "dual", "prefix"])
-)
+@pytest.mark.parametrize(("verifier", "cache"), crossed(OF_STEPS, ["none", "dual", "prefix"]))
 def test_a_verifier_changes_nothing(verifier: str, cache: str) -> None:
     for seed in range(2):
         prompts, asked = random_prompts(2, seed, high=9), constraints_of(seed, 2)

@@ -154,6 +154,12 @@ class Draw:
             options["verifier"] = self.part(verifiers.registry)
             options["scheduler"] = self.one(("threshold:0.3", "factor", "fixed_quota"))
             options["cache"] = self.one(("none", "prefix", "dual", "block_causal"))
+            if options["verifier"]["name"] == "linear":  # which takes this model and two caches
+                name, options["scheduler"] = "nemotron", "threshold"
+                options["cache"] = self.one(("none", "block_causal"))
+                del options["block_length"]
+                for refused in ("guidance_scale", "repetition_penalty"):
+                    options.pop(refused, None)
         if self.chance(0.2):
             options["batch_size"] = self.one((1, 2))
         mask = fuzzed_model(name).spec.mask_token_id

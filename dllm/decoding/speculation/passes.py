@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dllm.decoding.passes import Forward, PassResult, PlainPasses, Step, keep_logits
 from dllm.decoding.speculation.execution import EXECUTIONS
-from dllm.decoding.speculation.verifiers import Verifier
+from dllm.decoding.speculation.verifiers import StepVerifier
 from dllm.schedulers import Scheduler, View
 from dllm.state.candidates import Candidates, Sampling
 from dllm.state.canvas import Canvas
@@ -33,7 +33,7 @@ class VerifiedPasses:
     """
 
     plain: PlainPasses
-    verifier: Verifier
+    verifier: StepVerifier
     at_eos: AtEnd  # what an end token does
     refreshes: bool  # the first pass of a block cuts no row off, see `Cache.refreshes`
 

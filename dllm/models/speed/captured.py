@@ -238,7 +238,7 @@ class Captured:
 
     def _first(self, key: PassKey, inputs: Inputs, plan: StepPlan, store: KVStore | None) -> Tensor:
         """Runs a pass that is not captured yet, and captures it at once or at its second time."""
-        again = plan.kind == "step" and inputs.tokens.numel() <= self.at_once
+        again = plan.kind in ("step", "draft") and inputs.tokens.numel() <= self.at_once
         if key not in self._met and not again:
             self._met[key] = None
             while len(self._met) > 4 * self.most:

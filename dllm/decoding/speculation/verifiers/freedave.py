@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from dllm.decoding.speculation.verifiers import Execution, Guard, Verifier
+from dllm.decoding.speculation.verifiers import Execution, Guard, StepVerifier
 from dllm.options import Rows
 
 
 @dataclass(frozen=True)
-class FreeDave(Verifier):
+class FreeDave(StepVerifier):
     """Drafts `draft_steps` schedule steps, of which the first one is certain.
 
     `freedave:4` is `ssd:3`. A draft is kept where it equals what the scheduler decides, as in the

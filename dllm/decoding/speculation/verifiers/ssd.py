@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from dllm.decoding.speculation.verifiers import Execution, Guard, Verifier
+from dllm.decoding.speculation.verifiers import Execution, Guard, StepVerifier
 from dllm.options import Range
 
 
 @dataclass(frozen=True)
-class SelfSpeculative(Verifier):
+class SelfSpeculative(StepVerifier):
     """Drafts `draft_length` schedule steps beyond the one that is certain."""
 
     draft_length: Annotated[int, Range(0, 255)] = (
