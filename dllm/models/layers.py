@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from dllm.models.config import ExpertsConfig, NetworkConfig
 from dllm.models.experts import Experts, Router, added_up
+from dllm.models.low_rank import LowRank
 from dllm.state.plan import LayerPolicy, StepPlan
 from dllm.state.store import KVStore
 
@@ -41,11 +42,14 @@ class Fed:
     rotation: Rotation
     mask: Tensor | None = None  # (B, 1 or Q, K) bool keys that they see; None: all
     wanted: Tensor | None = None  # (B, w) int64 those that its output is of; None: all
+    adapted: bool = False  # attention adds what it drafts with, where it has that
 
     def to(self, *args: Any, **kwargs: Any) -> Fed:
         """Returns the same moved as `Tensor.to` does; accelerate calls it between devices."""
-        moved = (None if t is None else t.to(*args, **kwargs) for t in (self.mask, self.wanted))
-        return Fed(self.rotation.to(*args, **kwargs), *moved)
+        mask, wanted = (
+            None if t is None else t.to(*args, **kwargs) for t in (self.mask, self.wanted)
+        )
+        return Fed(self.rotation.to(*args, **kwargs), mask, wanted, self.adapted)
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,7 @@ class Attention(nn.Module):
             args = (config.head_dim, config.rms_norm_eps, config.norm_multiply_first)
             self.q_norm, self.k_norm = RMSNorm(*args), RMSNorm(*args)
         self.out = nn.Linear(self.q_width, width, bias=False)
+        self.draft: LowRank | None = None  # added to `out` in passes that draft
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns queries (B, Q, H, D), keys and values (B, Q, Hkv, D) before RoPE."""
@@ -152,7 +157,10 @@ class Attention(nn.Module):
             mixed = mixed.transpose(1, 2)
         else:
             mixed = attend(q, k, v, mask)
-        return self.out(mixed.flatten(2))
+        mixed = mixed.flatten(2)
+        if fed.adapted and self.draft is not None:
+            return self.out(mixed) + self.draft(mixed)
+        return self.out(mixed)
 
     def rotate(self, x: Tensor, rotation: Rotation) -> Tensor:
         """Returns x (B, Q, H, D) with its first `rotary_dim` elements rotated by position."""

@@ -13,7 +13,7 @@ from dllm.models.config import ModelSpec
 from dllm.models.cost import Cost, network_cost
 from dllm.models.layer_policies import FeatureReuse, partly_computed
 from dllm.models.transformer import Transformer
-from dllm.state.plan import StepPlan
+from dllm.state.plan import LayerPolicy, StepPlan
 from dllm.state.rounded_store import RoundedStore
 from dllm.state.store import KVStore, StoreShape
 
@@ -99,6 +99,7 @@ class HostedModel:
     recipe: Mapping[str, Any] | None = None  # recipe.json of its folder, for `generate(recipe=)`
     runner: Runner | None = None  # runs the network's passes (`dllm.speed_up`); None: itself
     rounds_keys: bool = False  # the K/V store holds 8 bits
+    drafting: LayerPolicy | None = None  # of passes that draft, where an adapter is for them alone
 
     @property
     def device(self) -> torch.device:

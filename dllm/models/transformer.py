@@ -58,7 +58,9 @@ class Transformer(nn.Module):
 
         Those of all fed columns, or with a plan of the w that `plan.logit_rows` names.
         """
-        x, fed, slots = self.embedding(tokens), Fed(self.rotation(positions), mask), None
+        adapted = plan is not None and plan.policy is not None and plan.policy.adapts
+        fed = Fed(self.rotation(positions), mask, adapted=adapted)
+        x, slots = self.embedding(tokens), None
         if store is not None and plan is not None and plan.stored is not None:
             slots = store.begin(plan.stored)
         last = len(self.blocks) - 1 if plan is not None and _narrows(plan) else None

@@ -14,6 +14,8 @@ BASE = "tests/schedulers/test_base.py"
 CALLS = "tests/test_generate.py"
 WAITING = "tests/decoding/test_batching.py"
 VERIFIED = "tests/decoding/speculation/test_verifiers.py"
+LINEAR = "tests/decoding/speculation/test_linear.py"
+DRAFTED = "tests/models/test_draft_adapter.py"
 SUMMARY = "tests/eval/run/test_run.py"
 PAIRED = "tests/eval/test_paired.py"
 CACHES = "tests/cache/test_base.py"
@@ -906,6 +908,42 @@ FAULTS = [
             "near = (confidence[:, :, None] - confidence[:, None]).abs() < guard",
             "near = (confidence[:, :, None] - confidence[:, None]).abs() < 0",
             "tests/decoding/speculation/test_guard.py",
+        ),
+    ),
+    *in_file(
+        "dllm/decoding/speculation/linear.py",
+        (
+            "drafts-unread",
+            "agreed = rows.drafted & finite & (candidates.token == tokens.gather(1, columns))",
+            "agreed = rows.drafted & finite",
+            LINEAR,
+        ),
+        (
+            "text-behind-an-end",
+            "commit = commit & (ended == 0)",
+            "commit = commit & (ended >= 0)",
+            LINEAR,
+        ),
+        (
+            "stored-one-too-far",
+            "stored = torch.minimum(columns[:, 0] + passed.sum(1), ",
+            "stored = torch.minimum(columns[:, 0] + passed.sum(1) + 1, 1 + ",
+            LINEAR,
+        ),
+        (
+            "noise-of-the-first",
+            "return self.canvas.step[:, None] + before",
+            "return self.canvas.step[:, None] + 0 * before",
+            LINEAR,
+        ),
+    ),
+    *in_file(
+        "dllm/models/layers.py",
+        (
+            "adapter-in-every-pass",
+            "if fed.adapted and self.draft is not None:",
+            "if self.draft is not None:",
+            DRAFTED,
         ),
     ),
     *in_file(

@@ -15,6 +15,7 @@ from dllm.models.diffusion_gemma import DiffusionGemma, defaults_of, load_module
 from dllm.models.families import Family, add_family
 from dllm.models.loading.adapter import Adapter
 from dllm.models.loading.checkpoint import Checkpoint
+from dllm.models.loading.draft_adapter import attaching, find_drafts
 from dllm.models.loading.empty import empty_network
 from dllm.models.loading.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from dllm.models.loading.folder import Source, find_folder
@@ -57,6 +58,7 @@ def load(  # noqa: PLR0913 one argument for each choice that loading leaves open
     speed: str | Sequence[str] | None = AUTO,
     family: Family | str | None = None,
     adapter: str | os.PathLike[str] | None = None,
+    draft_adapter: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     attention: str | None = None,
     block_length: int | None = None,
@@ -73,6 +75,9 @@ def load(  # noqa: PLR0913 one argument for each choice that loading leaves open
     why), None takes none. `family`
     is one that dllm does not have, as an object or as `path/file.py:NAME`. `adapter` is a LoRA in
     PEFT's layout (a folder or a hub id), merged into the weights and named in the model's name.
+    `draft_adapter` is one of attention's output projections (a folder, one inside the checkpoint's
+    such as "linear_spec_lora", or a hub id), added in the passes in which verifier `linear` drafts
+    and in no other; it is not saved with the model.
     `progress` is called with the bytes of weights that were read and with all, tensor by tensor.
     `attention` is for families whose checkpoints do not say it (A2D): "full", or "block_causal"
     with the block that they were trained on, as `block_length` or as in "block_causal:32".
@@ -100,11 +105,15 @@ def load(  # noqa: PLR0913 one argument for each choice that loading leaves open
         refused = {
             "speed": "+".join(ways or ()),
             "adapter": adapter,
+            "draft_adapter": draft_adapter,
             "tensor_parallel": tensor_parallel,
         }
         return _diffusion_gemma(checkpoint, named, where, device_map, refused)
     # Read first, as these errors name their file themselves.
-    rounding = _rounding(checkpoint, adapter, tensor_parallel)
+    rounding, drafts = (
+        _rounding(checkpoint, adapter, tensor_parallel),
+        find_drafts(draft_adapter, source, checkpoint, tensor_parallel),
+    )
     hosts, defaults, words = checkpoint.family, checkpoint.generation, checkpoint.tokenizer
     lora = None if adapter is None else read_adapter(adapter, source, checkpoint.name)
     try:
@@ -113,13 +122,13 @@ def load(  # noqa: PLR0913 one argument for each choice that loading leaves open
         weights.check(network)
     except ValueError as error:
         raise CheckpointError(f"{checkpoint.folder}: {error}") from error
-    chosen, name = named or checkpoint.dtype, checkpoint.name
-    name += "" if adapter is None else f"+{os.fspath(adapter)}"
+    merged = "" if adapter is None else f"+{os.fspath(adapter)}"
+    chosen, name = named or checkpoint.dtype, checkpoint.name + merged
     parts = (network.to(chosen), spec, words, defaults, checkpoint.described)
     model = HostedModel(name, *parts, revision=checkpoint.commit, recipe=checkpoint.recipe)
     # Of several processes each cuts its part from the whole, on the CPU.
     devices = place(network, chosen, device_map or {"": "cpu" if tensor_parallel else where})
-    fill = partial(_filled, model, weights, devices, progress, ways)
+    fill = attaching(drafts, partial(_filled, model, weights, devices, progress, ways))
     return fill() if tensor_parallel is None else spread(fill, model, tensor_parallel, where)
 
 

@@ -117,6 +117,13 @@ class Adapter:
             )
         return pairs
 
+    def low_rank(self, module: str) -> tuple[Tensor, Tensor, float] | None:
+        """Returns A (rank, inputs), B (outputs, rank) and the scale of a module; None: has none."""
+        if module not in self._pairs:
+            return None
+        a, b = (self._tensors[self._pairs[module][side]] for side in "AB")
+        return a, b, self.scale(module)
+
     def check(self, shapes: Mapping[str, Collection[int]]) -> None:
         """Raises CheckpointError unless it fits the tensors of a checkpoint, by name and shape."""
         lost = [module for module in self._pairs if f"{module}.weight" not in shapes]
