@@ -50,8 +50,8 @@ class RoundedStore(KVStore):
             (self.values[layer], self.value_scales[layer], values),
         ):
             self._put(stored, scales, flat, new[:, :count].flatten(0, 1))
-            parts = (self.first_columns(held, rows, num_keys) for held in (stored, scales))
-            view = widened(*parts, self.dtype)
+            whole, scale = (self.first_columns(held, rows, num_keys) for held in (stored, scales))
+            view = widened(whole, scale, self.dtype)
             views.append(view if new.shape[1] == count else torch.cat([view, new[:, count:]], 1))
         return views[0], views[1]
 

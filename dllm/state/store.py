@@ -158,8 +158,8 @@ class KVStore:
         self.features = {layer: held[at.to(held.device)] for layer, held in self.features.items()}
         self.kept = [None if held is None else held[at.to(held.device)] for held in self.kept]
         self.shape = replace(self.shape, num_rows=rows)
-        for held, whole in zip(self._by_slot(), self._all, strict=True):
-            held[:] = [one[: self.scratch + 1] for one in whole]
+        for layers, whole in zip(self._by_slot(), self._all, strict=True):
+            layers[:] = [one[: self.scratch + 1] for one in whole]
 
     def take_over(
         self, old: KVStore, rows: tuple[Tensor, Tensor], length: int, every: tuple[int, int]
