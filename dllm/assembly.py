@@ -50,7 +50,7 @@ class Beside:
     bound: int | None = None  # rows decoded at a time, of a list that nobody watches
 
 
-def loop_of(
+def loop_of(  # noqa: PLR0915 all that a loop is made of, in order
     model: DenoisingModel, rows: list[Row], settings: Settings, beside: Beside
 ) -> tuple[DenoisingLoop, Canvas]:
     """Returns the loop that decodes rows under settings, and the canvas that it decodes.
@@ -70,12 +70,9 @@ def loop_of(
     needs = needs_of(scheduler, canvas.layout.num_slots, canvas.layout.block_length)
     demand = _demand((scheduler, cache), model, canvas, speculation)
     # Guidance and the uniform process keep tensors of their own for the rows that they began with.
-    seating = Seating(
-        bound=beside.bound or settings.batch_size,
-        continuous=settings.batch_size is not None,
-        elastic=settings.guidance_scale == 0 and not isinstance(model, DiffusionGemma),
-        watched=beside.bound is None,
-    )
+    elastic = settings.guidance_scale == 0 and not isinstance(model, DiffusionGemma)
+    asked = settings.batch_size
+    seating = Seating(beside.bound or asked, asked is not None, elastic, beside.bound is None)
     choose = partial(chosen_batch, cache=cache, demand=demand, seating=seating)
     batch = _batch(canvas, noise, seating.bound, beside, choose)
     if batch is not None:
@@ -155,8 +152,7 @@ def _demand(
     speculation: Speculation | None,
 ) -> Demand:
     """Returns what a step needs, from which the number of rows is chosen."""
-    scheduler, cache = parts
-    layout = canvas.layout
+    (scheduler, cache), layout = parts, canvas.layout
     needs = needs_of(scheduler, layout.num_slots, layout.block_length)
     count = needs.num_variants if speculation is None else speculation.verifier.num_variants
     return Demand(model, cache.uses_store, count, count, layout, Meter(model.device))
