@@ -38,6 +38,8 @@ from dllm.state.processing import Processing
 from dllm.state.stopping import StopStrings
 from dllm.state.window import Layout
 
+Choose = Callable[[Canvas, CounterNoise], ContinuousBatch | None]
+
 
 @dataclass(frozen=True)
 class Beside:
@@ -50,7 +52,7 @@ class Beside:
     bound: int | None = None  # rows decoded at a time, of a list that nobody watches
 
 
-def loop_of(  # noqa: PLR0915 all that a loop is made of, in order
+def loop_of(
     model: DenoisingModel, rows: list[Row], settings: Settings, beside: Beside
 ) -> tuple[DenoisingLoop, Canvas]:
     """Returns the loop that decodes rows under settings, and the canvas that it decodes.
@@ -68,13 +70,8 @@ def loop_of(  # noqa: PLR0915 all that a loop is made of, in order
     constrained = _constrained(model, canvas, rows, settings, beside.toll)
     noise = settings.noise or noise_of(rows, settings, model.device)
     needs = needs_of(scheduler, canvas.layout.num_slots, canvas.layout.block_length)
-    demand = _demand((scheduler, cache), model, canvas, speculation)
-    # Guidance and the uniform process keep tensors of their own for the rows that they began with.
-    elastic = settings.guidance_scale == 0 and not isinstance(model, DiffusionGemma)
-    asked = settings.batch_size
-    seating = Seating(beside.bound or asked, asked is not None, elastic, beside.bound is None)
-    choose = partial(chosen_batch, cache=cache, demand=demand, seating=seating)
-    batch = _batch(canvas, noise, seating.bound, beside, choose)
+    choose = _choosing((scheduler, cache, speculation), model, canvas, settings, beside)
+    batch = _batch(canvas, noise, beside.bound or settings.batch_size, beside, choose)
     if batch is not None:
         canvas, noise = batch.canvas, batch.noise
     if isinstance(batch, OpenBatch) and PromptMemory.suits(model, cache, settings.guidance_scale):
@@ -145,17 +142,24 @@ def _laid_out(
     return rows, canvas
 
 
-def _demand(
-    parts: tuple[Scheduler, Cache],
+def _choosing(
+    parts: tuple[Scheduler, Cache, Speculation | None],
     model: DenoisingModel,
     canvas: Canvas,
-    speculation: Speculation | None,
-) -> Demand:
-    """Returns what a step needs, from which the number of rows is chosen."""
-    (scheduler, cache), layout = parts, canvas.layout
+    settings: Settings,
+    beside: Beside,
+) -> Choose:
+    """Returns what chooses how many rows there are at a time, from what a step of them needs."""
+    scheduler, cache, speculation = parts
+    layout = canvas.layout
     needs = needs_of(scheduler, layout.num_slots, layout.block_length)
     count = needs.num_variants if speculation is None else speculation.verifier.num_variants
-    return Demand(model, cache.uses_store, count, count, layout, Meter(model.device))
+    demand = Demand(model, cache.uses_store, count, count, layout, Meter(model.device))
+    # Guidance and the uniform process keep tensors of their own for the rows that they began with.
+    elastic = settings.guidance_scale == 0 and not isinstance(model, DiffusionGemma)
+    asked = settings.batch_size
+    seating = Seating(beside.bound or asked, asked is not None, elastic, beside.bound is None)
+    return partial(chosen_batch, cache=cache, demand=demand, seating=seating)
 
 
 def _batch(
@@ -163,7 +167,7 @@ def _batch(
     noise: Noise,
     bound: int | None,
     beside: Beside,
-    choose: Callable[[Canvas, CounterNoise], ContinuousBatch | None],
+    choose: Choose,
 ) -> ContinuousBatch | OpenBatch | None:
     """Returns what fills the seats of finished rows; None: no other rows come."""
     if beside.opening is not None:
