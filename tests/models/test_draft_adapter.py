@@ -119,7 +119,7 @@ def test_a_draft_reads_keys_of_the_plain_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize("speed", ["fused", None])
 def test_ways_to_speed_leave_it_in_place(speed: str | None, tmp_path: Path) -> None:
     models(tmp_path)
-    options = {"dtype": "float64", "draft_adapter": "linear_spec_lora"}
+    options: dict[str, Any] = {"dtype": "float64", "draft_adapter": "linear_spec_lora"}
     model = load(tmp_path, speed=speed, **options)
     tokens, columns = torch.tensor([[3, 4, 5, 6]]), torch.arange(4)[None]
     plan = StepPlan("draft", columns, columns, num_keys=4, policy=model.drafting)

@@ -84,8 +84,8 @@ def test_passes_are_those_of_rounded_keys(cache: str, monkeypatch: pytest.Monkey
 
     def rounding(store: Any, layer: int, slots: Any, keys: Any, values: Any, num: int) -> Any:
         count = slots.shape[1]
-        pair = (torch.cat([by_hand(x[:, :count]), x[:, count:]], 1) for x in (keys, values))
-        return write(store, layer, slots, *pair, num)
+        keys, values = (torch.cat([by_hand(x[:, :count]), x[:, count:]], 1) for x in (keys, values))
+        return write(store, layer, slots, keys, values, num)
 
     def exchanging(store: Any, layer: int, slots: Tensor, values: Tensor) -> Tensor:
         return exchange(store, layer, slots, by_hand(values))

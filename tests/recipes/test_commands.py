@@ -63,7 +63,9 @@ def started(monkeypatch: pytest.MonkeyPatch, *given: str) -> Settings:
     monkeypatch.setattr("dllm.serve.run.run", lambda app, service, *rest: found.append(service))
     done = CliRunner().invoke(app, ["serve", "tiny", "--port", "0", *given])
     assert done.exit_code == 0, done.output
-    return found[0].settings
+    settings = found[0].settings
+    assert settings is not None
+    return settings
 
 
 def test_eval_runs_a_recipe(recipe: Path, tmp_path: Path) -> None:

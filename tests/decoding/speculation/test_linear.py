@@ -358,7 +358,7 @@ def test_keys_of_drafts_are_never_read() -> None:
     options: dict[str, Any] = {**GIVEN, "verifier": "linear:8", "at_eos": "ignore"}
     prompts = random_prompts(3, high=20)
     plain = dllm.generate(model, prompts, **base_of(options)).sequences
-    assert dllm.generate(Poisoned(model), prompts, **options).sequences == plain  # type: ignore[arg-type]
+    assert dllm.generate(Poisoned(model), prompts, **options).sequences == plain
     memory = dllm.PromptMemory()
     for _ in range(2):
         assert dllm.generate(model, prompts, memory=memory, **options).sequences == plain

@@ -265,7 +265,7 @@ def test_more_than_one_token_a_step_may_join_two_drafts() -> None:
 
 
 def test_limits_of_drafts_follow_each_row() -> None:
-    verifier = verifiers.registry.create("ssd:7,adaptive=true")
+    verifier: Any = verifiers.registry.create("ssd:7,adaptive=true")
     start = torch.zeros(5, 3, dtype=torch.int64)
     drafts = no_drafts(start, verifier.num_variants, verifier.adaptive)
     assert drafts.limit.tolist() == [2] * 5

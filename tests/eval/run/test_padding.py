@@ -70,7 +70,7 @@ def test_a_run_that_was_stopped_gives_the_file_of_one_that_was_not(
     assert stopped.read_text().startswith(kept)
     assert sum(map(bool, stopped.read_text().splitlines())) == len(asked)
     ours, theirs = read_results(stopped), read_results(whole)
-    shared = dict.fromkeys(("seconds", "tokens_fed"), 0.0)
+    shared: dict[str, Any] = dict.fromkeys(("seconds", "tokens_fed"), 0.0)
     shared |= dict.fromkeys(
         ("rows_fed", "tokens_needed", "flops", "steps", "prefill_seconds", "latency"), None
     )
