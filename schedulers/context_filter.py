@@ -31,6 +31,7 @@ class ContextFilter(Scheduler):
     never_waits = True
     source = "ours: a filter as in arXiv 2509.25188 (Learn2PD), of what stands around a column"
     statistic = "confidence, margin, entropy and tokens nearby, through a trained filter"
+    presets = {"tiny": {"weights": "tiny"}}  # the filter of the embedded model
 
     def __post_init__(self) -> None:
         if self.weights is not None:

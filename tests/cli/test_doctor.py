@@ -366,7 +366,7 @@ def test_what_loading_takes_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     said = [f.text for f in doctor.examine_model("tiny", CPU) if f.subject == "speed='auto'"]
     assert said[0].startswith("takes fused+widened (fused: ")
-    left = {"int8", "int4", "compiled", "captured", "packed"}
+    left = {"int8", "int4", "kv_int8", "compiled", "captured", "packed"}
     assert {text.split()[1] for text in said[1:]} == left
 
 

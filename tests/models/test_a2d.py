@@ -177,10 +177,11 @@ def test_a_name_that_speaks_of_blocks_is_warned_of_and_changes_nothing(
     assert "'bd3lm' in its name is for models trained on blocks" in said
     assert "--attention block_causal:32" in said
     caplog.clear()
-    for options in (ON_BLOCKS, {"attention": "full"}):
-        load(folder, **options)
-    edit(folder, block_size=BLOCK)
-    load(folder)
+    with caplog.at_level(logging.WARNING):
+        for options in (ON_BLOCKS, {"attention": "full"}):
+            load(folder, **options)
+        edit(folder, block_size=BLOCK)
+        load(folder)
     assert not caplog.text
 
 

@@ -222,14 +222,14 @@ FAULTS = [
         "dllm/state/noise.py",
         (
             "noise-without-column",
-            "return _mix(row[:, None] + (columns + 1) * _GOLDEN_GAMMA)",
-            "return _mix(row[:, None] + 0 * columns)",
+            "return _mix(row + (columns + 1) * _GOLDEN_GAMMA)",
+            "return _mix(row + 0 * columns)",
             f"tests/state/test_noise.py {BOUNDARIES} {CALLS}",
         ),
         (
             "noise-without-step",
-            "row = _mix(_mix(self.seeds) + (step + 1) * _GOLDEN_GAMMA)",
-            "row = _mix(_mix(self.seeds) + 0 * step)",
+            "row = _mix(_mix(self.seeds)[:, None] + (step + 1) * _GOLDEN_GAMMA)",
+            "row = _mix(_mix(self.seeds)[:, None] + 0 * step)",
             f"tests/state/test_noise.py {CALLS} tests/laws/test_digest.py",
         ),
     ),
