@@ -146,6 +146,7 @@ def evaluate(
     recipe: Recipe = None,
     dtype: options.Dtype = None,
     adapter: options.Adapter = None,
+    draft_adapter: options.DraftAdapter = None,
     device: options.Device = None,
     device_map: options.DeviceMap = None,
     speed: options.Speed = "auto",
@@ -172,7 +173,7 @@ def evaluate(
     # A map is about all processes.
     place = placed(
         *(device if device_map else processes.device(device), device_map, revision),
-        *(adapter, family, attention),
+        *(adapter, family, attention, draft_adapter),
     )
     follow_if_asked(tensor_parallel, place, lambda: load_model(model, dtype, place, speed))
     _check_file(output, fresh=fresh, trace=trace)

@@ -86,6 +86,7 @@ def generate(
     recipe: Recipe = None,
     dtype: options.Dtype = None,
     adapter: options.Adapter = None,
+    draft_adapter: options.DraftAdapter = None,
     device: options.Device = None,
     device_map: options.DeviceMap = None,
     speed: options.Speed = "auto",
@@ -110,7 +111,7 @@ def generate(
 
     dllm generate --template gap.json
     """
-    place = placed(device, device_map, revision, adapter, family, attention)
+    place = placed(device, device_map, revision, adapter, family, attention, draft_adapter)
     follow_if_asked(tensor_parallel, place, lambda: load_model(model, dtype, place, speed))
     given, asked = _prompts(texts, prompts, output, alone=template is not None)
     if given is not None and (trace is not None or watch):

@@ -94,11 +94,12 @@ def placed(
     adapter: str | None,
     family: str | None = None,
     attention: str | None = None,
+    draft_adapter: str | None = None,
 ) -> dict[str, Any]:
     """Returns the arguments of `load` that say which model goes where."""
     where = {"device": device, "device_map": devices(device_map)}
-    source = {"revision": revision, "adapter": adapter, "family": family, "attention": attention}
-    return {**where, **source}
+    source = {"revision": revision, "adapter": adapter, "draft_adapter": draft_adapter}
+    return {**where, **source, "family": family, "attention": attention}
 
 
 def devices(device_map: str | None) -> Any:

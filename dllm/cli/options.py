@@ -153,6 +153,13 @@ Adapter = Annotated[
         show_default="none",
     ),
 ]
+DraftAdapter = Annotated[
+    str | None,
+    Option(
+        help="LoRA that verifier linear drafts with alone: a folder, also one of the checkpoint's.",
+        show_default="none",
+    ),
+]
 Attention = Annotated[
     str | None,
     Option(help='"full" or "block_causal:32", if a checkpoint cannot say.', show_default="its own"),

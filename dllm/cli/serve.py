@@ -67,6 +67,7 @@ def serve(
     recipe: Recipe = None,
     dtype: options.Dtype = None,
     adapter: options.Adapter = None,
+    draft_adapter: options.DraftAdapter = None,
     device: options.Device = None,
     device_map: options.DeviceMap = None,
     speed: options.Speed = "auto",
@@ -88,7 +89,7 @@ def serve(
     from dllm.serve.run import run
     from dllm.serve.service import Access, Limits, Service
 
-    place = placed(device, device_map, revision, adapter, family, attention)
+    place = placed(device, device_map, revision, adapter, family, attention, draft_adapter)
     follow_if_asked(tensor_parallel, place, lambda: load_model(model, dtype, place, speed))
     checked("--timeout", timeout, Seconds)
     checked("--grace", grace, Seconds)

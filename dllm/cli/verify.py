@@ -57,6 +57,7 @@ def verify(
     settings: options.Set = None,
     dtype: options.Dtype = None,
     adapter: options.Adapter = None,
+    draft_adapter: options.DraftAdapter = None,
     device: options.Device = None,
     device_map: options.DeviceMap = None,
     as_json: options.Json = False,
@@ -76,7 +77,8 @@ def verify(
     if not verifiers.registry.create(verifier).base:  # else it says itself what it is compared with
         chosen.setdefault("scheduler", STEADY)
     problems = find_task(task).take(limit)
-    loaded = load_model(model, dtype, placed(device, device_map, revision, adapter))
+    place = placed(device, device_map, revision, adapter, draft_adapter=draft_adapter)
+    loaded = load_model(model, dtype, place)
     resolved = resolve(loaded.defaults, None, chosen)
     trial = Trial(loaded, [problem.given for problem in problems], resolved, batch_size)
     errors, count = Terminal(stderr=True), -(-len(problems) // batch_size)
