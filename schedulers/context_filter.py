@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -64,15 +65,15 @@ class ContextFilter(Scheduler):
 
 
 def read(candidates: Candidates, view: View) -> Reading:
-    """Returns what a filter reads of a window; columns without logits are read as doubtful."""
-    inside = (view.offset >= 0) & (view.columns < view.length[:, None])
+    """Returns what a filter reads of a window; columns that no pass computed are doubtful."""
+    inside, known = (view.offset >= 0) & (view.columns < view.length[:, None]), view.known
     waiting = inside & ~view.fixed & (view.tokens == view.layout.mask_token_id)
-    confidence = candidates.confidence.float()
+    confidence = candidates.confidence.float().where(known, 0)
     return Reading(
         open=waiting,
         inside=inside,
-        shown=torch.where(waiting, candidates.token, view.tokens).where(inside, 0),
+        shown=torch.where(waiting & known, candidates.token, view.tokens).where(inside, 0),
         confidence=confidence,
-        second=(confidence - candidates.margin.float()).clamp(min=0),
-        entropy=candidates.entropy.float(),
+        second=(confidence - candidates.margin.float()).where(known, 0).clamp(min=0),
+        entropy=candidates.entropy.float().where(known, math.log(candidates.logits.shape[-1])),
     )

@@ -63,8 +63,8 @@ def train_context_filter(
     block_length: options.Block = None,
     batch_size: options.Together = 64,
     rounds: Annotated[int, Option(help="Of decoding and training.")] = Recipe.rounds,
-    epochs: Annotated[
-        int, Option("--steps", help="Of the last training; those before have a quarter.")
+    steps: Annotated[
+        int, Option(help="Of the last training; those before have a quarter.")
     ] = Recipe.steps,
     lr: Annotated[float, Option(help="The highest learning rate.")] = Recipe.learning_rate,
     seed: Annotated[int, Option(help="Of prompts, thresholds and weights.")] = 0,
@@ -84,7 +84,7 @@ def train_context_filter(
     for name, number in {"count": count, "batch_size": batch_size}.items():
         checked(name, number, Count)
     checked("lr", lr, Rate)  # as the command line calls it
-    recipe = Recipe(rounds, epochs, lr, seed)
+    recipe = Recipe(rounds, steps, lr, seed)
     loaded = load_model(model, dtype, placed(device, device_map, revision, adapter))
     chosen = options.collect(None, max_new_tokens, block_length)
     settings = resolve(loaded.defaults, None, {**chosen, "temperature": 0.0, "cache": "none"})

@@ -55,6 +55,8 @@ def commands_of(page: Path) -> list[list[str]]:
         words = shlex.split(line, comments=True)[1:]
         for at, word in enumerate(words):
             words[at] = SHORTER.get(words[at - 1] if at else "", word)
+        if words[0] == "tune":  # which needs some problems to tell settings apart
+            words = [w if words[at - 1] != "--limit" else "32" for at, w in enumerate(words)]
         more = [] if "--list" in words else ALSO.get(words[0], [])
         given = set(words)
         for name, value in zip(more[::2], more[1::2], strict=True):

@@ -41,6 +41,7 @@ def named(seed: int, budget: float = 240_000) -> Naming:
     return Naming(truth.accuracy < floor, chosen == SPACE.stepwise, truth.cost / best)
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("searches", [8, pytest.param(500, marks=SLOW)])
 def test_what_is_named_is_above_the_floor_and_nearly_the_cheapest(searches: int) -> None:
     found = [named(seed) for seed in range(searches)]
