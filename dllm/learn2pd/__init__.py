@@ -101,8 +101,13 @@ class Filter(nn.Module):
 
 def write_filter(network: Filter, path: Path) -> None:
     """Writes a filter with its origin; the file is there in full or not at all."""
-    metadata = None if network.origin is None else {_KEY: json.dumps(asdict(network.origin))}
-    weights = {name: weight.detach().cpu() for name, weight in network.state_dict().items()}
+    write_weights(network, network.origin, path)
+
+
+def write_weights(network: nn.Module, origin: Origin | None, path: Path, key: str = _KEY) -> None:
+    """Writes the weights of a network, its origin under a key; all of the file or nothing."""
+    metadata = None if origin is None else {key: json.dumps(asdict(origin))}
+    weights = {name: one.detach().cpu().contiguous() for name, one in network.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     save_file(weights, part, metadata)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dllm.learn2pd import Origin, read_origin
+from dllm.learn2pd import Origin, read_origin, write_weights
 from dllm.models.config import ModelSpec
 
 TINY = Path(__file__).parent / "context.safetensors"
@@ -110,12 +108,7 @@ class ContextNetwork(nn.Module):
 
 def write_context_filter(network: ContextNetwork, path: Path) -> None:
     """Writes a filter with its origin; the file is there in full or not at all."""
-    metadata = None if network.origin is None else {KEY: json.dumps(asdict(network.origin))}
-    weights = {name: one.detach().cpu().contiguous() for name, one in network.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    save_file(weights, part, metadata)
-    part.replace(path)
+    write_weights(network, network.origin, path, KEY)
 
 
 def read_context_filter(given: str | Path) -> ContextNetwork:
