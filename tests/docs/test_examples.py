@@ -30,7 +30,7 @@ READ = [ROOT / "README.md", *sorted((DOCS / "start").glob("*.md"))]
 GUIDES = [page for page in PAGES if page.parent.name == "guides"]
 # Options with which an example is done in seconds; it prints the same with less to count.
 SHORTER = {"--limit": "4", "--count": "12", "--epochs": "2", "--problems": "1"}
-SHORTER |= {"--budget": "8000"}
+SHORTER |= {"--budget": "8000", "--confirm": "32", "--unseen": "32"}
 ALSO = {
     "eval": ["--limit", "4"],
     "demo": ["--limit", "1"],
