@@ -72,7 +72,21 @@ def finalists(race: Race) -> list[Arm]:
     dearest = _SPARE * found[0].cost
     near = [arm for arm in race.cheapest(_RUNGS[0]) if arm.cost <= dearest]
     surest = max(near, key=lambda arm: (arm.accuracy, -arm.cost), default=found[0])
-    return found if surest in found else [surest, *found]
+    tried = found if surest in found else [surest, *found]
+    return [*_another(race, {arm.choice.scheduler for arm in tried}), *tried]
+
+
+def _another(race: Race, names: set[str]) -> list[Arm]:
+    """Returns the cheapest safe setting of another scheduler, where all finalists are of one.
+
+    A scheduler that is cheapest by far and near the floor leaves its own settings alone at the
+    end, and fresh problems may confirm none of them.
+    """
+    if len(names) > 1:
+        return []
+    past = names | {race.space.stepwise.scheduler}
+    safe = (arm for errors in _RUNGS for arm in race.cheapest(errors))
+    return [arm for arm in safe if arm.choice.scheduler not in past][:1]
 
 
 def confirm(race: Race, problems: Sequence[Problem], allowed: float) -> Confirmed:

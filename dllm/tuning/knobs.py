@@ -87,10 +87,11 @@ def knobs_of(name: str) -> list[Knob]:
 
 
 def presets_of(name: str) -> Iterator[dict[str, Value]]:
-    """Yields the published settings of a scheduler that consist of knobs."""
+    """Yields the published settings of a scheduler that consist of knobs, and of names of files."""
     known = {knob.name for knob in knobs_of(name)}
     for options in getattr(schedulers.registry.get(name), "presets", {}).values():
-        if set(options) <= known and all(_plain(value) for value in options.values()):
+        named = {key for key, value in options.items() if isinstance(value, str)}
+        if set(options) - named <= known and all(_plain(value) for value in options.values()):
             yield dict(options)
 
 

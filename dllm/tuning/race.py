@@ -6,6 +6,7 @@ a race that is run again over the results of one that was killed decides the sam
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -103,14 +104,15 @@ class Race:
         """Returns the cheapest arms that may be above the floor, that are, and that are amply.
 
         Ample is half of what one token a forward has; without such arms, a race whose cheap ones
-        all turn out to be lucky would have none to name.
+        all turn out to be lucky would have none to name. For the same reason no scheduler takes
+        more than half of the places while others wait.
         """
         racing = [arm for arm in self.racing if arm.choice != self.space.stepwise]
         ample = max(0.0, self._excess(self.stepwise).mean / 2)
         kinds = (
-            by_cost(arm for arm in racing if self.above(arm, 1.0))[:places],
-            by_cost(arm for arm in racing if self._excess(arm).mean >= 0)[:places],
-            by_cost(arm for arm in racing if self._excess(arm).mean >= ample)[:places],
+            _mixed([arm for arm in racing if self.above(arm, 1.0)], places),
+            _mixed([arm for arm in racing if self._excess(arm).mean >= 0], places),
+            _mixed([arm for arm in racing if self._excess(arm).mean >= ample], places),
         )
         return list({arm.choice: arm for kind in kinds for arm in kind}.values())
 
@@ -173,3 +175,14 @@ class Race:
             why = next(filter(None, others), "")
             if why:
                 self.left[arm.choice] = why
+
+
+def _mixed(arms: Sequence[Arm], places: int) -> list[Arm]:
+    """Returns the cheapest of some arms, at most half of them of one scheduler if others are."""
+    taken = Counter[str]()
+    first, later = list[Arm](), list[Arm]()
+    for arm in by_cost(arms):
+        name = arm.choice.scheduler
+        taken[name] += 1
+        (first if 2 * taken[name] <= places else later).append(arm)
+    return by_cost((first + later)[:places])

@@ -1514,6 +1514,21 @@ FAULTS = [
             "            new = True\n",
             CONFIRMED,
         ),
+        (
+            "finalists-of-one-scheduler-stand-alone",
+            "    if len(names) > 1:\n        return []\n    past",
+            "    if names:\n        return []\n    past",
+            CONFIRMED,
+        ),
+    ),
+    *in_file(
+        "dllm/tuning/race.py",
+        (
+            "one-scheduler-takes-all-places",
+            "(first if 2 * taken[name] <= places else later)",
+            "(first if taken[name] <= places else later)",
+            "tests/tuning/test_race.py",
+        ),
     ),
     *in_file(
         "dllm/tuning/arm.py",

@@ -80,6 +80,21 @@ def tried(fresh: dict[Choice, int], count: int = 1000) -> Confirmed:
     return confirm(race, problems("fresh", count), 1e9)
 
 
+def test_a_race_that_ends_with_one_scheduler_keeps_another_to_fall_back_on() -> None:
+    narrow = [
+        replace(SPACE.stepwise, scheduler="klass").having({"threshold": t}) for t in (0.6, 0.9)
+    ]
+    other = replace(SPACE.stepwise, scheduler="threshold")
+    dearer = replace(other, block_length=4)
+    arms = [arm(narrow[0], 14, 3), arm(narrow[1], 8, 4), arm(other, 2, 6), arm(dearer, 0, 9)]
+    fresh = {SPACE.stepwise: 0, narrow[0]: 25, narrow[1]: 25, other: 2, dearer: 0}
+    race = race_of([arm(SPACE.stepwise, 0, 34), *arms], fresh)
+    assert [one.choice for one in finalists(race)] == [other, narrow[1], narrow[0]]
+    done = confirm(race, problems("fresh", 1000), 1e9)
+    assert done.chosen == other
+    assert [one.passed for one in done.trials] == [True, False, False]
+
+
 def test_the_cheapest_that_passes_is_named() -> None:
     done = tried({SAFE: 0, MIDDLE: 2, CHEAP: 4})
     assert done.chosen == CHEAP

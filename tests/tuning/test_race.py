@@ -63,6 +63,18 @@ def test_a_small_budget_leaves_settings_that_are_named() -> None:
     assert not set(race.waiting) & set(race.arms)
 
 
+def test_no_scheduler_takes_more_than_half_of_the_places_while_others_wait() -> None:
+    race = Race(SPACE, RULES, PROBLEMS, World(0))
+    stepwise = arm([True] * 64, [34] * 64)
+    cheap = [replace(SPACE.stepwise, scheduler="klass", block_length=b) for b in (4, 8, 16, 32)]
+    dear = [replace(SPACE.stepwise, scheduler="threshold", block_length=b) for b in (4, 8, 16)]
+    made = [arm([True] * 64, [n + 3] * 64, one) for n, one in enumerate([*cheap, *dear])]
+    race.arms |= {one.choice: one for one in [stepwise, *made]}
+    assert [one.choice for one in race.leaders(4)] == [*cheap[:2], *dear[:2]]
+    race.arms = {one.choice: one for one in [stepwise, *made[:5]]}
+    assert [one.choice for one in race.leaders(4)] == [*cheap[:3], dear[0]]  # none is left free
+
+
 def test_losers_leave_with_a_reason() -> None:
     race = raced(1e9, rules=replace(RULES, floor=Floor.parse("accuracy >= 0.98 * stepwise")))
     assert any("below accuracy >= 0.98" in why for why in race.left.values())
