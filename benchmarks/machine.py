@@ -38,7 +38,10 @@ def machine(device: torch.device | str) -> dict[str, Any]:
 
 
 def rounds(
-    works: Sequence[Callable[[], object]], count: int, device: torch.device | str
+    works: Sequence[Callable[[], object]],
+    count: int,
+    device: torch.device | str,
+    clock: Callable[[], float] = perf_counter,
 ) -> list[list[float]]:
     """Returns seconds of each work in each round; all are done in turn in every round.
 
@@ -50,11 +53,11 @@ def rounds(
     for number in range(count + 1):
         for work, seconds in zip(works, taken, strict=True):
             wait()
-            start = perf_counter()
+            start = clock()
             work()
             wait()
             if number:
-                seconds.append(perf_counter() - start)
+                seconds.append(clock() - start)
     return taken
 
 
