@@ -140,6 +140,8 @@ def _to_block_end(row: Row, block: int, spec: ModelSpec, from_zero: bool) -> Row
     length = len(row.prompt) + len(row.slots)
     counted = length if from_zero else len(row.slots)
     more = min(-counted % block, spec.max_length - length)
+    if more <= 0:
+        return row
     return replace(row, slots=[*row.slots, *[spec.mask_token_id] * more])
 
 
@@ -152,8 +154,9 @@ def new_canvas(
     """Returns a canvas of prompts followed by slots; a slot that holds the mask id is open."""
     width = layout.num_stored
     tokens = torch.full((len(prompts), width), layout.fill_token_id, dtype=torch.int64)
-    for row, prompt, slot in zip(tokens, prompts, slots, strict=True):
-        row[: len(prompt) + len(slot)] = torch.tensor([*prompt, *slot], dtype=torch.int64)
+    for row, (prompt, slot) in enumerate(zip(prompts, slots, strict=True)):  # no tensor a row
+        text = torch.tensor([*prompt, *slot], dtype=torch.int64)
+        tokens[row, : len(text)] = text
     prompt_length = torch.tensor([len(prompt) for prompt in prompts])
     generated = torch.arange(width) >= prompt_length[:, None]
     fixed = ~(generated & (tokens == layout.mask_token_id))

@@ -158,8 +158,8 @@ def _flags(chosen: Chosen) -> Iterator[tuple[Tensor, Tensor]]:
     if canvas.gap is not None:
         hidden = chosen.of(canvas.hidden)
     none = torch.zeros(fixed.shape[1:], dtype=torch.bool)
-    for row, flags in enumerate(fixed):
-        yield flags, none if hidden is None else hidden[row]
+    for row in range(len(fixed)):  # one by one: a tensor for each row of a long list is much
+        yield fixed[row], none if hidden is None else hidden[row]
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,7 @@ import torch
 
 from dllm.infilling.gaps import Infill, Laid
 from dllm.models.config import ModelSpec
-from dllm.models.loading.tokenizer import render_chat
+from dllm.models.loading.tokenizer import encode_chat, encode_text
 from dllm.models.model import DenoisingModel
 from dllm.settings import Settings
 
@@ -35,12 +37,12 @@ Prompts = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One prompt in token ids and what follows it; a slot with the mask id is open."""
 
-    prompt: list[int]
-    slots: list[int]
+    prompt: Sequence[int]
+    slots: Sequence[int]
     infilled: bool = False  # the slots are those between and behind what was given
     hidden: int = 0  # slots behind the open ones that a gap grows into
     laid: Laid | None = None  # the template that the slots are of
@@ -55,26 +57,13 @@ def encode_all(model: DenoisingModel, prompts: Any, settings: Settings) -> list[
     listed = _as_list(prompts)
     if not listed:
         raise ValueError("no prompts were given: the list is empty")
-    rows = [_row(model, prompt, settings, f"prompt {n}") for n, prompt in enumerate(listed)]
-    for index, row in enumerate(rows):
+    slots, rows = cache(partial(_open_slots, model, settings)), []
+    for index, prompt in enumerate(listed):
+        row = _row(model, prompt, settings, f"prompt {index}", slots)
         check_row(index, row, model.spec)
+        # A list may be long: 4 bytes a token, and none a slot, where those of all rows are alike.
+        rows.append(replace(row, prompt=array("i", row.prompt)))
     return rows
-
-
-def encode_text(
-    tokenizer: PreTrainedTokenizerBase | None, text: str, special: bool, where: str = "the text"
-) -> list[int]:
-    """Returns the token ids of a text, with the tokenizer's special tokens if asked for."""
-    if tokenizer is None:
-        raise ValueError("the model has no tokenizer: give token ids instead of text")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{where} has {text[error.start]!r} at position {error.start}, half of a character "
-            "that has no UTF-8: read its source with errors='replace', or leave it out"
-        ) from None
-    return list(tokenizer.encode(text, add_special_tokens=special))
 
 
 def join(prompts: Any, encoding: Mapping[str, Any]) -> Any:
@@ -165,7 +154,14 @@ def _unpadded(encoding: Mapping[str, Any]) -> list[list[int]]:
     return [[t for t, seen in zip(row, mask, strict=True) if seen] for row, mask in pairs]
 
 
-def _row(model: DenoisingModel, prompt: Any, settings: Settings, where: str) -> Row:
+def _row(
+    model: DenoisingModel,
+    prompt: Any,
+    settings: Settings,
+    where: str,
+    slots: Callable[[], Sequence[int]],
+) -> Row:
+    """Returns one row; `slots` are those behind a prompt that has none of its own."""
     mask = model.spec.mask_token_id
     if isinstance(prompt, Infill) and settings.template is not None:
         raise ValueError(f"{where} is an Infill, and template= says what is laid out: give one")
@@ -183,14 +179,19 @@ def _row(model: DenoisingModel, prompt: Any, settings: Settings, where: str) -> 
         )
     if settings.template is not None:
         return Row(ids, [])
-    check_new("max_new_tokens", settings.max_new_tokens, model.spec)
-    slots = [mask] * settings.max_new_tokens
-    for offset, kept in (settings.fixed or {}).items():
-        _keep(slots, offset, kept, model)
-    room = model.spec.max_length - len(slots)
+    room = model.spec.max_length - len(slots())
     if settings.too_long == "cut" and 0 < room < len(ids):
         ids = ids[-room:]  # as evaluation harnesses do: what is asked stands at the end
-    return Row(ids, slots)
+    return Row(ids, slots())
+
+
+def _open_slots(model: DenoisingModel, settings: Settings) -> tuple[int, ...]:
+    """Returns the slots behind each prompt, with what `fixed` says they hold."""
+    check_new("max_new_tokens", settings.max_new_tokens, model.spec)
+    slots = [model.spec.mask_token_id] * settings.max_new_tokens
+    for offset, kept in (settings.fixed or {}).items():
+        _keep(slots, offset, kept, model)
+    return tuple(slots)
 
 
 def _keep(slots: list[int], offset: Any, kept: Any, model: DenoisingModel) -> None:
@@ -225,28 +226,6 @@ def _encode(tokenizer: PreTrainedTokenizerBase | None, prompt: Any, where: str) 
         f"{where} is {reprlib.repr(prompt)}: give text, chat messages, token ids, or a text with "
         'gaps, dllm.Infill("begin", 12, "end")'
     )
-
-
-def encode_chat(
-    tokenizer: PreTrainedTokenizerBase | None,
-    chat: Sequence[Mapping[str, Any]],
-    where: str = "the chat",
-    tools: Sequence[Mapping[str, Any]] = (),
-) -> list[int]:
-    """Returns the token ids of a chat, with functions that may be called."""
-    if tokenizer is None or not tokenizer.chat_template:
-        raise ValueError("the model has no chat template: give plain text instead of messages")
-    for message in chat:
-        if not {"role", "content"} <= set(message):
-            raise ValueError(f"a chat message needs 'role' and 'content', not {dict(message)!r}")
-        wrong = [key for key in ("role", "content") if not isinstance(message[key], str)]
-        if wrong:
-            value = reprlib.repr(message[wrong[0]])
-            raise ValueError(
-                f"{where} has a chat message with {wrong[0]}={value}: give a text; images and "
-                "videos are not read"
-            )
-    return encode_text(tokenizer, render_chat(tokenizer, chat, tools=tools), False, where)
 
 
 def _encode_infill(model: DenoisingModel, infill: Infill, where: str) -> list[int]:

@@ -22,8 +22,9 @@ from dllm.infilling.cal import LENGTHS, MOST
 from dllm.infilling.gaps import Gap, Laid
 from dllm.infilling.languages import automaton_of, barred_tokens
 from dllm.models.config import UniformSpec
+from dllm.models.loading.tokenizer import encode_text
 from dllm.models.model import DenoisingModel
-from dllm.prompts import Row, check_new, check_row, encode_all, encode_text, end_tokens
+from dllm.prompts import Row, check_new, check_row, encode_all, end_tokens
 from dllm.settings import Settings
 
 MOST_ROWS = 64  # of an answer: one for all the lengths that its holes may have together
@@ -86,7 +87,7 @@ class _Layer:
     settings: Settings
     _languages: dict[tuple[int, bool], Language] = field(default_factory=dict)
 
-    def rows(self, prompt: list[int], template: Template, answer: int, where: str) -> list[Row]:
+    def rows(self, prompt: Sequence[int], template: Template, answer: int, where: str) -> list[Row]:
         """Returns the rows of one answer, shorter holes first."""
         where = f"{where}: template"
         parts = self._encoded(template, bool(prompt), where)
@@ -199,7 +200,7 @@ class _Layer:
 
     def _row(
         self,
-        prompt: list[int],
+        prompt: Sequence[int],
         parts: Sequence[list[int] | Hole],
         lengths: Sequence[int],
         answer: int,

@@ -14,8 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from dllm.eval.lm_eval.arguments import ArgumentError, Wishes, seed_of, stops
 from dllm.eval.lm_eval.likelihood import Continuation
 from dllm.models.config import ModelSpec
-from dllm.models.loading.tokenizer import render_chat
-from dllm.prompts import encode_text
+from dllm.models.loading.tokenizer import encode_text, render_chat
 from dllm.settings import Settings
 
 logger = logging.getLogger(__name__)

@@ -348,6 +348,21 @@ FAULTS = [
         ),
     ),
     *in_file(
+        "dllm/prompts.py",
+        (
+            "prompts-of-a-list-stay-lists",
+            'replace(row, prompt=array("i", row.prompt))',
+            "replace(row, prompt=list(row.prompt))",
+            "tests/test_prompts.py",
+        ),
+        (
+            "each-prompt-has-slots-of-its-own",
+            "cache(partial(_open_slots, model, settings))",
+            "partial(_open_slots, model, settings)",
+            "tests/test_prompts.py",
+        ),
+    ),
+    *in_file(
         "dllm/output.py",
         (
             "given-end-cuts",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import reprlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -172,3 +173,41 @@ def _within(seconds: float, function: Callable[[], str]) -> str:
     if not results:
         raise TimeoutError
     return results[0]
+
+
+def encode_text(
+    tokenizer: PreTrainedTokenizerBase | None, text: str, special: bool, where: str = "the text"
+) -> list[int]:
+    """Returns the token ids of a text, with the tokenizer's special tokens if asked for."""
+    if tokenizer is None:
+        raise ValueError("the model has no tokenizer: give token ids instead of text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{where} has {text[error.start]!r} at position {error.start}, half of a character "
+            "that has no UTF-8: read its source with errors='replace', or leave it out"
+        ) from None
+    return list(tokenizer.encode(text, add_special_tokens=special))
+
+
+def encode_chat(
+    tokenizer: PreTrainedTokenizerBase | None,
+    chat: Sequence[Mapping[str, Any]],
+    where: str = "the chat",
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> list[int]:
+    """Returns the token ids of a chat, with functions that may be called."""
+    if tokenizer is None or not tokenizer.chat_template:
+        raise ValueError("the model has no chat template: give plain text instead of messages")
+    for message in chat:
+        if not {"role", "content"} <= set(message):
+            raise ValueError(f"a chat message needs 'role' and 'content', not {dict(message)!r}")
+        wrong = [key for key in ("role", "content") if not isinstance(message[key], str)]
+        if wrong:
+            value = reprlib.repr(message[wrong[0]])
+            raise ValueError(
+                f"{where} has a chat message with {wrong[0]}={value}: give a text; images and "
+                "videos are not read"
+            )
+    return encode_text(tokenizer, render_chat(tokenizer, chat, tools=tools), False, where)

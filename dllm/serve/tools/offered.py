@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dllm.constraints import JsonSchema
+from dllm.models.loading.tokenizer import encode_chat
 from dllm.models.model import DenoisingModel
-from dllm.prompts import encode_chat
 from dllm.reading import parse_json
 from dllm.serve.asked import FieldError
 from dllm.serve.fields import AssistantMessage, ChatRequest, ToolMessage, UserMessage
