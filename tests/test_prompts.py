@@ -45,8 +45,8 @@ def test_a_prompt_takes_four_bytes_a_token_and_none_a_slot(model: dllm.HostedMod
 
 @pytest.mark.parametrize("kind", [np.int64, np.uint8, torch.tensor])
 def test_ids_of_any_kind_become_the_same_rows(model: dllm.HostedModel, kind: Any) -> None:
-    prompts = [kind([5, 6, 7]), kind([8])] if kind is torch.tensor else None
-    prompts = prompts or [np.array([5, 6, 7], kind), [kind(8)]]
+    single = [8] if kind is torch.tensor else [kind(8)]
+    prompts: Any = [kind([5, 6, 7]) if kind is torch.tensor else np.array([5, 6, 7], kind), single]
     rows = encode_all(model, prompts, Settings(max_new_tokens=2))
     assert [list(row.prompt) for row in rows] == [[5, 6, 7], [8]]
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dllm.cli.shown import say
 from dllm.reading import parse_json
 
 STANDARD = Path("-")  # input or output, in place of a file
@@ -40,12 +41,15 @@ def read_asked(path: Path) -> list[Asked]:
 
     A .jsonl file has a text, or a mapping with "prompt" or "messages" and perhaps an "id", a line;
     so has standard input if its first line is such a mapping. Any other file has a text a line.
-    Raises ValueError that names the line which is not one.
+    Empty lines are left out, which is said if prompts follow. Raises ValueError that names the line
+    which is not one.
     """
     name = "standard input" if path == STANDARD else str(path)
     lines = [(n, line) for n, line in enumerate(_lines(path, name), start=1) if line.strip()]
     if not lines:
         raise ValueError(f"{name} holds no prompts: write one a line")
+    if empty := lines[-1][0] - len(lines):
+        say(f"{name}: {empty} empty line{'s are' if empty > 1 else ' is'} left out")
     as_json = path.suffix == ".jsonl" or (path == STANDARD and _is_mapping(lines[0][1]))
     asked = []
     for number, (line, text) in enumerate(lines, start=1):

@@ -173,11 +173,12 @@ def _left(job: Job, asked: Sequence[Asked], output: Path) -> list[Asked]:
 
     Raises ValueError if it holds something else, or answers of another model or other settings.
     """
-    described = json.loads(json.dumps(job.describe(), default=str))
+    ours = job.describe()  # once: it reads and digests the sources of the parts
+    run, described = name_of(ours), json.loads(json.dumps(ours, default=str))
     answered: Counter[str] = Counter()
     of_id: dict[str, Any] = {}
     for line in _known(output):
-        if line["run"] != name_of(job.describe()):
+        if line["run"] != run:
             raise ValueError(
                 f"{output} holds answers of another model or other settings "
                 f"({_difference(line['settings'], described)}): give another --output, or the "

@@ -11,6 +11,7 @@ import pytest
 
 import dllm
 from dllm.cli.asked import read_asked, read_texts
+from dllm.cli.prompt_file import Job
 from tests.support.commands import Inside
 from tests.support.processes import start_dllm, wait_until
 
@@ -186,6 +187,43 @@ def test_what_cannot_be_done_is_one_line(
     assert done.returncode == 2, done.stdout
     assert message in done.stderr.replace("\n", " ")
     assert "Traceback" not in done.stderr
+
+
+def test_empty_lines_are_left_out_and_told_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "prompts.txt"
+    for text, told in (("a\n\n \nb\n\n", "2 empty lines are"), ("\na\n", "1 empty line is")):
+        path.write_text(text)
+        asked = read_asked(path)
+        assert [one.number for one in asked] == list(range(1, len(asked) + 1))
+        assert f"prompts.txt: {told} left out" in capsys.readouterr().err.replace("\n", "")
+    path.write_text("a\nb\n\n\n")
+    assert len(read_asked(path)) == 2
+    assert capsys.readouterr().err == ""  # a file ends so
+
+
+def test_what_decides_the_answers_is_described_as_often_for_many_as_for_few(
+    inside: Inside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It digests the sources of all parts: once a line, Ctrl-C and the next start took minutes."""
+    file, output, described = tmp_path / "prompts.txt", tmp_path / "answers.jsonl", list[Job]()
+    describe = Job.describe
+
+    def counted(job: Job) -> dict[str, Any]:
+        described.append(job)
+        return describe(job)
+
+    monkeypatch.setattr(Job, "describe", counted)
+    counts = []
+    for count in (2, 12, 12):  # the last has all answers already
+        file.write_text("\n".join(f"copy: tom, {'ann, ' * n}joe." for n in range(count)))
+        described.clear()
+        assert inside("generate", "--prompts", str(file), "--output", str(output)).returncode == 0
+        assert len(lines_of(output)) == count
+        counts.append(len(described))
+    assert len(set(counts)) == 1
+    assert 1 <= counts[0] <= 3
 
 
 @pytest.mark.slow

@@ -348,6 +348,15 @@ FAULTS = [
         ),
     ),
     *in_file(
+        "dllm/cli/prompt_file.py",
+        (
+            "settings-of-a-file-are-described-for-each-line",
+            'if line["run"] != run:',
+            'if line["run"] != name_of(job.describe()):',
+            "tests/cli/test_prompt_file.py",
+        ),
+    ),
+    *in_file(
         "dllm/prompts.py",
         (
             "prompts-of-a-list-stay-lists",
