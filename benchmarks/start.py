@@ -22,12 +22,22 @@ from benchmarks.machine import machine, write
 _USED = "import dllm; dllm.load, dllm.generate"
 _TOKENIZER = "from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer"
 _PROMPT = "tom has 53 pens. tom loses 3. how many pens does tom have?"
+_ASKED = {"_DLLM_COMPLETE": "complete_bash", "COMP_WORDS": "dllm chat --m", "COMP_CWORD": "2"}
+_COMPLETED = f"""
+import os, sys
+os.environ.update({_ASKED})
+sys.argv = ["dllm"]
+from dllm.cli import main
+main()
+"""
 PROGRAMS = {
     "python": ["-c", ""],
     "import torch": ["-c", "import torch"],
     "import torch, transformers": ["-c", "import torch, transformers"],
     "dllm --help": ["-m", "dllm", "--help"],
     "dllm generate --help": ["-m", "dllm", "generate", "--help"],
+    "dllm eval --help": ["-m", "dllm", "eval", "--help"],
+    "dllm chat, completed": ["-c", _COMPLETED],
     "import dllm": ["-c", "import dllm"],
     "import dllm, names used": ["-c", _USED],
     "imports of load": ["-c", f"{_USED}; {_TOKENIZER}"],
@@ -37,6 +47,9 @@ PROGRAMS = {
 # What, beside what, and how many seconds more it may take.
 GOALS = (
     ("dllm --help", "", 0.7),
+    ("dllm generate --help", "dllm --help", 0.15),
+    ("dllm eval --help", "dllm --help", 0.15),
+    ("dllm chat, completed", "dllm --help", 0.15),
     ("import dllm", "import torch", 1.0),
     ("import dllm, names used", "import torch", 1.0),
     ("import dllm, names used", "import torch, transformers", 0.2),

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from dllm.cli import options
+from dllm.cli import defaults, options
 from dllm.cli.loading import devices
 from dllm.cli.shown import Terminal, say, say_there
 from dllm.cli.shown.measured import Bars, Measurement, interrupted, measure, printed, written
@@ -20,7 +20,7 @@ from dllm.eval.ablation.bench import Bench, Trial, by_model, locked, trials_of
 from dllm.eval.ablation.lines import Line
 from dllm.eval.ablation.read import find_config, read_ablation, shipped
 from dllm.eval.report.ablation import Report, differences
-from dllm.eval.report.page import KEPT, write
+from dllm.eval.report.page import write
 from dllm.eval.run.results import RefusedError
 from dllm.options import Count, CountOrNone, checked
 
@@ -65,7 +65,7 @@ def ablate(
     ] = None,
     problems: Annotated[
         int, Option(help="Problems a task that report.html shows; 0 keeps no traces.")
-    ] = KEPT,
+    ] = defaults.SHOWN,
     fresh: options.Fresh = False,
     as_json: options.Json = False,
 ) -> None:

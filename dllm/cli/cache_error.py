@@ -16,6 +16,7 @@ from typer import Option
 
 from dllm.cli import options
 from dllm.cli.asked import read_texts
+from dllm.cli.chosen import collect
 from dllm.cli.loading import load_model, placed
 from dllm.cli.shown import Terminal, say
 from dllm.cli.shown.measured import empty_table, progress
@@ -90,9 +91,7 @@ def cache_error(
     _check(passes, "passes", ".csv")
     subject = _subject(task, prompts, limit)
     loaded = load_model(model, dtype, placed(device, device_map, revision, adapter))
-    chosen = options.collect(
-        settings, max_new_tokens, block_length, temperature, seed, scheduler=scheduler
-    )
+    chosen = collect(settings, max_new_tokens, block_length, temperature, seed, scheduler=scheduler)
     resolved = resolve(loaded.defaults, None, {**chosen, "cache": "none"})
     run = CacheErrorRun(loaded, subject.prompts, resolved, batch_size)
     _Job(run, subject, _chosen(run, cache), output, passes, as_json).measure()

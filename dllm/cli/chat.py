@@ -12,6 +12,7 @@ from typer import Option
 
 from dllm import PromptMemory
 from dllm.cli import constrained, options
+from dllm.cli.chosen import collect, constraint_of, over, read_config
 from dllm.cli.generate import drain, warn_unknown_words
 from dllm.cli.loading import load_model, placed
 from dllm.cli.shown import Terminal, say
@@ -66,12 +67,12 @@ def chat(
 
     dllm chat --scheduler threshold:0.9 --cache dual
     """
-    named = options.read_config(config)
-    held = constrained.constraint_of(regex, json_schema, grammar, choice, joint, grammar_method)
+    named = read_config(config)
+    held = constraint_of(regex, json_schema, grammar, choice, joint, grammar_method)
     place = placed(device, device_map, revision, adapter, family, attention)
     loaded = load_model(model, dtype, place, speed)
     parts = {"scheduler": scheduler, "cache": cache, **held}
-    chosen = options.collect(settings, max_new_tokens, block_length, temperature, None, **parts)
+    chosen = collect(settings, max_new_tokens, block_length, temperature, None, **parts)
     # What is wrong is said before asking.
     conversation = Conversation(loaded, chosen, system, named)
     watched = sys.stdin.isatty() and not as_json
@@ -114,7 +115,7 @@ class Conversation:
 
     def choose(self, chosen: dict[str, Any]) -> None:
         """Sets all settings; wrong ones change nothing, and raise ValueError or TypeError."""
-        resolved = options.over(self.named, chosen, self.model.defaults)
+        resolved = over(self.named, chosen, self.model.defaults)
         _, policy = check(self.model, resolved)
         if resolved.n != 1:
             raise ValueError(f"n={resolved.n}: a message has one answer here: leave n out")
@@ -163,7 +164,7 @@ class Conversation:
         if text:
             name = text.partition("=")[0].strip()
             others = {key: value for key, value in self.chosen.items() if key != name}
-            self.choose({**others, **options.collect([text])})
+            self.choose({**others, **collect([text])})
         listed = (f"{name}={value}" for name, value in {**self.named, **self.chosen}.items())
         say(", ".join(listed) or "all settings are at their defaults")
 

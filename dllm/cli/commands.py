@@ -12,6 +12,8 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from dllm.cli.signature import signature_of
+
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
 
 # The first line of each command's docstring, here once more: to read it there is to import torch.
@@ -52,28 +54,35 @@ class Commands(TyperGroup):
 
 def function_of(name: str) -> Callable[..., None]:
     """Returns what a command runs; its module is imported now, and torch with it."""
-    function = _FUNCTIONS.get(name, name.replace("-", "_"))
-    found: Callable[..., None] = getattr(importlib.import_module(f"dllm.cli.{function}"), function)
+    module, function = _place(name)
+    found: Callable[..., None] = getattr(importlib.import_module(module), function)
     return found
+
+
+def _place(name: str) -> tuple[str, str]:
+    """Returns the module and the function of a command."""
+    function = _FUNCTIONS.get(name, name.replace("-", "_"))
+    return f"dllm.cli.{function}", function
 
 
 @lru_cache
 def parser_of(name: str) -> Any:
-    """Returns a command as typer parses and runs it; from here on Ctrl-C is an exception."""
+    """Returns a command as typer parses and runs it; its module is imported when it runs."""
     one = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    one.command(name)(_whole(function_of(name)))
-    if callable(signal.getsignal(signal.SIGINT)):  # from here on it is ours to say what ends
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    one.command(name)(_run(name))
     return typer.main.get_command(one)
 
 
-def _whole(run: Callable[..., None]) -> Callable[..., None]:
+def _run(name: str) -> Callable[..., None]:
     """Returns a command that says so when Ctrl-C ends it, and has written all it prints."""
 
-    @wraps(run)
-    def whole(*given: Any, **named: Any) -> None:
+    @wraps(signature_of(*_place(name)))
+    def run(**given: Any) -> None:
+        command = function_of(name)
+        if callable(signal.getsignal(signal.SIGINT)):  # from here on it is ours to say what ends
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
-            run(*given, **named)
+            command(**given)
             sys.stdout.flush()  # what fails here is reported, at exit it would be a traceback
         except KeyboardInterrupt:
             from dllm.cli.shown import say  # start-up time: it imports torch
@@ -81,4 +90,4 @@ def _whole(run: Callable[..., None]) -> Callable[..., None]:
             say("interrupted")
             raise typer.Exit(INTERRUPTED) from None
 
-    return whole
+    return run

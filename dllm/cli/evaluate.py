@@ -11,9 +11,10 @@ from typing import Annotated, Any
 from typer import Option
 
 from dllm.cli import constrained, options
-from dllm.cli.loading import Recipe, load_model, placed, with_recipe
+from dllm.cli.chosen import collect, constraint_of, over, read_config
+from dllm.cli.loading import load_model, placed, with_recipe
 from dllm.cli.ranks import follow_if_asked
-from dllm.cli.rows import AtATime, choose_rows
+from dllm.cli.rows import choose_rows
 from dllm.cli.shown.alone import measure_runs
 from dllm.cli.shown.compared import check_comparison, compare
 from dllm.compatible import check
@@ -115,7 +116,7 @@ def evaluate(
     samples: Annotated[
         int, Option(help="Answers to each problem, for pass@k; above 1 with --temperature.")
     ] = 1,
-    batch_size: AtATime = None,
+    batch_size: options.AtATime = None,
     output: Annotated[
         Path | None,
         Option(
@@ -143,7 +144,7 @@ def evaluate(
     held: constrained.Held = True,
     settings: options.Set = None,
     config: options.Config = None,
-    recipe: Recipe = None,
+    recipe: options.Recipe = None,
     dtype: options.Dtype = None,
     adapter: options.Adapter = None,
     draft_adapter: options.DraftAdapter = None,
@@ -181,8 +182,8 @@ def evaluate(
     name = task or ("arithmetic" if data is None and own == (None,) * 4 else "own")
     chosen = find_task(name, TaskOptions(data, style, examples, shots, run_code, *own, hole_tokens))
     problems = chosen.take(limit)
-    given = constrained.constraint_of(regex, json_schema, grammar, choice, joint, grammar_method)
-    named, compared = options.read_config(config), lineup is not None or plot is not None
+    given = constraint_of(regex, json_schema, grammar, choice, joint, grammar_method)
+    named, compared = read_config(config), lineup is not None or plot is not None
     if compared:
         check_comparison(
             output,
@@ -193,7 +194,7 @@ def evaluate(
     entries = gather(lineup, scheduler or ()) if compared else []
     loaded = load_model(model, dtype, place, speed)
     named = with_recipe(named, recipe, loaded, name)
-    shared = options.collect(
+    shared = collect(
         settings, max_new_tokens, block_length, temperature, seed, verifier=verifier, **given
     )
     lengths = _lengths(vote, chosen, samples, shared)
@@ -201,9 +202,9 @@ def evaluate(
     def run_of(one_scheduler: Any, one_cache: str | None, length: int | None = None) -> Run:
         parts = {
             **shared,
-            **options.collect(None, scheduler=one_scheduler, cache=one_cache, block_length=length),
+            **collect(None, scheduler=one_scheduler, cache=one_cache, block_length=length),
         }
-        resolved = options.over(named, parts, without_refused(loaded.defaults, chosen.laid_out))
+        resolved = over(named, parts, without_refused(loaded.defaults, chosen.laid_out))
         if batch_size is not None and "batch_size" not in shared:  # so many, whatever a file says
             resolved = replace(resolved, batch_size=None)
         rows = choose_rows(batch_size, loaded, resolved, problems)

@@ -21,7 +21,8 @@ from dllm import cache as caches
 from dllm import schedulers
 from dllm.cli import constrained, options
 from dllm.cli.asked import STANDARD, Asked, read_asked
-from dllm.cli.loading import Recipe, load_model, placed, with_recipe
+from dllm.cli.chosen import collect, constraint_of, over, read_config, template_of
+from dllm.cli.loading import load_model, placed, with_recipe
 from dllm.cli.prompt_file import Job, answer
 from dllm.cli.ranks import follow_if_asked
 from dllm.cli.shown import Terminal, say
@@ -83,7 +84,7 @@ def generate(
     template: constrained.Laid = None,
     settings: options.Set = None,
     config: options.Config = None,
-    recipe: Recipe = None,
+    recipe: options.Recipe = None,
     dtype: options.Dtype = None,
     adapter: options.Adapter = None,
     draft_adapter: options.DraftAdapter = None,
@@ -120,14 +121,14 @@ def generate(
         options.check_writable(trace, "--trace")
         trace.parent.mkdir(parents=True, exist_ok=True)
         check_free(trace)
-    named = options.read_config(config)
-    held = constrained.constraint_of(regex, json_schema, grammar, choice, joint, grammar_method)
-    held |= constrained.template_of(template)
+    named = read_config(config)
+    held = constraint_of(regex, json_schema, grammar, choice, joint, grammar_method)
+    held |= template_of(template)
     loaded = load_model(model, dtype, place, speed)
     parts: dict[str, Any] = {"scheduler": scheduler, "cache": cache, "verifier": verifier}
     parts |= {"batch_size": batch_size, "stop": tuple(stop or ()) or None, "n": samples, **held}
-    flags = options.collect(settings, max_new_tokens, block_length, temperature, seed, **parts)
-    chosen = options.over(with_recipe(named, recipe, loaded), flags, loaded.defaults)
+    flags = collect(settings, max_new_tokens, block_length, temperature, seed, **parts)
+    chosen = over(with_recipe(named, recipe, loaded), flags, loaded.defaults)
     warn_unknown_words(loaded, [one for one in asked if isinstance(one, str)])
     if given is not None:
         job = Job(loaded, chosen, chat_template)

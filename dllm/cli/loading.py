@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from time import perf_counter
-from typing import Annotated, Any
+from typing import Any
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-from typer import Option
 
-from dllm.cli.options import yaml_value
+from dllm.cli.chosen import yaml_value
 from dllm.cli.ranks import end_when_lost
 from dllm.cli.shown import Terminal, say
 from dllm.models.loading import load
@@ -17,15 +16,6 @@ from dllm.models.loading.weights import parse_device
 from dllm.models.model import HostedModel
 from dllm.models.speed import AUTO
 from dllm.recipes import read_recipe
-
-Recipe = Annotated[
-    str | None,
-    Option(
-        help="Settings that `dllm tune` found: its recipe.json, or own, the checkpoint's; "
-        "options given here win over it.",
-        show_default="none",
-    ),
-]
 
 
 def with_recipe(

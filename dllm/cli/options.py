@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 from typer import Option
 
+from dllm.cli import defaults
 from dllm.cli.commands import INTERRUPTED as INTERRUPTED
-from dllm.options import shown
-from dllm.reading import parse_json, parse_yaml, read_yaml
-from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings, resolve
 
 _BEGINNING = 1 << 16  # characters in which a file says what it is
 
@@ -29,7 +27,7 @@ Scheduler = Annotated[
     Option(
         *("--scheduler", "-s"),
         help='Such as "threshold:0.9"; `dllm methods` lists all.',
-        show_default=_OWN.format(Settings.scheduler),
+        show_default=_OWN.format(defaults.SCHEDULER),
     ),
 ]
 Schedulers = Annotated[
@@ -37,7 +35,7 @@ Schedulers = Annotated[
     Option(
         *("--scheduler", "-s"),
         help='Such as "threshold:0.9"; repeat to compare several.',
-        show_default=_OWN.format(Settings.scheduler),
+        show_default=_OWN.format(defaults.SCHEDULER),
     ),
 ]
 Cache = Annotated[
@@ -45,7 +43,7 @@ Cache = Annotated[
     Option(
         *("--cache", "-c"),
         help='"none", "prefix", "dual", ...; `dllm methods` lists all.',
-        show_default=_OWN.format(Settings.cache),
+        show_default=_OWN.format(defaults.CACHE),
     ),
 ]
 Caches = Annotated[
@@ -53,7 +51,7 @@ Caches = Annotated[
     Option(
         *("--cache", "-c"),
         help='"none", "prefix", "dual", ...; repeat to compare several.',
-        show_default=_OWN.format(Settings.cache),
+        show_default=_OWN.format(defaults.CACHE),
     ),
 ]
 Verifier = Annotated[
@@ -81,12 +79,20 @@ Batch = Annotated[
         show_default="by memory and shape",
     ),
 ]
+AtATime = Annotated[
+    int | None,
+    Option(
+        "--batch-size",
+        help="Rows decoded at a time; other problems wait.",
+        show_default=f"what fits, up to {defaults.ROWS}",
+    ),
+]
 NewTokens = Annotated[
     int | None,
     Option(
         *("--max-new-tokens", "-n"),
         help="Slots after each prompt.",
-        show_default=_OWN.format(Settings.max_new_tokens),
+        show_default=_OWN.format(defaults.MAX_NEW_TOKENS),
     ),
 ]
 Block = Annotated[
@@ -94,7 +100,7 @@ Block = Annotated[
     Option(
         *("--block-length", "-b"),
         help="Columns decoded together.",
-        show_default=f"the model's own, else {DEFAULT_BLOCK_LENGTH}, or fewer for fewer slots",
+        show_default=f"the model's own, else {defaults.BLOCK_LENGTH}, or fewer for fewer slots",
     ),
 ]
 Stop = Annotated[
@@ -110,7 +116,7 @@ Temperature = Annotated[
     Option(
         *("--temperature", "-t"),
         help="0 takes the most probable token.",
-        show_default=_OWN.format(f"{Settings.temperature:g}"),
+        show_default=_OWN.format(f"{defaults.TEMPERATURE:g}"),
     ),
 ]
 Seed = Annotated[
@@ -195,70 +201,18 @@ Config = Annotated[
         show_default="none",
     ),
 ]
+Recipe = Annotated[
+    str | None,
+    Option(
+        help="Settings that `dllm tune` found: its recipe.json, or own, the checkpoint's; "
+        "options given here win over it.",
+        show_default="none",
+    ),
+]
 Fresh = Annotated[
     bool, Option("--fresh", help="Start anew; what is in --output is kept under a name with .old.")
 ]
 Json = Annotated[bool, Option("--json", help="Print JSON and nothing else.")]
-
-
-def collect(
-    more: Sequence[str] | None,
-    max_new_tokens: int | None = None,
-    block_length: int | None = None,
-    temperature: float | None = None,
-    seed: int | None = None,
-    **parts: Any,
-) -> dict[str, Any]:
-    """Returns the settings that were given, by option or by `--set name=value`."""
-    options = {"max_new_tokens": max_new_tokens, "block_length": block_length, **parts}
-    options |= {"temperature": temperature, "seed": seed}
-    settings = {name: value for name, value in options.items() if value is not None}
-    for item in more or ():
-        name, equals, value = item.partition("=")
-        name = name.strip()
-        if not equals:
-            raise ValueError(f"--set {item!r}: write it as name=value")
-        if name in settings:
-            raise ValueError(f"--set {item!r}: {name} is given twice, leave one of them out")
-        settings[name] = yaml_value(value, f"--set {item!r}")
-    return settings
-
-
-def read_config(path: Path | None) -> Mapping[str, Any]:
-    """Returns the settings that a file names, none without a file.
-
-    Raises ValueError that names the file and the setting for what cannot be one.
-    """
-    if path is None:
-        return {}
-    if path.is_dir():
-        raise ValueError(f"--config {path} is a folder: name a JSON or YAML file")
-    json = path.suffix == ".json"
-    named = parse_json(path.read_bytes(), path) if json else read_yaml(path)
-    try:
-        Settings.from_json(named if named is not None else {})  # an empty file is no mapping
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"--config {path}: {error}") from None
-    return named or {}
-
-
-def over(
-    config: Mapping[str, Any], given: Mapping[str, Any], defaults: Mapping[str, Any]
-) -> Settings:
-    """Returns the settings of a command over those of a file, over a checkpoint's defaults."""
-    base = resolve(defaults, None, config) if config else None
-    return resolve(defaults, base, given)
-
-
-def yaml_value(text: str, where: str) -> Any:
-    """Returns what a text says in YAML; raises ValueError that begins with `where`."""
-    try:
-        return parse_yaml(text)
-    except ValueError as error:
-        raise ValueError(
-            f"{where}: {shown(text)} is not a YAML value, such as 3, true or [1, 2]: put a text "
-            f"with signs in it into quotes ({error})"
-        ) from None
 
 
 def inputs(texts: list[str], as_chats: bool) -> Any:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Annotated
-
-from typer import Option
 
 from dllm.cache import registry
+from dllm.cli.defaults import ROWS
 from dllm.constraints.template import AUTO, CAL, Lengths
 from dllm.decoding.memory_limits import Extent, NotEnoughMemoryError, rows_that_fit
 from dllm.eval.tasks.task import Problem
@@ -18,17 +16,7 @@ from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings
 
 _LOG = logging.getLogger(__name__)
 
-ROWS = 50  # at most: more gain little, and what is finished is written after each batch
 _TEMPLATE = 64  # tokens that a chat template may add to a prompt
-
-AtATime = Annotated[
-    int | None,
-    Option(
-        "--batch-size",
-        help="Rows decoded at a time; other problems wait.",
-        show_default=f"what fits, up to {ROWS}",
-    ),
-]
 
 
 def choose_rows(

@@ -12,7 +12,8 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from dllm.cli import options
-from dllm.cli.loading import Recipe, load_model, placed, with_recipe
+from dllm.cli.chosen import collect, over, read_config
+from dllm.cli.loading import load_model, placed, with_recipe
 from dllm.cli.ranks import follow_if_asked
 from dllm.cli.shown import say
 from dllm.compatible import check
@@ -64,7 +65,7 @@ def serve(
     temperature: options.Temperature = None,
     settings: options.Set = None,
     config: options.Config = None,
-    recipe: Recipe = None,
+    recipe: options.Recipe = None,
     dtype: options.Dtype = None,
     adapter: options.Adapter = None,
     draft_adapter: options.DraftAdapter = None,
@@ -95,12 +96,12 @@ def serve(
     checked("--grace", grace, Seconds)
     key = None if api_key_file is None else _key(api_key_file)
     listening = _listen(host, port)
-    named = options.read_config(config)
+    named = read_config(config)
     loaded = load_model(model, dtype, place, speed)
     named = with_recipe(named, recipe, loaded)
     parts: dict[str, Any] = {"scheduler": scheduler, "cache": cache, "verifier": verifier}
-    flags = options.collect(settings, max_new_tokens, block_length, temperature, None, **parts)
-    base = options.over(named, flags, loaded.defaults)
+    flags = collect(settings, max_new_tokens, block_length, temperature, None, **parts)
+    base = over(named, flags, loaded.defaults)
     check(loaded, base)
     if loaded.tokenizer is None:
         raise ValueError(f"{model!r} has no tokenizer, and requests are text: give one with it")

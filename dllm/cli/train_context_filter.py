@@ -12,8 +12,9 @@ import torch
 from rich.progress import Progress
 from typer import Option
 
-from dllm.cli import options
+from dllm.cli import defaults, options
 from dllm.cli.asked import read_texts
+from dllm.cli.chosen import collect
 from dllm.cli.loading import load_model, placed
 from dllm.cli.shown import Terminal
 from dllm.cli.shown.measured import progress
@@ -62,11 +63,11 @@ def train_context_filter(
     max_new_tokens: options.NewTokens = None,
     block_length: options.Block = None,
     batch_size: options.Together = 64,
-    rounds: Annotated[int, Option(help="Of decoding and training.")] = Recipe.rounds,
+    rounds: Annotated[int, Option(help="Of decoding and training.")] = defaults.ROUNDS,
     steps: Annotated[
         int, Option(help="Of the last training; those before have a quarter.")
-    ] = Recipe.steps,
-    lr: Annotated[float, Option(help="The highest learning rate.")] = Recipe.learning_rate,
+    ] = defaults.STEPS,
+    lr: Annotated[float, Option(help="The highest learning rate.")] = defaults.CONTEXT_RATE,
     seed: Annotated[int, Option(help="Of prompts, thresholds and weights.")] = 0,
     dtype: options.Dtype = None,
     adapter: options.Adapter = None,
@@ -86,7 +87,7 @@ def train_context_filter(
     checked("lr", lr, Rate)  # as the command line calls it
     recipe = Recipe(rounds, steps, lr, seed)
     loaded = load_model(model, dtype, placed(device, device_map, revision, adapter))
-    chosen = options.collect(None, max_new_tokens, block_length)
+    chosen = collect(None, max_new_tokens, block_length)
     settings = resolve(loaded.defaults, None, {**chosen, "temperature": 0.0, "cache": "none"})
     own = loaded.spec.block_length or min(DEFAULT_BLOCK_LENGTH, settings.max_new_tokens)
     settings = replace(settings, block_length=settings.block_length or own)

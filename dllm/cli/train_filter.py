@@ -12,8 +12,9 @@ from rich.progress import Progress
 from rich.table import Table
 from typer import Option
 
-from dllm.cli import options
+from dllm.cli import defaults, options
 from dllm.cli.asked import read_texts
+from dllm.cli.chosen import collect
 from dllm.cli.loading import load_model, placed
 from dllm.cli.shown import Terminal
 from dllm.cli.shown.measured import interrupted, progress
@@ -59,8 +60,8 @@ def train_filter(
     ] = "stop",
     batch_size: options.Together = 32,
     layers: Annotated[int, Option(help="Linear layers of the filter: 1, 2, 4.")] = 2,
-    epochs: Annotated[int, Option(help="Steps on all examples.")] = Recipe.epochs,
-    lr: Annotated[float, Option(help="Learning rate of AdamW.")] = Recipe.learning_rate,
+    epochs: Annotated[int, Option(help="Steps on all examples.")] = defaults.EPOCHS,
+    lr: Annotated[float, Option(help="Learning rate of AdamW.")] = defaults.FILTER_RATE,
     masked_only: Annotated[
         bool, Option("--masked-only", help="Leave decided columns out of the loss.")
     ] = False,
@@ -87,7 +88,7 @@ def train_filter(
     texts = _prompts(prompts, task, count, seed)
     loaded = load_model(model, dtype, placed(device, device_map, revision, adapter))
     slow = {"name": "fixed_quota", "steps": steps}
-    chosen = options.collect(None, max_new_tokens, block_length, scheduler=slow, at_eos=at_eos)
+    chosen = collect(None, max_new_tokens, block_length, scheduler=slow, at_eos=at_eos)
     inputs = options.inputs(texts, chat_template)
     # The reference is decoded slowly, without noise or a cache.
     settings = resolve(loaded.defaults, None, {**chosen, "temperature": 0.0, "cache": "none"})

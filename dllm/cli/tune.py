@@ -8,6 +8,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from dllm.cli import options
+from dllm.cli.chosen import collect
 from dllm.cli.loading import load_model, placed
 from dllm.cli.shown import Terminal, say
 from dllm.cli.shown.measured import interrupted, printed, progress, written
@@ -97,7 +98,7 @@ def tune(
     folder = output or Path("runs") / f"tune-{task.partition(':')[0]}"
     options.check_writable(folder / "recipe.json", "--output")
     chosen = find_task(task, TaskOptions(data, run_code=run_code))
-    fixed = options.collect(settings, max_new_tokens)
+    fixed = collect(settings, max_new_tokens)
     loaded = load_model(model, dtype, placed(device, None, None, None), speed)
     question = Question(
         *(loaded, chosen, fixed, counted, wanted, budget, minutes),

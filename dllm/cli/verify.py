@@ -13,6 +13,7 @@ from rich.table import Table
 from typer import Option
 
 from dllm.cli import constrained, options
+from dllm.cli.chosen import collect, constraint_of
 from dllm.cli.loading import load_model, placed
 from dllm.cli.shown import Terminal
 from dllm.decoding.speculation import verifiers
@@ -71,9 +72,9 @@ def verify(
 
     dllm verify --scheduler fixed_quota --verifier ssd:draft_length=4 --limit 20
     """
-    held = constrained.constraint_of(regex, json_schema, grammar, choice, joint, grammar_method)
+    held = constraint_of(regex, json_schema, grammar, choice, joint, grammar_method)
     parts = {"verifier": verifier, "scheduler": scheduler, "cache": cache, **held}
-    chosen = options.collect(settings, max_new_tokens, block_length, temperature, seed, **parts)
+    chosen = collect(settings, max_new_tokens, block_length, temperature, seed, **parts)
     if not verifiers.registry.create(verifier).base:  # else it says itself what it is compared with
         chosen.setdefault("scheduler", STEADY)
     problems = find_task(task).take(limit)

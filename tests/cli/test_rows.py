@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 import dllm
-from dllm.cli.rows import ROWS, choose_rows
+from dllm.cli.defaults import ROWS
+from dllm.cli.rows import choose_rows
 from dllm.decoding import memory_limits
 from dllm.decoding.memory_limits import Extent, rows_that_fit
 from dllm.eval.tasks import TASKS

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import os
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 import dllm
-from dllm.cli.commands import SUMMARIES, function_of
+from dllm.cli import defaults
+from dllm.cli.commands import SUMMARIES, function_of, parser_of
+from dllm.cli.signature import signature_of
+from dllm.eval.report.page import KEPT
+from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings
+from dllm.training import context_filter, learn2pd
 
 # torch's compiler and what comes with it, and what only few programs need.
 COMPILER = ("torch._dynamo", "torch._inductor", "sympy", "triton")
@@ -42,24 +51,128 @@ def inside(modules: set[str], *packages: str) -> list[str]:
 
 
 COMMAND = "sys.argv[0] = 'dllm'; from dllm.cli import main; main()"
-OWN = ["dllm", "dllm.cli", "dllm.cli.commands", "dllm.cli.main"]
+OWN = ["dllm", "dllm.cli", "dllm.cli.commands", "dllm.cli.main", "dllm.cli.signature"]
+DECLARED = ["dllm.cli.constrained", "dllm.cli.defaults", "dllm.cli.options"]
+SLOW = ("torch", "transformers", "numpy", "huggingface_hub", "yaml")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["generat"], []], ids=str)
 def test_the_bare_command_imports_no_command(arguments: list[str]) -> None:
     modules = imported(COMMAND, *arguments)
     assert inside(modules, "dllm") == OWN
-    assert inside(modules, "torch", "transformers", "numpy", "huggingface_hub", "yaml") == []
+    assert inside(modules, *SLOW) == []
 
 
-def test_completion_of_a_command_imports_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"COMPLETE": "complete_bash"}.items():
-        monkeypatch.setenv(f"_DLLM_{name}", value)
-    monkeypatch.setenv("COMP_WORDS", "dllm gen")
-    monkeypatch.setenv("COMP_CWORD", "1")
+@pytest.mark.parametrize("asked", ["--help", "--no-such-option"])
+@pytest.mark.parametrize("name", SUMMARIES)
+def test_a_command_says_what_it_takes_without_its_module(name: str, asked: str) -> None:
+    modules = imported(COMMAND, name, asked)
+    assert inside(modules, *SLOW) == [], "what its options need imports these"
+    assert {*OWN} <= modules
+    assert function_of(name).__module__ not in modules
+
+
+@pytest.mark.parametrize("name", SUMMARIES)
+def test_what_a_command_says_it_takes_is_what_its_function_takes(name: str) -> None:
+    whole = typer.Typer(add_completion=False, rich_markup_mode=None)
+    whole.command(name)(function_of(name))
+    expected = typer.main.get_command(whole)
+    assert parser_of(name).help == expected.help
+    assert said_of(parser_of(name)) == said_of(expected)
+    assert said_of(expected)
+
+
+def said_of(command: Any) -> list[list[str]]:
+    """Lists all that is known of each option of a command, in their order."""
+    known = ["name", "opts", "secondary_opts", "default", "required", "nargs", "multiple", "help"]
+    known += ["type", "show_default", "is_flag"]
+    return [[repr(getattr(one, key, None)) for key in known] for one in command.params]
+
+
+def test_defaults_that_are_said_twice_are_the_same() -> None:
+    expected = {
+        "SCHEDULER": Settings.scheduler,
+        "CACHE": Settings.cache,
+        "MAX_NEW_TOKENS": Settings.max_new_tokens,
+        "TEMPERATURE": Settings.temperature,
+        "BLOCK_LENGTH": DEFAULT_BLOCK_LENGTH,
+        "SHOWN": KEPT,
+        "EPOCHS": learn2pd.Recipe.epochs,
+        "FILTER_RATE": learn2pd.Recipe.learning_rate,
+        "ROUNDS": context_filter.Recipe.rounds,
+        "STEPS": context_filter.Recipe.steps,
+        "CONTEXT_RATE": context_filter.Recipe.learning_rate,
+    }
+    said = {name: value for name, value in vars(defaults).items() if name.isupper()}
+    assert said.pop("ROWS") > 0  # said there alone
+    assert said == expected
+
+
+# What the signature of a function needs of its module, and nothing besides.
+MODULE = '''
+"""A module whose body cannot be imported."""
+
+from __future__ import annotations
+
+import sys as system
+from fractions import Fraction
+
+import no_such_module
+from no_such_module import Missing
+
+PLACES = FIRST, SECOND = 1, 2
+THIRD: int = FIRST + SECOND
+FAULTS = (Missing,)
+UNIT = Fraction(1, THIRD)
+
+
+class Kind:
+    """Named by an annotation."""
+
+    size = SECOND
+
+
+def double(number: int) -> int:
+    return SECOND * number
+
+
+def command(one: Kind, two: int = double(THIRD), three: Fraction = UNIT) -> None:
+    """Its docstring."""
+    raise Missing(no_such_module, one, two, three)
+
+
+command_of_another = no_such_module
+'''
+
+
+def test_a_signature_needs_what_it_names_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a_module_of_commands.py").write_text(MODULE, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = signature_of("a_module_of_commands", "command")
+    taken = inspect.signature(found, eval_str=True).parameters
+    assert found.__doc__ == "Its docstring."
+    assert [taken[name].default for name in ("two", "three")] == [6, Fraction(1, 3)]
+    assert taken["one"].annotation.size == 2
+    assert {"system", "FAULTS", "Missing"} & found.__globals__.keys() == set()
+    assert "a_module_of_commands" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("words", "found", "read"),
+    [("dllm gen", "generate", []), ("dllm quantize --dev", "--device", DECLARED[1:])],
+)
+def test_completion_imports_no_command(
+    monkeypatch: pytest.MonkeyPatch, words: str, found: str, read: list[str]
+) -> None:
+    monkeypatch.setenv("_DLLM_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
     modules = imported(COMMAND)
-    assert "generate" in modules  # what completion prints stands among them
-    assert inside(modules, "dllm") == OWN
+    assert found in modules  # what completion prints stands among them
+    assert inside(modules, "dllm") == sorted([*OWN, *read])
+    assert inside(modules, *SLOW) == []
 
 
 def test_the_package_imports_nothing() -> None:
@@ -97,7 +210,8 @@ def test_every_command_is_listed_with_the_first_line_of_its_docstring() -> None:
     files = {path.stem for path in folder.glob("*.py")}
     named = {function_of(name).__module__.rpartition(".")[2] for name in SUMMARIES}
     beside = {"__init__", "asked", "commands", "constrained", "loading", "main", "options", "ranks"}
-    assert files - named == beside | {"prompt_file", "rows"}
+    beside |= {"chosen", "defaults", "prompt_file", "rows", "signature"}
+    assert files - named == beside
 
 
 # The names of the package, which are looked up when they are used.

@@ -38,6 +38,7 @@ TRANSFORMERS = "tests/integrations/test_transformers.py"
 TRANSCRIPT = "tests/serve/test_transcript.py"
 SGLANG = "tests/integrations/sglang/test_block.py"
 RAY = "tests/integrations/test_ray.py"
+STARTED = "tests/cli/test_start.py"
 ROOM = "tests/models/test_room.py"
 CONFIRMED = "tests/tuning/test_confirm.py"
 ROUNDED = "tests/models/test_rounded.py"
@@ -1576,6 +1577,21 @@ FAULTS = [
             "own = first[: sizes.race], first[sizes.race :], ",
             "own = first[: sizes.race], first[: sizes.confirm], ",
             "tests/tuning/test_tune.py",
+        ),
+    ),
+    *in_file(
+        "dllm/cli/signature.py",
+        (
+            "help-runs-the-imports-of-a-body",
+            "    tree.body = _needed(tree.body, command)\n",
+            "    tree.body = [*tree.body]\n",
+            STARTED,
+        ),
+        (
+            "help-needs-what-a-body-reads",
+            "    command.body = command.body[:1]",
+            "    command.body = [*command.body]",
+            STARTED,
         ),
     ),
 ]
