@@ -130,7 +130,14 @@ def described(family: Family) -> HostedModel:
 def sizes(family: Family) -> Iterator[str]:
     """Yields a table of the published sizes whose shapes are known here."""
     known = {name: one for name, one in SIZES.items() if one.architecture == family.architecture}
-    head = ("weights", "parameters", "active", "bfloat16", "layers in int8", "layers in int4")
+    head = (
+        "weights",
+        "parameters",
+        "active",
+        "bfloat16",
+        "layers in int8 or fp8",
+        "layers in int4",
+    )
     rows = []
     for name, one in known.items():
         network = empty_network(one.network)

@@ -182,7 +182,7 @@ Speed = Annotated[
     str,
     Option(
         help="Faster passes: auto (what pays on this machine), none, or ways such as "
-        '"fused+captured", int8, int4.',
+        '"fused+captured", int8, int4, fp8.',
     ),
 ]
 Set = Annotated[

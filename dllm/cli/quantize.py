@@ -20,7 +20,8 @@ def quantize(
     model: Annotated[str, Argument(help='"tiny", a checkpoint folder or a hub id.')],
     output: Annotated[Path, Argument(help="The folder to write; it must be new, or empty.")],
     to: Annotated[
-        str, Option(help="int8, int4, or int4 with a group size: int4:group_size=32.")
+        str,
+        Option(help="int8, fp8 (floats), int4, or int4 with a group size: int4:group_size=32."),
     ] = "int8",
     revision: options.Revision = None,
     adapter: options.Adapter = None,
@@ -34,7 +35,9 @@ def quantize(
     """
     rounding = parse_rounding(to)
     if rounding is None:
-        raise ValueError(f"--to {to!r} must be int8, int4 or int4:group_size=32 (64, 128, 256)")
+        raise ValueError(
+            f"--to {to!r} must be int8, fp8, int4 or int4:group_size=32 (64, 128, 256)"
+        )
     options.check_writable(output / "config.json", "output")
     if output.is_dir() and any(output.iterdir()):
         raise ValueError(f"{output} has something in it: name a new folder, or an empty one")

@@ -29,7 +29,7 @@ from dllm.models.model import HostedModel
 from dllm.models.speed import ways_of
 from dllm.models.speed.choice import choose, subject_of, try_packed
 from dllm.models.speed.machine import machine_of, multiplies
-from dllm.models.speed.rounded import GROUP
+from dllm.models.speed.rounded import GROUP, Rounding
 from dllm.models.speed.widened import NARROW
 from dllm.models.transformer import Transformer
 from dllm.settings import DEFAULT_BLOCK_LENGTH, resolve
@@ -210,10 +210,10 @@ def narrower(checkpoint: LocalCheckpoint, where: torch.device) -> Iterator[Findi
         return
     text, ways = readable(2 * checkpoint.num_parameters), ways_of(checkpoint.hosted(), where)
     parts = [f"{text} in bfloat16"]
-    for bits, group_size in ((8, None), (4, GROUP)):
-        way = f"int{bits}"
-        note = "" if ways.get(way) == "" else f' (speed="{way}" is not there for it)'
-        parts.append(f"{readable(narrow_bytes(checkpoint.empty, bits, group_size))} in {way}{note}")
+    for one in (Rounding(8), Rounding(8, floating=True), Rounding(4, GROUP)):
+        note = "" if ways.get(one.kind) == "" else f' (speed="{one.kind}" is not there for it)'
+        size = narrow_bytes(checkpoint.empty, one.bits, one.group_size)
+        parts.append(f"{readable(size)} in {one.kind}{note}")
     yield ok("memory of weights", ", ".join(parts))
 
 

@@ -112,7 +112,7 @@ def check_room(name: str, dtype: str, needs: Mapping[torch.device, Need]) -> lis
 
 
 def _ways_out(device: torch.device) -> str:
-    ways = "give a narrower dtype (bfloat16), speed='int8' or 'int4' (rounds weights of layers)"
+    ways = "give a narrower dtype (bfloat16), speed='int8', 'fp8' or 'int4' (rounds layers)"
     if device.type == "cuda":
         ways += ", device_map='auto' (spreads layers, and leaves those that do not fit on the CPU)"
     else:

@@ -366,7 +366,7 @@ def test_what_loading_takes_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     said = [f.text for f in doctor.examine_model("tiny", CPU) if f.subject == "speed='auto'"]
     assert said[0].startswith("takes fused+widened (fused: ")
-    left = {"int8", "int4", "kv_int8", "compiled", "captured", "packed"}
+    left = {"int8", "int4", "fp8", "kv_int8", "compiled", "captured", "packed"}
     assert {text.split()[1] for text in said[1:]} == left
 
 
@@ -377,8 +377,9 @@ def test_memory_of_narrower_weights() -> None:
     assert (config["d_model"], config["mlp_hidden_size"], config["n_layers"]) == (128, 384, 6)
     rest = 1_309_312 - matrices
     groups = matrices // 64  # each with a scale of two bytes and a zero of one
-    sizes = [2 * 1_309_312, matrices + 2 * rows + 2 * rest, matrices // 2 + 3 * groups + 2 * rest]
-    for size, name in zip(sizes, ("bfloat16", "int8", "int4"), strict=True):
+    eight, four = matrices + 2 * rows + 2 * rest, matrices // 2 + 3 * groups + 2 * rest
+    sizes = {"bfloat16": 2 * 1_309_312, "int8": eight, "fp8": eight, "int4": four}
+    for name, size in sizes.items():
         assert f"{readable(size)} in {name}" in seen
 
 

@@ -97,7 +97,7 @@ def test_eval_writes_rows_and_prints_a_table(inside: Inside, tmp_path: Path) -> 
         (["generate", "hi", "--set", "fixed=3"], "fixed=3 must be a mapping"),
         (
             ["generate", "hi", "--speed", "quick"],
-            "'quick': there are 8, none like it; known: fused, packed",
+            "'quick': there are 9, none like it; known: fused, packed",
         ),
         (["generate", "hi", "--speed", "captured"], "'tiny' is on cpu"),
         (["generate", "hi", "--draft-adapter", "x"], "draft_adapter='x' is for models that draft"),

@@ -59,7 +59,7 @@ def resident(*names):
     lines = dict(line.split(":") for line in open("/proc/self/status"))
     return {name: int(lines[name].split()[0]) * 1024 for name in names}
 import torch, dllm
-if "int8" in sys.argv[2] or "int4" in sys.argv[2]:
+if any(way in sys.argv[2] for way in ("int8", "int4", "fp8")):
     import torchao.quantization
 torch.zeros(8, 8) @ torch.zeros(8, 8)
 before, peaks = resident("VmHWM"), {"RssAnon": 0, "RssFile": 0}
@@ -175,7 +175,9 @@ def test_peak_while_loading(size: str, num_shards: int, tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux says what is resident")
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("way", "bits", "group_size"), [("int8", 8, None), ("int4:32", 4, 32)])
+@pytest.mark.parametrize(
+    ("way", "bits", "group_size"), [("int8", 8, None), ("fp8", 8, None), ("int4:32", 4, 32)]
+)
 def test_peak_while_rounding(way: str, bits: int, group_size: int | None, tmp_path: Path) -> None:
     """The weights in full are never there, and what was freed is given back."""
     pytest.importorskip("torchao")

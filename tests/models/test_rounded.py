@@ -23,13 +23,20 @@ from dllm.models.config import CheckpointError
 from dllm.models.digest import weights_digest
 from dllm.models.loading.empty import empty_network
 from dllm.models.loading.room import Room
-from dllm.models.speed import linear, parse_ways
-from dllm.models.speed.rounded import GROUPS, RoundedLinear, Rounding, parse_rounding
+from dllm.models.speed import check_on, linear, parse_ways
+from dllm.models.speed.rounded import (
+    GROUPS,
+    RoundedLinear,
+    Rounding,
+    check_floats,
+    parse_rounding,
+)
 from tests.support import GOLDEN, ROOT
 from tests.support.models import golden_model
 
-WAYS = ("int8", "int4", "int4:group_size=32", "int4:group_size=128")
+WAYS = ("int8", "fp8", "int4", "int4:group_size=32", "int4:group_size=128")
 QUESTION = "tom has 53 pens. tom loses 3. how many pens does tom have?"
+FP8 = Rounding(8, floating=True)
 FAMILIES = ("llada_mha", "llada_gqa", "dream_gqa", "sdar_dense", "fast_dllm_v2", "wedlm")
 
 
@@ -51,8 +58,42 @@ def tokens() -> Tensor:
 
 
 def roundings() -> Iterator[Rounding]:
+    """Yields those with even steps."""
     yield Rounding(8)
     yield from (Rounding(4, size) for size in GROUPS)
+
+
+def test_floats_of_eight_bits_by_hand() -> None:
+    layer = drawn(2, 8)
+    row = [448.0, -1.0, 1.0625, 1.07, 2**-9, 2**-11, 0.0, -300.0]
+    layer.weight = nn.Parameter(torch.tensor([row, [0.0] * 8]), requires_grad=False)
+    found = RoundedLinear.of(layer, FP8)
+    assert (found.packed.dtype, found.zero) == (torch.uint8, None)
+    # A tie goes to the even mantissa; below 2**-9, the smallest, there is zero; -300 is between
+    # -288 and -320.
+    near = [448.0, -1.0, 1.0, 1.125, 2**-9, 0.0, 0.0, -288.0]
+    assert found.widened().tolist() == [near, [0.0] * 8]
+    # A sign, 4 bits of exponent with a bias of 7, 3 of mantissa.
+    assert found.packed[0, :2].tolist() == [0b0_1111_110, 0b1_0111_000]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_floats_of_eight_bits_are_those_of_torchao(dtype: torch.dtype) -> None:
+    from torchao.quantization import Float8WeightOnlyConfig, quantize_
+
+    layer = drawn(50, 128, dtype)
+    layer.weight *= 0.02  # as those of networks
+    ours = RoundedLinear.of(layer, FP8)
+    theirs = nn.Sequential(deepcopy(layer))
+    quantize_(theirs, Float8WeightOnlyConfig())
+    # Their scales are in float32, and ours have the dtype of the products.
+    weight: Any = theirs[0].weight
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(ours.widened(), weight.dequantize(), rtol=eps, atol=0)
+    large = torch.full((1, 128), 1000.0, dtype=dtype)  # before its scale a product may be large
+    assert bool(ours(large).isfinite().all())
+    error = (ours.widened() - layer.weight).abs() / layer.weight.abs().clamp(min=1e-3)
+    assert 0.02 < float(error.max()) < 0.07  # half a step of three bits, 1/16, in the narrowest
 
 
 @pytest.mark.parametrize("rounding", [*roundings()], ids=lambda one: one.way)
@@ -84,7 +125,7 @@ def test_four_bits_of_a_row_by_hand() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("rounding", [Rounding(8), Rounding(4, 64)], ids=lambda one: one.way)
+@pytest.mark.parametrize("rounding", [Rounding(8), FP8, Rounding(4, 64)], ids=lambda one: one.way)
 def test_a_product_is_that_of_the_widened_weight(
     rounding: Rounding, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,23 +164,28 @@ def test_smaller_groups_are_nearer() -> None:
     ]
     assert off == sorted(off)
     plain = dllm.load("tiny", speed=None).network(tokens())
-    eight, four = (
+    eight, floats, four = (
         float((dllm.load("tiny", speed=way).network(tokens()) - plain).norm() / plain.norm())
-        for way in ("int8", "int4:32")
+        for way in ("int8", "fp8", "int4:32")
     )
-    assert 0 < eight < 0.05 < four < 0.3
+    assert 0 < eight < floats < 0.1 < four < 0.3
+    assert eight < 0.05
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("way", ["int8", "int4:32"])
+@pytest.mark.parametrize("way", ["int8", "fp8", "int4:32"])
 def test_a_saved_model_is_the_rounded_one(name: str, way: str, tmp_path: Path) -> None:
     model = dllm.load(GOLDEN / "models" / name, speed=way)
     dllm.save(model, tmp_path)
+    described: dict[str, dict[str, Any]] = {
+        "int8": {"bits": 8},
+        "fp8": {"bits": 8, "format": "e4m3"},
+        "int4:32": {"bits": 4, "group_size": 32},
+    }
     assert json.loads((tmp_path / "config.json").read_text())["quantization_config"] == {
         "quant_method": "dllm",
         "version": 1,
-        "bits": int(way[3]),
-        **({"group_size": 32} if way != "int8" else {}),
+        **described[way],
     }
     for speed in (None, "fused"):
         again = dllm.load(tmp_path, speed=speed)
@@ -178,7 +224,9 @@ def saved(tmp_path: Path, **changes: Any) -> Path:
     ("changes", "message"),
     [
         ({"version": 2}, "of version 2, and this dllm reads version 1: take the dllm that wrote"),
-        ({"bits": 3}, "'bits': 3.*expected 8 bits, or 4 bits with group_size 32, 64, 128, 256"),
+        ({"bits": 3}, "'bits': 3.*expected 8 bits, perhaps with format 'e4m3', or 4 bits with g"),
+        ({"format": "e5m2"}, "'format': 'e5m2'.*expected 8 bits"),
+        ({"bits": 8, "format": "e4m3", "group_size": 64}, "expected 8 bits"),
         ({"group_size": 48}, "'group_size': 48.*expected 8 bits"),
         ({"zeros": "float"}, "'zeros': 'float'.*and nothing else"),
         ({"group_size": 32}, "other shapes than config.json says: .*scale"),
@@ -197,6 +245,39 @@ def test_integers_of_another_kind_are_refused(tmp_path: Path) -> None:
     save_file({**stored, name: stored[name].view(torch.int8)}, file)
     with pytest.raises(CheckpointError, match=rf"quantised tensors.*{name} is I8"):
         dllm.load(tmp_path)
+
+
+def test_the_bits_of_floats_are_no_integers(tmp_path: Path) -> None:
+    dllm.save(dllm.load("tiny", speed="fp8"), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["quantization_config"]["format"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"quantised tensors.*packed is U8"):
+        dllm.load(tmp_path)
+
+
+def test_devices_and_versions_without_floats_of_eight_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = dllm.load("tiny", speed="fp8")
+    dllm.save(model, tmp_path)
+    plain = dllm.load("tiny", speed=None)
+    none = r"'fp8' keeps weights as floats of 8 bits, which torch .* not have on mps .*'int8'"
+    with pytest.raises(ValueError, match=none):
+        check_on(torch.device("mps"), plain, ["fp8"])
+    with pytest.raises(ValueError, match=none):
+        check_floats(torch.device("mps"))
+    check_on(torch.device("mps"), plain, ["int8"])
+
+    def lacks(device: torch.device) -> None:
+        raise ValueError(f"no floats on {device}")
+
+    monkeypatch.setattr("dllm.models.loading.check_floats", lacks)
+    with pytest.raises(ValueError, match="no floats on cpu"):
+        dllm.load(tmp_path)
+    monkeypatch.delattr("torchao.quantization.Float8Tensor")
+    with pytest.raises(ValueError, match=r"torchao with Float8Tensor, from 0\.13 on, and 0"):
+        dllm.load("tiny", speed="fp8")
 
 
 def test_what_needs_floats_is_refused(tmp_path: Path) -> None:
@@ -243,7 +324,7 @@ def test_an_interrupted_saving_leaves_nothing_that_loads(tmp_path: Path) -> None
 
 def test_estimates_are_the_memory_that_is_taken(tmp_path: Path) -> None:
     name = "llada_gqa"
-    for way in ("int8", "int4:32"):
+    for way in ("int8", "fp8", "int4:32"):
         model = dllm.load(GOLDEN / "models" / name, speed=way)
         real = sum(weight.nbytes for weight in model.network.parameters())
         plain = empty_network(golden_model(name).network.config).to(model.dtype)
@@ -258,7 +339,10 @@ def test_estimates_are_the_memory_that_is_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("int8:64", "int8 has no options"),
+        ("int8:64", "int8 and fp8 have no options"),
+        ("fp8:64", "have no options, one scale a row"),
+        ("fp8+int8", "'int8' and 'fp8' both round the weights"),
+        ("fp8+fp8", "'fp8' is given twice"),
         ("int4:48", "'int4:48'.*32, 64, 128, 256"),
         ("int4:groups=32", "as in 'int4:group_size=64'"),
         ("int4+int8", "both round the weights"),
@@ -274,8 +358,11 @@ def test_words_that_name_no_rounding(given: str, message: str) -> None:
 def test_words_of_roundings() -> None:
     assert parse_ways("int4:64+fused") == ("fused", "int4")
     assert parse_ways("int4:32") == parse_ways("int4:group_size=32") == ("int4:group_size=32",)
+    assert parse_ways("fp8+fused") == ("fused", "fp8")
     with pytest.raises(ValueError, match="8 bits with group_size=64"):
         Rounding(8, 64)
+    with pytest.raises(ValueError, match="floats of 4 bits"):
+        Rounding(4, 64, floating=True)
 
 
 def test_layers_are_rounded_in_place() -> None:

@@ -1389,6 +1389,12 @@ FAULTS = [
     ),
     *in_file(
         "dllm/models/loading/__init__.py",
+        (
+            "floats-load-where-there-are-none",
+            "if rounding is not None and rounding.floating:",
+            "if rounding is None and adapter:",
+            ROUNDED,
+        ),
         ("weights-are-read-first", "    room.check()\n", "", ROOM),
     ),
     *in_file(
@@ -1503,6 +1509,18 @@ FAULTS = [
     ),
     *in_file(
         "dllm/models/speed/rounded.py",
+        (
+            "floats-without-their-shift",
+            "scale = (found.scale.float() / _SHIFT)",
+            "scale = found.scale.float()",
+            ROUNDED,
+        ),
+        (
+            "a-row-of-zeros-is-no-number",
+            "return bits.masked_fill(scale == 0, 0), scale, scale",
+            "return bits, scale, scale",
+            ROUNDED,
+        ),
         (
             "halves-of-a-group-are-swapped",
             "return (low | high << 4).flatten(1), scale, zero",

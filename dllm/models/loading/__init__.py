@@ -35,7 +35,7 @@ from dllm.models.model import HostedModel
 from dllm.models.speed import AUTO, apply, check_on, parse_ways, settle, spread_error
 from dllm.models.speed.choice import choose, report, subject_of, try_packed
 from dllm.models.speed.machine import machine_of
-from dllm.models.speed.rounded import Rounding
+from dllm.models.speed.rounded import Rounding, check_floats
 
 __all__ = ("load", "read_adapter", "save")
 
@@ -111,7 +111,7 @@ def load(  # noqa: PLR0913 one argument for each choice that loading leaves open
         return _diffusion_gemma(checkpoint, named, where, device_map, refused)
     # Read first, as these errors name their file themselves.
     rounding, drafts = (
-        _rounding(checkpoint, adapter, tensor_parallel),
+        _rounding(checkpoint, where, adapter, tensor_parallel),
         find_drafts(draft_adapter, source, checkpoint, tensor_parallel),
     )
     hosts, defaults, words = checkpoint.family, checkpoint.generation, checkpoint.tokenizer
@@ -133,11 +133,12 @@ def load(  # noqa: PLR0913 one argument for each choice that loading leaves open
 
 
 def _rounding(
-    checkpoint: Checkpoint, adapter: object, tensor_parallel: int | None
+    checkpoint: Checkpoint, where: torch.device, adapter: object, tensor_parallel: int | None
 ) -> Rounding | None:
     """Returns how the weights of a checkpoint are rounded, None where they are floats.
 
-    Raises ValueError for what needs float weights, where there are none.
+    Raises ValueError for what needs float weights, where there are none, and for a device that has
+    no such numbers.
     """
     rounding = checkpoint.rounding
     for name, value in (("adapter", adapter), ("tensor_parallel", tensor_parallel)):
@@ -146,6 +147,8 @@ def _rounding(
                 f"{name}={value!r} needs float weights, and {checkpoint.name!r} has them in "
                 f"{rounding.bits} bits: load the checkpoint that it was made from"
             )
+    if rounding is not None and rounding.floating:
+        check_floats(where)
     return rounding
 
 

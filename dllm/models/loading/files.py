@@ -34,8 +34,8 @@ ADAPTER = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, "adapter_model.bin")
 
 
 FLOATS = (
-    "give the checkpoint that it was made from, with float weights in safetensors; speed='int8' or "
-    "'int4' (--speed int8) then rounds them, and `dllm quantize` saves them so"
+    "give the checkpoint that it was made from, with float weights in safetensors; speed='int8', "
+    "'fp8' or 'int4' (--speed int8) then rounds them, and `dllm quantize` saves them so"
 )
 # Ends of names that quantised weights bring with them -> what writes them.
 _WRITERS = {

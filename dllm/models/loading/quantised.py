@@ -12,13 +12,16 @@ from dllm.models.speed.rounded import GROUPS, Rounding
 
 KEY = "quantization_config"  # as transformers calls it
 _METHOD, _VERSION = "dllm", 1  # of the tensors that `dllm.save` writes
+_E4M3 = "e4m3"  # of floats of 8 bits
+_EIGHT = (Rounding(8), Rounding(8, floating=True))
 _OTHER_KEYS = ("compression_config", "quantization")
 
 
 def described(rounding: Rounding) -> dict[str, Any]:
     """Returns the entry of config.json for weights that are rounded so."""
     sizes = {} if rounding.group_size is None else {"group_size": rounding.group_size}
-    return {"quant_method": _METHOD, "version": _VERSION, "bits": rounding.bits, **sizes}
+    kind = {"format": _E4M3} if rounding.floating else {}
+    return {"quant_method": _METHOD, "version": _VERSION, "bits": rounding.bits, **sizes, **kind}
 
 
 def read_rounding(config: Mapping[str, Any], folder: Path) -> Rounding | None:
@@ -30,7 +33,7 @@ def read_rounding(config: Mapping[str, Any], folder: Path) -> Rounding | None:
     if not isinstance(how, Mapping) or how.get("quant_method") != _METHOD:
         _refuse_others(config, folder)
         return None
-    for rounding in (Rounding(8), *(Rounding(4, size) for size in GROUPS)):
+    for rounding in (*_EIGHT, *(Rounding(4, size) for size in GROUPS)):
         if how == described(rounding):
             return rounding
     version, groups = how.get("version"), ", ".join(map(str, GROUPS))
@@ -41,8 +44,9 @@ def read_rounding(config: Mapping[str, Any], folder: Path) -> Rounding | None:
             "(`dllm quantize`)"
         )
     raise CheckpointError(
-        f"{folder}: config.json has {KEY}={dict(how)!r}; expected 8 bits, or 4 bits with "
-        f"group_size {groups}, and nothing else. Round the original again (`dllm quantize`)"
+        f"{folder}: config.json has {KEY}={dict(how)!r}; expected 8 bits, perhaps with "
+        f"format {_E4M3!r}, or 4 bits with group_size {groups}, and nothing else. "
+        "Round the original again (`dllm quantize`)"
     )
 
 

@@ -64,7 +64,7 @@ class Room:
             raise NotEnoughMemoryError(
                 f"memory ran out while {self.name!r} was read in {named} ({reason}), though there "
                 "was enough when that began: something else took it. Try again, or give a narrower "
-                "dtype, speed='int8' or speed='int4'"
+                "dtype, speed='int8', 'fp8' or 'int4'"
             )
 
 

@@ -21,10 +21,10 @@ from dllm.models.speed.rounded import RoundedLinear
 def save(model: HostedModel, folder: str | Path, *, max_shard_size: str = "5GB") -> None:
     """Writes weights under the family's own names, configuration and tokenizer to a folder.
 
-    Rounded weights (`speed="int8"`, `"int4"`) are written as they are, and config.json says how
-    they are rounded; `dllm.load` then needs no original. A tied head is not written. Weights beyond
-    `max_shard_size` are split into files with an index. The folder is one that loads from its last
-    moment on: config.json is written after all else.
+    Rounded weights (`speed="int8"`, `"int4"`, `"fp8"`) are written as they are, and config.json
+    says how they are rounded; `dllm.load` then needs no original. A tied head is not written.
+    Weights beyond `max_shard_size` are split into files with an index. The folder is one that loads
+    from its last moment on: config.json is written after all else.
     """
     if not model.config:
         raise ValueError(

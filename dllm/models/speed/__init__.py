@@ -32,7 +32,9 @@ _LOG = logging.getLogger(__name__)
 
 AUTO = "auto"  # the ways that pay on the machine, picked when a model is loaded
 
-Way = Literal["fused", "packed", "widened", "int8", "int4", "kv_int8", "compiled", "captured"]
+Way = Literal[
+    "fused", "packed", "widened", "int8", "int4", "fp8", "kv_int8", "compiled", "captured"
+]
 
 
 def speed_up(model: HostedModel, *ways: str) -> HostedModel:
@@ -48,8 +50,9 @@ def speed_up(model: HostedModel, *ways: str) -> HostedModel:
     - `int8`, `int4`: weights of the layers rounded to 8 or 4 bits (torchao), also in place.
       `int4:group_size=32` has a scale for each 32 weights of a row in the place of each 64: 32,
       64, 128, 256.
+    - `fp8`: the same in floats of 8 bits (e4m3) with a scale for each row; of the size of `int8`.
     - `kv_int8`: what a cache stores of keys and values rounded to 8 bits, half the memory of 16;
-      these three alone change what is computed, so the model's name says so.
+      these four alone change what is computed, so the model's name says so.
     - `compiled`: layers through torch.compile.
     - `captured`: passes replayed as CUDA graphs; keeps the K/V store of the last generation.
 
@@ -112,7 +115,7 @@ def parse_ways(ways: str | Sequence[str] | None) -> tuple[str, ...]:
     words: dict[str, str] = {}
     for name in names:
         rounding = parse_rounding(name)
-        kind = name if rounding is None else f"int{rounding.bits}"
+        kind = name if rounding is None else rounding.kind
         if kind not in known:
             raise ValueError(
                 f"unknown way to speed a model up {name!r}: {nearest(name, known)}; known: "
@@ -121,8 +124,10 @@ def parse_ways(ways: str | Sequence[str] | None) -> tuple[str, ...]:
         if kind in words:
             raise ValueError(f"speed-up {kind!r} is given twice")
         words[kind] = name if rounding is None else rounding.way
-    if {"int8", "int4"} <= words.keys():
-        raise ValueError("speed-ups 'int8' and 'int4' both round the weights: give one of them")
+    both = [way for way in known if way in words and parse_rounding(words[way]) is not None]
+    if len(both) > 1:
+        named = " and ".join(map(repr, both))
+        raise ValueError(f"speed-ups {named} both round the weights: give one of them")
     return tuple(words[way] for way in known if way in words)
 
 
@@ -182,7 +187,7 @@ def check_on(device: torch.device, model: HostedModel, ways: Sequence[str]) -> N
         raise ValueError(
             f"{' and '.join(map(repr, run_by_others))} run one stack of layers, and "
             f"{model.name!r} has an encoder and a decoder: leave out what is named, 'fused', "
-            "'packed', 'int8' and 'int4' work"
+            "'packed', 'int8', 'int4' and 'fp8' work"
         )
     if "captured" in ways and device.type != "cuda":
         raise ValueError(
@@ -197,19 +202,19 @@ def check_on(device: torch.device, model: HostedModel, ways: Sequence[str]) -> N
     if "packed" in ways:
         if rounding or {"captured", "widened"} & set(ways):
             raise ValueError(
-                "'packed' goes with 'fused' and 'compiled': 'int8', 'int4' and 'widened' keep "
-                "weights in another way, and 'captured' is for CUDA"
+                "'packed' goes with 'fused' and 'compiled': 'int8', 'int4', 'fp8' and 'widened' "
+                "keep weights in another way, and 'captured' is for CUDA"
             )
         check_pack(model.network, device)
     if "widened" in ways:
         if rounding or {"captured", "compiled"} & set(ways):
             raise ValueError(
-                "'widened' goes with 'fused': 'int8' and 'int4' keep weights in another way, "
-                "compilers do not see through its products, and 'captured' is for CUDA"
+                "'widened' goes with 'fused': 'int8', 'int4' and 'fp8' keep weights in another "
+                "way, compilers do not see through its products, and 'captured' is for CUDA"
             )
         check_widen(model.network, device)
     if rounding is not None:
-        check_narrow(model, rounding)
+        check_narrow(model, rounding, device)
     if "kv_int8" in ways or model.rounds_keys:
         _check_rounded_keys(model, ways)
 
@@ -218,8 +223,8 @@ def _check_rounded_keys(model: HostedModel, ways: Sequence[str]) -> None:
     """Raises ValueError where the K/V store cannot be rounded."""
     if {"compiled", "captured"} & set(ways):
         raise ValueError(
-            "'kv_int8' goes with 'fused', 'packed', 'widened', 'int8' and 'int4': 'compiled' and "
-            "'captured' read and write K/V as they are"
+            "'kv_int8' goes with 'fused', 'packed', 'widened', 'int8', 'int4' and 'fp8': "
+            "'compiled' and 'captured' read and write K/V as they are"
         )
     if model.network.config.decoder is not None:
         raise ValueError(

@@ -74,7 +74,7 @@ def choose(machine: Machine, subject: Subject, trial: Trial) -> Choice:
     if whole:
         return Choice({}, {"all": whole})
     taken, left = {"fused": "fewer products, no memory"}, {}
-    left["int8"] = left["int4"] = "rounds weights, which is for you to ask"
+    left["int8"] = left["int4"] = left["fp8"] = "rounds weights, which is for you to ask"
     left["kv_int8"] = "rounds keys and values, which is for you to ask"
     left["compiled"] = "10 s and more at the first passes, and other roundings in 16 bits" + (
         "" if machine.compiler else "; no compiler was found"

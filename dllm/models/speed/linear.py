@@ -14,7 +14,7 @@ from dllm.models.cost import idle_parameters
 from dllm.models.layers import Attention, Block, MixtureOfExperts, SwiGLU
 from dllm.models.model import HostedModel
 from dllm.models.speed.packed import PackedLinear
-from dllm.models.speed.rounded import GROUPS, RoundedLinear, Rounding
+from dllm.models.speed.rounded import GROUPS, RoundedLinear, Rounding, check_floats
 from dllm.models.speed.widened import WidenedLinear
 from dllm.models.transformer import Transformer
 
@@ -115,8 +115,8 @@ def is_narrow(network: Transformer) -> bool:
     return any(isinstance(part, RoundedLinear) for part in network.modules())
 
 
-def check_narrow(model: HostedModel, rounding: Rounding) -> None:
-    """Raises ValueError where weights cannot be rounded so."""
+def check_narrow(model: HostedModel, rounding: Rounding, device: torch.device) -> None:
+    """Raises ValueError where weights cannot be rounded so, or not on a device."""
     config, way = model.network.config, rounding.way
     if config.experts is not None:
         share = idle_parameters(config) / sum(w.numel() for w in model.network.parameters())
@@ -127,6 +127,9 @@ def check_narrow(model: HostedModel, rounding: Rounding) -> None:
         )
     if find_spec("torchao") is None:
         raise ValueError(f"{way!r} needs torchao: pip install 'dllm[quantise]'")
+    if rounding.floating:
+        _check_torchao()
+        check_floats(device)
     if model.dtype == torch.float64:
         raise ValueError(
             f"{way!r} rounds float32, bfloat16 and float16, and {model.name!r} is in float64: give "
@@ -140,6 +143,17 @@ def check_narrow(model: HostedModel, rounding: Rounding) -> None:
             f"{model.name!r} has weights laid out or widened for a CPU: load it with speed={way!r}"
         )
     _check_groups(model, rounding)
+
+
+def _check_torchao() -> None:
+    """Raises ValueError where torchao has no floats of 8 bits."""
+    import torchao.quantization  # optional
+
+    if not hasattr(torchao.quantization, "Float8Tensor"):
+        raise ValueError(
+            f"'fp8' needs a torchao with Float8Tensor, from 0.13 on, and {torchao.__version__} is "
+            "installed: pip install -U torchao, or take 'int8'"
+        )
 
 
 def _check_groups(model: HostedModel, rounding: Rounding) -> None:

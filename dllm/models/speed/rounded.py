@@ -1,4 +1,8 @@
-"""Linear layers whose weights are rounded to 8 or 4 bits, and the words that ask for them."""
+"""Linear layers whose weights are rounded to 8 or 4 bits, and the words that ask for them.
+
+Numbers of 8 bits are integers, or floats of 4 bits of exponent and 3 of mantissa (`fp8`: e4m3,
+arXiv 2209.05433).
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,12 @@ from torch.nn import functional as F
 GROUPS = (32, 64, 128, 256)  # weights that may share a scale
 GROUP = 64
 
+_NAMES = ("int8", "int4", "fp8")
+_FLOAT8 = torch.float8_e4m3fn
+# Floats of 8 bits end at 448. As 1.75 neither they nor products with them, before the scale, leave
+# the range of 16 bits; scales are larger by the same power of two.
+_SHIFT = 2.0**-8
+
 # Bytes of weights that a CPU widens at a time: what its last cache holds beside all else.
 _PART = 4 * 2**20
 
@@ -24,6 +34,7 @@ class Rounding:
 
     bits: int  # 8: with a scale for each row; 4: with a scale and a zero for each group
     group_size: int | None = None  # weights of a row that share a scale; None: the whole row
+    floating: bool = False  # 8 bits that are floats, which are nearer where weights are small
 
     def __post_init__(self) -> None:
         allowed: tuple[int | None, ...] = {8: (None,), 4: GROUPS}.get(self.bits, ())
@@ -32,12 +43,19 @@ class Rounding:
                 f"{self.bits} bits with group_size={self.group_size}: int8 has one scale a row, "
                 f"and int4 takes group_size {', '.join(map(str, GROUPS))}"
             )
+        if self.floating and self.bits != 8:
+            raise ValueError(f"floats of {self.bits} bits: fp8 has 8")
+
+    @property
+    def kind(self) -> str:
+        """The word for it without a size of groups."""
+        return "fp8" if self.floating else f"int{self.bits}"
 
     @property
     def way(self) -> str:
         """The word for it, as in `speed=`."""
         usual = self.group_size in (None, GROUP)
-        return f"int{self.bits}" if usual else f"int{self.bits}:group_size={self.group_size}"
+        return self.kind if usual else f"{self.kind}:group_size={self.group_size}"
 
     def num_groups(self, width: int) -> int:
         """Returns how many scales a row of so many weights has."""
@@ -45,20 +63,21 @@ class Rounding:
 
 
 def parse_rounding(word: str) -> Rounding | None:
-    """Returns what "int8", "int4", "int4:32" or "int4:group_size=32" asks for; None: another way.
+    """Returns what "int8", "fp8", "int4" or "int4:group_size=32" asks for; None: another way.
 
     Raises ValueError for options that it does not have.
     """
     name, colon, options = word.partition(":")
-    if name not in ("int8", "int4"):
+    if name not in _NAMES:
         return None
     if not colon:
-        return Rounding(8) if name == "int8" else Rounding(4, GROUP)
+        return Rounding(4, GROUP) if name == "int4" else Rounding(8, floating=name == "fp8")
     size = options.removeprefix("group_size=")
-    if name == "int8" or size not in map(str, GROUPS):
+    if name != "int4" or size not in map(str, GROUPS):
         raise ValueError(
-            f"speed={word!r}: int8 has no options, one scale a row; int4 takes the weights that "
-            f"share a scale, {', '.join(map(str, GROUPS))}, as in 'int4:group_size={GROUP}'"
+            f"speed={word!r}: int8 and fp8 have no options, one scale a row; int4 takes the "
+            f"weights that share a scale, {', '.join(map(str, GROUPS))}, as in "
+            f"'int4:group_size={GROUP}'"
         )
     return Rounding(4, int(size))
 
@@ -69,9 +88,11 @@ def rounding_of(ways: Sequence[str]) -> Rounding | None:
 
 
 class RoundedLinear(nn.Module):
-    """A linear layer whose weight is integers, which each product widens again."""
+    """A linear layer whose weight is narrow numbers, which each product widens again."""
 
-    packed: Tensor  # (out, in) int8; of 4 bits (out, in / 2) uint8, the halves of a group in a byte
+    # (out, in) int8, or uint8 that are the bits of floats, which no change of dtype then reads as
+    # numbers; of 4 bits (out, in / 2) uint8, the halves of a group in a byte.
+    packed: Tensor
     scale: Tensor  # (out, groups) in the dtype of the products
     zero: Tensor | None  # (out, groups) uint8, of 4 bits
     bias: Tensor | None
@@ -81,7 +102,8 @@ class RoundedLinear(nn.Module):
         self.rounding = rounding
         self.in_features, self.out_features = in_features, out_features
         groups, four = rounding.num_groups(in_features), rounding.bits == 4
-        width, kind = (in_features // 2, torch.uint8) if four else (in_features, torch.int8)
+        width = in_features // 2 if four else in_features
+        kind = torch.uint8 if four or rounding.floating else torch.int8
         self.packed = _fixed(torch.empty(out_features, width, dtype=kind))
         self.scale = _fixed(torch.empty(out_features, groups))
         zero = torch.empty(out_features, groups, dtype=torch.uint8)
@@ -146,6 +168,8 @@ def _fixed(tensor: Tensor) -> nn.Parameter:
 
 def _rounded(weight: Tensor, rounding: Rounding) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the rows of a weight as they are kept, with scales and zeros (rows, groups)."""
+    if rounding.floating:
+        return _floated(weight)
     # An optional dependency, which `check_narrow` looks for.
     from torchao.quantization.quant_primitives import (
         MappingType,
@@ -175,8 +199,32 @@ def _rounded(weight: Tensor, rounding: Rounding) -> tuple[Tensor, Tensor, Tensor
     return (low | high << 4).flatten(1), scale, zero
 
 
+def _floated(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    # An optional dependency, which `check_narrow` looks for.
+    from torchao.quantization import Float8Tensor
+
+    found = Float8Tensor.from_hp(weight, _FLOAT8)  # a scale for each row
+    scale = (found.scale.float() / _SHIFT).to(weight.dtype).view(len(weight), 1)
+    bits = found.qdata.view(torch.uint8)
+    return bits.masked_fill(scale == 0, 0), scale, scale  # of a row of zeros torchao divides by 0
+
+
+def check_floats(device: torch.device) -> None:
+    """Raises ValueError where a device has no floats of 8 bits, which products would widen."""
+    try:
+        torch.zeros(1, dtype=torch.uint8, device=device).view(_FLOAT8).to(torch.float32)
+    except (RuntimeError, TypeError, AssertionError) as error:  # the last where a build lacks CUDA
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"'fp8' keeps weights as floats of 8 bits, which torch {torch.__version__} does not "
+            f"have on {device} ({reason}): take 'int8', whose size is the same"
+        ) from None
+
+
 def _wide(packed: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
     """Returns rows (n, in) of a weight; of 8 bits without their scales."""
+    if zero is None and packed.dtype == torch.uint8:
+        return packed.view(_FLOAT8).to(scale.dtype).mul_(_SHIFT)
     if zero is None:
         return packed.to(scale.dtype)
     bits = packed.view(*scale.shape, -1)
