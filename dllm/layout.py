@@ -154,9 +154,11 @@ def new_canvas(
     """Returns a canvas of prompts followed by slots; a slot that holds the mask id is open."""
     width = layout.num_stored
     tokens = torch.full((len(prompts), width), layout.fill_token_id, dtype=torch.int64)
-    for row, (prompt, slot) in enumerate(zip(prompts, slots, strict=True)):  # no tensor a row
-        text = torch.tensor([*prompt, *slot], dtype=torch.int64)
-        tokens[row, : len(text)] = text
+    # By place in the whole: to walk over rows makes a tensor for each of a long list.
+    flat = tokens.view(-1)
+    for row, (prompt, slot) in enumerate(zip(prompts, slots, strict=True)):
+        text, start = torch.tensor([*prompt, *slot], dtype=torch.int64), row * width
+        flat[start : start + len(text)] = text
     prompt_length = torch.tensor([len(prompt) for prompt in prompts])
     generated = torch.arange(width) >= prompt_length[:, None]
     fixed = ~(generated & (tokens == layout.mask_token_id))

@@ -116,10 +116,12 @@ def collect(
     forced, tally = chosen.of(canvas.compelled).tolist(), _tally(chosen)
     kept = torch.minimum(canvas.length, canvas.kept_length)
     lengths = chosen.of(kept).tolist()
-    for row, (length, (fixed, hidden)) in enumerate(zip(lengths, _flags(chosen), strict=True)):
-        shown, prompt = ~hidden[:length], int(trace.prompt_length[row])
+    for row, (length, (fixed, hidden)) in enumerate(
+        zip(lengths, _flags(chosen, lengths), strict=True)
+    ):
+        shown, prompt = ~hidden, int(trace.prompt_length[row])
         ids = trace.tokens[row, :length][shown].tolist()
-        slots = (~fixed[:length])[shown][prompt:].tolist()
+        slots = (~fixed)[shown][prompt:].tolist()
         answer = _answer(ids[prompt:], slots, canvas.layout)
         if stop is not None:
             answer = _stopped(answer, slots, stop)
@@ -151,15 +153,20 @@ def _tally(chosen: Chosen) -> dict[int, dict[str, int]]:
     return {row: dict(zip(TALLIED, tally[row].tolist(), strict=True)) for row in rows}
 
 
-def _flags(chosen: Chosen) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields which columns of each row are fixed, and which are hidden, (C,) bool."""
+def _flags(chosen: Chosen, lengths: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields which of each row's first columns are fixed, and which are hidden, (length,) bool.
+
+    One by one from a flat table: to walk over its rows makes a tensor for each of a long list.
+    """
     canvas = chosen.canvas
     fixed, hidden = chosen.of(canvas.fixed), None
     if canvas.gap is not None:
         hidden = chosen.of(canvas.hidden)
-    none = torch.zeros(fixed.shape[1:], dtype=torch.bool)
-    for row in range(len(fixed)):  # one by one: a tensor for each row of a long list is much
-        yield fixed[row], none if hidden is None else hidden[row]
+    width, flat = fixed.shape[1], fixed.reshape(-1)
+    none = torch.zeros(width, dtype=torch.bool)
+    for row, length in enumerate(lengths):
+        start = row * width
+        yield flat[start : start + length], (none if hidden is None else hidden[row])[:length]
 
 
 @dataclass(frozen=True)
