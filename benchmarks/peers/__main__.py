@@ -40,7 +40,9 @@ def main(
         Path | None, typer.Option(help="For llada: the folder of modeling_llada.py; FOLDER.")
     ] = None,
     shape: ShapeName = "50m",
-    only: Annotated[str, typer.Option(help="Cases with this in their name.")] = "",
+    only: Annotated[
+        str, typer.Option(help="The case of this name, or those with it in theirs.")
+    ] = "",
     prompt: Annotated[int, typer.Option(help="Tokens of a prompt.", min=1, max=4096)] = 128,
     most: Annotated[int | None, typer.Option(help="Slots at most.", min=1, max=4096)] = None,
     block: Block = 32,
@@ -52,7 +54,8 @@ def main(
     """Measures every case beside a peer."""
     if peer not in CASES:
         raise typer.BadParameter(f"--peer {peer}: known are {', '.join(CASES)}")
-    cases = [case for case in CASES[peer] if only in case.name]
+    named = [case for case in CASES[peer] if only == case.name]
+    cases = named or [case for case in CASES[peer] if only in case.name]
     if not cases:
         known = "; ".join(case.name for case in CASES[peer])
         raise typer.BadParameter(f"--only {only}: cases of {peer} are {known}")

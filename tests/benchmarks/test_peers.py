@@ -93,6 +93,16 @@ def test_both_are_timed_and_tokens_are_equal(
     assert record["cases"][2]["reached"] == (record["cases"][2]["ratio"] >= 1.35)
 
 
+def test_a_whole_name_asks_for_that_case_alone(
+    tmp_path: Path, answers: dict[str, list[list[int]]]
+) -> None:
+    file, folder = tmp_path / "record.json", checkout(tmp_path, answers)
+    for only, count in (("one token a step, none", 1), ("one token a step", 3)):
+        done = peers(str(folder), "--peer", "llada", "--only", only, "--output", str(file))
+        assert done.exit_code == 0, done.output
+        assert len(json.loads(file.read_text())["cases"]) == count
+
+
 def test_another_token_is_named(tmp_path: Path, answers: dict[str, list[list[int]]]) -> None:
     wrong = json.loads(json.dumps(answers))
     wrong["16"][3][9] += 1
