@@ -462,6 +462,7 @@ def test_the_benchmark_runs(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == 0, done.stderr
     methods = json.loads(file.read_text())["methods"]
-    assert len(methods) == 3
+    assert len(methods) == 8
     assert methods[0]["continuous"]["row_forwards"] == methods[0]["batches"]["row_forwards"]
-    assert methods[0]["ratio"]["num_forwards"] < 1
+    assert methods[0]["continuous_ratio"]["num_forwards"] < 1
+    assert all(one["seconds_ratio"] > 0 for one in methods)
