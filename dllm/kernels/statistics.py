@@ -59,32 +59,41 @@ def in_one_pass(logits: Tensor, mask_token_id: int, draw: Draw | None = None) ->
     return Statistics(token, *numbers)
 
 
-def largest_but(logits: Tensor, but: int) -> Tensor:
-    """Returns where the largest logit (..., V) but one is, (...) int64; of equal ones the first."""
-    largest, own = _of_chunks(logits), but // _CHUNK
+def largest_but(logits: Tensor, but: int, chunks: Tensor) -> Tensor:
+    """Returns where the largest logit (..., V) but one is, (...) int64; of equal ones the first.
+
+    `chunks` are those of the logits.
+    """
+    own = but // _CHUNK
     beside = logits[..., own * _CHUNK : (own + 1) * _CHUNK].clone()
-    beside[..., but % _CHUNK] = -torch.inf
-    largest[..., own] = beside.amax(-1)
-    columns = _columns(largest.argmax(-1, keepdim=True)).clamp(max=logits.shape[-1] - 1)
-    chunk = logits.gather(-1, columns).masked_fill(columns == but, -torch.inf)
+    beside.select(-1, but % _CHUNK).fill_(-torch.inf)
+    largest = chunks.slice_scatter(beside.amax(-1, keepdim=True), -1, own, own + 1)
+    columns = _columns(largest.argmax(-1, keepdim=True))
+    if logits.shape[-1] % _CHUNK:
+        columns = columns.clamp_(max=logits.shape[-1] - 1)
+    chunk = logits.gather(-1, columns).masked_fill_(columns == but, -torch.inf)
     return columns.gather(-1, chunk.argmax(-1, keepdim=True)).squeeze(-1)
 
 
-def largest_two(logits: Tensor) -> Tensor:
+def largest_two(logits: Tensor, chunks: Tensor) -> Tensor:
     """Returns the two largest logits (..., V), (..., 2), the same twice where two are equal."""
-    largest = _of_chunks(logits)
-    first = largest.argmax(-1, keepdim=True)
+    first = chunks.argmax(-1, keepdim=True)
     columns, last = _columns(first), logits.shape[-1] - 1
-    chunk = logits.gather(-1, columns.clamp(max=last)).masked_fill(columns > last, -torch.inf)
-    others = largest.scatter(-1, first, -torch.inf).amax(-1, keepdim=True)
+    if logits.shape[-1] % _CHUNK:
+        chunk = logits.gather(-1, columns.clamp(max=last)).masked_fill_(columns > last, -torch.inf)
+    else:
+        chunk = logits.gather(-1, columns)
+    others = chunks.scatter(-1, first, -torch.inf).amax(-1, keepdim=True)
     return torch.cat([chunk, others], -1).topk(2, dim=-1).values
 
 
 def summed(values: Tensor) -> Tensor:
     """Returns the sums of values (..., V), of a few terms in float32, then in float64."""
     whole = values.shape[-1] // _TERMS * _TERMS
-    parts = values[..., :whole].unflatten(-1, (_TERMS, -1)).sum(-2)
-    return parts.sum(-1, dtype=torch.float64) + values[..., whole:].sum(-1, dtype=torch.float64)
+    parts = values[..., :whole].unflatten(-1, (_TERMS, -1)).sum(-2).sum(-1, dtype=torch.float64)
+    if whole == values.shape[-1]:
+        return parts
+    return parts + values[..., whole:].sum(-1, dtype=torch.float64)
 
 
 def rows_at(values: Tensor, index: Tensor) -> Tensor:
@@ -94,7 +103,7 @@ def rows_at(values: Tensor, index: Tensor) -> Tensor:
     return chosen.view(*index.shape, values.shape[-1])
 
 
-def _of_chunks(logits: Tensor) -> Tensor:
+def chunks_of(logits: Tensor) -> Tensor:
     """Returns the largest logit of each chunk, (..., n)."""
     whole = logits.shape[-1] // _CHUNK * _CHUNK
     largest = logits[..., :whole].unflatten(-1, (-1, _CHUNK)).amax(-1)
@@ -105,4 +114,4 @@ def _of_chunks(logits: Tensor) -> Tensor:
 
 def _columns(chunk: Tensor) -> Tensor:
     """Returns the columns of a chunk (..., 1), (..., n); some of the last one may not be there."""
-    return chunk * _CHUNK + torch.arange(_CHUNK, device=chunk.device)
+    return torch.arange(_CHUNK, device=chunk.device).add(chunk, alpha=_CHUNK)

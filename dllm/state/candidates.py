@@ -15,10 +15,12 @@ from dllm.kernels.draw import Draw
 from dllm.state.noise import CounterNoise, Noise
 from dllm.state.softmax import (
     IMPOSSIBLE,
+    chunks_of,
     entropy_of,
     largest_but,
     largest_two,
     softmax,
+    total_and_entropy,
     total_weight,
     without,
 )
@@ -41,6 +43,7 @@ class Candidates:
     places: Tensor | None = None  # (B, w) int64 columns that have logits; None: all W
     measured: kernel.Statistics | None = None  # of `logits`, narrower then; None: not yet
     heat: float = 1.0  # what measured statistics had logits divided by
+    chunks: Tensor | None = None  # (B, w, n) the largest of each chunk of `logits`, if it is known
 
     @cached_property
     def confidence(self) -> Tensor:
@@ -52,7 +55,7 @@ class Candidates:
     def entropy(self) -> Tensor:
         """The entropy of the distribution in nats, (B, W)."""
         if self.measured is None:
-            nats = entropy_of(self.logits, self._largest, self._total).to(self.logits.dtype)
+            nats = self._nats.to(self.logits.dtype)
         else:
             nats = self.measured.entropy
         return self.spread(nats, math.log(self.logits.shape[-1]))
@@ -110,20 +113,36 @@ class Candidates:
 
     @cached_property
     def _largest(self) -> Tensor:
-        return self.logits.amax(-1) if self.measured is None else self.measured.first
+        if self.measured is not None:
+            return self.measured.first
+        return (self.logits if self.chunks is None else self.chunks).amax(-1)
 
     @cached_property
     def _total(self) -> Tensor:
         """The sum of exp(logit - largest), (B, w) float64."""
         if self.measured is not None:
             return self.measured.total.double()
+        if "_weighed" in vars(self):
+            return self._weighed[0]
         return total_weight(self.logits, self._largest)
+
+    @cached_property
+    def _weighed(self) -> tuple[Tensor, Tensor]:
+        """The total and the entropy, (B, w) float64, for which logits are read once."""
+        return total_and_entropy(self.logits, self._largest)
+
+    @property
+    def _nats(self) -> Tensor:
+        """The entropy, (B, w) float64."""
+        if "_total" in vars(self):
+            return entropy_of(self.logits, self._largest, self._total)
+        return self._weighed[1]
 
     @cached_property
     def _top2(self) -> Tensor:
         if self.measured is not None:
             return torch.stack([self.measured.first, self.measured.second], -1)
-        return largest_two(self.logits)
+        return largest_two(self.logits, self.chunks)
 
     def _probability(self, logit: Tensor) -> Tensor:
         """Returns the probability (B, w) of tokens with these logits (B, w)."""
@@ -140,7 +159,7 @@ class Candidates:
         """Returns a statistic (B, w) over the whole window, (B, W)."""
         if self.places is None:
             return statistic
-        return statistic.new_full(self.token.shape, otherwise).scatter(1, self.places, statistic)
+        return statistic.new_full(self.token.shape, otherwise).scatter_(1, self.places, statistic)
 
 
 @dataclass(frozen=True)
@@ -175,11 +194,13 @@ class Sampling:
         be one of each column, (B, W). `places` (B, w) int64 are the columns that the logits are of,
         by place in the window; None: all.
         """
-        at = columns if places is None else columns.gather(1, places)
+        at = columns
+        if self.temperature > 0 and places is not None:
+            at = columns.gather(1, places)
         if self._is_measurable(noise) and kernel.has_kernel(logits.device):
             return self._measured(logits, self._draw(noise, at, step), columns, places)
         wide = without(logits.to(self.dtype), self.forbidden_token_ids)
-        shaped = self._shape(wide)
+        shaped, chunks = self._shape(wide), None
         if self.temperature > 0:
             uniform = noise.tokens(at, step, shaped.shape[-1])
             # float64: in a lower precision the tail of the Gumbel distribution is cut off, which
@@ -187,14 +208,15 @@ class Sampling:
             drawn = shaped.double() - torch.log(-torch.log(uniform))
             token = largest_but(drawn, self.mask_token_id)
         else:
-            token = largest_but(shaped, self.mask_token_id)
+            chunks = chunks_of(shaped)
+            token = largest_but(shaped, self.mask_token_id, chunks)
         read = shaped if self.confidence == "tempered" else wide
         scored = without(read, self.deferred_token_ids)
         if self.deferred_token_ids and read is shaped:  # filters may have left no other tokens
             empty = scored.amax(-1, keepdim=True) == -torch.inf
             scored = torch.where(empty, without(wide, self.deferred_token_ids), scored)
         token, raw = _at(token, columns, places), None if scored is wide else wide
-        return Candidates(scored, token, raw, places)
+        return Candidates(scored, token, raw, places, chunks=chunks if scored is shaped else None)
 
     def _is_measurable(self, noise: Noise) -> bool:
         """Whether one kernel has all: nothing is filtered, numbers are float32 and suffice."""
@@ -241,7 +263,7 @@ class Sampling:
 
 def _at(token: Tensor, columns: Tensor, places: Tensor | None) -> Tensor:
     """Returns tokens (B, w) at their places in the window, (B, W)."""
-    return token if places is None else torch.zeros_like(columns).scatter(1, places, token)
+    return token if places is None else torch.zeros_like(columns).scatter_(1, places, token)
 
 
 def _nucleus(logits: Tensor, top_p: float) -> Tensor:
@@ -256,7 +278,7 @@ def _nucleus(logits: Tensor, top_p: float) -> Tensor:
 def best(score: Tensor, masked: Tensor) -> Tensor:
     """Returns the column of each row that `rank` places first, (B, W) bool; none without masks."""
     first = _among(score, masked).argmax(-1, keepdim=True)
-    return torch.zeros_like(masked).scatter_(-1, first, True) & masked
+    return masked & torch.zeros_like(masked).scatter_(-1, first, True)
 
 
 def rank(score: Tensor, masked: Tensor) -> Tensor:

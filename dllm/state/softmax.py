@@ -20,7 +20,7 @@ def without(logits: Tensor, token_ids: tuple[int, ...]) -> Tensor:
         return logits
     logits = logits.clone()
     for token in token_ids:  # a few, known to the host: an index tensor would be a transfer
-        logits[..., token] = -torch.inf
+        logits.select(-1, token).fill_(-torch.inf)
     return logits
 
 
@@ -39,23 +39,48 @@ def entropy_of(logits: Tensor, largest: Tensor, total: Tensor) -> Tensor:
     return total.log() - _summed(exponential_(below.clone()).mul_(below)) / total
 
 
+def total_and_entropy(logits: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns `total_weight` and `entropy_of`, whose exponentials are the same."""
+    below = (logits - largest[..., None]).clamp_(min=IMPOSSIBLE)
+    weight = exponential_(below.clone())
+    total = _summed(weight)
+    return total, total.log() - _summed(weight.mul_(below)) / total
+
+
 def softmax(logits: Tensor) -> Tensor:
     """Returns the probabilities of logits (..., V), in their dtype and to a few ulps."""
     weight = exponential_(logits - logits.amax(-1, keepdim=True))
     return weight.div_(_summed(weight)[..., None].to(weight.dtype))
 
 
-def largest_but(logits: Tensor, but: int) -> Tensor:
-    """Returns where the largest logit (..., V) but one is, (...) int64; of equal ones the first."""
-    long = _is_long(logits)
-    token = kernel.largest_but(logits, but) if long else without(logits, (but,)).argmax(-1)
+def chunks_of(logits: Tensor) -> Tensor | None:
+    """Returns the largest logit of each chunk of logits (..., V), (..., n), where that helps."""
+    return kernel.chunks_of(logits) if _is_long(logits) else None
+
+
+def largest_but(logits: Tensor, but: int, chunks: Tensor | None = None) -> Tensor:
+    """Returns where the largest logit (..., V) but one is, (...) int64; of equal ones the first.
+
+    `chunks` are those of the logits, if they are known.
+    """
+    chunks = chunks_of(logits) if chunks is None else chunks
+    if chunks is None:
+        token = without(logits, (but,)).argmax(-1)
+    else:
+        token = kernel.largest_but(logits, but, chunks)
     # Where nothing else is possible, the one left out would be the first of equal ones.
     return torch.where(token == but, int(but == 0), token)
 
 
-def largest_two(logits: Tensor) -> Tensor:
-    """Returns the two largest logits (..., V), (..., 2), the same twice where two are equal."""
-    return kernel.largest_two(logits) if _is_long(logits) else logits.topk(2, dim=-1).values
+def largest_two(logits: Tensor, chunks: Tensor | None = None) -> Tensor:
+    """Returns the two largest logits (..., V), (..., 2), the same twice where two are equal.
+
+    `chunks` are those of the logits, if they are known.
+    """
+    chunks = chunks_of(logits) if chunks is None else chunks
+    if chunks is None:
+        return logits.topk(2, dim=-1).values
+    return kernel.largest_two(logits, chunks)
 
 
 def _is_long(logits: Tensor) -> bool:

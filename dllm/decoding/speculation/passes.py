@@ -202,6 +202,6 @@ def _same(
         # What a kernel measured is of the logits as they were, in whatever dtype.
         own = candidates.logits if candidates.measured is None else candidates.logits.float()
         logits = own * (factor / candidates.heat)
-        moved = replace(candidates, logits=logits, raw=raw, measured=None, heat=1.0)
+        moved = replace(candidates, logits=logits, raw=raw, measured=None, heat=1.0, chunks=None)
         same = same & (scheduler.decide(moved, view).commit == commit).all(1)
     return same
