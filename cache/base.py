@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
@@ -53,6 +54,10 @@ class Cache(Part, ABC):
     def feeds(self, canvas: Canvas, spec: ModelSpec) -> Tensor:
         """Returns which columns the next pass feeds, (B, C) bool; the loop counts them."""
         raise NotImplementedError(f"{type(self).__name__} feeds a range of columns")
+
+    def fed(self, canvas: Canvas, spec: ModelSpec) -> Tensor:
+        """Returns `feeds` of the canvas as it stands, for a plan."""
+        return canvas.fed(partial(self.feeds, spec=spec))
 
     def prefill(self, canvas: Canvas, spec: ModelSpec) -> Iterator[StepPlan]:
         """Yields passes over the prompts before the first step, without logits; normally none."""

@@ -53,7 +53,7 @@ class BlockStoreCache(Cache):
 
     def planned(self, canvas: Canvas, progress: Progress, spec: ModelSpec) -> StepPlan:
         """Returns the pass over the columns that `feeds` names."""
-        plan = chosen_columns(self.feeds(canvas, spec), canvas, progress, spec)
+        plan = chosen_columns(self.fed(canvas, spec), canvas, progress, spec)
         if self.first_token == "feed":
             return _seen_alike(plan, progress, spec)
         forced = self._forced(canvas)
@@ -68,7 +68,7 @@ class BlockStoreCache(Cache):
         assert plan.forced is not None
         assert plan.known is not None
         forced = plan.forced[:, None]
-        last = self.feeds(canvas, spec).sum(1, keepdim=True) - 1
+        last = self.fed(canvas, spec).sum(1, keepdim=True) - 1
         rows = torch.where(forced, last.clamp(min=0), plan.logit_rows)
         return replace(plan, logit_rows=rows, known=torch.where(forced, first, plan.known))
 

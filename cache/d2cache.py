@@ -72,7 +72,7 @@ class D2Cache(Cache):
             plan = every_column(canvas, spec, store=True, width=progress.length)
             wanted, most = canvas.masked, canvas.layout.num_slots
         else:
-            plan = chosen_columns(self.feeds(canvas, spec), canvas, progress, spec)
+            plan = chosen_columns(self.fed(canvas, spec), canvas, progress, spec)
             wanted, most = self._likely(canvas), self.masks
         plan = replace(plan, policy=KeptWeights())
         if canvas.layout.width >= canvas.layout.num_slots:  # the window shows all of them

@@ -45,11 +45,14 @@ class DelayedCache(Cache):
     }
 
     def feeds(self, canvas: Canvas, spec: ModelSpec) -> Tensor:
-        columns = canvas.numbers
-        real = (columns < canvas.length[:, None]) & canvas.active[:, None]
-        answer = columns >= (canvas.prompt_length - spec.logit_shift)[:, None]
+        def bounds(prompt: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+            begin = (prompt - spec.logit_shift)[:, None]
+            return canvas.numbers >= begin, canvas.numbers < length[:, None]
+
+        answer, real = canvas.keep("answer", bounds, canvas.prompt_length, canvas.length)
+        real = real & canvas.active[:, None]
         fresh = self._refreshes(canvas)[:, None]
-        fed = fresh | (answer & ~self._cached(canvas, spec))
+        fed = fresh | (answer > self._cached(canvas, spec))
         if canvas.layout.whole_block:
             fed = fed | predictors(canvas.block, spec)
         if self.prompt == "once":
@@ -61,7 +64,7 @@ class DelayedCache(Cache):
         together = self.prompt != "once" or not progress.num_forwards
         if together and progress.num_fed == progress.length:
             return every_column(canvas, spec, store=True, width=progress.length)
-        return chosen_columns(self.feeds(canvas, spec), canvas, progress, spec)
+        return chosen_columns(self.fed(canvas, spec), canvas, progress, spec)
 
     def _refreshes(self, canvas: Canvas) -> Tensor:
         """Returns whose next pass feeds everything, (B,) bool."""
@@ -75,7 +78,7 @@ class DelayedCache(Cache):
         if not self.decoded:
             return torch.zeros_like(canvas.fixed)
         late = canvas.commit_step == (canvas.step - 1)[:, None]
-        decoded = ~(canvas.masked | (late & ~canvas.fixed))
+        decoded = ~(canvas.masked | (late > canvas.fixed))
         if not spec.logit_shift:
             return decoded
         following = decoded.roll(-1, 1)

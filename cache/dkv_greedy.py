@@ -41,7 +41,7 @@ class GreedyDelayedCache(Cache):
     def plan(self, canvas: Canvas, progress: Progress, spec: ModelSpec) -> StepPlan:
         if progress.num_fed == progress.length:
             return every_column(canvas, spec, store=True, width=progress.length)
-        return chosen_columns(self.feeds(canvas, spec), canvas, progress, spec)
+        return chosen_columns(self.fed(canvas, spec), canvas, progress, spec)
 
     def _around(self, planned: Tensor, canvas: Canvas) -> Tensor:
         """Returns the planned columns (B, n) and the masks around them, (B, C) bool."""

@@ -61,7 +61,7 @@ class DSBCache(Cache):
         return real & (fed | self._due(canvas)[:, None])
 
     def plan(self, canvas: Canvas, progress: Progress, spec: ModelSpec) -> StepPlan:
-        return chosen_columns(self.feeds(canvas, spec), canvas, progress, spec)
+        return chosen_columns(self.fed(canvas, spec), canvas, progress, spec)
 
     def watch(
         self,

@@ -37,9 +37,14 @@ class DualCache(Cache):
         refresh = block_refresh(self.refresh_every, canvas, progress, spec, self.first_token)
         if refresh is not None:
             return refresh
+        window = min(canvas.layout.window_length, progress.remaining)
+        of = (canvas.block_start, canvas.entry_length, canvas.length, window)
+        return canvas.keep("plan", lambda *_: self._within(canvas, window, spec), *of)
+
+    def _within(self, canvas: Canvas, window: int, spec: ModelSpec) -> StepPlan:
+        """Returns the passes of a block that follow the one which begins it."""
         lead = spec.logit_shift if self.first_token == "feed" else 0
         before = self.vicinity_before + lead
-        window = min(canvas.layout.window_length, progress.remaining)
         width = before + window + self.vicinity_after
         plan = columns_from((canvas.block_start - before).clamp(min=0), width, canvas, spec)
         if not canvas.layout.can_shorten or self.refresh_every is not None:

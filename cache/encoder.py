@@ -48,7 +48,7 @@ class EncoderCache(Cache):
 
     def plan(self, canvas: Canvas, progress: Progress, spec: ModelSpec) -> StepPlan:
         layout = canvas.layout
-        columns, real = gathered(self.feeds(canvas, spec), progress.num_fed, canvas)
+        columns, real = gathered(self.fed(canvas, spec), progress.num_fed, canvas)
         block = canvas.block_start[:, None] + canvas.numbers[: layout.window_length]
         stored = columns.where(real, -1)
         plan = encoded_and_decoded(columns, stored, block, canvas, layout.num_columns)

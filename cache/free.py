@@ -41,4 +41,4 @@ class FreeCache(Cache):
         return fed & canvas.active[:, None]
 
     def plan(self, canvas: Canvas, progress: Progress, spec: ModelSpec) -> StepPlan:
-        return chosen_columns(self.feeds(canvas, spec), canvas, progress, spec)
+        return chosen_columns(self.fed(canvas, spec), canvas, progress, spec)

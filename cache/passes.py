@@ -96,9 +96,13 @@ def chosen_columns(
     layout = canvas.layout
     columns, real = gathered(fed, progress.num_fed, canvas)
     number = canvas.numbers[: columns.shape[1]].expand_as(columns)
-    fed_at = torch.zeros_like(canvas.tokens).scatter(1, columns, number)
-    predictor = canvas.columns() - spec.logit_shift
-    predicted, predictor = predictor >= 0, predictor.clamp(min=0)
+    fed_at = torch.zeros_like(canvas.tokens).scatter_(1, columns, number)
+    predictor = canvas.columns()
+    if spec.logit_shift:
+        predictor = (predictor - spec.logit_shift).clamp(min=0)
+    known = fed.gather(1, predictor)
+    if spec.logit_shift:
+        known = known & (canvas.columns() >= spec.logit_shift)
     mask = _visible(columns, layout.num_columns, None, canvas, spec)
     if seen is not None:
         seen = seen[:, None, : layout.num_columns]
@@ -110,7 +114,7 @@ def chosen_columns(
         num_keys=layout.num_columns,
         attention_mask=mask,
         stored=_stored(columns, canvas).where(real, -1),
-        known=fed.gather(1, predictor) & predicted,
+        known=known,
     )
 
 
@@ -119,8 +123,7 @@ def gathered(fed: Tensor, count: int, canvas: Canvas) -> tuple[Tensor, Tensor]:
 
     `count` is the most that a row has; the others end with the canvas' last spare column.
     """
-    order = (~fed).to(torch.uint8).sort(dim=1, stable=True).indices[:, :count]
-    real = fed.gather(1, order)
+    real, order = (one[:, :count] for one in fed.sort(dim=1, descending=True, stable=True))
     return torch.where(real, order, canvas.layout.num_stored - 1), real
 
 
@@ -218,8 +221,12 @@ def _visible(
     """Returns which keys each fed column sees, (B, 1 or Q, K) bool; None if all."""
     if spec.attention == "full" and length is None and not canvas.layout.ragged:
         return None
-    keys = canvas.numbers[:num_keys]
-    real = keys < (canvas.length if length is None else length)[:, None, None]
+    length = canvas.length if length is None else length
+
+    def keys_before(length: Tensor, num_keys: int) -> Tensor:
+        return canvas.numbers[:num_keys] < length[:, None, None]
+
+    real: Tensor = canvas.keep("real", keys_before, length, num_keys)
     if spec.attention == "full":
         return real
     if spec.attention == "masks_last":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from dllm.cache.base import Cache, Canvas, FirstToken, ModelSpec, Progress, StepPlan
 from dllm.cache.passes import block_refresh, check_first_token, columns_from
 from dllm.options import Count
@@ -38,5 +40,12 @@ class PrefixCache(Cache):
         if refresh is not None:
             return refresh
         lead = spec.logit_shift if self.first_token == "feed" else 0
-        start = (canvas.block_start - lead).clamp(min=0)  # a block may begin at column 0
-        return columns_from(start, progress.remaining + lead, canvas, spec)
+        width = progress.remaining + lead
+
+        def following(begin: Tensor, *_: Tensor | int) -> StepPlan:
+            start = (begin - lead).clamp(min=0)  # a block may begin at column 0
+            return columns_from(start, width, canvas, spec)
+
+        of = (canvas.block_start, canvas.length, width)
+        plan: StepPlan = canvas.keep("plan", following, *of)
+        return plan

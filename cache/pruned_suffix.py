@@ -42,7 +42,7 @@ class PrunedSuffix(Cache):
         return fed & canvas.active[:, None]
 
     def plan(self, canvas: Canvas, progress: Progress, spec: ModelSpec) -> StepPlan:
-        fed, seen = self.feeds(canvas, spec), self._seen(canvas)
+        fed, seen = self.fed(canvas, spec), self._seen(canvas)
         return chosen_columns(fed, canvas, progress, spec, seen)
 
     def _seen(self, canvas: Canvas) -> Tensor:

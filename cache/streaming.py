@@ -49,7 +49,7 @@ class StreamingCache(BlockStoreCache):
         return fed & (columns < canvas.length[:, None]) & ~canvas.finished[:, None]
 
     def plan(self, canvas: Canvas, progress: Progress, spec: ModelSpec) -> StepPlan:
-        return chosen_columns(self.feeds(canvas, spec), canvas, progress, spec)
+        return chosen_columns(self.fed(canvas, spec), canvas, progress, spec)
 
     def _unsure(self, canvas: Canvas, masked: Tensor) -> Tensor:
         """Returns each row's first column that is a mask, or was one in its last pass, (B,)."""

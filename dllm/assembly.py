@@ -35,6 +35,7 @@ from dllm.state.candidates import Sampling
 from dllm.state.canvas import Canvas
 from dllm.state.noise import CounterNoise, Noise
 from dllm.state.processing import Processing
+from dllm.state.rows import start_drafts
 from dllm.state.stopping import StopStrings
 from dllm.state.window import Layout
 
@@ -84,7 +85,7 @@ def loop_of(
     passes, store_variants = _passes(model, step, needs, canvas, observer), needs.num_variants
     if speculation is not None:
         passes, store_variants = speculation.start(step, _narrows(needs, canvas), at_eos)
-        canvas.start_drafts(speculation.drafts(canvas.tokens))
+        start_drafts(canvas, speculation.drafts(canvas.tokens))
     loop = DenoisingLoop(
         model=model,
         scheduler=scheduler,

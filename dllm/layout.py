@@ -19,7 +19,7 @@ from dllm.settings import DEFAULT_BLOCK_LENGTH, Settings
 from dllm.state.canvas import Canvas
 from dllm.state.noise import CounterNoise, Noise
 from dllm.state.progress import AtEnd
-from dllm.state.rows import make_room
+from dllm.state.rows import count_blocks_from_zero, make_room
 from dllm.state.window import Layout
 
 # Attention of models that decode whole blocks.
@@ -76,7 +76,7 @@ def canvas_of(
         more = torch.tensor([row.hidden for row in rows], device=model.device)
         make_room(canvas, canvas.num_slots, canvas.num_slots + more)
     if from_zero:
-        canvas.count_blocks_from_zero()
+        count_blocks_from_zero(canvas)
     return canvas
 
 

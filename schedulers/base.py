@@ -157,10 +157,10 @@ class Scheduler(Part, ABC):
             decision = self._revise(decision, candidates, view)
         commit = decision.commit & view.masked
         if not (self.may_skip or self.never_waits):
-            waits = ~commit.any(-1, keepdim=True)
+            goes_on = commit.any(-1, keepdim=True)
             if decision.variants is not None:
-                waits = waits & ~decision.variants.needed[:, None]
-            commit = commit | (waits & self._best(candidates, view))
+                goes_on = goes_on | decision.variants.needed[:, None]
+            commit = commit | (self._best(candidates, view) > goes_on)
         return replace(decision, commit=commit)
 
     def check(self, num_blocks: int, block_length: int) -> None:

@@ -39,7 +39,7 @@ class ComparingPasses:
             self.plain.observer(replace(record, num_variants=self.num_variants))
         event = self.plain.step.take(canvas, window, result)
         # What the best variant has over the canvas was written before the window was taken.
-        return event.since(before, canvas.layout.mask_token_id) if progress.comparing else event
+        return replace(event, before=before) if progress.comparing else event
 
     def _compare(self, canvas: Canvas, window: Window, plan: StepPlan, forward: Forward) -> Tensor:
         """Runs a pass over all variants, keeps each row's best; returns its logits (B, w, V)."""

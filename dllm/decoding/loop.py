@@ -28,6 +28,7 @@ from dllm.output import GenerationOutput
 from dllm.schedulers import Scheduler
 from dllm.state.canvas import Canvas
 from dllm.state.progress import AtEnd, Feeds, Progress, progress_of, settle
+from dllm.state.rows import read_prompt
 from dllm.state.stopping import StopStrings
 from dllm.state.store import KVStore
 from dllm.state.window import StepEvent
@@ -121,7 +122,7 @@ class DenoisingLoop:
             self.memory.recall(self.model, canvas, forward.store)
         for plan in self.cache.prefill(canvas, self.model.spec):
             forward(canvas.tokens, plan)
-            canvas.read_prompt(plan.positions[:, -1] + 1)
+            read_prompt(canvas, plan.positions[:, -1] + 1)
         return forward
 
     def _admit(self, canvas: Canvas, progress: Progress, forward: Forward) -> Progress:
@@ -138,7 +139,7 @@ class DenoisingLoop:
         for plan in self.cache.prefill(canvas, self.model.spec):
             assert plan.stored is not None
             forward(canvas.tokens, replace(plan, stored=plan.stored.where(entered, -1)))
-            canvas.read_prompt(plan.positions[:, -1] + 1)
+            read_prompt(canvas, plan.positions[:, -1] + 1)
             read = True
         return progress_of(canvas, self._feeds) if read else progress  # less is left to feed
 

@@ -20,9 +20,10 @@ from dllm.state.noise import Noise
 from dllm.state.plan import PassShape, Saving, StepPlan
 from dllm.state.processing import Processing
 from dllm.state.progress import Progress
-from dllm.state.rows import text_of
+from dllm.state.rows import start_scheduler, text_of
 from dllm.state.store import KVStore
 from dllm.state.window import Layout, StepEvent, Window
+from dllm.state.writing import apply
 
 LOGIT_GROUP = 8  # logit rows: passes of the same number share a captured graph
 # Rows of a product up to which a GPU waits for the weights: fewer rows of the head save nothing
@@ -104,7 +105,7 @@ class Step:
         plan, logits, further = result.plan, result.logits, None
         sets = self._sets(canvas, result.spare)
         if canvas.scheduler_state is None:
-            canvas.start_scheduler(self.scheduler.start(self._setup(canvas, logits)))
+            start_scheduler(canvas, self.scheduler.start(self._setup(canvas, logits)))
         if plan.policy is not None and (columns := plan.policy.further) is not None:
             own = logits.shape[1] - columns.shape[1]
             logits, more = logits[:, :own], logits[:, own:]
@@ -122,7 +123,7 @@ class Step:
         decision = self.scheduler.decide(candidates, canvas.view(window, self.noise, shadow))
         if sets is not None:
             window, decision = sets.settle(window, decision, candidates)
-        return canvas.apply(window, decision, candidates)
+        return apply(canvas, window, decision, candidates)
 
     def propose(
         self, canvas: Canvas, plan: StepPlan, logits: Tensor, sets: HeldWindow | None = None
@@ -132,8 +133,9 @@ class Step:
         `sets` are those of the canvas; None: they are made here.
         """
         columns, places = canvas.columns(), plan.logit_columns
-        at = columns if places is None else columns.gather(1, places)
-        logits = self.processed(logits, at, canvas)
+        if self.processing is not None:
+            at = columns if places is None else columns.gather(1, places)
+            logits = self.processed(logits, at, canvas)
         sets = self._sets(canvas) if sets is None else sets
         if sets is not None:
             logits = sets.held(logits, places, self.sampling.dtype)
@@ -193,7 +195,7 @@ class PlainPasses:
     ) -> StepEvent:
         if self.narrows:
             plan = keep_logits(plan, canvas, progress)
-        window = canvas.window(plan)
+        window = canvas.window(plan, together=progress.together)
         spare, logits = self.observer is None, forward(canvas.tokens, plan)
         result = PassResult(plan, logits, forward.store, spare=spare)
         if self.observer is not None:
@@ -222,7 +224,7 @@ def can_narrow(needs: Needs, layout: Layout, device: torch.device) -> bool:
 
 
 def keep_logits(plan: StepPlan, canvas: Canvas, progress: Progress) -> StepPlan:
-    """Returns the plan with logits of masked columns alone; `known` names them.
+    """Returns the plan with logits of masked columns alone, which are those that it calls known.
 
     In most steps most of a block is committed already, and a row of logits costs as much as
     vocabulary times width. Rows are as many as the row with the most masks needs, in groups.
@@ -238,14 +240,9 @@ def keep_logits(plan: StepPlan, canvas: Canvas, progress: Progress) -> StepPlan:
     wanted = canvas.open_columns()
     if plan.known is not None:
         wanted = wanted & plan.known
-    columns = wanted.int().sort(dim=1, descending=True, stable=True).indices[:, :count]
-    known = torch.zeros_like(wanted).scatter(1, columns, True)
-    return replace(
-        plan,
-        logit_rows=plan.logit_rows.gather(1, columns),
-        logit_columns=columns,
-        known=known if plan.known is None else known & plan.known,
-    )
+    columns = wanted.sort(dim=1, descending=True, stable=True).indices[:, :count]
+    logit_rows = plan.logit_rows.gather(1, columns)
+    return replace(plan, logit_rows=logit_rows, logit_columns=columns, known=wanted)
 
 
 def in_window(logits: Tensor, plan: StepPlan, width: int) -> Tensor:

@@ -14,6 +14,7 @@ from dllm.cache.passes import lacking
 from dllm.models.config import ModelSpec
 from dllm.models.model import DenoisingModel
 from dllm.state.canvas import Canvas
+from dllm.state.rows import recall_prompt
 from dllm.state.store import KVStore
 
 
@@ -84,7 +85,7 @@ class PromptMemory:
         if self._last is not None:
             source, length = _longest_match(self._last.canvas, canvas, model.spec)
             self._copy(source, length, canvas, store)
-            canvas.recall_prompt(length)
+            recall_prompt(canvas, length)
             self.reused = tuple(length.tolist())
         self._last = _Run(model, canvas, store)
 
@@ -143,7 +144,7 @@ class SeatMemory:
         target = _Rows(self.store, canvas, torch.tensor(list(seats)))
         _copy_keys(_Rows(self.store, canvas, source), target, length)
         for row, count in zip(rows, length.split(1), strict=True):
-            row.recall_prompt(count)
+            recall_prompt(row, count)
         return [int(count) for count in length]
 
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from operator import ge, or_, sub
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from dllm.state.canvas import NEVER, Canvas, record
+from dllm.state.canvas import Canvas
+from dllm.state.rows import record
+from dllm.state.stopping import truncate
 
 # What an end token does: nothing; end its row once all before it is there; the same, and nothing
 # after it is committed; end its row once its block is full and not held; cut the row at once.
 AtEnd = Literal["ignore", "stop", "skip", "block", "truncate"]
 Feeds = Callable[[Canvas], Tensor]  # which columns (B, C) bool a pass feeds
 
-_FLAGS = ("unfinished", "entered", "broken", "comparing")
+_COUNT = "count "  # begins the names of what the cache noted in its `counts` (B, c) int64
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Progress:
     num_open: int = 0  # the most masked columns that the window of any unfinished row has
     finished: tuple[bool, ...] = ()  # which rows are
     counts: tuple[int, ...] = ()  # the most that any unfinished row has of what a cache counts
+    together: bool = False  # each row has a mask in its block, and so takes part in the next pass
 
     def joined(self, rows: Sequence[Progress]) -> Progress:
         """Returns the progress of this canvas once other rows are in it; who is finished stays.
@@ -44,7 +48,8 @@ class Progress:
         Nothing is counted any more: caches that count let rows in when all others are finished.
         """
         joined = {name: max(vars(one)[name] for one in (self, *rows)) for name in vars(self)}
-        return Progress(**{**joined, "finished": self.finished, "counts": ()})
+        own = {"finished": self.finished, "counts": (), "together": False}
+        return Progress(**{**joined, **own})
 
 
 def settle(
@@ -57,144 +62,227 @@ def settle(
     """Finishes complete rows, moves rows to their next block and reports, in one transfer.
 
     `lockstep` holds every row at its block until all rows have filled theirs. `feeds` says
-    which columns (B, C) the next pass feeds, `spares` is explained at `end_rows`.
+    which columns (B, C) the next pass feeds, `spares` is explained at `end_rows`. What follows
+    from a row's end or move is written where there is one, which the host knows by then.
     """
-    masked = end_rows(canvas, at_eos, spares)
-    first = masked.int().argmax(1)
-    moving = (first >= canvas.block_end) & ~canvas.finished & ~canvas.held
-    if lockstep:
-        moving = moving & (moving | canvas.finished).all()
-    _enter(canvas, moving, first, masked)
-    return progress_of(canvas, feeds)
+    found = _end_rows(canvas, at_eos, spares)
+    ahead = _next_blocks(canvas, found.first, lockstep)
+    before = canvas.block_start, canvas.block_end, canvas.entry_step
+    if feeds is not None:  # what a cache feeds goes by the blocks
+        _place(canvas, ahead)
+    fed = None if feeds is None else feeds(canvas)
+    numbers = _read(canvas, fed, found, ahead)
+    progress = _progress(canvas, numbers)
+    if progress.entered:
+        _enter(canvas, ahead, found.masked)
+    else:  # the same numbers, of which something may be kept
+        canvas.block_start, canvas.block_end, canvas.entry_step = before
+    canvas.note_open(ahead.opened)
+    if fed is not None:
+        canvas.note_fed(fed)
+    if any(numbers.get("complete", ())):
+        _fill(canvas, found)
+    return progress
 
 
-def end_rows(canvas: Canvas, at_eos: AtEnd, spares: bool = False) -> Tensor:
-    """Finishes complete rows; returns which columns wait for a token, (B, C) bool.
+def end_rows(canvas: Canvas, at_eos: AtEnd, spares: bool = False) -> None:
+    """Finishes complete rows, and fills what they leave masked.
 
     `spares` has the first pass of a block cut no row off: there it is the refresh (dInfer's rule).
     """
+    _fill(canvas, _end_rows(canvas, at_eos, spares))
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The masks that rows have left."""
+
+    masked: Tensor  # (B, C) bool
+    first: Tensor  # (B,) int64 the first one's column, 0 where there is none
+    complete: Tensor | None = None  # (B,) bool: an end token makes them superfluous
+
+
+def _end_rows(canvas: Canvas, at_eos: AtEnd, spares: bool) -> _Found:
+    """Marks complete rows as finished; what they leave masked is not filled yet."""
     if at_eos == "truncate":
-        _truncate(canvas, spares)
-    masked = canvas.masked
-    if at_eos != "ignore":
-        ended, whole_block = canvas.ended, at_eos == "block"
-        complete = _fill_complete(canvas, masked, ended, whole_block)
-        masked, canvas.held = masked & ~complete, canvas.held & ~complete[:, 0]
-    canvas.finished = canvas.finished | ~(masked.any(1) | canvas.held)
-    return masked
+        truncate(canvas, spares)
+    masked, done = canvas.masked, canvas.finished
+    some, first = masked.max(1)
+    if canvas.layout.keep_history:
+        some = some | canvas.held
+    if at_eos == "ignore":
+        canvas.finished = done >= some  # done, or nothing left
+        return _Found(masked, first)
+    complete = _complete(canvas, some, first, at_eos == "block")
+    if canvas.layout.keep_history:
+        canvas.held = canvas.held > complete
+    canvas.finished = (done | complete) >= some
+    return _Found(masked, first, complete)
 
 
-def _enter(canvas: Canvas, moving: Tensor, first: Tensor, masked: Tensor) -> None:
-    """Moves rows to the block of their first mask, counted in whole blocks from the last."""
+def _complete(canvas: Canvas, some: Tensor, first: Tensor, whole_block: bool) -> Tensor:
+    """Returns which rows with something to do are complete up to their first end token, (B,) bool.
+
+    `some` (B,) have, whose first mask is at column `first` (B,). With `whole_block`, a row is
+    complete when its block is full, no longer held, and it has an end token.
+    """
+    ending, end = canvas.ended.max(1)
+    if whole_block:
+        complete = ending & (end < canvas.block_end) & (first >= canvas.block_end)
+        return complete > canvas.held if canvas.layout.keep_history else complete
+    before = end < first
+    if canvas.layout.keep_history:  # held rows may have no mask
+        before = before | ~canvas.masked.any(1)
+    return ending & before & some
+
+
+def _fill(canvas: Canvas, found: _Found) -> None:
+    """Fills what complete rows leave masked."""
+    if found.complete is not None:
+        left = found.masked & found.complete[:, None]
+        canvas.overwrite(left, canvas.layout.fill_token_id)
+
+
+@dataclass(frozen=True)
+class _Ahead:
+    """The rows that go on to their next block, and what all rows look at then."""
+
+    moving: Tensor  # (B,) bool
+    start: Tensor  # (B,) int64 where the block begins
+    opened: Tensor  # (B, W) bool: columns of the window that may be committed
+
+
+def _next_blocks(canvas: Canvas, first: Tensor, lockstep: bool) -> _Ahead:
+    """Returns where rows stand once those whose block is full are at that of their first mask.
+
+    Blocks are counted in whole ones from where the last one ended.
+    """
     block = canvas.layout.block_length
-    skipped = (first - canvas.block_end).div(block, rounding_mode="floor") * block
-    canvas.block_start = torch.where(moving, canvas.block_end + skipped, canvas.block_start)
-    canvas.block_end = torch.where(moving, canvas.block_start + block, canvas.block_end)
+    stays = canvas.finished | canvas.held if canvas.layout.keep_history else canvas.finished
+    moving = (first >= canvas.block_end) > stays
+    if lockstep and canvas.layout.num_rows > 1:
+        moving = moving & (moving | canvas.finished).all()
+    skipped = (first - canvas.block_end).div(block, rounding_mode="floor")
+    start = torch.where(moving, canvas.block_end.add(skipped, alpha=block), canvas.block_start)
+    return _Ahead(moving, start, canvas.open_columns(start))
+
+
+def _place(canvas: Canvas, ahead: _Ahead) -> None:
+    """Sets the bounds of the blocks that rows are at, and when they came there."""
+    moving, end = ahead.moving, ahead.start + canvas.layout.block_length
+    canvas.block_start = ahead.start
+    canvas.block_end = torch.where(moving, end, canvas.block_end)
+    canvas.entry_step = torch.where(moving, canvas.step, canvas.entry_step)
+
+
+def _enter(canvas: Canvas, ahead: _Ahead, masked: Tensor) -> None:
+    """Moves rows to their next block; `masked` (B, C) bool is what waits for a token."""
+    block, moving = canvas.layout.block_length, ahead.moving
+    _place(canvas, ahead)
     canvas.block_step = torch.where(moving, 0, canvas.block_step)
     canvas.fresh = canvas.fresh | moving
     if canvas.layout.can_shorten:
         canvas.entry_length = torch.where(moving, canvas.length, canvas.entry_length)
-    canvas.entry_step = torch.where(moving, canvas.step, canvas.entry_step)
     start = canvas.block_start[:, None]
-    entry = canvas.step.to(torch.int32)[:, None]
-    record(canvas.block_entry, start, moving[:, None], entry)
+    record(canvas.block_entry, start, moving[:, None], canvas.step[:, None])
     count = masked.gather(1, start + canvas.numbers[:block]).sum(1)
     canvas.block_masks = torch.where(moving, count, canvas.block_masks)
 
 
-def cut_after(canvas: Canvas, last: Tensor) -> None:
-    """Ends rows behind the column `last` (B,) int64; rows where that is no column go on."""
-    _overwrite(canvas, (canvas.numbers > last[:, None]) & ~canvas.fixed)
-    canvas.clean = torch.minimum(canvas.clean, last + 1)  # what was stored is of other tokens
-    canvas.held = canvas.held & (last >= canvas.tokens.shape[1])
-
-
-def _truncate(canvas: Canvas, spares: bool) -> None:
-    """Overwrites everything after the first end token of each row.
-
-    A row that its block's first pass finished stays as it is, however long others run: its steps
-    stand still.
-    """
-    ended = canvas.ended.int()
-    after = (ended.cumsum(1) > ended) & ~canvas.fixed
-    if spares:
-        after = after & (canvas.step - canvas.entry_step != 1)[:, None]
-    _overwrite(canvas, after)
-
-
-def _overwrite(canvas: Canvas, after: Tensor) -> None:
-    """Makes columns (B, C) bool padding that nobody committed."""
-    canvas.tokens.masked_fill_(after, canvas.layout.fill_token_id)
-    canvas.commit_step.masked_fill_(after, NEVER)
-    canvas.commit_confidence.masked_fill_(after, float("nan"))
-
-
-def _fill_complete(canvas: Canvas, masked: Tensor, ended: Tensor, whole_block: bool) -> Tensor:
-    """Fills every row that is complete up to its first end token; (B, 1) bool, such rows.
-
-    With `whole_block`, a row is complete when its block is full, no longer held, and it has an end
-    token.
-    """
-    if whole_block:
-        passed = canvas.numbers < canvas.block_end[:, None]
-        full = ~(masked & passed).any(1, keepdim=True)
-        complete = (ended & passed).any(1, keepdim=True) & full & ~canvas.held[:, None]
-    else:
-        pending = masked.int().cumsum(1) > 0
-        complete = (ended & ~pending).any(1, keepdim=True)
-    canvas.tokens.masked_fill_(masked & complete, canvas.layout.fill_token_id)
-    return complete
-
-
 def progress_of(canvas: Canvas, feeds: Feeds | None) -> Progress:
     """Returns what the host must know of the canvas: the one transfer of a step."""
-    names, figures = _figures(canvas, feeds)
-    numbers = torch.cat([figures.amax(1), canvas.finished]).tolist()
-    return _progress(names, numbers[: len(figures)], numbers[len(figures) :])
+    return _progress(canvas, _read(canvas, None if feeds is None else feeds(canvas)))
 
 
 def progress_of_rows(canvas: Canvas, feeds: Feeds | None) -> list[Progress]:
     """Returns what the host must know of each row by itself, in one transfer."""
-    names, figures = _figures(canvas, feeds)
-    rows = torch.cat([figures, canvas.finished[None]]).T.tolist()
-    return [_progress(names, numbers[:-1], numbers[-1:]) for numbers in rows]
+    names, table = _table(canvas, None if feeds is None else feeds(canvas))
+    rows = table.T.tolist()
+    return [_progress(canvas, {n: [v] for n, v in zip(names, row, strict=True)}) for row in rows]
 
 
-def _figures(canvas: Canvas, feeds: Feeds | None) -> tuple[list[str], Tensor]:
-    """Returns the names of a progress' first figures, and each row's of all, (n, B) int64.
+def _read(
+    canvas: Canvas, fed: Tensor | None, found: _Found | None = None, ahead: _Ahead | None = None
+) -> dict[str, list[int]]:
+    """Returns the figures of rows by name, a number for each row."""
+    names, table = _table(canvas, fed, found, ahead)
+    return dict(zip(names, table.tolist(), strict=True))
 
-    Those without a name are what the cache noted in its `counts` (B, c) int64.
-    Few operations on stacked figures: this is done in every step, on tensors of a few bytes.
+
+def _table(
+    canvas: Canvas, fed: Tensor | None, found: _Found | None = None, ahead: _Ahead | None = None
+) -> tuple[list[str], Tensor]:
+    """Returns the names of figures and those of each row, (n, B) int64, `ahead` of a move.
+
+    Figures as they stand, in one operation: what follows from them is worked out by the host.
     """
-    running = ~canvas.finished
-    flags = {
-        "unfinished": running,
-        "entered": (canvas.block_step == 0) & running,
+    opened = canvas.open_columns() if ahead is None else ahead.opened
+    figures = {
+        "finished": canvas.finished,
         "broken": canvas.broken,
-    }
-    sizes = {  # of rows that are not finished
-        "remaining": canvas.length - canvas.block_start,
+        "start": canvas.block_start if ahead is None else ahead.start,
+        "end": canvas.block_end,
         "length": canvas.length,
-        "reach": torch.minimum(canvas.length, canvas.block_end),
-        "block_forwards": canvas.step - canvas.entry_step,
-        "num_forwards": canvas.step,
-        "num_open": canvas.open_columns().sum(1),
+        "step": canvas.step,
+        "entry_step": canvas.entry_step,
+        "block_step": canvas.block_step,
+        "num_open": opened.sum(1),
     }
+    if ahead is not None:
+        figures["moving"] = ahead.moving
+    if found is not None:
+        figures["first"] = found.first
+        if found.complete is not None:
+            figures["complete"] = found.complete
     if canvas.variants is not None:
-        flags["comparing"] = canvas.variants.needed & running
-    if feeds is not None:
-        sizes["num_fed"] = feeds(canvas).sum(1)
+        figures["comparing"] = canvas.variants.needed
+    if fed is not None:
+        figures["num_fed"] = fed.sum(1)
     if canvas.drafts is not None:
-        sizes["num_variants"] = canvas.drafts.count
-    figures = [torch.stack(list(flags.values())), torch.stack(list(sizes.values())) * running]
+        figures["num_variants"] = canvas.drafts.count
     if (counts := getattr(canvas.cache_state, "counts", None)) is not None:
-        figures.append(counts.T * running)
-    return [*flags, *sizes], torch.cat(figures)
+        figures |= {f"{_COUNT}{place}": one for place, one in enumerate(counts.unbind(1))}
+    return list(figures), torch.stack(list(figures.values()))
 
 
-def _progress(names: Sequence[str], numbers: Sequence[int], finished: Sequence[int]) -> Progress:
-    known: dict[str, Any] = {"num_fed": 0, **dict(zip(names, numbers, strict=False))}
-    known |= {name: bool(known.get(name)) for name in _FLAGS}
-    known["num_variants"] = max(known.get("num_variants", 1), 1)  # none is drafted where all ended
-    counts = tuple(numbers[len(names) :])
-    return Progress(**known, finished=tuple(map(bool, finished)), counts=counts)
+def _progress(canvas: Canvas, figures: Mapping[str, Sequence[int]]) -> Progress:
+    """Returns what the figures of rows say, by name a number for each row."""
+    finished = tuple(map(bool, figures["finished"]))
+
+    def most(numbers: Iterable[int]) -> int:
+        """Of the rows that are under way, 0 where none is."""
+        return max((n for n, done in zip(numbers, finished, strict=True) if not done), default=0)
+
+    def named(name: str, otherwise: int = 0) -> int:
+        return most(figures[name]) if name in figures else otherwise
+
+    step, begun, start = figures["step"], figures["entry_step"], figures["start"]
+    begins, end = [number == 0 for number in figures["block_step"]], figures["end"]
+    if moving := figures.get("moving"):
+        begins, block = list(map(or_, begins, moving)), canvas.layout.block_length
+        end = [
+            at + block if moves else last
+            for at, moves, last in zip(start, moving, end, strict=True)
+        ]
+        begun = [
+            now if moves else then for now, moves, then in zip(step, moving, begun, strict=True)
+        ]
+    first = figures.get("first", end)
+    others = canvas.layout.keep_history or any(finished) or any(map(ge, first, end))
+    return Progress(
+        unfinished=not all(finished),
+        entered=bool(most(begins)),
+        broken=any(figures["broken"]),
+        remaining=most(map(sub, figures["length"], start)),
+        length=named("length"),
+        reach=most(map(min, figures["length"], end)),
+        num_fed=named("num_fed"),
+        comparing=named("comparing") > 0,
+        block_forwards=most(map(sub, step, begun)),
+        num_variants=max(named("num_variants", 1), 1),  # none is drafted where all ended
+        num_forwards=most(step),
+        num_open=named("num_open"),
+        finished=finished,
+        together=not others,
+        counts=tuple(named(name) for name in figures if name.startswith(_COUNT)),
+    )

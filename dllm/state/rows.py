@@ -9,14 +9,47 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dllm.state.canvas import Canvas, record
+from dllm.state.canvas import Canvas
 from dllm.state.processing import Rows
-from dllm.state.variants import no_variants
-from dllm.state.window import StepEvent, Written
+from dllm.state.variants import Drafts, no_variants
+from dllm.state.window import State, StepEvent, Written
 
 # Of all rows alike; a row's first pass feeds everything, whatever was planned.
 _SHARED = ("ends", "numbers", "planned")
 _IN_PLACE = ("tokens", "given")  # others keep them across steps, guidance for one
+
+
+def record(history: Tensor, columns: Tensor, commit: Tensor, value: Tensor) -> None:
+    """Writes value (B, n) into history (B, C) at columns (B, n), where commit (B, n) says so."""
+    history.scatter_(1, columns, torch.where(commit, value, history.gather(1, columns)))
+
+
+def start_scheduler(canvas: Canvas, state: State) -> None:
+    """Takes a scheduler's state before its first step; at the start all rows are alike."""
+    canvas.scheduler_state = state
+    canvas.scheduler_start = {name: value[:1].clone() for name, value in state.items()}
+
+
+def start_drafts(canvas: Canvas, drafts: Drafts) -> None:
+    """Takes a verifier's drafts, of which there are none yet."""
+    canvas.drafts = drafts
+
+
+def count_blocks_from_zero(canvas: Canvas) -> None:
+    """Aligns blocks to column 0, as block-causal models were trained."""
+    block = canvas.layout.block_length
+    start = canvas.prompt_length.div(block, rounding_mode="floor") * block
+    canvas.first_block, canvas.block_start, canvas.block_end = start, start.clone(), start.clone()
+
+
+def read_prompt(canvas: Canvas, end: Tensor) -> None:
+    """Notes that a pass has fed the prompts up to columns `end` (B,)."""
+    canvas.clean = torch.maximum(canvas.clean, torch.minimum(canvas.first_block, end))
+
+
+def recall_prompt(canvas: Canvas, length: Tensor) -> None:
+    """Notes that the store has the final keys of columns before `length` (B,)."""
+    canvas.clean = length.to(canvas.clean.device)
 
 
 def make_room(canvas: Canvas, gap: Tensor, room: Tensor) -> None:
@@ -66,6 +99,7 @@ def file_rows(canvas: Canvas, among: Canvas) -> None:
     """Copies all rows of a canvas to where their prompts stand among all."""
     for name, value in _by_row(canvas).items():
         vars(among)[name].index_copy_(0, canvas.prompts, value)
+    among.memo = {}
     if canvas.drafts is not None:
         among.drafts = canvas.drafts.filed(among.drafts, canvas.prompts, len(among.tokens))
 
@@ -138,12 +172,14 @@ def adopt_variants(canvas: Canvas, winner: Tensor, active: Tensor) -> None:
     before = canvas.tokens.gather(1, column)
     after = torch.where(chosen, variants.tokens.gather(1, at), before)
     canvas.tokens.scatter_(1, column, after)
+    canvas.writes += 1
     if canvas.layout.keep_history:
         written = Written(column, before, after, canvas.step.clone(), canvas.prompts)
         canvas.history.append(written)
-    record(canvas.commit_step, column, chosen, canvas.step.to(torch.int32)[:, None])
+    record(canvas.commit_step, column, chosen, canvas.step[:, None])
     record(canvas.commit_confidence, column, chosen, confidence.float())
-    canvas.row_forwards += torch.where(compared, variants.count - 1, 0)
+    further = torch.where(compared, variants.count - 1, 0)
+    canvas.further_forwards = canvas.further_forwards + further
 
 
 def count_drafts(canvas: Canvas, active: Tensor, steps: Tensor, row_forwards: Tensor) -> None:
@@ -153,7 +189,8 @@ def count_drafts(canvas: Canvas, active: Tensor, steps: Tensor, row_forwards: Te
     """
     drafts = canvas.drafts
     assert drafts is not None
-    canvas.row_forwards = row_forwards + torch.where(active, drafts.count, 0)
+    row_forwards = row_forwards + torch.where(active, drafts.count, 0)
+    canvas.further_forwards = row_forwards - canvas.step
     drafts.note(active, canvas.step - steps)
 
 
@@ -169,9 +206,10 @@ def count_prefix(
     assert drafts is not None
     took, steps = canvas.step > step, written.sum(1)
     places = step[:, None] + written.cumsum(1) - 1
-    record(canvas.commit_step, event.columns, written, places.to(torch.int32))
+    record(canvas.commit_step, event.columns, written, places)
+    row_forwards = canvas.row_forwards + num_drafts
     canvas.step = step + torch.maximum(steps, took.long())
-    canvas.row_forwards = canvas.row_forwards + num_drafts
+    canvas.further_forwards = row_forwards - canvas.step
     canvas.clean = stored
     drafts.note(took, steps)
     drafts.passes = drafts.passes + num_drafts

@@ -1,4 +1,4 @@
-"""Stop strings: a row whose text from its beginning holds one is complete."""
+"""What ends a row before its slots are full: stop strings, and cuts behind an end token."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from dllm.state.canvas import Canvas
-from dllm.state.progress import cut_after
+from dllm.state.canvas import NEVER, Canvas
 
 
 @dataclass(frozen=True)
@@ -61,3 +61,30 @@ class StopStrings:
     def _is_in(self, tokens: Sequence[int]) -> bool:
         text = str(self.text_of(list(tokens)))
         return any(string in text for string in self.strings)
+
+
+def cut_after(canvas: Canvas, last: Tensor) -> None:
+    """Ends rows behind the column `last` (B,) int64; rows where that is no column go on."""
+    _overwrite(canvas, (canvas.numbers > last[:, None]) & ~canvas.fixed)
+    canvas.clean = torch.minimum(canvas.clean, last + 1)  # what was stored is of other tokens
+    canvas.held = canvas.held & (last >= canvas.tokens.shape[1])
+
+
+def truncate(canvas: Canvas, spares: bool) -> None:
+    """Overwrites everything after the first end token of each row.
+
+    A row that its block's first pass finished stays as it is, however long others run: its steps
+    stand still.
+    """
+    ended = canvas.ended.int()
+    after = (ended.cumsum(1) > ended) & ~canvas.fixed
+    if spares:
+        after = after & (canvas.step - canvas.entry_step != 1)[:, None]
+    _overwrite(canvas, after)
+
+
+def _overwrite(canvas: Canvas, after: Tensor) -> None:
+    """Makes columns (B, C) bool padding that nobody committed."""
+    canvas.overwrite(after, canvas.layout.fill_token_id)
+    canvas.commit_step.masked_fill_(after, NEVER)
+    canvas.commit_confidence.masked_fill_(after, float("nan"))

@@ -37,7 +37,8 @@ class Layout:
     num_spare: int = 0  # further columns of the store, for what is fed besides the canvas
     can_shorten: bool = False  # a scheduler may cut rows off
     whole_block: bool = False  # a scheduler reads the logits of committed columns of the block
-    keep_history: bool = False  # a scheduler revises: `commit_step` alone cannot tell the story
+    # A scheduler revises: `commit_step` alone cannot tell the story, and rows may be held.
+    keep_history: bool = False
     expand_token_id: int | None = None  # stands for two masks, in models that were taught it
     skip_after_end: bool = False  # what follows an end token is not committed
     admits: bool = False  # rows of any length may enter, of which nothing is known yet
@@ -78,11 +79,13 @@ class Window:
     active: Tensor  # (B,) bool: the block has masks, or the row is held at it
     forced: Tensor | None = None  # (B,) bool: commits all that is masked, unasked
     kind: PassKind = "refresh"  # of the pass
+    together: bool = False  # all rows take part, which the host knows
 
     def of_active(self, active: Tensor) -> Window:
         """Returns the window of which only the rows `active` (B,) bool take part."""
         active = self.active & active
-        return replace(self, active=active, masked=self.masked & active[:, None])
+        masked = self.masked & active[:, None]
+        return replace(self, active=active, masked=masked, together=False)
 
 
 # Tokens that a grammar refused, of them those about which it could not decide, and tokens that it
@@ -127,19 +130,24 @@ class StepEvent:
 
     kind: PassKind
     columns: Tensor  # (B, W) int64
+    before: Tensor  # (B, W) int64 tokens before the step
     tokens: Tensor  # (B, W) int64 after the step
-    committed: Tensor  # (B, W) bool: written by this step, edits included
-    remasked: Tensor  # (B, W) bool: masked again by this step
     drafts: Tensor  # (B, W) int64 what the model would put where a mask is left
     confidence: Tensor  # (B, W) float of the drafts
+    mask_token_id: int
     prompts: tuple[int, ...] = ()  # whose row each place of the batch holds
     finished: tuple[int, ...] = ()  # the prompts of rows that this step ended
     left: int = 0  # no row of the batch has more masks, as far as the host knows
 
-    def since(self, before: Tensor, mask_token_id: int) -> StepEvent:
-        """Returns what was done since the windows held tokens `before` (B, W) int64."""
-        changed, masked = self.tokens != before, self.tokens == mask_token_id
-        return replace(self, committed=changed & ~masked, remasked=changed & masked)
+    @property
+    def committed(self) -> Tensor:
+        """Which columns this step wrote, edits included, (B, W) bool."""
+        return (self.tokens != self.before) & (self.tokens != self.mask_token_id)
+
+    @property
+    def remasked(self) -> Tensor:
+        """Which columns this step masked again, (B, W) bool."""
+        return (self.tokens != self.before) & (self.tokens == self.mask_token_id)
 
 
 PER_COLUMN = ("columns", "tokens", "masked", "block", "known", "fixed")  # (B, W)

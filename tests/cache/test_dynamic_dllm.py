@@ -107,6 +107,7 @@ def test_the_host_learns_the_most_of_rows_that_go_on() -> None:
     assert settle(canvas, lockstep=False, at_eos="ignore").counts == ()
     canvas.note_pass(LayerBudgets(torch.tensor([[1, 7], [9, 9], [3, 2]])))
     tokens[1, 2:6] = 5
+    canvas.writes += 1
     progress = settle(canvas, lockstep=False, at_eos="ignore")
     assert progress.counts == (3, 7)
     assert progress.finished == (False, True, False)

@@ -19,11 +19,11 @@ from dllm.state.store import KVStore
 # Operations a step, with room for other versions of torch. Each costs some microseconds to start,
 # on a CPU as on a GPU, so a rise is a slower step wherever the model is fast.
 MOST = {
-    ("fixed_quota", "none"): 170,
-    ("fixed_quota", "dual"): 185,
-    ("threshold:0.9", "dual"): 190,
-    ("localleap", "dual"): 200,
-    ("fixed_quota", "dkv"): 270,
+    ("fixed_quota", "none"): 90,
+    ("fixed_quota", "dual"): 90,
+    ("threshold:0.9", "dual"): 95,
+    ("localleap", "dual"): 105,
+    ("fixed_quota", "dkv"): 130,
 }
 
 

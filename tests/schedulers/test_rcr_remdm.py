@@ -17,6 +17,7 @@ import dllm
 from dllm import schedulers
 from dllm.cli import generate as command
 from dllm.schedulers import Scheduler
+from dllm.state import writing
 from dllm.state.candidates import Candidates
 from dllm.state.canvas import Canvas
 from dllm.state.window import StepEvent, Window
@@ -64,7 +65,7 @@ def test_every_method_that_revises_is_here() -> None:
 def applied(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor, Window]]:
     """The whole canvas (B, C) before and after each write, with its window."""
     seen: list[tuple[Tensor, Tensor, Window]] = []
-    original = Canvas.apply
+    original = writing.apply
 
     def apply(canvas: Canvas, window: Window, *decided: Any) -> StepEvent:
         before = canvas.tokens.clone()
@@ -72,7 +73,7 @@ def applied(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor, Windo
         seen.append((before, canvas.tokens.clone(), window))
         return event
 
-    monkeypatch.setattr(Canvas, "apply", apply)
+    monkeypatch.setattr("dllm.decoding.passes.apply", apply)
     return seen
 
 

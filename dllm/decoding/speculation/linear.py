@@ -23,6 +23,7 @@ from dllm.state.plan import StepPlan
 from dllm.state.progress import Progress
 from dllm.state.rows import count_prefix
 from dllm.state.window import Decision, StepEvent, Window
+from dllm.state.writing import apply
 
 
 @dataclass(frozen=True)
@@ -213,7 +214,7 @@ class LinearPasses:
         stored = torch.minimum(columns[:, 0] + passed.sum(1), torch.minimum(rows.end, right))
         stored = torch.where(window.active, stored, canvas.clean)
         decision = Decision(commit, block_end=following)
-        event = canvas.apply(replace(window, masked=commit), decision, candidates)
+        event = apply(canvas, replace(window, masked=commit), decision, candidates)
         self._widen(canvas, event.committed.sum(1), (stored, following))
         count_prefix(canvas, event, step, num_drafts, stored)
         return event

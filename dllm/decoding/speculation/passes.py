@@ -159,7 +159,6 @@ def _joined(event: StepEvent, later: StepEvent, going: Tensor) -> StepEvent:
     return replace(
         event,
         tokens=torch.where(later.committed, later.tokens, event.tokens),
-        committed=event.committed | later.committed,
         drafts=torch.where(wide, later.drafts, event.drafts),
         confidence=torch.where(wide, later.confidence, event.confidence),
     )

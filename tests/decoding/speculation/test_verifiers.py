@@ -355,6 +355,7 @@ class Imitation(VerifiedPasses):
         again = self.plain.step.propose(canvas, plan, logits).token
         kept = window.masked & (last != canvas.layout.mask_token_id) & (last == again)
         canvas.tokens.scatter_(1, window.columns, torch.where(kept, last, window.tokens))
+        canvas.writes += 1
         left = canvas.window(plan, canvas.active)
         event = self.plain.step.take(canvas, left, PassResult(plan, logits))
         drafts.note(window.active, window.active.long())
