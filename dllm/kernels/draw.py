@@ -11,6 +11,8 @@ from torch import Tensor
 class Draw:
     """How tokens are drawn: by Gumbel noise, as `Sampling` draws them operation by operation."""
 
-    words: Tensor  # (B, w) int64 that the noise of a column's tokens is a hash of
+    seeds: Tensor  # (B,) int64, with the step and the column what noise is a hash of
+    step: Tensor  # (B,) or (B, w) int64
+    columns: Tensor  # (B, w) int64
     temperature: float
     tempered: bool  # statistics are of logits over the temperature

@@ -18,15 +18,20 @@ _MIX_2 = tl.constexpr(0x94D049BB133111EB)
 
 
 @triton.jit
+def _mix(bits: tl.tensor) -> tl.tensor:
+    """Returns SplitMix64's finaliser of uint64 words."""
+    bits = (bits ^ (bits >> 30)) * _MIX_1
+    bits = (bits ^ (bits >> 27)) * _MIX_2
+    return bits ^ (bits >> 31)
+
+
+@triton.jit
 def _gumbel(word: tl.tensor, at: tl.tensor) -> tl.tensor:
     """Returns Gumbel noise in float64 of tokens, from the word of their column.
 
     As `CounterNoise.tokens` has it; float64, as the tail is cut off in a lower precision.
     """
-    bits = word + (at + 1).to(tl.uint64) * _GOLDEN_GAMMA
-    bits = (bits ^ (bits >> 30)) * _MIX_1
-    bits = (bits ^ (bits >> 27)) * _MIX_2
-    bits = bits ^ (bits >> 31)
+    bits = _mix(word + (at + 1).to(tl.uint64) * _GOLDEN_GAMMA)
     uniform = ((bits >> 11).to(tl.float64) + 0.5) * 1.1102230246251565e-16  # 2**-53
     return -tl.log(-tl.log(uniform))
 
@@ -42,17 +47,21 @@ def _kernel(  # noqa: PLR0913, PLR0915 a kernel takes its tensors one by one, an
     num_tokens: tl.tensor,
     mask_token: tl.tensor,
     num_rows: tl.tensor,
-    words: tl.tensor,
+    seeds: tl.tensor,
+    steps: tl.tensor,
+    columns: tl.tensor,
     temperature: tl.tensor,
     draws: tl.constexpr,
     tempered: tl.constexpr,
+    by_column: tl.constexpr,
     reciprocal: tl.constexpr,
     block: tl.constexpr,
 ) -> None:
     """Writes the token and five numbers of a row.
 
     With `draws` the token has the largest sum of its logit, over the temperature, and noise; with
-    `tempered` numbers are those of logits over the temperature, too.
+    `tempered` numbers are those of logits over the temperature, too. Noise is a hash of the batch
+    row's seed, its step, `by_column` one of each row of logits, the row's column and the token.
 
     Every lane keeps the statistics of its own tokens, and they are joined once, at the end: its
     largest and second largest logit, the sum s of exp(x - largest) and the sum t of the same times
@@ -66,7 +75,12 @@ def _kernel(  # noqa: PLR0913, PLR0915 a kernel takes its tensors one by one, an
     second = tl.full((block,), low, tl.float32)
     best = tl.full((block,), low, tl.float64 if draws else tl.float32)
     own = tl.full((block,), low, tl.float32)  # logit of the best
-    word = tl.load(words + row).to(tl.uint64, bitcast=True) if draws else 0
+    word = 0
+    if draws:  # as `CounterNoise.words` has it
+        seed = tl.load(seeds + row // width).to(tl.uint64, bitcast=True)
+        step = tl.load(steps + (row if by_column else row // width))
+        word = _mix(_mix(seed) + (step + 1).to(tl.uint64) * _GOLDEN_GAMMA)
+        word = _mix(word + (tl.load(columns + row) + 1).to(tl.uint64) * _GOLDEN_GAMMA)
     s = tl.zeros((block,), tl.float32)
     t = tl.zeros((block,), tl.float32)
     # Where every logit is -inf, the lowest token that may be proposed stands here.
@@ -136,15 +150,21 @@ def measure(logits: Tensor, mask_token_id: int, draw: Draw | None = None) -> tup
             num_tokens,
             mask_token_id,
             batch * width,
-            token if draw is None else draw.words.contiguous(),
+            *((token,) * 3 if draw is None else _words_of(draw)),
             1.0 if draw is None else _divisor(draw.temperature, logits.is_cuda),
             draws=draw is not None,
             tempered=draw is not None and draw.tempered,
+            by_column=draw is not None and draw.step.dim() == draw.columns.dim(),
             reciprocal=logits.is_cuda,
             block=BLOCK,
             num_warps=_WARPS,
         )
     return token, numbers
+
+
+def _words_of(draw: Draw) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns seeds, steps and columns as the kernel reads them."""
+    return draw.seeds.contiguous(), draw.step.contiguous(), draw.columns.contiguous()
 
 
 def _divisor(temperature: float, reciprocal: bool) -> float:

@@ -231,7 +231,7 @@ class Sampling:
             return None
         assert isinstance(noise, CounterNoise)
         tempered = self.confidence == "tempered"
-        return Draw(noise.words(columns, step), self.temperature, tempered)
+        return Draw(noise.seeds, step, columns, self.temperature, tempered)
 
     def _measured(
         self, logits: Tensor, draw: Draw | None, columns: Tensor, places: Tensor | None

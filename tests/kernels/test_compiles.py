@@ -40,9 +40,11 @@ for one, two in itertools.product((True, False), repeat=2):
     constants |= {"norms": one, "multiply_first": one, "in_float32": two}
     numbers = {**named("num_fed num_stored", "i32"), "eps": "fp32"}
     build(rotated_write._kernel, tensors, numbers, constants)
-    tensors = {"logits": own, **named("token_out words", "*i64"), "numbers_out": "*fp32"}
+    tensors = {"logits": own, "numbers_out": "*fp32"}
+    tensors |= named("token_out seeds steps columns", "*i64")
     numbers = named("width batch_stride row_stride num_tokens mask_token num_rows", "i32")
-    constants = {"draws": one, "tempered": two, "reciprocal": True, "block": 2048}
+    constants = {"draws": one, "tempered": two, "by_column": not two}
+    constants |= {"reciprocal": True, "block": 2048}
     build(triton_statistics._kernel, tensors, numbers | {"temperature": "fp32"}, constants)
 numbers = named("width gate_stride up_stride", "i32")
 build(gated_product._kernel, named("gate up out", own), numbers, {"block": 1024})
