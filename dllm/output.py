@@ -211,12 +211,12 @@ def _trace(chosen: Chosen) -> Trace:
     changes = tuple(tuple(chosen.changes.get(prompt, ())) for prompt in prompts)
     return Trace(
         tokens=chosen.of(canvas.tokens[:, :width]),
-        commit_step=steps.int(),
+        commit_step=steps,
         confidence=chosen.of(canvas.commit_confidence[:, :width]),
         prompt_length=chosen.of(canvas.prompt_length),
         length=chosen.of(torch.minimum(canvas.full_length, canvas.kept_length)),
         given=chosen.of(canvas.given[:, :width]),
-        block_entry=chosen.of(canvas.block_entry[:, :width]).int(),
+        block_entry=chosen.of(canvas.block_entry[:, :width]),
         mask_token_id=canvas.layout.mask_token_id,
         changes=changes if canvas.layout.keep_history else None,
     )

@@ -74,9 +74,9 @@ class Canvas:
         self.fresh = torch.ones_like(self.finished)  # (B,) no scheduler was asked in this block
         # (B,) got logits that are no numbers; stays at its block though it is full
         self.broken, self.held = (torch.zeros_like(self.finished) for _ in range(2))
-        self.commit_step = torch.full_like(tokens, NEVER)  # (B, C) int64
+        self.commit_step = torch.full_like(tokens, NEVER, dtype=torch.int32)  # (B, C)
         self.commit_confidence = torch.full_like(tokens, float("nan"), dtype=torch.float32)
-        # (B, C) int64: forwards before a block that begins at the column; NEVER: none was entered
+        # (B, C) int32: forwards before a block that begins at the column; NEVER: none was entered
         self.block_entry = torch.full_like(self.commit_step, NEVER)
         self.history: list[Written] = []
 

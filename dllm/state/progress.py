@@ -67,7 +67,7 @@ def settle(
     """
     found = _end_rows(canvas, at_eos, spares)
     ahead = _next_blocks(canvas, found.first, lockstep)
-    before = canvas.block_start, canvas.block_end, canvas.entry_step
+    before = canvas.block_start, canvas.block_end, canvas.entry_step, canvas.block_step
     if feeds is not None:  # what a cache feeds goes by the blocks
         _place(canvas, ahead)
     fed = None if feeds is None else feeds(canvas)
@@ -76,7 +76,7 @@ def settle(
     if progress.entered:
         _enter(canvas, ahead, found.masked)
     else:  # the same numbers, of which something may be kept
-        canvas.block_start, canvas.block_end, canvas.entry_step = before
+        canvas.block_start, canvas.block_end, canvas.entry_step, canvas.block_step = before
     canvas.note_open(ahead.opened)
     if fed is not None:
         canvas.note_fed(fed)
@@ -168,23 +168,23 @@ def _next_blocks(canvas: Canvas, first: Tensor, lockstep: bool) -> _Ahead:
 
 
 def _place(canvas: Canvas, ahead: _Ahead) -> None:
-    """Sets the bounds of the blocks that rows are at, and when they came there."""
+    """Sets the bounds of the blocks that rows are at, and since when: what a cache feeds by."""
     moving, end = ahead.moving, ahead.start + canvas.layout.block_length
     canvas.block_start = ahead.start
     canvas.block_end = torch.where(moving, end, canvas.block_end)
     canvas.entry_step = torch.where(moving, canvas.step, canvas.entry_step)
+    canvas.block_step = torch.where(moving, 0, canvas.block_step)
 
 
 def _enter(canvas: Canvas, ahead: _Ahead, masked: Tensor) -> None:
     """Moves rows to their next block; `masked` (B, C) bool is what waits for a token."""
     block, moving = canvas.layout.block_length, ahead.moving
     _place(canvas, ahead)
-    canvas.block_step = torch.where(moving, 0, canvas.block_step)
     canvas.fresh = canvas.fresh | moving
     if canvas.layout.can_shorten:
         canvas.entry_length = torch.where(moving, canvas.length, canvas.entry_length)
     start = canvas.block_start[:, None]
-    record(canvas.block_entry, start, moving[:, None], canvas.step[:, None])
+    record(canvas.block_entry, start, moving[:, None], canvas.step.int()[:, None])
     count = masked.gather(1, start + canvas.numbers[:block]).sum(1)
     canvas.block_masks = torch.where(moving, count, canvas.block_masks)
 

@@ -176,7 +176,7 @@ def adopt_variants(canvas: Canvas, winner: Tensor, active: Tensor) -> None:
     if canvas.layout.keep_history:
         written = Written(column, before, after, canvas.step.clone(), canvas.prompts)
         canvas.history.append(written)
-    record(canvas.commit_step, column, chosen, canvas.step[:, None])
+    record(canvas.commit_step, column, chosen, canvas.step.int()[:, None])
     record(canvas.commit_confidence, column, chosen, confidence.float())
     further = torch.where(compared, variants.count - 1, 0)
     canvas.further_forwards = canvas.further_forwards + further
@@ -206,7 +206,7 @@ def count_prefix(
     assert drafts is not None
     took, steps = canvas.step > step, written.sum(1)
     places = step[:, None] + written.cumsum(1) - 1
-    record(canvas.commit_step, event.columns, written, places)
+    record(canvas.commit_step, event.columns, written, places.int())
     row_forwards = canvas.row_forwards + num_drafts
     canvas.step = step + torch.maximum(steps, took.long())
     canvas.further_forwards = row_forwards - canvas.step

@@ -51,7 +51,7 @@ def _write(
     columns, after = window.columns, torch.where(chosen, tokens, window.tokens)
     canvas.tokens.scatter_(1, columns, after)
     canvas.writes += 1
-    step = canvas.step[:, None].expand_as(chosen)
+    step = canvas.step.int()[:, None].expand_as(chosen)
     if canvas.layout.keep_history:
         written = Written(columns, window.tokens, after, canvas.step.clone(), canvas.prompts)
         canvas.history.append(written)
