@@ -22,7 +22,7 @@ from dllm.models.low_rank import Adapted
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore
 from tests.support.models import Watched
-from tests.support.oracles import hosted, oracle
+from tests.support.oracles import hosted, kept_in, oracle
 from tests.support.verified import base_of
 
 NEMOTRON = "NemotronLabsDiffusionModel"
@@ -110,9 +110,9 @@ def test_a_draft_reads_keys_of_the_plain_model(tmp_path: Path) -> None:
             name = f"base_model.model.encoder.layers.{layer}.self_attn.o_proj.lora"
             b, a = (stored[f"{name}_{side}.weight"].double() for side in "BA")
             module.self_attn.o_proj.weight += 4 * b @ a
-        plain(input_ids=torch.tensor([PROMPTS[0]]), cache=store, use_cache=True)
+        plain(input_ids=torch.tensor([PROMPTS[0]]), **kept_in(store))
         seen = torch.zeros(1, 1, 8, 13, dtype=torch.float64)
-        expected = merged(input_ids=block, cache=store, attention_mask=seen, use_cache=True).logits
+        expected = merged(input_ids=block, attention_mask=seen, **kept_in(store)).logits
     torch.testing.assert_close(drafts[0][:, :7], expected[:, 1:])
 
 

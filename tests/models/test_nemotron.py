@@ -24,7 +24,7 @@ from dllm.models.families.nemotron import network_of
 from dllm.models.transformer import Transformer
 from tests.support.laws import transfers_of
 from tests.support.models import Poisoned
-from tests.support.oracles import STRETCHED, hosted, oracle
+from tests.support.oracles import STRETCHED, hosted, kept_in, oracle
 
 NEMOTRON = "NemotronLabsDiffusionModel"
 MASK, BLOCK = 48, 8
@@ -111,7 +111,7 @@ def decoded(prompt: list[int], num_blocks: int, seeded: bool = False) -> list[in
     `seeded` takes the first token of a block from the causal pass before it.
     """
     reference, store = oracle(NEMOTRON), DynamicCache()
-    causal = reference(input_ids=torch.tensor([prompt]), cache=store, use_cache=True)
+    causal = reference(input_ids=torch.tensor([prompt]), **kept_in(store))
     tokens = list(prompt)
     for _ in range(num_blocks):
         block = torch.full((1, BLOCK), MASK)
@@ -122,7 +122,7 @@ def decoded(prompt: list[int], num_blocks: int, seeded: bool = False) -> list[in
         while bool((block == MASK).any()):
             open_to_all = torch.zeros(1, 1, BLOCK, len(tokens) + BLOCK)
             logits: Tensor = reference(
-                input_ids=block, cache=store, attention_mask=open_to_all, use_cache=True
+                input_ids=block, attention_mask=open_to_all, **kept_in(store)
             ).logits[0]
             store.crop(-BLOCK)
             probability = logits.softmax(-1)
@@ -130,7 +130,7 @@ def decoded(prompt: list[int], num_blocks: int, seeded: bool = False) -> list[in
             confidence, best = probability.max(-1)
             column = int(confidence.masked_fill(block[0] != MASK, -1).argmax())
             block[0, column] = best[column]
-        causal = reference(input_ids=block, cache=store, use_cache=True)  # and kept
+        causal = reference(input_ids=block, **kept_in(store))  # and kept
         tokens += block[0].tolist()
     return tokens
 

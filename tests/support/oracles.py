@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
+    DynamicCache,
     Glm4MoeConfig,
     Glm4MoeForCausalLM,
     LlamaConfig,
@@ -29,6 +31,10 @@ from transformers import (
 from dllm.models import HostedModel, load
 
 VOCABULARY = 50
+# What transformers' models call the store of keys and values: the former since 5.24.
+STORE = next(
+    n for n in ("cache", "past_key_values") if n in signature(LlamaForCausalLM.forward).parameters
+)
 
 
 # Grouped-query attention everywhere, and a head width that the others do not imply.
@@ -332,3 +338,8 @@ def hosted(architecture: str, folder: Path, dtype: str = "float32", **options: A
     save_file(own_tensors(architecture, oracle(architecture)), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(own_config(architecture)))
     return load(folder, dtype=dtype, **options)
+
+
+def kept_in(store: DynamicCache) -> dict[str, Any]:
+    """Returns the keywords with which a model of transformers reads a store and adds to it."""
+    return {STORE: store, "use_cache": True}

@@ -20,7 +20,7 @@ from dllm.state.store import KVStore
 from tests.support.laws import transfers_of
 from tests.support.marks import crossed, some
 from tests.support.models import Poisoned, family_model, model_of, random_prompts
-from tests.support.oracles import hosted, oracle
+from tests.support.oracles import hosted, kept_in, oracle
 from tests.support.verified import SLOTS, base_of, check_unchanged
 
 FAMILIES = ("NemotronLabsDiffusionModel", "DiffEncoderModel")
@@ -130,7 +130,7 @@ class Loop:
         """Returns the tokens, and how many each round kept; the store has all but the last."""
         model, store, kept = reference(self.family), DynamicCache(), [1]
         with torch.no_grad():
-            logits = model(input_ids=torch.tensor([prompt]), cache=store, use_cache=True)
+            logits = model(input_ids=torch.tensor([prompt]), **kept_in(store))
             last = self.best(logits.logits[0, -1:])
             self.forwards = 1
             tokens = [*prompt, *last]
@@ -140,7 +140,7 @@ class Loop:
                 drafted = [tokens[-1], *self.drafts(start, start + width - 1)]
                 assert store.get_seq_length() == start - 1
                 fed = torch.tensor([drafted])
-                said = self.best(model(input_ids=fed, cache=store, use_cache=True).logits[0])
+                said = self.best(model(input_ids=fed, **kept_in(store)).logits[0])
                 self.forwards += 1 + (width > 1)
                 right = 0
                 while right < width - 1 and said[right] == drafted[right + 1]:
