@@ -115,6 +115,7 @@ def seat_rows(canvas: Canvas, seats: Tensor, source: Canvas, rows: Tensor) -> No
             value.index_copy_(0, seats, entering)
         else:  # two names may stand for one tensor
             setattr(canvas, name, value.index_copy(0, seats, entering))
+    canvas.writes += 1
     if canvas.variants is not None:
         num_rows, count = canvas.variants.columns.shape
         none = no_variants(num_rows, count, seats.device)
