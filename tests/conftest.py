@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -37,6 +39,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Has tests compile constraints themselves, and write none into the home folder."""
     dllm.constraints.cache_folder(tmp_path_factory.mktemp("dllm_cache"))
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_they_were() -> Iterator[None]:
+    """Fails a test that leaves a logger of this project changed: later tests would hear it."""
+    before = _changed_loggers()
+    yield
+    assert _changed_loggers() == before, "put levels and handlers back"
+
+
+def _changed_loggers() -> dict[str, tuple[int, bool, int]]:
+    """Returns level, whether it is off, and the handlers of each logger that is not as made."""
+    found = {
+        name: (log.level, log.disabled, len(log.handlers))
+        for name, log in logging.root.manager.loggerDict.items()
+        if name.partition(".")[0] == "dllm" and isinstance(log, logging.Logger)
+    }
+    return {name: state for name, state in found.items() if state != (logging.NOTSET, False, 0)}
 
 
 @pytest.fixture(scope="session")

@@ -84,12 +84,14 @@ def _loaded(checkpoint: str, speed: str) -> tuple[dllm.HostedModel, str]:
     handler = logging.Handler()
     handler.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
     log = logging.getLogger("dllm.models.speed")
+    level = log.level
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     try:
         model = dllm.load(checkpoint, speed=None if speed == "none" else speed)
     finally:
         log.removeHandler(handler)
+        log.setLevel(level)
     return model, " ".join(text.partition(": ")[2] for text in heard)
 
 
