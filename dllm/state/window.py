@@ -153,7 +153,7 @@ class StepEvent:
 PER_COLUMN = ("columns", "tokens", "masked", "block", "known", "fixed")  # (B, W)
 PER_ROW = (  # (B,)
     *("length", "prompt_length", "num_slots", "step", "block_step", "block_masks"),
-    *("num_blocks", "fresh"),
+    *("num_blocks", "fresh", "prompts"),
 )
 OF_ROWS = (*PER_ROW, "gap", "room")  # the last ones None where no gap grows
 
@@ -178,6 +178,9 @@ class View:
     # (B,) bool: the scheduler is asked for the first time in this block. Not the same as a
     # block_step of 0: a cache may decide a block's first step by itself.
     fresh: Tensor
+    # (B,) int64: which prompt of the call each row is. Rows leave and others enter, so that what a
+    # scheduler has of each prompt itself must be looked up by this.
+    prompts: Tensor
     layout: Layout
     noise: Noise
     state: State = field(default_factory=dict)

@@ -77,8 +77,10 @@ class Teacher(Scheduler):
     Rows so stay on the way to their reference, which is what their proposals are compared with.
     """
 
-    reference: Tensor  # (B, S) int64 by slot
-    limits: Tensor  # (B, 3) float32: threshold near the first mask, far from it, columns of "near"
+    # Of each prompt: tokens by slot, (N, S) int64, and (N, 3) float32: threshold near the first
+    # mask and far from it, columns of "near".
+    reference: Tensor
+    limits: Tensor
     network: ContextNetwork | None  # None: by confidence
     note: Callable[[Lesson], None]  # is told what each pass shows
 
@@ -88,7 +90,7 @@ class Teacher(Scheduler):
     def select(self, candidates: Candidates, view: View) -> Decision:
         slots = self.reference.shape[1]
         slot = view.offset.clamp(0, slots - 1)
-        reference = self.reference.gather(1, slot)
+        reference = self.reference[view.prompts].gather(1, slot)
         right = candidates.token == reference
         self.note(self._lesson(candidates, view, right))
         masked = view.masked & view.block
@@ -96,7 +98,7 @@ class Teacher(Scheduler):
         if self.network is not None:
             network = self.network.on(view.columns.device)
             sure = network(read(candidates, view)).sigmoid()
-        near, far, reach = self.limits[:, :, None].unbind(1)
+        near, far, reach = self.limits[view.prompts, :, None].unbind(1)
         first = masked.int().argmax(1, keepdim=True)
         column = torch.arange(masked.shape[1], device=masked.device)
         passed = sure >= torch.where(column - first < reach, near, far)
@@ -115,8 +117,7 @@ class Teacher(Scheduler):
         ends = view.is_end(reading.shown) & reading.inside
         counted = reading.open & (ends.int().cumsum(1) <= _ENDS)
         going = (view.masked & view.block).any(1)
-        rows = torch.arange(len(going), device=going.device)
-        return Lesson(reading, right.gather(1, index), counted, rows).at(going)
+        return Lesson(reading, right.gather(1, index), counted, view.prompts).at(going)
 
 
 @dataclass(frozen=True)

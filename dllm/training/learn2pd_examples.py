@@ -60,7 +60,7 @@ class Oracle(Scheduler):
     some columns are never proposed right (the authors' guard).
     """
 
-    reference: Tensor  # (B, C) int64 by canvas column
+    reference: Tensor  # (N, C) int64 by prompt and canvas column
 
     source: ClassVar[str] = (
         "arXiv 2509.25188 (extremely greedy parallel); ims-kdks/Learning-to-Parallel-Decoding "
@@ -76,7 +76,7 @@ class Oracle(Scheduler):
 
     def select(self, candidates: Candidates, view: View) -> Decision:
         known = view.columns.clamp(max=self.reference.shape[1] - 1)
-        reference = self.reference.gather(1, known)
+        reference = self.reference[view.prompts].gather(1, known)
         real = view.columns < view.length[:, None]
         again = ((candidates.token == view.state["proposed"]) | ~real).all(1)
         stuck = again & (view.block_step > 0)
@@ -93,27 +93,30 @@ def collect(model: DenoisingModel, prompts: Prompts, settings: Settings) -> Exam
     longest = max(map(len, answered))
     by_column = [[*tokens, *[-1] * (longest - len(tokens))] for tokens in answered]
     oracle = Oracle(torch.tensor(by_column, device=model.device))
-    # The oracle's rows are those of the batch: none may wait for a seat.
     settings = replace(settings, scheduler=oracle, batch_size=len(answered))
     return observe(stream(model, prompts, settings), oracle.reference)
 
 
 def observe(running: Stream, reference: Tensor) -> Examples:
-    """Drains an oracle's run and returns its examples, in the order of passes, then rows."""
-    parts, before = [], running.canvas.step.clone()
+    """Drains an oracle's run and returns its examples, in the order of passes, then seats.
+
+    `reference` is (N, C) int64 by prompt and canvas column, of all prompts of the run.
+    """
+    parts, before = [], reference.new_zeros(len(reference))  # forwards of each prompt
     mask = running.canvas.layout.mask_token_id
     for event in running:
         columns, step = event.columns, running.canvas.step
+        prompts = torch.tensor(event.prompts, device=columns.device)
         known = columns.clamp(max=reference.shape[1] - 1)
         blocks = Examples(  # of all rows, (B, W)
             confidence=event.confidence.float(),
-            final=event.drafts == reference.gather(1, known),
+            final=event.drafts == reference[prompts].gather(1, known),
             masked=event.committed | (event.tokens == mask),
             real=columns < running.canvas.length[:, None],
-            prompt=torch.arange(len(columns), device=columns.device),
+            prompt=prompts,
         )
-        parts.append(blocks.at(step > before))
-        before = step.clone()
+        parts.append(blocks.at(step > before[prompts]))
+        before[prompts] = step
     return join(parts)
 
 

@@ -1454,7 +1454,7 @@ FAULTS = [
     *in_file(
         "dllm/training/context_filter.py",
         ("context-teacher-lets-wrong-pass", "passed & right & masked", "passed & masked", CONTEXT),
-        ("context-learns-decided-rows", "rows).at(going)", "rows)", CONTEXT),
+        ("context-learns-decided-rows", "view.prompts).at(going)", "view.prompts)", CONTEXT),
         (
             "context-test-is-learnt-from",
             "lesson.at(~held), lesson.at(held)",

@@ -280,6 +280,28 @@ def test_a_teacher_keeps_rows_on_the_way_to_their_answer(tiny: dllm.HostedModel)
         assert (max(forwards) <= 8) == (threshold == 0)
 
 
+def test_rows_that_leave_take_nobody_s_answer(
+    tiny: dllm.HostedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of more than a few prompts finished rows leave, and the others move to their seats."""
+
+    def limits(self: Course, count: int, *_: object) -> torch.Tensor:
+        return torch.tensor([[0.9, 0.95, 8.0]]).expand(count, 3)
+
+    monkeypatch.setattr(Course, "_limits", limits)
+    course, generator = course_of(tiny, 40), torch.Generator()
+    (together,) = replace(course, batch_size=40).lessons(None, generator)
+    few = join(list(course.lessons(None, generator)))  # eight at a time keep their seats
+    for prompt in range(40):
+        mine, alone = (seen.at(seen.prompt == prompt) for seen in (together, few))
+        counted = mine.counted
+        assert torch.equal(counted, alone.counted), prompt
+        assert torch.equal(mine.right & counted, alone.right & counted), prompt
+        for name in ("shown", "confidence"):
+            readings = (getattr(lesson.reading, name) * counted for lesson in (mine, alone))
+            torch.testing.assert_close(*readings)
+
+
 def test_a_teacher_lets_right_proposals_pass() -> None:
     masked = torch.ones(3, 4, dtype=torch.bool)
     candidates = proposals([[1, 2, 3, 4]] * 3, [[0.9, 0.8, 0.5, 0.95]] * 3)

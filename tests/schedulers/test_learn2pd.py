@@ -19,6 +19,7 @@ from typer.testing import CliRunner, Result
 import dllm
 from dllm import schedulers
 from dllm.cli.main import app, main
+from dllm.eval.tasks import TASKS
 from dllm.learn2pd import Filter, Origin, read_filter, write_filter
 from dllm.schedulers.end_of_text import EndOfText
 from dllm.schedulers.fixed_quota import FixedQuota
@@ -93,6 +94,22 @@ def test_the_oracle_sees_each_row_as_if_it_were_alone() -> None:
         for name in ("final", "masked", "real"):
             assert torch.equal(vars(mine)[name], vars(alone)[name]), name
         torch.testing.assert_close(mine.confidence, alone.confidence)
+
+
+def test_rows_that_leave_take_nobody_s_reference(tiny: dllm.HostedModel) -> None:
+    """Of more than a few prompts finished rows leave, and the others move to their seats."""
+    problems = TASKS["arithmetic"].take(40, "train")
+    prompts = [problem.prompt for problem in problems]
+    settings = Settings(max_new_tokens=48, block_length=16, scheduler="fixed_quota:steps=12")
+    together = collect(tiny, prompts, settings)
+    for start in range(0, 40, 8):  # few, which keep their seats
+        few = collect(tiny, prompts[start : start + 8], settings)
+        for row in range(8):
+            mine = together.at(together.prompt == start + row)
+            alone = few.at(few.prompt == row)
+            for name in ("final", "masked", "real"):
+                assert torch.equal(vars(mine)[name], vars(alone)[name]), name
+            torch.testing.assert_close(mine.confidence, alone.confidence)
 
 
 # The rule by hand.

@@ -47,6 +47,7 @@ def view_of(masked: Tensor, block_step: int = 0, steps_done: int = 0, **other: A
         "block_masks": masked.sum(1),
         "num_blocks": each,
         "fresh": each * block_step == 0,
+        "prompts": torch.arange(rows),
         "layout": layout_of(rows, width),
         "noise": CounterNoise(torch.arange(rows)),
     }

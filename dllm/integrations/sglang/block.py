@@ -38,6 +38,7 @@ UNTOLD = {
     "length": "it reads how long the row is, which the engine does not tell",
     "prompt_length": "it reads where the prompt ends, which the engine does not tell",
     "num_slots": "it reads how long the answer is, which the engine does not tell",
+    "prompts": "it tells prompts apart, which the engine does not number",
     "step": "it reads how many forwards the row has had, and the engine tells those of a block",
 }
 
@@ -173,7 +174,7 @@ class Hosted:
             block=every,
             known=every,
             fixed=blocks.fixed,
-            length=each,  # and the three below: nobody reads them
+            length=each,  # and the three below, and prompts: nobody reads them
             prompt_length=each,
             num_slots=each,
             step=each,
@@ -181,6 +182,7 @@ class Hosted:
             block_masks=blocks.masks,
             num_blocks=each,
             fresh=blocks.forwards == 0,
+            prompts=each,
             layout=self._layout(*tokens.shape),
             noise=Silence(),
             state=blocks.state,
