@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +20,7 @@ from dllm.eval.tasks import TASKS, arithmetic
 from dllm.generate import generate
 from dllm.models.config import ModelSpec, NetworkConfig
 from dllm.models.families import llada
-from dllm.models.loading import save
+from dllm.models.loading import load, save
 from dllm.models.model import HostedModel
 from dllm.models.transformer import Transformer
 from dllm.training.tiny_corpus import GROUP, WIDTHS, Batch, Corpus, Mixture, build_tokenizer
@@ -44,6 +44,8 @@ class Recipe:
     drills_until: float = 0.3
     focus: float = 0.25
     families: tuple[float, float, float] = (7, 1.5, 1.5)  # arithmetic, lists, functions
+    easy_lists: float = 1.0  # as in `Mixture`
+    changed: float = 1.0
     max_length: int = 256
 
     def rate(self, step: int) -> float:
@@ -57,7 +59,22 @@ class Recipe:
         """Returns what a step draws from; drills fall slowly, a sudden change is forgotten."""
         done = min(step / (self.steps * self.drills_until), 1)
         drills = self.drills_first + (self.drills_last - self.drills_first) * done
-        return Mixture(drills, self.focus, self.families)
+        return Mixture(drills, self.focus, self.families, self.easy_lists, self.changed)
+
+
+# Goes on from a finished network: most rows are lists, and elsewhere it keeps to its teacher.
+LISTS = Recipe(
+    steps=4000,
+    seed=7,
+    learning_rate=1e-3,
+    hold=0.5,
+    drills_first=0.05,
+    drills_last=0.05,
+    focus=0.1,
+    families=(3, 6, 1),
+    easy_lists=0.4,
+    changed=4.0,
+)
 
 
 def new_network(vocab_size: int, seed: int) -> Transformer:
@@ -84,12 +101,25 @@ def new_network(vocab_size: int, seed: int) -> Transformer:
     return network
 
 
-def loss_of(network: Callable[..., Tensor], batch: Batch) -> Tensor:
-    """Returns the weighted cross-entropy over masked tokens, in nats."""
+Forward = Callable[[Tensor, Tensor, Tensor], Tensor]  # tokens, columns, attend: to logits
+
+
+def loss_of(network: Forward, batch: Batch, teacher: Forward | None = None) -> Tensor:
+    """Returns the weighted cross-entropy over masked tokens, in nats.
+
+    With a teacher, what rows other than lists should be is its distribution and not the token, so
+    that what was learnt stays (learning without forgetting: Li and Hoiem, arXiv 1606.09282).
+    """
     columns = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
+    seen = batch.tokens, columns.expand_as(batch.tokens), batch.attend
     with torch.autocast(batch.tokens.device.type, dtype=torch.bfloat16):
-        logits = network(batch.tokens, columns.expand_as(batch.tokens), batch.attend)
-    nats = F.cross_entropy(logits.float().flatten(0, 1), batch.targets.flatten(), reduction="none")
+        logits = network(*seen)
+        with torch.no_grad():
+            known = logits if teacher is None else teacher(*seen)
+    wanted = F.one_hot(batch.targets, logits.shape[-1]).float()
+    if teacher is not None:
+        wanted = torch.where(batch.is_list[:, None, None], wanted, known.float().softmax(-1))
+    nats = F.cross_entropy(logits.float().flatten(0, 1), wanted.flatten(0, 1), reduction="none")
     return (nats * batch.weight.flatten()).sum() / batch.weight.sum()
 
 
@@ -104,13 +134,21 @@ class Run:
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), betas=(0.9, 0.98), weight_decay=recipe.weight_decay
         )
-        self.forward = torch.compile(self._logits, dynamic=False) if compiled else self._logits
+        self.compiled = compiled
         torch._dynamo.config.recompile_limit = 4 * len(WIDTHS)  # one graph for each width
+        self.forward = self._forward(self.network)
+        self.teacher: Forward | None = None
         self.step = 0
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "training.json").write_text(json.dumps(asdict(recipe), indent=1))
         if (folder / "state.pt").exists():
             self._resume()
+
+    def begin_with(self, network: Transformer) -> None:
+        """Takes over a network's weights, unless the run has gone on, and keeps to it."""
+        if self.step == 0:
+            self.network.load_state_dict(network.state_dict())
+        self.teacher = self._forward(network.to(self.device))
 
     def train(self) -> None:
         """Runs to the last step."""
@@ -125,14 +163,17 @@ class Run:
                 if self.step % SAVE_EVERY < GROUP or self.step >= self.recipe.steps:
                     self.save(loss)
 
-    def _logits(self, tokens: Tensor, columns: Tensor, attend: Tensor) -> Tensor:
-        return self.network.logits(self.network.hidden(tokens, columns, attend))
+    def _forward(self, network: Transformer) -> Forward:
+        def logits(tokens: Tensor, columns: Tensor, attend: Tensor) -> Tensor:
+            return network.logits(network.hidden(tokens, columns, attend))
+
+        return torch.compile(logits, dynamic=False) if self.compiled else logits
 
     def _update(self, batch: Batch) -> float:
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.rate(self.step)
         moved = Batch(**{name: value.to(self.device) for name, value in vars(batch).items()})
-        loss = loss_of(self.forward, moved)
+        loss = loss_of(self.forward, moved, self.teacher)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
@@ -200,15 +241,24 @@ def hosted(network: Transformer, tokenizer: PreTrainedTokenizerFast, recipe: Rec
     return HostedModel("tiny", network, spec, tokenizer, defaults, config)
 
 
-def main(
+def main(  # noqa: PLR0913 a command has an argument for each of its options
     output: Annotated[Path, typer.Option(help="Folder; a stopped run resumes.")],
-    steps: Annotated[int, typer.Option(help="Batches of 64 rows.")] = Recipe.steps,
-    seed: Annotated[int, typer.Option(help="Of weights and data.")] = 0,
+    lists_of: Annotated[
+        str | None, typer.Option(help="A trained checkpoint, which then learns its lists.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Batches of 64 rows.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights and data.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     compiled: Annotated[bool, typer.Option(help="Needs a C++ compiler.")] = True,
 ) -> None:
-    """Trains the embedded model from nothing; about an hour on two cores."""
-    Run(output, Recipe(steps=steps, seed=seed), device, compiled).train()
+    """Trains the embedded model from nothing, about an hour on two cores; or its lists alone."""
+    known = None if lists_of is None else load(lists_of, speed=None).network
+    recipe = Recipe() if known is None else LISTS
+    seed = recipe.seed if seed is None else seed
+    run = Run(output, replace(recipe, steps=steps or recipe.steps, seed=seed), device, compiled)
+    if known is not None:
+        run.begin_with(known)
+    run.train()
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from types import ModuleType
 
@@ -60,6 +60,8 @@ class Mixture:
     drills: float  # share of rows that are equations without a problem
     focus: float  # share of the other rows that ask for one result of a word problem
     families: tuple[float, float, float]  # weights of arithmetic, lists and functions
+    easy_lists: float = 1.0  # share of lists to copy or reverse that are kept
+    changed: float = 1.0  # weight of what a list's answer has and a copy has not
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Row:
     tokens: list[int]
     masked: list[bool]
     weight: list[float]  # of each token in the loss
+    is_list: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class Batch:
     targets: Tensor  # (B, L) int64
     weight: Tensor  # (B, L) float32, 0 where nothing is to be predicted
     attend: Tensor  # (B, 1, L) bool
+    is_list: Tensor  # (B,) bool
 
 
 class Corpus:
@@ -115,6 +119,8 @@ class Corpus:
         if source.random() < mixture.focus:
             return self._focus(_draw(arithmetic, source), source)
         family = source.choices(FAMILIES, weights=mixture.families)[0]
+        if family is lists:
+            return self._list(_draw_list(source, mixture.easy_lists), source, mixture.changed)
         return self._problem(_draw(family, source), source)
 
     def _drill(self, width: int, source: random.Random) -> Row:
@@ -160,6 +166,21 @@ class Corpus:
         hidden = _mask(region, len(answer), source)
         return Row(prompt + response, [False] * len(prompt) + hidden, [0.0] * len(prompt) + weight)
 
+    def _list(self, problem: Problem, source: random.Random, changed: float) -> Row:
+        """A list whose answer weighs `changed` times where the list in the prompt is not copied.
+
+        Most tokens of `replace` and `remove` are copies, which are learnt first and are all that is
+        learnt where the few others count no more than they.
+        """
+        row = self._problem(problem, source)
+        prompt, answer = self._encode(problem.prompt), self._encode(problem.response)
+        given = self._encode(problem.prompt.partition(": ")[2].removesuffix("."))
+        weight = list(row.weight)
+        for index, token in enumerate(answer):
+            if token != (given[index] if index < len(given) else None):
+                weight[len(prompt) + index] *= changed
+        return replace(row, weight=weight, is_list=True)
+
     def _parts(self, problem: Problem, source: random.Random) -> tuple[list[int], list[int], int]:
         """Returns prompt, answer and how many slots: mostly the default or the least that fit."""
         prompt, answer = self._encode(problem.prompt), self._encode(problem.response)
@@ -179,7 +200,9 @@ class Corpus:
         masked = padded([[float(m) for m in row.masked] for row in rows], 0).bool()
         weight = padded([row.weight for row in rows], 0.0) * masked
         real = padded([[1.0] * len(row.tokens) for row in rows], 0).bool()
-        return Batch(targets.masked_fill(masked, self.mask), targets, weight, real[:, None])
+        shown = targets.masked_fill(masked, self.mask)
+        listed = torch.tensor([row.is_list for row in rows])
+        return Batch(shown, targets, weight, real[:, None], listed)
 
 
 def _mask(region: int, length: int, source: random.Random) -> list[bool]:
@@ -196,3 +219,11 @@ def _mask(region: int, length: int, source: random.Random) -> list[bool]:
 def _draw(family: ModuleType, source: random.Random) -> Problem:
     problem: Problem = next(family.problems("train", seed=source.getrandbits(48)))
     return problem
+
+
+def _draw_list(source: random.Random, easy: float) -> Problem:
+    """Returns a list problem; of those to copy or to reverse, a share `easy` is kept."""
+    while True:
+        problem = _draw(lists, source)
+        if not problem.prompt.startswith(("copy", "reverse")) or source.random() < easy:
+            return problem

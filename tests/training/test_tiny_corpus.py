@@ -225,6 +225,59 @@ def test_only_masked_tokens_are_learnt(tokenizer: PreTrainedTokenizerFast) -> No
         assert not masked[~batch.attend[:, 0]].any()
 
 
+def test_lists_are_told_from_the_rest(tokenizer: PreTrainedTokenizerFast) -> None:
+    words = ("copy:", "reverse:", "sort:", "replace ", "remove ")
+    seen = set()
+    for batch in Corpus(tokenizer, 0).batches(0, MIXED):
+        for tokens, is_list in zip(batch.targets, batch.is_list.tolist(), strict=True):
+            assert str(tokenizer.decode(tokens.tolist())).startswith(words) == is_list
+            seen.add(is_list)
+    assert seen == {True, False}
+
+
+def test_easy_lists_are_thinned_out(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Of five operations two are easy: 0.4 of them kept are 0.16 of 0.76 rows in place of 0.4."""
+    for easy, share in ((1.0, 0.4), (0.4, 0.16 / 0.76), (0.0, 0.0)):
+        mixture = Mixture(0.0, 0.0, families=(0, 1, 0), easy_lists=easy)
+        drawn = [
+            str(tokenizer.decode(tokens.tolist())).startswith(("copy", "reverse"))
+            for first in (0, 4, 8, 12)
+            for batch in Corpus(tokenizer, 3).batches(first, mixture)
+            for tokens in batch.targets
+        ]
+        error = (share * (1 - share) / len(drawn)) ** 0.5
+        assert abs(sum(drawn) / len(drawn) - share) <= 4 * error
+
+
+def test_what_a_copy_has_not_weighs_more(tokenizer: PreTrainedTokenizerFast) -> None:
+    """The same rows without and with the weight, token by token."""
+    one, four = (
+        Corpus(tokenizer, 3).batches(0, Mixture(0.0, 0.0, (1, 4, 1), changed=changed))
+        for changed in (1.0, 4.0)
+    )
+    seen = set()
+    for plain, weighed in zip(one, four, strict=True):
+        assert torch.equal(plain.targets, weighed.targets)
+        ratio = torch.where(plain.weight > 0, weighed.weight / plain.weight, 1.0)
+        assert (ratio[~plain.is_list] == 1).all()
+        for tokens, row in zip(plain.targets[plain.is_list], ratio[plain.is_list], strict=True):
+            head, _, rest = str(tokenizer.decode(tokens.tolist())).partition(": ")
+            given, _, answer = rest.replace("<eos>", "").partition(".")
+            pieces = [tokenizer.encode(part, add_special_tokens=False) for part in (given, answer)]
+            start = len(tokenizer.encode(f"{head}: {given}.", add_special_tokens=False))
+            for index, token in enumerate(pieces[1]):
+                copied = index < len(pieces[0]) and pieces[0][index] == token
+                factor = float(row[start + index])
+                assert factor == 1 or (factor == 4 and not copied)
+                seen.add((head.partition(" ")[0], factor))
+            assert (row[:start] == 1).all()
+            assert (row[start + len(pieces[1]) :] == 1).all()
+    operations = ("reverse", "sort", "replace", "remove")
+    assert seen == {("copy", 1.0)} | {
+        (name, factor) for name in operations for factor in (1.0, 4.0)
+    }
+
+
 def test_drills_mask_true_results_only(tokenizer: PreTrainedTokenizerFast) -> None:
     corpus = Corpus(tokenizer, 0)
     for batch in corpus.batches(0, DRILLS):
