@@ -108,7 +108,7 @@ def generate(
 
     dllm generate --prompts prompts.txt --output answers.jsonl
 
-    dllm generate "copy: tom, ann." --config mine.json --temperature 0.5
+    dllm generate "copy: tom, ann, sue." --config mine.json --temperature 0.5
 
     dllm generate --template gap.json
     """

@@ -17,9 +17,9 @@ from tests.support.processes import start_dllm, wait_until
 
 PROMPTS = [
     "tom has 53 pens. tom loses 3. how many pens does tom have?",
-    "copy: tom, ann.",
-    "ann has 12 cups. ann buys 7. how many cups does ann have?",
-    "copy: tom, ann.",
+    "copy: tom, ann, sue.",
+    "ann has 12 cups. ann buys 7 more. how many cups does ann have?",
+    "copy: tom, ann, sue.",
     "write f(x): at least 7.",
 ]
 

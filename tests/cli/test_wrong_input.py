@@ -112,8 +112,8 @@ def test_where_a_model_goes_is_checked(
 
 def test_a_device_map_is_obeyed(inside: Inside) -> None:
     for place in ("{'': cpu}", "auto"):
-        done = inside("generate", "copy: tom, ann.", "--device-map", place)
-        assert done.stdout == "tom, ann\n", done.stderr
+        done = inside("generate", "copy: tom, ann, sue.", "--device-map", place)
+        assert done.stdout == "tom, ann, sue\n", done.stderr
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a disk that is always full")

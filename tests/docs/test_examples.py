@@ -17,8 +17,8 @@ from tests.support.pages import DOCS, PAGES, blocks_of, module_of
 TOM = "tom has 53 pens. tom loses 3. how many pens does tom have?"
 RIGHT = {  # every prompt of an example, and what a reader takes for its answer
     TOM: "53-3=50; #### 50",
-    "copy: tom, ann.": "tom, ann",
-    "copy: joe, mia.": "joe, mia",
+    "copy: tom, ann, sue.": "tom, ann, sue",
+    "copy: joe, mia, eva.": "joe, mia, eva",
     "copy: ann, sam, zoe.": "ann, sam, zoe",
     "reverse: joe, eva, bob.": "bob, eva, joe",
     "write f(x): at least 7.": "def f(x):\n    x = max(x, 7)\n    return x",
@@ -143,13 +143,13 @@ def test_answers_in_python_are_those_that_the_pages_say(tmp_path: Path) -> None:
     assert module_of(ROOT / "README.md", tmp_path).out.texts == (RIGHT[TOM],)
     first = module_of(DOCS / "start" / "first_steps.md", tmp_path)
     assert first.out.texts == (RIGHT[TOM],)
-    assert first.again.texts == ("tom, ann",)
+    assert first.again.texts == ("tom, ann, sue",)
     gap = "def f(x):\n    x = x + 12\n    return x"
-    assert first.batch.texts == ("12+7=19; #### 19", "tom, ann", gap)
+    assert first.batch.texts == ("12+7=19; #### 19", "tom, ann, sue", gap)
     many = module_of(DOCS / "guides" / "batching.md", tmp_path)
     assert many.out.texts == tuple(RIGHT[prompt] for prompt in many.prompts)
     replayed = module_of(DOCS / "guides" / "trace.md", tmp_path)
-    assert replayed.out.texts == ("tom, ann", "joe, mia")
+    assert replayed.out.texts == ("tom, ann, sue", "joe, mia, eva")
 
 
 def test_the_readme_says_how_the_command_is_called_after_make_demo() -> None:

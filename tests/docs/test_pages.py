@@ -40,7 +40,7 @@ LIST = DOCS / "reference" / "schedulers.md"
 EXAMPLES = ("Settled", "Ahead", "AtMost", "SecondThought")  # the further ones of the guide
 QUESTIONS = [
     "tom has 53 pens. tom loses 3. how many pens does tom have?",
-    "ann has 12 cups. ann buys 7. how many cups does ann have?",
+    "ann has 12 cups. ann buys 7 more. how many cups does ann have?",
     "sam has 9 cards.",
 ]
 

@@ -30,7 +30,7 @@ DECODING: dict[str, Any] = {
 OPTIONS = DECODING | {"health_check_period": 0.5, "grace": 30.0, "batch_size": 4}
 PROMPTS = [
     *(f"tom has {n} pens. tom loses 3. how many pens does tom have?" for n in range(20, 32)),
-    *(f"ann has {n} cups. ann buys 7. how many cups does ann have?" for n in range(10, 22)),
+    *(f"ann has {n} cups. ann buys 7 more. how many cups does ann have?" for n in range(10, 22)),
 ]
 # What a client is told whose answer was lost with a replica: status 500, or of what had begun to
 # come, that the connection ended before its end.

@@ -38,7 +38,7 @@ END = 9  # the end token of the views by hand
 RECORDED = json.loads((GOLDEN / "cases" / "learn2pd_training_data.json").read_text())["cases"]
 QUESTIONS = [
     "tom has 53 pens. tom loses 3. how many pens does tom have?",
-    "ann has 12 cups. ann buys 7. how many cups does ann have?",
+    "ann has 12 cups. ann buys 7 more. how many cups does ann have?",
     "mia has 73 apples. mia gets 21 more. mia drops 7. how many apples does mia have?",
 ]
 ANSWERS = ["#### 50", "#### 19", "#### 87"]

@@ -17,7 +17,7 @@ from tests.support.answers import answer_with
 
 ROWS = [
     {"question": "tom has 53 pens. tom loses 3. how many pens does tom have?", "answer": "50"},
-    {"question": "ann has 12 cups. ann buys 7. how many cups does ann have?", "answer": "19"},
+    {"question": "ann has 12 cups. ann buys 7 more. how many cups does ann have?", "answer": "19"},
     {"question": "sam has 9 cards. sam loses 4. how many cards does sam have?", "answer": "5"},
 ]
 PICKS: list[dict[str, Any]] = [
