@@ -22,6 +22,8 @@ CACHES = "tests/cache/test_base.py"
 STREAMING = "tests/cache/test_streaming.py tests/golden/test_logits.py"
 WEDLM = "tests/schedulers/test_wedlm.py"
 CONTEXT = "tests/schedulers/test_context_filter.py"
+LEARNT = "tests/schedulers/test_learn2pd.py"
+LISTS = "tests/training/test_lists.py tests/training/test_tiny_corpus.py"
 BLOCK_CAUSAL = "tests/cache/test_block_causal.py"
 ENCODER = "tests/cache/test_encoder.py"
 A2D = "tests/models/test_a2d.py"
@@ -1461,6 +1463,66 @@ FAULTS = [
             "lesson, lesson.at(held)",
             CONTEXT,
         ),
+        (
+            "context-answer-of-a-seat",
+            "self.reference[view.prompts].gather(1, slot)",
+            "self.reference[: len(slot)].gather(1, slot)",
+            CONTEXT,
+        ),
+        (
+            "context-limits-of-a-seat",
+            "self.limits[view.prompts, :, None]",
+            "self.limits[: len(slot), :, None]",
+            CONTEXT,
+        ),
+    ),
+    *in_file(
+        "dllm/training/learn2pd_examples.py",
+        (
+            "oracle-answer-of-a-seat",
+            "self.reference[view.prompts].gather(1, known)",
+            "self.reference[: len(known)].gather(1, known)",
+            LEARNT,
+        ),
+        (
+            "example-of-a-seat",
+            "prompt=prompts,",
+            "prompt=torch.arange(len(prompts)),",
+            LEARNT,
+        ),
+        (
+            "rows-that-stood-still-are-examples",
+            "blocks.at(step > before[prompts])",
+            "blocks.at(step >= before[prompts])",
+            LEARNT,
+        ),
+    ),
+    *in_file(
+        "dllm/training/tiny.py",
+        (
+            "lists-learn-from-the-teacher",
+            "torch.where(batch.is_list[:, None, None], wanted,",
+            "torch.where(~batch.is_list[:, None, None], wanted,",
+            LISTS,
+        ),
+        ("teacher-is-the-learner", "teacher(*seen)", "network(*seen).detach()", LISTS),
+        ("a-resumed-run-begins-anew", "if self.step == 0:", "if self.step >= 0:", LISTS),
+    ),
+    *in_file(
+        "dllm/training/tiny_corpus.py",
+        (
+            "changed-tokens-of-the-prompt",
+            "weight[len(prompt) + index] *= changed",
+            "weight[index] *= changed",
+            LISTS,
+        ),
+        (
+            "copied-tokens-weigh-more",
+            "if token != (given[index]",
+            "if token == (given[index]",
+            LISTS,
+        ),
+        ("easy-lists-are-kept", "or source.random() < easy:", "or source.random() >= easy:", LISTS),
     ),
     *in_file(
         "schedulers/klass.py",

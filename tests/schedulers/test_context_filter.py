@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -284,9 +285,12 @@ def test_rows_that_leave_take_nobody_s_answer(
     tiny: dllm.HostedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of more than a few prompts finished rows leave, and the others move to their seats."""
+    near = torch.rand(40, generator=torch.Generator().manual_seed(1)) * 0.4 + 0.6
+    drawn = torch.stack([near, (near + 1) / 2, torch.full((40,), 8.0)], 1)
+    given = count()
 
-    def limits(self: Course, count: int, *_: object) -> torch.Tensor:
-        return torch.tensor([[0.9, 0.95, 8.0]]).expand(count, 3)
+    def limits(self: Course, rows: int, *_: object) -> torch.Tensor:
+        return drawn[[next(given) % 40 for _ in range(rows)]]  # batch after batch, those of each
 
     monkeypatch.setattr(Course, "_limits", limits)
     course, generator = course_of(tiny, 40), torch.Generator()
