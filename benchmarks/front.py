@@ -38,6 +38,7 @@ svg { --ink: #1f2328; --faint: #656d76; --line: #d8dee4; --front: #0969da; --pap
  svg { --ink: #e6edf3; --faint: #8d96a0; --line: #30363d; --front: #58a6ff; --paper: #0d1117; }
 }
 text { font: 12px ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; fill: var(--ink); }
+text { paint-order: stroke; stroke: var(--paper); stroke-width: 4px; }
 .axis { fill: var(--faint); } .grid { stroke: var(--line); }
 .front { fill: none; stroke: var(--front); stroke-width: 2; stroke-opacity: .45; }
 .whisker { stroke: var(--faint); stroke-opacity: .5; }
