@@ -78,6 +78,7 @@ def wrong(browser: Chrome) -> list[Any]:
 
 @pytest.mark.slow
 def test_a_chat_by_keyboard(browser: Chrome, address: str) -> None:
+    wrong(browser)  # what other tests provoked is read once, and gone
     browser.get(address)
     write(browser, "pause", "0")
     press(browser, PENS, "\ue007")  # Enter
