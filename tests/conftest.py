@@ -53,7 +53,7 @@ def _changed_loggers() -> dict[str, tuple[int, bool, int]]:
     """Returns level, whether it is off, and the handlers of each logger that is not as made."""
     found = {
         name: (log.level, log.disabled, len(log.handlers))
-        for name, log in logging.root.manager.loggerDict.items()
+        for name, log in logging.root.manager.loggerDict.copy().items()  # threads add to it
         if name.partition(".")[0] == "dllm" and isinstance(log, logging.Logger)
     }
     return {name: state for name, state in found.items() if state != (logging.NOTSET, False, 0)}

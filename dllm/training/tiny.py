@@ -140,9 +140,15 @@ class Run:
         self.teacher: Forward | None = None
         self.step = 0
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "training.json").write_text(json.dumps(asdict(recipe), indent=1))
+        told, described = folder / "training.json", json.dumps(asdict(recipe), indent=1)
         if (folder / "state.pt").exists():
+            if told.read_text() != described:
+                raise ValueError(
+                    f"{folder} was begun with another recipe, which its training.json has: give "
+                    "what it was begun with, or another --output"
+                )
             self._resume()
+        told.write_text(described)
 
     def begin_with(self, network: Transformer) -> None:
         """Takes over a network's weights, unless the run has gone on, and keeps to it."""
@@ -246,7 +252,7 @@ def main(  # noqa: PLR0913 a command has an argument for each of its options
     lists_of: Annotated[
         str | None, typer.Option(help="A trained checkpoint, which then learns its lists.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Batches of 64 rows.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Batches of 64 rows.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights and data.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     compiled: Annotated[bool, typer.Option(help="Needs a C++ compiler.")] = True,

@@ -74,5 +74,8 @@ def test_a_run_begins_with_the_weights_and_goes_on_with_its_own(tmp_path: Path) 
     assert all(torch.equal(w, known[n]) for n, w in tiny.state_dict().items())  # the teacher stays
     again = begun()
     assert again.step == 4
+    with pytest.raises(ValueError, match=r"another recipe.*another --output"):
+        Run(tmp_path, Recipe(steps=4), "cpu", compiled=False)
+    assert begun().step == 4  # and what it was begun with is still told
     mine = run.network.state_dict()
     assert all(torch.equal(w, mine[n]) for n, w in again.network.state_dict().items())
