@@ -12,13 +12,14 @@ from torch import Tensor
 
 from dllm.models.config import ModelSpec
 from dllm.registry import Part
-from dllm.state.candidates import Candidates, ConfidenceSource, best, rank
+from dllm.state.candidates import Candidates, ConfidenceSource, best, rank, ranking
+from dllm.state.carried import Replaced
 from dllm.state.variants import Variants
 from dllm.state.window import Decision, State, View
 
 # With the messages, so that a method has its whole contract from here.
 __all__ = ["Candidates", "ConfidenceSource", "Decision", "ModelSpec", "Needs", "Scheduler"]
-__all__ += ["Setup", "State", "Variants", "View", "best", "rank"]
+__all__ += ["Replaced", "Setup", "State", "Variants", "View", "best", "rank", "ranking"]
 
 Build = Callable[[Mapping[str, Any]], "Scheduler"]  # what a registry does
 

@@ -13,6 +13,7 @@ from dllm.schedulers.base import (
     Candidates,
     Decision,
     Needs,
+    Replaced,
     Scheduler,
     Setup,
     State,
@@ -74,16 +75,11 @@ class DynamicThreshold(Scheduler):
         compared = seen.gather(1, slot) & (slot < other)
         threshold = self._moved(view, slot, change.masked_fill(~compared, 0), compared)
         needed = threshold.gather(1, slot) if self.per_column else threshold
-        first = torch.arange(len(slot), device=slot.device)[:, None] * before.shape[1]
-        after = before.flatten(0, 1).index_copy(0, (first + at).flatten(), now.flatten(0, 1))
-        state = {
-            "distribution": after.view(before.shape),
-            "seen": seen.scatter(1, slot, True),
-            "threshold": threshold,
-        }
+        state = {"seen": seen.scatter(1, slot, True), "threshold": threshold}
         sure = candidates.confidence
         commit = (sure >= needed) & view.block
-        return Decision(commit | best(sure, view.masked & view.block), state=state)
+        commit = commit | best(sure, view.masked & view.block)
+        return Decision(commit, state=state, replaced={"distribution": Replaced(at, now)})
 
     def _moved(self, view: View, slot: Tensor, change: Tensor, compared: Tensor) -> Tensor:
         """Returns the threshold of each row (B, 1), or slot (B, S), after changes (B, W)."""

@@ -7,10 +7,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from dllm.options import Amount
-from dllm.schedulers.base import Candidates, Decision, Scheduler, View, rank
+from dllm.schedulers.base import Candidates, Decision, Scheduler, View, ranking
 
 
 @dataclass(frozen=True)
@@ -24,6 +23,7 @@ class EntropyBound(Scheduler):
     bound: Amount = 0.1  # nats
     order: Literal["entropy", "confidence", "margin"] = "entropy"
 
+    never_waits = True
     source = "arXiv 2505.24857; sgl-project/sglang, Kamichanw/d2Cache (no own code)"
     statistic = "entropy"
     published = "two to three times fewer forwards at equal quality (abstract)"
@@ -32,11 +32,13 @@ class EntropyBound(Scheduler):
         return candidates.certainty(self.order)
 
     def select(self, candidates: Candidates, view: View) -> Decision:
-        place = rank(self.score(candidates), view.masked)
-        entropy = candidates.entropy.masked_fill(~view.masked, 0)
-        ranked = torch.zeros_like(entropy).scatter(1, place, entropy)
+        ranked, order = ranking(self.score(candidates), view.masked)
         # Each entropy adds itself, or what was the largest if it is larger. The sum less the
         # largest would lose small entropies to rounding.
-        largest = F.pad(ranked.cummax(1).values, (1, 0))[:, :-1]
-        error = torch.minimum(ranked, largest).cumsum(1)
-        return Decision((error <= self.bound).gather(1, place))
+        if self.order == "entropy":  # which is the score, negative: each is the largest so far
+            passed = ranked[:, :-1].cumsum(1) >= -self.bound
+        else:
+            entropy = candidates.entropy.where(view.masked, 0).gather(1, order)
+            largest = entropy.cummax(1).values[:, :-1]
+            passed = torch.minimum(entropy[:, 1:], largest).cumsum(1) <= self.bound
+        return Decision(torch.ones_like(view.masked).scatter_(1, order[:, 1:], passed))

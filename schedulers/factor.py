@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+from torch import Tensor
+
+from dllm.kernels.statistics import numbers
 from dllm.options import Positive
-from dllm.schedulers.base import Candidates, Decision, Scheduler, View, rank
+from dllm.schedulers.base import Candidates, Decision, Scheduler, View, ranking
 
 
 @dataclass(frozen=True)
@@ -24,13 +28,21 @@ class Factor(Scheduler):
 
     source = "arXiv 2505.22618 section 3.3; dInfer decoding/generate_fastdllm.py"
 
+    @property
+    def never_waits(self) -> bool:
+        return self.last != "waits"
+
     def select(self, candidates: Candidates, view: View) -> Decision:
-        place = rank(candidates.confidence, view.masked)
-        passed = candidates.confidence >= 1 - self.factor / (place + 2)
-        passed = (passed | (place == 0)) & view.masked
+        ranked, order = ranking(candidates.confidence, view.masked)
+        place = numbers(order.shape[1], order.device)
+        passed = (ranked >= 1 - self.factor / (place + 2)) | (place == 0)
+        if self.last != "judged":
+            passed = self._with_last(passed, place, view)
+        return Decision(torch.empty_like(passed).scatter_(1, order, passed))
+
+    def _with_last(self, passed: Tensor, place: Tensor, view: View) -> Tensor:
+        """Returns which ranked columns (B, W) pass where the last masked one is not judged."""
         last = place == view.masked.sum(-1, keepdim=True) - 1
-        if self.last == "passes":
-            passed = passed | (last & (passed.sum(-1, keepdim=True) >= place))
         if self.last == "waits":
-            passed = passed & ~last
-        return Decision(passed)
+            return passed & ~last
+        return passed | (last & (passed.sum(-1, keepdim=True) >= place))

@@ -10,8 +10,16 @@ import torch
 
 from dllm.kernels.statistics import rows_at
 from dllm.options import Amount, Probability, Range
-from dllm.schedulers.base import Candidates, Decision, Needs, Scheduler, Setup, State, View
-from dllm.state.softmax import exponential_
+from dllm.schedulers.base import (
+    Candidates,
+    Decision,
+    Needs,
+    Replaced,
+    Scheduler,
+    Setup,
+    State,
+    View,
+)
 
 _TINY = 1e-12  # the least probability that a logarithm is taken of
 
@@ -58,14 +66,13 @@ class Klass(Scheduler):
         other = before.shape[1] - 1
         slot = torch.where(known & (view.offset >= 0) & (view.offset < other), view.offset, other)
         slot = slot if candidates.places is None else slot.gather(1, candidates.places)
-        now = candidates.log_probabilities().clamp_(min=math.log(_TINY))
-        moved = (now - rows_at(before, slot)).mul_(exponential_(now.clone())).sum(-1)
+        now, probability = candidates.distribution()
+        now = now.clamp_(min=math.log(_TINY))
+        moved = -rows_at(before, slot).sub_(now).mul_(probability).sum(-1)
         # What this pass did not compute may have moved unseen, and is not stable for a while.
         moved = candidates.spread(moved, torch.inf).masked_fill(~known, torch.inf)
         divergence = torch.cat([view.state["divergence"][..., 1:], moved[..., None]], -1)
         stable = (divergence < self.kl_threshold).all(-1)
-        first = torch.arange(len(slot), device=slot.device)[:, None] * before.shape[1]
-        after = before.flatten(0, 1).index_copy(0, (first + slot).flatten(), now.flatten(0, 1))
-        state = {"log_probability": after.view(before.shape), "divergence": divergence}
         ready = stable & (candidates.confidence >= self.threshold) & view.block
-        return Decision(ready, state=state)
+        after = {"log_probability": Replaced(slot, now)}
+        return Decision(ready, state={"divergence": divergence}, replaced=after)

@@ -97,8 +97,7 @@ class DenoisingLoop:
             progress = settle(canvas, lockstep, self.at_eos, feeds, self.refreshes)
             if meter.first_pass is None:  # host and device have just met
                 meter.first_pass = perf_counter()
-            left = max(progress.remaining - canvas.layout.window_length, 0) + progress.num_open
-            yield replace(self._named(canvas, event, before, progress.finished), left=left)
+            yield self._named(canvas, event, before, progress)
             self._check(canvas, progress)
             settled, progress = progress, self._admit(canvas, progress, forward)
             if progress is not settled or settled.finished != before:
@@ -165,15 +164,16 @@ class DenoisingLoop:
         return tuple(range(canvas.layout.num_rows)) if self.batch is None else self.batch.prompts
 
     def _named(
-        self, canvas: Canvas, event: StepEvent, before: tuple[bool, ...], after: tuple[bool, ...]
+        self, canvas: Canvas, event: StepEvent, before: tuple[bool, ...], progress: Progress
     ) -> StepEvent:
-        """Returns the event with its prompts, of rows that were and are finished or not."""
-        prompts = self._prompts(canvas)
+        """Returns the event with its prompts and what it ended; `before` it, who was finished."""
+        prompts, after = self._prompts(canvas), progress.finished
+        left = max(progress.remaining - canvas.layout.window_length, 0) + progress.num_open
         ended: tuple[int, ...] = ()
         if before != after:  # in few steps
             rows = zip(prompts, before, after, strict=True)
             ended = tuple(prompt for prompt, was, done in rows if done and not was)
-        return replace(event, prompts=prompts, finished=ended)
+        return replace(event, prompts=prompts, finished=ended, left=left)
 
     def _check(self, canvas: Canvas, progress: Progress) -> None:
         if progress.broken:

@@ -6,14 +6,17 @@ which are then looked for in the best chunk. What is returned is the same, bit b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 from dllm.kernels.draw import Draw
+
+Sum = Callable[..., Tensor]  # torch.sum, or torch.nansum
 
 _CHUNK = 128
 _TERMS = 16  # of a float32 sum
@@ -65,14 +68,31 @@ def largest_but(logits: Tensor, but: int, chunks: Tensor) -> Tensor:
     `chunks` are those of the logits.
     """
     own = but // _CHUNK
-    beside = logits[..., own * _CHUNK : (own + 1) * _CHUNK].clone()
-    beside.select(-1, but % _CHUNK).fill_(-torch.inf)
-    largest = chunks.slice_scatter(beside.amax(-1, keepdim=True), -1, own, own + 1)
+    barred, there = _places_of(but, logits.shape[-1], logits.device)
+    beside = logits[..., own * _CHUNK : (own + 1) * _CHUNK].masked_fill(barred, -torch.inf)
+    largest = torch.where(there, beside.amax(-1, keepdim=True), chunks)
     columns = _columns(largest.argmax(-1, keepdim=True))
     if logits.shape[-1] % _CHUNK:
         columns = columns.clamp_(max=logits.shape[-1] - 1)
-    chunk = logits.gather(-1, columns).masked_fill_(columns == but, -torch.inf)
+    chunk = logits.gather(-1, columns).masked_fill(columns == but, -torch.inf)
     return columns.gather(-1, chunk.argmax(-1, keepdim=True)).squeeze(-1)
+
+
+@lru_cache(maxsize=64)
+def numbers(count: int, device: torch.device) -> Tensor:
+    """Returns 0, 1, ... (count,) int64, made once; nobody writes to it."""
+    with torch.inference_mode(False):  # it is used inside of that mode and outside
+        return torch.arange(count, device=device)
+
+
+@lru_cache(maxsize=16)
+def _places_of(token: int, vocab_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Returns where a token stands in its chunk, and where its chunk among all, bool."""
+    own, size = token // _CHUNK, min(_CHUNK, vocab_size - token // _CHUNK * _CHUNK)
+    with torch.inference_mode(False):  # as above
+        in_chunk = numbers(size, device) == token % _CHUNK
+        chunk = numbers(-(-vocab_size // _CHUNK), device) == own
+    return in_chunk, chunk
 
 
 def largest_two(logits: Tensor, chunks: Tensor) -> Tensor:
@@ -87,18 +107,19 @@ def largest_two(logits: Tensor, chunks: Tensor) -> Tensor:
     return torch.cat([chunk, others], -1).topk(2, dim=-1).values
 
 
-def summed(values: Tensor) -> Tensor:
+def summed(values: Tensor, by: Sum = torch.sum) -> Tensor:
     """Returns the sums of values (..., V), of a few terms in float32, then in float64."""
     whole = values.shape[-1] // _TERMS * _TERMS
-    parts = values[..., :whole].unflatten(-1, (_TERMS, -1)).sum(-2).sum(-1, dtype=torch.float64)
+    terms = by(values[..., :whole].unflatten(-1, (_TERMS, -1)), -2)
+    parts = terms.sum(-1, dtype=torch.float64)
     if whole == values.shape[-1]:
         return parts
-    return parts + values[..., whole:].sum(-1, dtype=torch.float64)
+    return parts + by(values[..., whole:], -1, dtype=torch.float64)
 
 
 def rows_at(values: Tensor, index: Tensor) -> Tensor:
     """Returns the rows `index` (B, n) of values (B, w, V), (B, n, V), each copied whole."""
-    first = torch.arange(values.shape[0], device=index.device)[:, None] * values.shape[1]
+    first = numbers(values.shape[0], index.device)[:, None] * values.shape[1]
     chosen = values.flatten(0, 1).index_select(0, (first + index).flatten())
     return chosen.view(*index.shape, values.shape[-1])
 
@@ -114,4 +135,4 @@ def chunks_of(logits: Tensor) -> Tensor:
 
 def _columns(chunk: Tensor) -> Tensor:
     """Returns the columns of a chunk (..., 1), (..., n); some of the last one may not be there."""
-    return torch.arange(_CHUNK, device=chunk.device).add(chunk, alpha=_CHUNK)
+    return numbers(_CHUNK, chunk.device).add(chunk, alpha=_CHUNK)

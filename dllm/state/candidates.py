@@ -17,9 +17,12 @@ from dllm.state.softmax import (
     IMPOSSIBLE,
     chunks_of,
     entropy_of,
+    exponential,
     largest_but,
     largest_two,
+    nucleus,
     softmax,
+    summed,
     total_and_entropy,
     total_weight,
     without,
@@ -54,10 +57,12 @@ class Candidates:
     @cached_property
     def entropy(self) -> Tensor:
         """The entropy of the distribution in nats, (B, W)."""
-        if self.measured is None:
-            nats = self._nats.to(self.logits.dtype)
-        else:
+        if self.measured is not None:
             nats = self.measured.entropy
+        elif "_total" in vars(self):
+            nats = entropy_of(self.logits, self._largest, self._total).to(self.logits.dtype)
+        else:
+            nats = self._weighed[1].to(self.logits.dtype)
         return self.spread(nats, math.log(self.logits.shape[-1]))
 
     @cached_property
@@ -88,9 +93,14 @@ class Candidates:
         """Returns the whole distribution, (B, w, V); `log_prob` and others need less memory."""
         return softmax(self.logits)
 
-    def log_probabilities(self) -> Tensor:
-        """Returns the logarithm of the whole distribution in nats, (B, w, V)."""
-        return self.logits.log_softmax(-1)
+    def distribution(self) -> tuple[Tensor, Tensor]:
+        """Returns the distribution's logarithms in nats and its probabilities, (B, w, V) anew."""
+        below = self.logits - self._largest[..., None]
+        weight = exponential(below)
+        if "_total" not in vars(self):
+            vars(self)["_total"] = summed(weight)
+        total = self._total[..., None]
+        return below.sub_(total.log().to(below.dtype)), weight.div_(total.to(weight.dtype))
 
     def at(self, index: Tensor) -> Candidates:
         """Returns the candidates of the window's columns `index` (B, n) alone."""
@@ -130,13 +140,6 @@ class Candidates:
     def _weighed(self) -> tuple[Tensor, Tensor]:
         """The total and the entropy, (B, w) float64, for which logits are read once."""
         return total_and_entropy(self.logits, self._largest)
-
-    @property
-    def _nats(self) -> Tensor:
-        """The entropy, (B, w) float64."""
-        if "_total" in vars(self):
-            return entropy_of(self.logits, self._largest, self._total)
-        return self._weighed[1]
 
     @cached_property
     def _top2(self) -> Tensor:
@@ -250,7 +253,7 @@ class Sampling:
         """Returns logits after temperature, top-p and top-k, in this order (Dream)."""
         shaped = heated = logits / self.temperature if self.temperature > 0 else logits
         if self.top_p is not None and self.top_p < 1:
-            shaped = _nucleus(shaped, self.top_p)
+            shaped = nucleus(shaped, self.top_p)
         if self.top_k is not None:
             smallest = shaped.topk(min(self.top_k, shaped.shape[-1]), dim=-1).values[..., -1:]
             shaped = shaped.masked_fill(shaped < smallest, -torch.inf)
@@ -266,19 +269,10 @@ def _at(token: Tensor, columns: Tensor, places: Tensor | None) -> Tensor:
     return token if places is None else torch.zeros_like(columns).scatter_(1, places, token)
 
 
-def _nucleus(logits: Tensor, top_p: float) -> Tensor:
-    """Drops the tokens after the one with which the cumulated probability passes `top_p`."""
-    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
-    probability = softmax(ordered).double()  # summed up to what `top_p` is compared with
-    before = probability.cumsum(-1) - probability
-    ordered = ordered.masked_fill(before > top_p, -torch.inf)
-    return torch.empty_like(logits).scatter_(-1, order, ordered)
-
-
 def best(score: Tensor, masked: Tensor) -> Tensor:
     """Returns the column of each row that `rank` places first, (B, W) bool; none without masks."""
     first = _among(score, masked).argmax(-1, keepdim=True)
-    return masked & torch.zeros_like(masked).scatter_(-1, first, True)
+    return masked & (kernel.numbers(score.shape[-1], score.device) == first)
 
 
 def rank(score: Tensor, masked: Tensor) -> Tensor:
@@ -286,9 +280,18 @@ def rank(score: Tensor, masked: Tensor) -> Tensor:
 
     Ties go to the lower column, on every device; columns that are not masked come last.
     """
-    order = _among(score, masked).argsort(dim=-1, descending=True, stable=True)
-    places = torch.arange(score.shape[-1], device=score.device).expand_as(order)
+    order = ranking(score, masked)[1]
+    places = kernel.numbers(score.shape[-1], score.device).expand_as(order)
     return torch.empty_like(order).scatter_(-1, order, places)
+
+
+def ranking(score: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the scores and the columns in the order of `rank`, (B, W) each, columns int64.
+
+    The scores of columns that are not masked are -inf.
+    """
+    ranked, order = _among(score, masked).sort(dim=-1, descending=True, stable=True)
+    return ranked, order
 
 
 def _among(score: Tensor, masked: Tensor) -> Tensor:

@@ -21,6 +21,8 @@ from dllm.state.window import (
     Written,
 )
 
+_NOTHING: tuple[Any, tuple[Any, ...]] = (None, ())  # what was kept before the first time
+
 NEVER = -1  # commit_step of a column that the model did not commit
 
 
@@ -194,15 +196,20 @@ class Canvas:
         Tensors are compared by identity: that is free, and right as long as they are replaced and
         never written in place. `tokens` are written in place; `writes` is what stands for them.
         """
-        made, *last = self.memo.get(name, (None,))
-        if made is None or not all(map(_same, of, last)):
-            made = make(*of)
-            self.memo[name] = (made, *of)
+        made, last = self.memo.get(name, _NOTHING)
+        for now, then in zip(of, last, strict=False):  # in many places of each step
+            if now is not then and not (type(now) is int and now == then):
+                break
+        else:
+            if made is not None:
+                return made
+        made = make(*of)
+        self.memo[name] = (made, of)
         return made
 
     def note(self, name: str, made: Any, *of: Tensor | int) -> None:
         """Takes what `keep` would make of these."""
-        self.memo[name] = (made, *of)
+        self.memo[name] = (made, of)
 
     def fed(self, feeds: Callable[[Canvas], Tensor]) -> Tensor:
         """Returns the columns that a pass feeds by `feeds`, (B, C) bool, made once a step."""
@@ -236,7 +243,3 @@ def between(columns: Tensor, start: Tensor, end: Tensor) -> Tensor:
 
 def _gathered(values: Tensor, columns: Tensor) -> Tensor:
     return values.gather(1, columns)
-
-
-def _same(now: Tensor | int, last: Tensor | int) -> bool:
-    return now is last or (isinstance(now, int) and isinstance(last, int) and now == last)

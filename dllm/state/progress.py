@@ -247,15 +247,16 @@ def _table(
 
 def _progress(canvas: Canvas, figures: Mapping[str, Sequence[int]]) -> Progress:
     """Returns what the figures of rows say, by name a number for each row."""
-    finished = tuple(map(bool, figures["finished"]))
+    finished, broken = tuple(map(bool, figures["finished"])), any(figures["broken"])
+    together = not (canvas.layout.keep_history or any(finished))
+    if any(finished):  # from here on, of the rows that are under way
+        going = [row for row, done in enumerate(finished) if not done]
+        figures = {name: [of[row] for row in going] for name, of in figures.items()}
 
     def most(numbers: Iterable[int]) -> int:
-        """Of the rows that are under way, 0 where none is."""
-        return max((n for n, done in zip(numbers, finished, strict=True) if not done), default=0)
+        return max(numbers, default=0)
 
-    def named(name: str, otherwise: int = 0) -> int:
-        return most(figures[name]) if name in figures else otherwise
-
+    largest = {name: most(numbers) for name, numbers in figures.items()}
     step, begun, start = figures["step"], figures["entry_step"], figures["start"]
     begins, end = [number == 0 for number in figures["block_step"]], figures["end"]
     if moving := figures.get("moving"):
@@ -268,21 +269,20 @@ def _progress(canvas: Canvas, figures: Mapping[str, Sequence[int]]) -> Progress:
             now if moves else then for now, moves, then in zip(step, moving, begun, strict=True)
         ]
     first = figures.get("first", end)
-    others = canvas.layout.keep_history or any(finished) or any(map(ge, first, end))
     return Progress(
         unfinished=not all(finished),
         entered=bool(most(begins)),
-        broken=any(figures["broken"]),
+        broken=broken,
         remaining=most(map(sub, figures["length"], start)),
-        length=named("length"),
+        length=largest["length"],
         reach=most(map(min, figures["length"], end)),
-        num_fed=named("num_fed"),
-        comparing=named("comparing") > 0,
+        num_fed=largest.get("num_fed", 0),
+        comparing=largest.get("comparing", 0) > 0,
         block_forwards=most(map(sub, step, begun)),
-        num_variants=max(named("num_variants", 1), 1),  # none is drafted where all ended
-        num_forwards=most(step),
-        num_open=named("num_open"),
+        num_variants=max(largest.get("num_variants", 1), 1),  # none is drafted where all ended
+        num_forwards=largest["step"],
+        num_open=largest["num_open"],
         finished=finished,
-        together=not others,
-        counts=tuple(named(name) for name in figures if name.startswith(_COUNT)),
+        together=together and not any(map(ge, first, end)),
+        counts=tuple(number for name, number in largest.items() if name.startswith(_COUNT)),
     )

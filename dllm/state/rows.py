@@ -72,6 +72,9 @@ def copied(canvas: Canvas) -> Canvas:
     for name, value in vars(canvas).items():
         if isinstance(value, Tensor):
             setattr(other, name, value.clone())
+    if canvas.scheduler_state is not None:
+        state = canvas.scheduler_state.items()
+        other.scheduler_state = {name: value.clone() for name, value in state}
     other.memo = {}
     return other
 
@@ -124,11 +127,10 @@ def seat_rows(canvas: Canvas, seats: Tensor, source: Canvas, rows: Tensor) -> No
     if canvas.drafts is not None:
         canvas.drafts = canvas.drafts.restarted(canvas.tokens, seats)
     if canvas.scheduler_state is not None:
+        start, state = canvas.scheduler_start, canvas.scheduler_state.items()
         canvas.scheduler_state = {
-            name: value.index_copy(0, seats, begin.expand(len(seats), *value.shape[1:]))
-            for (name, value), begin in zip(
-                canvas.scheduler_state.items(), canvas.scheduler_start.values(), strict=True
-            )
+            name: value.index_copy(0, seats, start[name].expand(len(seats), *value.shape[1:]))
+            for name, value in state
         }
     canvas.cache_state = None  # caches that have one let prompts in when nobody is left
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dllm.state.candidates import Candidates
+from dllm.state.carried import Replaced
 from dllm.state.noise import Noise
 from dllm.state.plan import PassKind
 from dllm.state.variants import Variants
@@ -109,6 +110,7 @@ class Decision:
     variants: Variants | None = None  # of each row, which the next pass compares
     planned: Tensor | None = None  # (B, n) int64 what the next step commits, -1 where less
     state: State | None = None  # what the next step finds in `view.state`; None: as it was
+    replaced: Mapping[str, Replaced] | None = None  # of tensors of the state, some places
     compelled: Tensor | None = None  # (B,) int64 commits that a language left no choice of
     tally: Tensor | None = None  # (B, 3) int64 what a grammar cost, by `TALLIED`
 
@@ -233,13 +235,3 @@ class View:
         each["masked"] = each["masked"] & (each["columns"] != columns.flatten()[:, None])
         state = {name: value.repeat_interleave(count, 0) for name, value in self.state.items()}
         return replace(self, **each, state=state)
-
-
-def merged(old: State, new: State, active: Tensor) -> State:
-    """Returns the new state of the rows that took part in a step and the old one of the others."""
-
-    def of(name: str) -> Tensor:
-        where = active.view(-1, *[1] * (new[name].ndim - 1))
-        return torch.where(where, new[name], old[name])
-
-    return {name: of(name) for name in new}

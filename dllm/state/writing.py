@@ -7,7 +7,8 @@ from torch import Tensor
 
 from dllm.state.candidates import Candidates
 from dllm.state.canvas import NEVER, Canvas
-from dllm.state.window import Decision, StepEvent, Window, Written, merged
+from dllm.state.carried import written
+from dllm.state.window import Decision, StepEvent, Window, Written
 
 
 def apply(canvas: Canvas, window: Window, decision: Decision, candidates: Candidates) -> StepEvent:
@@ -90,9 +91,10 @@ def _carry(canvas: Canvas, window: Window, decision: Decision, asked: Tensor) ->
     if decision.variants is not None:
         before = canvas.variants or decision.variants
         canvas.variants = before.merge(decision.variants, window.active)
-    if decision.state is not None:
+    if decision.state is not None or decision.replaced is not None:
+        took = None if window.together else asked
         old, new = canvas.scheduler_state or {}, decision.state
-        canvas.scheduler_state = new if window.together else merged(old, new, asked)
+        canvas.scheduler_state = written(old, new, decision.replaced, took)
     for name in ("compelled", "tally"):
         if (more := getattr(decision, name)) is not None:
             setattr(canvas, name, getattr(canvas, name) + more)

@@ -180,29 +180,17 @@ FAULTS = [
         ),
         (
             "finished-rows-count",
-            "zip(numbers, finished, strict=True) if not done)",
-            "zip(numbers, finished, strict=True))",
+            "going = [row for row, done in enumerate(finished) if not done]",
+            "going = list(range(len(finished)))",
             f"{FUZZ} {CACHES} {ALONE} {WAITING}",
         ),
     ),
     *in_file(
         "dllm/state/candidates.py",
         (
-            "top-p-tie",
-            "ordered.masked_fill(before > top_p",
-            "ordered.masked_fill(before >= top_p",
-            BOUNDARIES,
-        ),
-        (
             "top-k-tie",
             "shaped.masked_fill(shaped < smallest",
             "shaped.masked_fill(shaped <= smallest",
-            BOUNDARIES,
-        ),
-        (
-            "last-of-ties",
-            "descending=True, stable=True)\n    places",
-            "descending=True, stable=True).flip(-1)\n    places",
             BOUNDARIES,
         ),
         (
@@ -480,14 +468,14 @@ FAULTS = [
         "schedulers/entropy_bound.py",
         (
             "entropy-bound-tie",
-            "(error <= self.bound)",
-            "(error < self.bound)",
+            ">= -self.bound",
+            "> -self.bound",
             BOUNDARIES,
         ),
         (
             "entropy-bound-with-largest",
-            "error = torch.minimum(ranked, largest).cumsum(1)",
-            "error = ranked.cumsum(1)",
+            "torch.minimum(entropy[:, 1:], largest)",
+            "entropy[:, 1:]",
             "tests/schedulers/test_entropy_bound.py",
         ),
     ),
@@ -495,8 +483,8 @@ FAULTS = [
         "schedulers/factor.py",
         (
             "factor-tie",
-            "passed = candidates.confidence >= 1",
-            "passed = candidates.confidence > 1",
+            "passed = (ranked >= 1",
+            "passed = (ranked > 1",
             BOUNDARIES,
         ),
         (
@@ -606,8 +594,8 @@ FAULTS = [
         ),
         (
             "best-waits-for-its-threshold",
-            "Decision(commit | best(sure, view.masked & view.block), state=state)",
-            "Decision(commit | best(sure, view.left & ~commit.any(1, True)), state=state)",
+            "commit = commit | best(sure, view.masked & view.block)",
+            "commit = commit | best(sure, view.left & ~commit.any(1, True))",
             "tests/schedulers/test_dynamic_dllm.py",
         ),
     ),
@@ -1212,8 +1200,14 @@ FAULTS = [
     *in_file(
         "dllm/state/softmax.py",
         (
+            "top-p-tie",
+            "ordered.masked_fill(before > top_p",
+            "ordered.masked_fill(before >= top_p",
+            BOUNDARIES,
+        ),
+        (
             "mask-proposed",
-            "return torch.where(token == but, int(but == 0), token)",
+            "return token if but else torch.where(token == 0, 1, token)",
             "return token",
             "tests/state/test_candidates.py",
         ),
@@ -1523,6 +1517,48 @@ FAULTS = [
             LISTS,
         ),
         ("easy-lists-are-kept", "or source.random() < easy:", "or source.random() >= easy:", LISTS),
+    ),
+    *in_file(
+        "dllm/state/candidates.py",
+        (
+            "last-of-ties",
+            "_among(score, masked).sort(dim=-1, descending=True, stable=True)",
+            "(one.flip(-1) for one in _among(score, masked).sort(dim=-1, stable=True))",
+            BOUNDARIES,
+        ),
+    ),
+    *in_file(
+        "dllm/state/carried.py",
+        (
+            "idle-rows-are-replaced",
+            "values = torch.where(own, values, flat.index_select(0, at))",
+            "pass",
+            "tests/state/test_carried.py",
+        ),
+        (
+            "a-state-is-written-to",
+            "value.clone() if name in (places or ()) else value",
+            "value",
+            "tests/state/test_carried.py",
+        ),
+    ),
+    *in_file(
+        "dllm/state/rows.py",
+        (
+            "drafts-share-a-state",
+            "other.scheduler_state = {name: value.clone() for name, value in state}",
+            "other.scheduler_state = dict(state)",
+            "tests/state/test_carried.py",
+        ),
+    ),
+    *in_file(
+        "dllm/state/canvas.py",
+        (
+            "kept-of-another-number",
+            "if now is not then and not (type(now) is int and now == then):",
+            "if now is not then and not isinstance(now, int):",
+            "tests/state/test_canvas.py",
+        ),
     ),
     *in_file(
         "schedulers/klass.py",

@@ -13,6 +13,7 @@ import dllm
 from dllm.schedulers import Decision
 from dllm.schedulers.dynamic_dllm import DynamicThreshold
 from dllm.state.candidates import Candidates
+from dllm.state.carried import merged
 from dllm.state.window import State
 from tests.support.marks import crossed
 from tests.support.models import golden_model, random_prompts
@@ -38,9 +39,10 @@ def follow(
         masked = torch.ones(1, width, dtype=torch.bool)
         seen = masked if known is None else torch.tensor([known[number]])
         view = view_of(masked & seen, block_step=number, state=state, known=seen)
-        decisions.append(scheduler.decide(candidates, view))
-        assert decisions[-1].state is not None
-        state = decisions[-1].state
+        decision = scheduler.decide(candidates, view)
+        everybody = torch.ones(1, dtype=torch.bool)
+        state = merged(state, decision.state, decision.replaced, everybody)
+        decisions.append(replace(decision, state=state))
     return decisions
 
 

@@ -18,6 +18,7 @@ from dllm.schedulers import Decision
 from dllm.schedulers.credit import Credit
 from dllm.schedulers.klass import Klass
 from dllm.state.candidates import Candidates
+from dllm.state.carried import merged
 from dllm.state.window import State, View
 from tests.support.models import golden_model, random_prompts
 from tests.support.views import MASK, SETUP, view_of
@@ -46,9 +47,10 @@ def follow(
     for index, candidates in enumerate(steps):
         seen = {"state": state, "known": known[index], "block_step": index}
         view = view_of(masked & known[index], **seen, **given)
-        decisions.append(scheduler.decide(candidates, view))
-        assert decisions[-1].state is not None
-        state = decisions[-1].state
+        decision = scheduler.decide(candidates, view)
+        everybody = torch.ones(rows, dtype=torch.bool)
+        state = merged(state, decision.state, decision.replaced, everybody)
+        decisions.append(replace(decision, state=state))
     return decisions
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from dllm import schedulers
 from dllm.schedulers import Decision, Scheduler, Setup, View
 from dllm.state.candidates import Candidates
+from dllm.state.carried import merged
 from dllm.state.noise import CounterNoise
-from dllm.state.window import OF_ROWS, PER_COLUMN, PER_ROW, Layout, merged
+from dllm.state.window import OF_ROWS, PER_COLUMN, PER_ROW, Layout
 
 MASK = 10
 
@@ -126,8 +127,8 @@ def one_block(
         tokens = tokens.masked_fill(remask & moving, MASK)
         if decision.hold is not None:
             held = torch.where(active, decision.hold, held)
-        if decision.state is not None:
-            state = merged(state, decision.state, active)
+        if decision.state is not None or decision.replaced is not None:
+            state = merged(state, decision.state, decision.replaced, active)
         step = step + active
         yield decision, tokens, step
 

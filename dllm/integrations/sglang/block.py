@@ -11,7 +11,8 @@ from torch import Tensor
 
 from dllm.schedulers import Decision, Scheduler, Setup, View
 from dllm.state.candidates import Sampling
-from dllm.state.window import Layout, State, merged
+from dllm.state.carried import merged
+from dllm.state.window import Layout, State
 
 
 class NotHostedError(ValueError):
@@ -223,7 +224,7 @@ def _moved(blocks: Blocks, decision: Decision, active: Tensor) -> Blocks:
     held, state = blocks.held, blocks.state
     if decision.hold is not None:
         held = torch.where(active, decision.hold, held)
-    if decision.state is not None:
-        state = merged(state, decision.state, active)
+    if decision.state is not None or decision.replaced is not None:
+        state = merged(state, decision.state, decision.replaced, active)
     steps, forwards = blocks.steps + more, blocks.forwards + active
     return replace(blocks, steps=steps, forwards=forwards, held=held, state=state)
