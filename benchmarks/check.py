@@ -66,7 +66,7 @@ def ratios(shape: str, repeats: int) -> dict[str, float]:
     quick = dllm.speed_up(random_model(shape, torch.float32), "fused", "packed")
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(0, model.spec.vocab_size - 2, (128,), generator=generator).tolist()
-    case = Case(model, model, quick, prompt, new_tokens=32, block=32)
+    case = Case(model, model, quick, prompt, new_tokens=128, block=32)
     with torch.inference_mode():
         steps, generation = of_steps(case, repeats), of_generation(case, repeats)
         outside = of_overhead(case, repeats)

@@ -116,16 +116,19 @@ def counting(model: dllm.HostedModel) -> Iterator[Counted]:
 def count(scheduler: str, cache: str) -> Counts:
     """Returns the counts of one generation of two rows on a random network."""
     model = random_model("tiny", torch.float32)
-    prompts = [list(range(length)) for length in PROMPTS]
+    _decode(model, scheduler, cache)  # what is made once in a process is there then
     with counting(model) as counted:
-        counted_model: Any = counted
-        dllm.generate(
-            counted_model,
-            prompts,
-            scheduler=scheduler,
-            cache=cache,
-            max_new_tokens=NEW_TOKENS,
-            block_length=BLOCK,
-            at_eos="ignore",
-        )
+        _decode(counted, scheduler, cache)
     return counted.counts
+
+
+def _decode(model: Any, scheduler: str, cache: str) -> None:
+    dllm.generate(
+        model,
+        [list(range(length)) for length in PROMPTS],
+        scheduler=scheduler,
+        cache=cache,
+        max_new_tokens=NEW_TOKENS,
+        block_length=BLOCK,
+        at_eos="ignore",
+    )

@@ -35,25 +35,29 @@ class PassShape:
 
 
 class Watched:
-    """A model that notes each pass, and the seconds it takes."""
+    """A model that notes each pass, the seconds it takes, and those that the noting takes."""
 
     def __init__(self, model: dllm.HostedModel) -> None:
         self.model = model
         self.shapes: list[PassShape] = []
         self.seconds: list[float] = []
+        self.noting = 0.0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)
 
     def forward(self, tokens: Tensor, plan: StepPlan, store: KVStore | None) -> Tensor:
         """Returns the model's logits."""
+        entered = perf_counter()
         fed, head = plan.positions.shape, plan.logit_rows.shape[1]
         self.shapes.append(PassShape(plan.kind, fed[0], fed[1], head, plan.shape.num_seen))
         self._wait()
         start = perf_counter()
         logits = self.model.forward(tokens, plan, store)
         self._wait()
-        self.seconds.append(perf_counter() - start)
+        end = perf_counter()
+        self.seconds.append(end - start)
+        self.noting += start - entered + perf_counter() - end
         return logits
 
     def _wait(self) -> None:
