@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import dllm
 from dllm.models.speed import widened
+from dllm.models.speed.packed import prefers_onednn
 from dllm.models.speed.widened import FEW_ROWS, WidenedLinear, check_widen, widen, widened_product
 from tests.support.models import golden_model
 
@@ -22,8 +23,10 @@ from tests.support.models import golden_model
 def test_a_product_worked_in_float32(
     dtype: torch.dtype, part: int, bias: bool, by_onednn: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if by_onednn and not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch comes without oneDNN")
     monkeypatch.setattr(widened, "PART", part)
-    monkeypatch.setattr(widened, "prefers_onednn", lambda: by_onednn)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: by_onednn)
     torch.manual_seed(0)
     linear = nn.Linear(48, 80, bias=bias).to(dtype).requires_grad_(False)
     x = torch.randn(2, 9, 48).to(dtype)
@@ -33,6 +36,45 @@ def test_a_product_worked_in_float32(
     assert found.shape == (2, 9, 80)
     # One rounding of sums in float32, which another order of additions moves by little.
     torch.testing.assert_close(found, wide.to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [(1, 1), (3, 1), (1, 7), (130, 65), (257, 33)])
+@pytest.mark.parametrize("num_rows", [1, 5, 33])
+def test_any_sizes(num_rows: int, size: tuple[int, int], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    weight, bias = torch.randn(size).to(dtype), torch.randn(size[0]).to(dtype)
+    x = torch.randn(num_rows, size[1]).to(dtype)
+    exact = x.double() @ weight.double().t() + bias.double()
+    found = widened_product(x, weight, bias)
+    assert found.is_contiguous()
+    torch.testing.assert_close(
+        found.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-4 * torch.finfo(dtype).eps
+    )
+
+
+@pytest.mark.parametrize("count", [5, 16, 31, 64])
+def test_rows_do_not_affect_one_another(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which rows stand beside a row, and how many, changes none of its numbers."""
+    monkeypatch.setattr(widened, "PART", 4 * 96 * 50)
+    torch.manual_seed(0)
+    weight, x = torch.randn(160, 96).bfloat16(), torch.randn(64, 96).bfloat16()
+    whole = widened_product(x, weight, None)
+    assert torch.equal(widened_product(x[:count], weight, None), whole[:count])
+    order = torch.randperm(64)
+    assert torch.equal(widened_product(x[order], weight, None), whole[order])
+
+
+def test_the_library_is_no_matter_of_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a trial picks it, two processes of one machine may round in two ways."""
+
+    def tried() -> float:
+        raise AssertionError
+
+    monkeypatch.setattr("dllm.models.speed.packed.perf_counter", tried)
+    prefers_onednn.cache_clear()
+    weight = torch.randn(16, 8).bfloat16()
+    assert widened_product(torch.randn(9, 8).bfloat16(), weight, None).shape == (9, 16)
 
 
 def test_few_rows_take_the_usual_product(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,7 @@ STARTED = "tests/cli/test_start.py"
 ROOM = "tests/models/test_room.py"
 CONFIRMED = "tests/tuning/test_confirm.py"
 ROUNDED = "tests/models/test_rounded.py"
+WIDENED = "tests/models/test_widened.py"
 
 
 @dataclass(frozen=True)
@@ -1406,9 +1407,27 @@ FAULTS = [
         "dllm/models/speed/widened.py",
         (
             "one-part-is-widened",
-            "bias[start : start + part].float()",
-            "bias[:part].float()",
-            "tests/models/test_widened.py",
+            "sums += bias[start : start + part, None]",
+            "sums += bias[: len(sums), None]",
+            WIDENED,
+        ),
+        (
+            "sums-are-rounded-twice",
+            "        sums = times_rows(wide)",
+            "        sums = times_rows(wide).to(x.dtype)",
+            WIDENED,
+        ),
+        (
+            "a-part-is-never-whole",
+            "part = min(max(PART // (4 * num_inputs), 1), num_outputs)",
+            "part = PART // (4 * num_inputs)",
+            WIDENED,
+        ),
+        (
+            "a-trial-picks-the-library",
+            "not torch.backends.mkldnn.is_available()",
+            'not __import__("dllm.models.speed.packed").models.speed.packed.prefers_onednn()',
+            WIDENED,
         ),
     ),
     *in_file(
