@@ -5,14 +5,15 @@
 Passes of the layers of a 1.7B shape (SDAR, Qwen3) or of `--shape dream-7b`, fewer of them so that
 memory is enough, and of its head: a refresh and block steps, in float32, in bfloat16, and in
 bfloat16 widened, which take turns in one process. On a CPU that has the arithmetic the variable
-above makes oneDNN do without.
-With `--rows`, one layer's products by their number of rows: where the crossing lies.
+above makes oneDNN do without. With `--rows`, one layer's products by their number of rows: where
+the crossing lies.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,7 @@ from dllm.state.plan import StepPlan
 SMALL = Shape(2048, 28, 16, 8, 6144, 151936)
 PASSES = {"refresh": 256, "step": 32, "short step": 8, "token": 1}  # fed columns
 ROWS = (1, 2, 3, 4, 5, 6, 8, 16, 32, 64, 256)
+TIMES = "bfloat16 / widened"  # how many times as fast
 
 
 def main(
@@ -43,12 +45,17 @@ def main(
     threads: Annotated[int, typer.Option(help="Of torch.")] = 1,
     repeats: Annotated[int, typer.Option(help="Turns.")] = 5,
     rows: Annotated[bool, typer.Option("--rows", help="Products by rows.")] = False,
+    only: Annotated[list[str] | None, typer.Option(help=f"Any of {', '.join(PASSES)}.")] = None,
     output: Annotated[Path | None, typer.Option(help="JSON.")] = None,
 ) -> None:
     """Measures widened products."""
+    unknown = [name for name in only or () if name not in PASSES]
+    if unknown:
+        raise typer.BadParameter(f"--only {unknown[0]}: known are {', '.join(PASSES)}")
     torch.set_num_threads(threads)
     of = SMALL if shape == "1.7b" else SHAPES[shape]
-    found = by_rows(of, repeats) if rows else by_pass(replace(of, num_layers=layers), repeats)
+    of = replace(of, num_layers=layers)
+    found = by_rows(of, repeats) if rows else by_pass(of, repeats, only or list(PASSES))
     table = Table(*found[0])
     for row in found:
         table.add_row(*(f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values()))
@@ -61,11 +68,11 @@ Row = dict[str, float | int | str]
 
 
 @torch.inference_mode()
-def by_pass(shape: Shape, repeats: int) -> list[Row]:
+def by_pass(shape: Shape, repeats: int, only: Sequence[str]) -> list[Row]:
     """Returns seconds of each pass, and the ratios to float32; and the bytes of the weights."""
-    networks = {name: network_of(shape, name) for name in ("float32", "bfloat16", "widened")}
-    found = []
-    for name, columns in PASSES.items():
+    networks, found = networks_of(shape), []
+    for name in only:
+        columns = PASSES[name]
         tokens = torch.arange(columns)[None]
         plan = StepPlan("refresh", tokens, tokens[:, :32], columns)
         works = {kind: passing(network, tokens, plan) for kind, network in networks.items()}
@@ -75,23 +82,23 @@ def by_pass(shape: Shape, repeats: int) -> list[Row]:
         for kind, network in networks.items()
     }
     narrow, wide = sizes["bfloat16"] / sizes["float32"], sizes["widened"] / sizes["float32"]
-    ratios = {"bfloat16 / float32": narrow, "widened / float32": wide}
+    ratios = {"bfloat16 / float32": narrow, "widened / float32": wide, TIMES: 1.0}
     return [*found, {"pass": "weights, MiB", "columns": 0, **sizes, **ratios}]
 
 
-def network_of(shape: Shape, kind: str) -> Transformer:
-    """Returns a network of random weights; all kinds have the same."""
+def networks_of(shape: Shape) -> dict[str, Transformer]:
+    """Returns networks of the same random weights, of which the widened one has no copy."""
     torch.manual_seed(0)
-    config = shape.network
-    dtype, usual = torch.float32 if kind == "float32" else torch.bfloat16, torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        network = Transformer(config).eval().requires_grad_(False)
-    finally:
-        torch.set_default_dtype(usual)
-    if kind == "widened":
-        widen(network)
-    return network
+    with torch.device("meta"):
+        wide = Transformer(shape.network)
+    wide = wide.to_empty(device="cpu").eval().requires_grad_(False)
+    for weight in wide.parameters():
+        weight.uniform_(-0.02, 0.02)
+    narrow = deepcopy(wide).bfloat16()
+    shared = {id(weight): weight for weight in narrow.parameters()}
+    widened = deepcopy(narrow, shared)
+    widen(widened)
+    return {"float32": wide, "bfloat16": narrow, "widened": widened}
 
 
 def passing(network: Transformer, tokens: Tensor, plan: StepPlan) -> Callable[[], object]:
@@ -101,23 +108,25 @@ def passing(network: Transformer, tokens: Tensor, plan: StepPlan) -> Callable[[]
 
 @torch.inference_mode()
 def by_rows(shape: Shape, repeats: int) -> list[Row]:
-    """Returns milliseconds of the products of one weight, by the number of rows."""
+    """Returns milliseconds of the products of two weights, by the number of rows."""
     torch.manual_seed(0)
-    weight = torch.randn(shape.intermediate_size, shape.hidden_size).bfloat16()
-    wide, found = weight.float(), []
-    for count in ROWS:
-        x = torch.randn(count, shape.hidden_size).bfloat16()
-        works: dict[str, Callable[[], object]] = {
-            "float32": partial(F.linear, x.float(), wide),
-            "bfloat16": partial(F.linear, x, weight),
-            "widened": partial(widened_product, x, weight, None),
-        }
-        found.append({"rows": count, **in_turns(works, repeats)})
+    narrow, broad, found = shape.hidden_size, shape.intermediate_size, []
+    for size in ((broad, narrow), (narrow, broad)):  # up, and down again
+        weight = torch.randn(size).bfloat16()
+        wide = weight.float()
+        for count in ROWS:
+            x = torch.randn(count, size[1]).bfloat16()
+            works: dict[str, Callable[[], object]] = {
+                "float32": partial(F.linear, x.float(), wide),
+                "bfloat16": partial(F.linear, x, weight),
+                "widened": partial(widened_product, x, weight, None),
+            }
+            found.append({"inputs": size[1], "rows": count, **in_turns(works, repeats)})
     return found
 
 
 def in_turns(works: dict[str, Callable[[], object]], repeats: int) -> Row:
-    """Returns median milliseconds of each work, and the median ratios to the first, by turn."""
+    """Returns median milliseconds of each work, and median ratios of those of one turn."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(repeats + 1):
         for name, work in works.items():
@@ -125,16 +134,14 @@ def in_turns(works: dict[str, Callable[[], object]], repeats: int) -> Row:
             work()
             if turn:  # the first makes buffers and the like
                 seconds[name].append(perf_counter() - began)
-    first = next(iter(works))
     times = {name: 1000 * statistics.median(taken) for name, taken in seconds.items()}
-    ratios = {
-        f"{name} / {first}": statistics.median(
-            one / other for one, other in zip(taken, seconds[first], strict=True)
-        )
-        for name, taken in seconds.items()
-        if name != first
-    }
-    return {**times, **ratios}
+
+    def ratio(one: str, other: str) -> float:
+        turns = zip(seconds[one], seconds[other], strict=True)
+        return statistics.median(mine / theirs for mine, theirs in turns)
+
+    over = {f"{one} / float32": ratio(one, "float32") for one in ("bfloat16", "widened")}
+    return {**times, **over, TIMES: ratio("bfloat16", "widened")}
 
 
 if __name__ == "__main__":

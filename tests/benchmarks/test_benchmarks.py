@@ -16,6 +16,8 @@ from typer.testing import CliRunner, Result
 
 from benchmarks.machine import machine, ratio, rounds
 from benchmarks.shapes import SHAPES, random_model
+from benchmarks.widened import networks_of
+from dllm.models.speed.widened import WidenedLinear
 
 
 def run(name: str, *arguments: str) -> Result:
@@ -174,9 +176,25 @@ def test_widened_products_beside_the_others(
         assert done.exit_code == 0, done.output
         found[mode] = json.loads(file.read_text())["rows"]
     assert [row["rows"] for row in found["--rows"]][:3] == [1, 2, 3]
+    assert {row["inputs"] for row in found["--rows"]} == {128, 384}
     *passes, memory = found["--repeats"]
-    assert all(row["widened / float32"] > 0 for row in passes)
+    assert [row["pass"] for row in passes] == ["refresh", "step", "short step", "token"]
+    for row in passes:  # of one turn
+        times = row["bfloat16"] / row["widened"]
+        assert row["bfloat16 / widened"] == pytest.approx(times)
+        assert row["widened / float32"] > 0
     assert memory["widened / float32"] == memory["bfloat16 / float32"] == 0.5
+    refused = run("widened", "--only", "refres")
+    assert refused.exit_code == 2
+    assert "known are refresh, step" in " ".join(refused.output.replace("│", " ").split())
+
+
+def test_a_widened_network_shares_its_weights() -> None:
+    networks = networks_of(SHAPES["tiny"])
+    narrow, widened = networks["bfloat16"].parameters(), networks["widened"].parameters()
+    assert all(one is other for one, other in zip(narrow, widened, strict=True))
+    kinds = {type(part) for part in networks["bfloat16"].modules()}
+    assert WidenedLinear not in kinds
 
 
 def test_advice_and_what_it_predicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
