@@ -11,7 +11,10 @@ from typing import Any
 
 import torch
 
-_TOLD = ("out of memory", "not enough memory", "can't allocate memory", "_STATUS_ALLOC_FAILED")
+_TOLD = (
+    *("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory"),
+    "_STATUS_ALLOC_FAILED",
+)
 GUARDED = (torch.OutOfMemoryError, MemoryError, RuntimeError)
 
 CROWDED = 0.9  # of the free memory: what is left is too little to decode with
@@ -19,6 +22,8 @@ CROWDED = 0.9  # of the free memory: what is left is too little to decode with
 MEMINFO = Path("/proc/meminfo")
 OWN_GROUP = Path("/proc/self/cgroup")
 GROUPS = Path("/sys/fs/cgroup")
+OWN_LIMITS = Path("/proc/self/limits")
+OWN_STATUS = Path("/proc/self/status")
 # File of the limit and of what is used, and the line of memory.stat that the system takes back.
 _VERSIONS = (
     ("memory.max", "memory.current", "inactive_file"),  # v2
@@ -45,8 +50,8 @@ def ran_out(error: BaseException) -> bool:
 def available(device: torch.device) -> int | None:
     """Returns the bytes that can still be had on a device; None where nobody says.
 
-    Of a CPU: what the system can give, and no more than the limits of the groups that the process
-    is in (containers, Slurm) leave.
+    Of a CPU: what the system can give, and no more than the limits of the process (`ulimit -v`) and
+    of the groups that it is in (containers, Slurm) leave.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -55,7 +60,7 @@ def available(device: torch.device) -> int | None:
     if device.type != "cpu":
         return None
     free_bytes = _of_meminfo("MemAvailable")
-    left = [limit - used for limit, used in _limits()]
+    left = [limit - used for limit, used in (*_limits(), *_address_space())]
     known = [value for value in (free_bytes, *left) if value is not None]
     return max(min(known), 0) if known else None
 
@@ -121,11 +126,30 @@ def _ways_out(device: torch.device) -> str:
 
 
 def _of_meminfo(name: str) -> int | None:
-    if not MEMINFO.exists():
+    return _in_kilobytes(MEMINFO, name)
+
+
+def _in_kilobytes(path: Path, name: str) -> int | None:
+    """Returns the bytes that a line of a file of /proc names; None without such a line."""
+    if not path.exists():
         return None
-    lines = MEMINFO.read_text(encoding="utf-8").splitlines()
-    named = dict(line.split(":") for line in lines if ":" in line)
-    return int(named[name].split()[0]) * 1024 if name in named else None
+    for line in path.read_text(encoding="utf-8").splitlines():
+        named, _, value = line.partition(":")
+        if named == name:
+            return int(value.split()[0]) * 1024
+    return None
+
+
+def _address_space() -> list[tuple[int, int]]:
+    """Returns limit and use of the process's addresses, in bytes, if they are limited."""
+    if not OWN_LIMITS.exists():
+        return []
+    for line in OWN_LIMITS.read_text(encoding="ascii").splitlines():
+        name, _, values = line.partition("Max address space")
+        used = _in_kilobytes(OWN_STATUS, "VmSize")
+        if not name and values and values.split()[0].isdecimal() and used is not None:
+            return [(int(values.split()[0]), used)]
+    return []
 
 
 def _limits() -> list[tuple[int, int]]:

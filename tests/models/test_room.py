@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 
 import dllm
 from dllm.models import memory
-from dllm.models.loading import weights
+from dllm.models.loading import files, weights
 from dllm.models.loading.empty import empty_network
 from dllm.models.loading.room import Room
 from dllm.models.memory import available
@@ -83,10 +85,11 @@ def test_memory_that_runs_out_while_reading(said: str, monkeypatch: pytest.Monke
         dllm.load(FOLDER, dtype="float32")
 
 
-def test_other_errors_while_reading_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*args: Any) -> Any:
-        raise RuntimeError("shapes differ")
+def broken(*args: Any, **kwargs: Any) -> Any:
+    raise RuntimeError("shapes differ")
 
+
+def test_other_errors_while_reading_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "stream_tensors", broken)
     with pytest.raises(RuntimeError, match="shapes differ"):
         dllm.load(FOLDER, dtype="float32")
@@ -125,6 +128,8 @@ def told(monkeypatch: pytest.MonkeyPatch, root: Path, own: str) -> int | None:
     monkeypatch.setattr(memory, "MEMINFO", root / "meminfo")
     monkeypatch.setattr(memory, "OWN_GROUP", root / "cgroup")
     monkeypatch.setattr(memory, "GROUPS", root / "fs")
+    monkeypatch.setattr(memory, "OWN_LIMITS", root / "limits")
+    monkeypatch.setattr(memory, "OWN_STATUS", root / "status")
     return available(CPU)
 
 
@@ -163,3 +168,45 @@ def test_a_container_sees_its_own_group_as_the_root(
     assert told(monkeypatch, tmp_path, "0::/\n") == GIB - 1024
     (tmp_path / "fs" / "memory.max").write_text("max")
     assert told(monkeypatch, tmp_path, "0::/\n") == 4 * GIB
+
+
+LIMITS = "Limit  Soft Limit  Hard Limit  Units\nMax cpu time  unlimited  unlimited  seconds\n"
+
+
+def test_a_limit_of_the_process_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "status").write_text("Name:\tone: two\nVmPeak:\t 9 kB\nVmSize:\t 1048576 kB\n")
+    (tmp_path / "limits").write_text(f"{LIMITS}Max address space  unlimited  unlimited  bytes\n")
+    assert told(monkeypatch, tmp_path, "0::/\n") == 4 * GIB
+    line = f"Max address space         {3 * GIB}           unlimited            bytes \n"
+    (tmp_path / "limits").write_text(LIMITS + line)
+    assert told(monkeypatch, tmp_path, "0::/\n") == 2 * GIB
+    (tmp_path / "status").unlink()
+    assert told(monkeypatch, tmp_path, "0::/\n") == 4 * GIB
+
+
+@pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="Linux lists the limits")
+def test_a_real_limit_of_the_process() -> None:
+    code = """
+import resource, torch
+from dllm.models.memory import available
+before = available(torch.device("cpu"))
+resource.setrlimit(resource.RLIMIT_AS, (2**40, resource.RLIM_INFINITY))
+assert available(torch.device("cpu")) <= before
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**26, resource.RLIM_INFINITY))
+assert 2**25 < available(torch.device("cpu")) <= 2**26
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_file_that_cannot_be_mapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("unable to mmap 5 bytes from file: Cannot allocate memory (12)")
+
+    monkeypatch.setattr(files, "safe_open", short)
+    with pytest.raises(dllm.NotEnoughMemoryError, match=r"safetensors of .* KiB cannot be mapped"):
+        dllm.load(FOLDER)
+    monkeypatch.setattr(files, "safe_open", broken)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        dllm.load(FOLDER)

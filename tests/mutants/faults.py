@@ -1391,6 +1391,7 @@ FAULTS = [
     *in_file(
         "dllm/models/memory.py",
         ("limits-are-not-read", "(free_bytes, *left)", "(free_bytes,)", ROOM),
+        ("own-limit-is-not-read", "(*_limits(), *_address_space())", "_limits()", ROOM),
         ("files-are-in-use", "used - _stat(folder", "used - 0 * _stat(folder", ROOM),
     ),
     *in_file(

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dllm.models.config import CheckpointError, printable
+from dllm.models.memory import NotEnoughMemoryError, ran_out, readable
 from dllm.reading import parse_json
 
 logger = logging.getLogger(__name__)
@@ -248,6 +249,14 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
         size = file.stat().st_size
         raise CheckpointError(
             f"{file} is truncated or corrupt ({size} bytes, {error}); download it again"
+        ) from error
+    except RuntimeError as error:
+        if not ran_out(error):
+            raise
+        raise NotEnoughMemoryError(
+            f"{file} of {readable(file.stat().st_size)} cannot be mapped, for the process may have "
+            f"no more memory ({error}): raise its limit (`ulimit -v`), or save the checkpoint in "
+            "more and smaller files"
         ) from error
     return {name: StoredTensor(file, shape, kinds[name]) for name, shape in shapes.items()}
 

@@ -63,8 +63,9 @@ class Room:
             named = str(self.dtype).removeprefix("torch.")
             raise NotEnoughMemoryError(
                 f"memory ran out while {self.name!r} was read in {named} ({reason}), though there "
-                "was enough when that began: something else took it. Try again, or give a narrower "
-                "dtype, speed='int8', 'fp8' or 'int4'"
+                "was enough when that began: something else took it, or the process may "
+                "have no more addresses (`ulimit -v`), of which files that are read take some. Try "
+                "again, or give a narrower dtype, speed='int8', 'fp8' or 'int4'"
             )
 
 
