@@ -36,6 +36,7 @@ class Roofs:
             "flops": flops,
             "bytes_ms": 1e3 * seconds["bytes"],
             "flops_ms": 1e3 * seconds["flops"],
+            "weights_ms": 1e3 * weight_bytes(model) / self.bytes_per_second,
         }
 
     def record(self) -> dict[str, float]:
@@ -58,10 +59,16 @@ def measure_roofs(device: torch.device, dtype: torch.dtype, repeats: int) -> Roo
 
 def pass_bytes(model: dllm.HostedModel, plan: StepPlan) -> int:
     """Returns the bytes that a pass must read: every weight of layers and head, keys and values."""
+    return (
+        weight_bytes(model) + plan.positions.shape[0] * plan.shape.num_seen * model.cost.slot_bytes
+    )
+
+
+def weight_bytes(model: dllm.HostedModel) -> int:
+    """Returns the bytes of the weights that every pass reads: those of layers and head."""
     network = model.network
     parts = (*network.blocks.parameters(), *network.norm.parameters(), network.head.weight)
-    weights = sum(weight.numel() * weight.element_size() for weight in parts)
-    return weights + plan.positions.shape[0] * plan.shape.num_seen * model.cost.slot_bytes
+    return sum(weight.numel() * weight.element_size() for weight in parts)
 
 
 def median_ms(taken: list[float]) -> float:

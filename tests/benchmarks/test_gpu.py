@@ -11,7 +11,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from benchmarks import gpu
+from benchmarks import gpu, gpu_table
 from benchmarks.roofs import Roofs, pass_bytes
 from benchmarks.shapes import random_model
 
@@ -41,12 +41,37 @@ def test_it_runs_and_writes_what_it_says(tmp_path: Path) -> None:
         for row in line["ways"].values():
             assert row["ms"] > 0
             assert row["tokens_per_second"] > 0
+            assert row["drawn_tokens_per_second"] > 0
             assert row["ran_eager"] is None
         assert line["floor"]["ms"] > 0
         assert set(line["statistics_ms"]) == {"pytorch", "drawn, pytorch"}
         parts = {"norm, operations", "rotation, operations", "gated, operations"}
         assert set(line["between_ms"]) == parts
     assert "over floor" in done.output
+    assert shape["goals"] == gpu_table.reached(shape["steps"])
+    assert len(shape["goals"]) == 6
+    assert "tokens/s, batch 3 over 1" in done.output
+
+
+def line(batch: int, weights_ms: float, **ways: Any) -> dict[str, Any]:
+    return {"batch": batch, "floor": {"weights_ms": weights_ms}, "ways": ways}
+
+
+def test_goals_worked_by_hand() -> None:
+    def row(ms: float, plain: float, drawn: float) -> dict[str, float]:
+        return {"ms": ms, "tokens_per_second": plain, "drawn_tokens_per_second": drawn}
+
+    full = {"out_of_memory": "CUDA out of memory"}
+    few = line(1, 4.0, eager=row(6, 100, 80), captured=row(5, 120, 110), fused=row(5, 1, 1))
+    many = line(32, 4.0, eager=row(9, 1100, 1000), captured=row(9, 1440, 1400), fused=full)
+    found = gpu_table.reached([few, line(2, 4.0), many])
+    assert [(goal["way"], goal["met"]) for goal in found] == [
+        *[("eager", False)] * 3,
+        *[("captured", True)] * 3,
+    ]
+    ratios = [goal["ratio"] for goal in found]
+    assert ratios == pytest.approx([1.5, 11, 1.25, 1.25, 12, 120 / 110])
+    assert found[1]["what"] == "tokens/s, batch 32 over 1"
 
 
 def test_the_floor_is_of_the_weights_or_of_the_products() -> None:
@@ -58,6 +83,8 @@ def test_the_floor_is_of_the_weights_or_of_the_products() -> None:
     assert pass_bytes(model, plan) == 4 * (weights + keys)
     slow_memory, slow_products = Roofs(1e9, 1e15), Roofs(1e15, 1e9)
     assert slow_memory.floor(model, plan)["bound"] == "bytes"
+    read = slow_memory.floor(model, plan)["weights_ms"]
+    assert read == pytest.approx(4 * weights / 1e6)
     floor = slow_products.floor(model, plan)
     assert floor["bound"] == "flops"
     assert floor["ms"] == pytest.approx(model.cost.flops(plan.shape) / 1e6)
