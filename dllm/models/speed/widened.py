@@ -69,8 +69,8 @@ def widened_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _multiplier(rows: Tensor, part: int) -> Callable[[Tensor], Tensor]:
     """Returns what multiplies float32 weights (m, in) by rows (n, in), (m, n).
 
-    By oneDNN wherever torch has it, and not by a trial: one that is near a tie, as that of packed
-    weights is on a CPU without AVX-512, would round otherwise in the next process.
+    By oneDNN wherever torch has it, and not by a trial: near a tie two processes would round in two
+    ways. In this direction oneDNN was the faster one on each CPU that was measured.
     """
     if not torch.backends.mkldnn.is_available():
         return lambda weight: weight @ rows.t()
