@@ -15,12 +15,13 @@ from dllm.registry import Part
 from dllm.state.candidates import Candidates
 from dllm.state.canvas import Canvas
 from dllm.state.plan import StepPlan
-from dllm.state.progress import Progress
+from dllm.state.progress import Feeds, Progress
+from dllm.state.standing import HostCount, Standing
 from dllm.state.store import KVStore
 
 # With the messages, so that a method has its whole contract from here.
-__all__ = ["Cache", "Candidates", "Canvas", "FirstToken", "KVStore", "ModelSpec", "Progress"]
-__all__ += ["StepPlan"]
+__all__ = ["Cache", "Candidates", "Canvas", "Feeds", "FirstToken", "HostCount", "KVStore"]
+__all__ += ["ModelSpec", "Progress", "Standing", "StepPlan"]
 
 FirstToken = Literal["feed", "force"]
 
@@ -54,6 +55,10 @@ class Cache(Part, ABC):
     def feeds(self, canvas: Canvas, spec: ModelSpec) -> Tensor:
         """Returns which columns the next pass feeds, (B, C) bool; the loop counts them."""
         raise NotImplementedError(f"{type(self).__name__} feeds a range of columns")
+
+    def counting(self, spec: ModelSpec) -> Feeds:
+        """Returns what counts the columns of the next pass: `feeds`, unless the host can."""
+        return partial(self.feeds, spec=spec)
 
     def fed(self, canvas: Canvas, spec: ModelSpec) -> Tensor:
         """Returns `feeds` of the canvas as it stands, for a plan."""

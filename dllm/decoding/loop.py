@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from time import perf_counter
 
 import torch
@@ -147,7 +146,7 @@ class DenoisingLoop:
         """What counts the columns of the next pass, for caches that feed any."""
         if not self.cache.names_columns:
             return self.reads
-        return partial(self.cache.feeds, spec=self.model.spec)
+        return self.cache.counting(self.model.spec)
 
     def _new_store(self, canvas: Canvas) -> KVStore | None:
         if not self.cache.uses_store:

@@ -12,12 +12,14 @@ from torch import Tensor
 
 from dllm.state.canvas import Canvas
 from dllm.state.rows import record
+from dllm.state.standing import HostCount
 from dllm.state.stopping import truncate
 
 # What an end token does: nothing; end its row once all before it is there; the same, and nothing
 # after it is committed; end its row once its block is full and not held; cut the row at once.
 AtEnd = Literal["ignore", "stop", "skip", "block", "truncate"]
-Feeds = Callable[[Canvas], Tensor]  # which columns (B, C) bool a pass feeds
+# Which columns (B, C) bool a pass feeds; or how the host counts them, where it can.
+Feeds = Callable[[Canvas], Tensor] | HostCount
 
 _COUNT = "count "  # begins the names of what the cache noted in its `counts` (B, c) int64
 
@@ -63,22 +65,25 @@ def settle(
 
     `lockstep` holds every row at its block until all rows have filled theirs. `feeds` says
     which columns (B, C) the next pass feeds, `spares` is explained at `end_rows`. What follows
-    from a row's end or move is written where there is one, which the host knows by then.
+    from a row's end or move is written where there is one, which the host knows by then; where
+    there is none, the same tensors are put back, of which something may be kept.
     """
     found = _end_rows(canvas, at_eos, spares)
     ahead = _next_blocks(canvas, found.first, lockstep)
     before = canvas.block_start, canvas.block_end, canvas.entry_step, canvas.block_step
-    if feeds is not None:  # what a cache feeds goes by the blocks
+    if feeds is not None and not isinstance(feeds, HostCount):  # they go by the blocks
         _place(canvas, ahead)
-    fed = None if feeds is None else feeds(canvas)
+    fed = _fed(canvas, feeds)
     numbers = _read(canvas, fed, found, ahead)
     progress = _progress(canvas, numbers)
     if progress.entered:
         _enter(canvas, ahead, found.masked)
-    else:  # the same numbers, of which something may be kept
+    else:
         canvas.block_start, canvas.block_end, canvas.entry_step, canvas.block_step = before
+    done = sum(over << row for row, over in enumerate((*progress.finished, True)))
+    canvas.finished = canvas.keep("finished", lambda _: canvas.finished, done)
     canvas.note_open(ahead.opened)
-    if fed is not None:
+    if isinstance(fed, Tensor):
         canvas.note_fed(fed)
     if any(numbers.get("complete", ())):
         _fill(canvas, found)
@@ -191,28 +196,28 @@ def _enter(canvas: Canvas, ahead: _Ahead, masked: Tensor) -> None:
 
 def progress_of(canvas: Canvas, feeds: Feeds | None) -> Progress:
     """Returns what the host must know of the canvas: the one transfer of a step."""
-    return _progress(canvas, _read(canvas, None if feeds is None else feeds(canvas)))
+    return _progress(canvas, _read(canvas, _fed(canvas, feeds)))
 
 
 def progress_of_rows(canvas: Canvas, feeds: Feeds | None) -> list[Progress]:
     """Returns what the host must know of each row by itself, in one transfer."""
-    names, table = _table(canvas, None if feeds is None else feeds(canvas))
-    rows = table.T.tolist()
-    return [_progress(canvas, {n: [v] for n, v in zip(names, row, strict=True)}) for row in rows]
+    figures = _read(canvas, _fed(canvas, feeds))
+    rows = zip(*figures.values(), strict=True)
+    return [_progress(canvas, {n: [v] for n, v in zip(figures, row, strict=True)}) for row in rows]
+
+
+def _fed(canvas: Canvas, feeds: Feeds | None) -> Tensor | HostCount | None:
+    """Returns which columns (B, C) bool the next pass feeds, or what counts them."""
+    return feeds if feeds is None or isinstance(feeds, HostCount) else feeds(canvas)
 
 
 def _read(
-    canvas: Canvas, fed: Tensor | None, found: _Found | None = None, ahead: _Ahead | None = None
+    canvas: Canvas,
+    fed: Tensor | HostCount | None,
+    found: _Found | None = None,
+    ahead: _Ahead | None = None,
 ) -> dict[str, list[int]]:
-    """Returns the figures of rows by name, a number for each row."""
-    names, table = _table(canvas, fed, found, ahead)
-    return dict(zip(names, table.tolist(), strict=True))
-
-
-def _table(
-    canvas: Canvas, fed: Tensor | None, found: _Found | None = None, ahead: _Ahead | None = None
-) -> tuple[list[str], Tensor]:
-    """Returns the names of figures and those of each row, (n, B) int64, `ahead` of a move.
+    """Returns the figures of rows by name, a number for each row, `ahead` of a move.
 
     Figures as they stand, in one operation: what follows from them is worked out by the host.
     """
@@ -236,13 +241,19 @@ def _table(
             figures["complete"] = found.complete
     if canvas.variants is not None:
         figures["comparing"] = canvas.variants.needed
-    if fed is not None:
+    if isinstance(fed, HostCount):
+        figures |= fed.figures(canvas, figures["start"])
+    elif fed is not None:
         figures["num_fed"] = fed.sum(1)
     if canvas.drafts is not None:
         figures["num_variants"] = canvas.drafts.count
     if (counts := getattr(canvas.cache_state, "counts", None)) is not None:
         figures |= {f"{_COUNT}{place}": one for place, one in enumerate(counts.unbind(1))}
-    return list(figures), torch.stack(list(figures.values()))
+    table = torch.stack(list(figures.values())).tolist()
+    numbers: dict[str, list[int]] = dict(zip(figures, table, strict=True))
+    if isinstance(fed, HostCount):
+        numbers["num_fed"] = fed.counted(numbers, canvas.layout.window_length)
+    return numbers
 
 
 def _progress(canvas: Canvas, figures: Mapping[str, Sequence[int]]) -> Progress:

@@ -1,0 +1,55 @@
+"""Where rows stand, in numbers: how the host counts what a pass feeds before it is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import and_, eq, or_
+from typing import Generic, TypeVar
+
+from torch import Tensor
+
+from dllm.state.canvas import Canvas
+
+Number = TypeVar("Number", Tensor, int)
+
+
+@dataclass(frozen=True)
+class Standing(Generic[Number]):
+    """Where a row stands before a pass, in numbers; or where all rows do, (B,) int64 each."""
+
+    start: Number  # where its block begins
+    length: Number
+    clean: Number  # columns before it are stored with their final tokens
+    prompt_length: Number
+    unbegun: Number | None = None  # its block was not fed yet, and begins with a mask
+
+
+@dataclass(frozen=True)
+class HostCount:
+    """Counts the columns that a pass feeds of a row by what the host knows of it.
+
+    For caches whose columns follow from where rows stand: nobody need name them, on the device,
+    in a step that leaves all rows where they are.
+    """
+
+    # Columns that are fed of a row that is not finished, if a step may commit so many of them.
+    of_row: Callable[[Standing[int], int], int]
+    asks_begin: bool = False  # it reads `Standing.unbegun`
+
+    def figures(self, canvas: Canvas, start: Tensor) -> dict[str, Tensor]:
+        """Returns what it needs of rows whose blocks begin at `start` (B,), by name, (B,) each."""
+        found = {"clean": canvas.clean, "prompt_length": canvas.prompt_length}
+        if self.asks_begin:
+            found["open_begin"] = canvas.masked.gather(1, start[:, None])[:, 0]
+        return found
+
+    def counted(self, figures: Mapping[str, Sequence[int]], window: int) -> list[int]:
+        """Returns the columns of each row, from all that the host reads of rows, by name."""
+        columns = [figures[name] for name in ("start", "length", "clean", "prompt_length")]
+        if self.asks_begin:
+            came = map(eq, figures["step"], figures["entry_step"])
+            if "moving" in figures:
+                came = map(or_, came, figures["moving"])
+            columns.append(list(map(and_, came, figures["open_begin"])))
+        return [self.of_row(Standing(*row), window) for row in zip(*columns, strict=True)]
