@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from dllm.cache.base import Cache, Canvas, FirstToken, ModelSpec, Progress, StepPlan
+from dllm.cache.base import (
+    Cache,
+    Canvas,
+    Feeds,
+    FirstToken,
+    HostCount,
+    ModelSpec,
+    Progress,
+    Standing,
+    StepPlan,
+)
 from dllm.cache.passes import check_first_token, chosen_columns, columns_from, lacking
 from dllm.options import Count
+from dllm.state.standing import Number
 
 
 class BlockStoreCache(Cache):
@@ -42,13 +54,10 @@ class BlockStoreCache(Cache):
             )
 
     def feeds(self, canvas: Canvas, spec: ModelSpec) -> Tensor:
-        start, end = span(canvas, spec)
-        if self.first_token == "force":
-            ahead = self._forced(canvas)
-            start = torch.minimum(start, canvas.block_start - 1)  # which predicts the first token
-            start = torch.where(ahead, start, _stored_blocks(canvas, spec))
-            end = torch.where(ahead, whole_blocks(canvas.block_start, canvas, spec), end)
-        end = torch.where(canvas.finished, 0, torch.minimum(end, canvas.length))
+        unbegun = self._unbegun(canvas) if self.first_token == "force" else None
+        rows = (canvas.block_start, canvas.length, canvas.clean, canvas.prompt_length)
+        start, end = span(Standing(*rows, unbegun), canvas.layout.window_length, spec)
+        end = torch.where(canvas.finished, 0, end)
         return (canvas.numbers >= start[:, None]) & (canvas.numbers < end[:, None])
 
     def planned(self, canvas: Canvas, progress: Progress, spec: ModelSpec) -> StepPlan:
@@ -56,7 +65,9 @@ class BlockStoreCache(Cache):
         plan = chosen_columns(self.fed(canvas, spec), canvas, progress, spec)
         if self.first_token == "feed":
             return _seen_alike(plan, progress, spec)
-        forced = self._forced(canvas)
+        if not progress.entered:  # every row was fed at its block
+            return plan
+        forced = _ahead(self._unbegun(canvas), canvas.block_start)
         first = canvas.columns() == canvas.block_start[:, None]
         plan = replace(plan, eligible=first | ~forced[:, None], forced=forced)
         return plan if spec.logit_shift else self._predicted(plan, first, canvas, spec)
@@ -72,19 +83,16 @@ class BlockStoreCache(Cache):
         rows = torch.where(forced, last.clamp(min=0), plan.logit_rows)
         return replace(plan, logit_rows=rows, known=torch.where(forced, first, plan.known))
 
-    def _forced(self, canvas: Canvas) -> Tensor:
-        """Returns the rows whose pass commits the block's first token alone, (B,) bool.
-
-        It is fed what stands before the block, whose last column predicts that token.
-        """
-        start = canvas.block_start
-        enters = (canvas.step == canvas.entry_step) & (start > 0) & ~canvas.finished
-        return enters & canvas.masked.gather(1, start[:, None])[:, 0]
+    def _unbegun(self, canvas: Canvas) -> Tensor:
+        """Returns the rows whose block was not fed yet, and begins with a mask, (B,) bool."""
+        enters = (canvas.step == canvas.entry_step) & ~canvas.finished
+        return enters & canvas.masked.gather(1, canvas.block_start[:, None])[:, 0]
 
     def prefill(self, canvas: Canvas, spec: ModelSpec) -> Iterator[StepPlan]:
         if self.prefill_chunk is None:
             return
-        starts = _stored_blocks(canvas, spec)  # what a short first block lacks is column 0 again
+        # What a short first block lacks is column 0 again.
+        starts = _block_start(canvas.clean, canvas.prompt_length, spec)
         longest, furthest = int((canvas.first_block - starts).max()), int(starts.max())
         # The last part of the longest prompt is read with the first step.
         for read in range(0, longest - self.prefill_chunk, self.prefill_chunk):
@@ -123,7 +131,31 @@ class BlockCausalCache(BlockStoreCache):
     )
 
     def plan(self, canvas: Canvas, progress: Progress, spec: ModelSpec) -> StepPlan:
-        return self.planned(canvas, progress, spec)
+        forces = self.first_token == "force" and progress.entered
+        if forces or not self._named_here:  # by masks, or by whatever a subclass goes by
+            return self.planned(canvas, progress, spec)
+        plan: StepPlan = canvas.keep(
+            "plan",
+            lambda *_: self.planned(canvas, progress, spec),
+            canvas.first_block,
+            canvas.block_start,
+            canvas.length,
+            canvas.prompt_length,
+            canvas.clean,
+            canvas.finished,
+            progress.num_fed,
+        )
+        return plan
+
+    def counting(self, spec: ModelSpec) -> Feeds:
+        if not self._named_here:
+            return super().counting(spec)
+        return HostCount(partial(_length, spec=spec), asks_begin=self.first_token == "force")
+
+    @property
+    def _named_here(self) -> bool:
+        """Whether no subclass names other columns."""
+        return type(self).feeds is BlockStoreCache.feeds
 
 
 def _seen_alike(plan: StepPlan, progress: Progress, spec: ModelSpec) -> StepPlan:
@@ -143,33 +175,63 @@ def unit(spec: ModelSpec) -> int:
     return spec.block_length or 1 if spec.attention == "block_causal" else 1
 
 
-def whole_blocks(columns: Tensor, canvas: Canvas, spec: ModelSpec) -> Tensor:
-    """Returns where the model's blocks that hold everything before columns (B,) end."""
-    return _block_start(columns + unit(spec) - 1, canvas, spec)
+def whole_blocks(columns: Number, prompt: Number, spec: ModelSpec) -> Number:
+    """Returns where the model's blocks that hold everything before columns end.
+
+    `prompt` is the length of each row's prompt.
+    """
+    return _block_start(columns + unit(spec) - 1, prompt, spec)
 
 
-def _stored_blocks(canvas: Canvas, spec: ModelSpec) -> Tensor:
-    """Returns where the first block begins that is not stored with its final tokens, (B,)."""
-    return _block_start(canvas.clean, canvas, spec)
-
-
-def _block_start(columns: Tensor, canvas: Canvas, spec: ModelSpec) -> Tensor:
-    """Returns where the model's blocks that columns (B,) are in begin, (B,) int64.
+def _block_start(columns: Number, prompt: Number, spec: ModelSpec) -> Number:
+    """Returns where the model's blocks that columns are in begin.
 
     Below 0 for the first one of a row where it is short.
     """
     block = unit(spec)
     if spec.blocks_from == "zero":
-        return columns.div(block, rounding_mode="floor") * block
-    lack = lacking(canvas.prompt_length, block)
-    return (columns + lack).div(block, rounding_mode="floor") * block - lack
+        return columns // block * block
+    lack = lacking(prompt, block)
+    return (columns + lack) // block * block - lack
 
 
-def span(canvas: Canvas, spec: ModelSpec) -> tuple[Tensor, Tensor]:
-    """Returns where the next pass must begin and end to be exact, (B,) int64 each.
+def span(row: Standing[Number], window: int, spec: ModelSpec) -> tuple[Number, Number]:
+    """Returns where the next pass must begin and end to be exact, if its row is not finished.
 
-    Whole blocks of the model, from the first that is not stored with its final tokens; where
-    logits are shifted, the column before the row's block as well, which predicts its first.
+    Whole blocks of the model, from the first that is not stored with its final tokens to that of
+    the block's first `window` columns; where logits are shifted, the column before the row's block
+    as well, which predicts its first. Where that token is forced, the pass is of what stands before
+    the block.
     """
-    start = torch.minimum(_stored_blocks(canvas, spec), canvas.block_start - spec.logit_shift)
-    return start, whole_blocks(canvas.block_start + canvas.layout.window_length, canvas, spec)
+    stored = _block_start(row.clean, row.prompt_length, spec)
+    start = _least(stored, row.start - spec.logit_shift)
+    end = whole_blocks(row.start + window, row.prompt_length, spec)
+    if row.unbegun is not None:
+        ahead = _ahead(row.unbegun, row.start)
+        start = _choice(ahead, _least(start, row.start - 1), stored)  # which predicts the token
+        end = _choice(ahead, whole_blocks(row.start, row.prompt_length, spec), end)
+    return start, _least(end, row.length)
+
+
+def _length(row: Standing[int], window: int, spec: ModelSpec) -> int:
+    """Returns how many columns a pass feeds of a row."""
+    start, end = span(row, window, spec)
+    return max(end - max(start, 0), 0)
+
+
+def _ahead(unbegun: Number, start: Number) -> Number:
+    """Returns the rows whose pass commits the first token of the block at `start` alone, bool.
+
+    It is fed what stands before the block, whose last column predicts that token.
+    """
+    return unbegun & (start > 0)
+
+
+def _least(one: Number, other: Number) -> Number:
+    return torch.minimum(one, other) if isinstance(one, Tensor) else min(one, other)
+
+
+def _choice(where: Number, one: Number, other: Number) -> Number:
+    if isinstance(where, Tensor):
+        return torch.where(where, one, other)
+    return one if where else other

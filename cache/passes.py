@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dllm.cache.base import Canvas, FirstToken, ModelSpec, Progress, StepPlan
 from dllm.state.plan import PassKind
+from dllm.state.standing import Number
 
 
 def every_column(
@@ -253,8 +254,8 @@ def block_causal(columns: Tensor, num_keys: int, prompt: Tensor, spec: ModelSpec
     return keys // block <= columns[..., None] // block
 
 
-def lacking(start: Tensor, block: int) -> Tensor:
-    """Returns how many columns the first block lacks if one begins at `start`, like it (B,)."""
+def lacking(start: Number, block: int) -> Number:
+    """Returns how many columns the first block lacks if one begins at `start`."""
     return -start % block
 
 

@@ -44,7 +44,7 @@ class SubBlockCache(BlockStoreCache):
 
     def feeds(self, canvas: Canvas, spec: ModelSpec) -> Tensor:
         columns = canvas.numbers
-        reach = whole_blocks(canvas.block_end, canvas, spec)
+        reach = whole_blocks(canvas.block_end, canvas.prompt_length, spec)
         whole = super().feeds(canvas, spec) & (columns < reach[:, None])
         if not self.reuse:
             return whole

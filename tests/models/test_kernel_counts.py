@@ -27,11 +27,13 @@ pytestmark = [
 ]
 PAGE = ROOT / "docs" / "notes" / "kernels.md"
 MARKER = "<!-- written by python -m tests.models.test_kernel_counts -->"
+FORCED = "block_causal:first_token=force"
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "full attention, grouped queries, ragged rows": ("llada_gqa", {"cache": "dual"}),
     "the same at a temperature": ("llada_gqa", {"cache": "dual", "temperature": 0.7}),
     "full attention, a row": ("llada_mha", {"cache": "dual", "prompts": 1}),
     "block-causal, normed queries and keys": ("sdar", {"cache": "block_causal"}),
+    "block-causal, first tokens forced": ("fast_dllm_v2", {"cache": FORCED}),
 }
 MOST = {"layer": 14, "beside the layers": 25, "loop": 60}  # what was aimed at
 
@@ -59,6 +61,12 @@ def table() -> str:
 def test_a_layer_asks_for_few_kernels() -> None:
     found = measured("full attention, grouped queries, ragged rows", by_kernels=True)
     assert all(0 < found[part] <= most for part, most in MOST.items())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_loop_asks_for_few_kernels(case: str) -> None:
+    """The same in both ways, of which this one is the quicker."""
+    assert 0 < measured(case, by_kernels=False)["loop"] <= MOST["loop"]
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ CONTEXT = "tests/schedulers/test_context_filter.py"
 LEARNT = "tests/schedulers/test_learn2pd.py"
 LISTS = "tests/training/test_lists.py tests/training/test_tiny_corpus.py"
 BLOCK_CAUSAL = "tests/cache/test_block_causal.py"
+KEPT = "tests/cache/test_kept_plans.py"
 ENCODER = "tests/cache/test_encoder.py"
 A2D = "tests/models/test_a2d.py"
 NEMOTRON = "tests/models/test_nemotron.py"
@@ -851,24 +852,24 @@ FAULTS = [
         "cache/block_causal.py",
         (
             "stored-before-final",
-            "torch.minimum(_stored_blocks(canvas, spec), canvas.block_start - spec.logit_shift)",
-            "canvas.block_start - spec.logit_shift",
+            "_least(stored, row.start - spec.logit_shift)",
+            "row.start - spec.logit_shift",
             BLOCK_CAUSAL,
         ),
         (
             "keys-of-other-blocks",
-            "lack = lacking(canvas.prompt_length, block)",
-            "lack = canvas.prompt_length * 0",
+            "lack = lacking(prompt, block)",
+            "lack = prompt * 0",
             A2D,
         ),
         (
             "parts-across-blocks",
-            "starts = _stored_blocks(canvas, spec)",
+            "starts = _block_start(canvas.clean, canvas.prompt_length, spec)",
             "starts = canvas.clean",
             A2D,
         ),
         ("seed-from-far", "sum(1, keepdim=True) - 1", "sum(1, keepdim=True) - 2", NEMOTRON),
-        ("nothing-fed-to-seed", "torch.minimum(start, canvas.block_start - 1)", "start", NEMOTRON),
+        ("nothing-fed-to-seed", "_least(start, row.start - 1)", "start", NEMOTRON),
         (
             "prefill-too-long",
             "for read in range(0, longest - self.prefill_chunk, self.prefill_chunk)",
@@ -881,6 +882,35 @@ FAULTS = [
             "eligible=None, forced=forced",
             BLOCK_CAUSAL,
         ),
+        *(
+            (f"plan-outlives-{name}", f"            canvas.{name},\n", "", KEPT)
+            for name in (
+                *("first_block", "block_start", "length", "prompt_length"),
+                *("clean", "finished"),
+            )
+        ),
+        ("plan-outlives-its-width", "            progress.num_fed,\n", "", KEPT),
+        (
+            "subclass-counted-otherwise",
+            "return type(self).feeds is BlockStoreCache.feeds",
+            "return True",
+            KEPT,
+        ),
+        ("nobody-begins", "if not progress.entered:", "if True:", BLOCK_CAUSAL),
+    ),
+    *in_file(
+        "dllm/state/standing.py",
+        (
+            "moving-rows-are-not-new",
+            'came = map(or_, came, figures["moving"])',
+            'came = map(and_, came, figures["moving"])',
+            KEPT,
+        ),
+        ("full-begins-are-forced", "and_, came, figures", "or_, came, figures", KEPT),
+    ),
+    *in_file(
+        "dllm/state/progress.py",
+        ("ends-stay-as-they-were", "canvas.finished, done)", "canvas.finished, 0)", CALLS),
     ),
     *in_file(
         "cache/sub_block.py",

@@ -123,17 +123,18 @@ def network_of(model: dllm.HostedModel, num_layers: int) -> Transformer:
 def of_step(
     model: dllm.HostedModel, by_kernels: bool, num_layers: int, prompts: int = 2, **options: Any
 ) -> Kernels:
-    """Returns what a step in the middle of a block asks for."""
+    """Returns what a step asks for that neither begins a block nor ends one, in any row."""
     kernels, network = Kernels(), network_of(model, num_layers)
     run: Runner | Transformer = KernelPasses(network) if by_kernels else network
     counted = replace(model, network=network, runner=Placed(run, kernels))
     rows = [[5, 90, 7, 30], [4] * 8][:prompts]
     settings = {"max_new_tokens": 8, "block_length": 8, "scheduler": "fixed_quota"}
     steps = iter(dllm.stream(counted, rows, **{**settings, **options}))
-    for _ in range(3):
-        next(steps)
+    before = [next(steps) for _ in range(2)][-1]  # the first pass of a block feeds more
     with kernels.counting():
-        next(steps)
+        within = next(steps)
+    stands = [event.columns.tolist() for event in (before, within, next(steps))]
+    assert stands[0] == stands[1] == stands[2]
     return kernels
 
 
