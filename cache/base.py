@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -63,6 +63,25 @@ class Cache(Part, ABC):
     def fed(self, canvas: Canvas, spec: ModelSpec) -> Tensor:
         """Returns `feeds` of the canvas as it stands, for a plan."""
         return canvas.fed(partial(self.feeds, spec=spec))
+
+    def kept(self, canvas: Canvas, progress: Progress, make: Callable[[], StepPlan]) -> StepPlan:
+        """Returns `make()`, or what it made the last time if that would be the same.
+
+        It may look at where rows and their blocks begin and end, at what is stored, at who ended
+        and at `progress.num_fed`, and at nothing else that changes.
+        """
+        plan: StepPlan = canvas.keep(
+            "plan",
+            lambda *_: make(),
+            canvas.first_block,
+            canvas.block_start,
+            canvas.length,
+            canvas.prompt_length,
+            canvas.clean,
+            canvas.finished,
+            progress.num_fed,
+        )
+        return plan
 
     def prefill(self, canvas: Canvas, spec: ModelSpec) -> Iterator[StepPlan]:
         """Yields passes over the prompts before the first step, without logits; normally none."""

@@ -134,18 +134,7 @@ class BlockCausalCache(BlockStoreCache):
         forces = self.first_token == "force" and progress.entered
         if forces or not self._named_here:  # by masks, or by whatever a subclass goes by
             return self.planned(canvas, progress, spec)
-        plan: StepPlan = canvas.keep(
-            "plan",
-            lambda *_: self.planned(canvas, progress, spec),
-            canvas.first_block,
-            canvas.block_start,
-            canvas.length,
-            canvas.prompt_length,
-            canvas.clean,
-            canvas.finished,
-            progress.num_fed,
-        )
-        return plan
+        return self.kept(canvas, progress, lambda: self.planned(canvas, progress, spec))
 
     def counting(self, spec: ModelSpec) -> Feeds:
         if not self._named_here:

@@ -7,7 +7,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dllm.cache.base import Cache, Canvas, ModelSpec, Progress, StepPlan
+from dllm.cache.base import (
+    Cache,
+    Canvas,
+    Feeds,
+    HostCount,
+    ModelSpec,
+    Progress,
+    Standing,
+    StepPlan,
+)
 from dllm.cache.passes import encoded_and_decoded, gathered
 
 
@@ -46,7 +55,18 @@ class EncoderCache(Cache):
         new = (canvas.numbers >= start[:, None]) & (canvas.numbers < canvas.block_start[:, None])
         return new & ~canvas.finished[:, None]
 
+    def counting(self, spec: ModelSpec) -> Feeds:
+        return HostCount(self._num_new)
+
+    def _num_new(self, row: Standing[int], window: int) -> int:
+        """Returns how many columns a pass encodes of a row."""
+        return max(row.start if self.again and row.clean < row.start else row.start - row.clean, 0)
+
     def plan(self, canvas: Canvas, progress: Progress, spec: ModelSpec) -> StepPlan:
+        # Which others a column is encoded with changes when a row enters a block, and only then.
+        return self.kept(canvas, progress, lambda: self._planned(canvas, progress, spec))
+
+    def _planned(self, canvas: Canvas, progress: Progress, spec: ModelSpec) -> StepPlan:
         layout = canvas.layout
         columns, real = gathered(self.fed(canvas, spec), progress.num_fed, canvas)
         block = canvas.block_start[:, None] + canvas.numbers[: layout.window_length]

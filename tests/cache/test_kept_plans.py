@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,14 +14,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import dllm
-from dllm.cache.base import Canvas, HostCount, ModelSpec, Progress, StepPlan
+from dllm.cache.base import Cache, Canvas, HostCount, ModelSpec, Progress, StepPlan
 from dllm.cache.block_causal import BlockCausalCache
+from dllm.cache.encoder import EncoderCache
 from dllm.state.rows import copied, release_rows, reseat, seat_rows
 from tests.support.exactness import RAGGED, SLOTS
 from tests.support.marks import crossed
 from tests.support.models import BLOCK, MASK, family_model, random_prompts
 
 MODELS = ("sdar", "fast_dllm_v2", "causal", "bd3lm", "nemotron")
+ENCODERS = ("e2d2", "e2d2_shared")
 FORCES = ("fast_dllm_v2", "nemotron")
 ENDS: list[dict[str, Any]] = [{"at_eos": rule} for rule in ("ignore", "skip", "block", "truncate")]
 # What moves rows: quotas together, thresholds each by itself; blocks that end elsewhere, rows that
@@ -53,40 +55,45 @@ def same(plan: StepPlan, other: StepPlan) -> bool:
     return all(alike(value, getattr(other, name)) for name, value in vars(plan).items())
 
 
-class Checked(BlockCausalCache):
-    """Compares each plan with the one that nothing is kept for, and the host's count with it."""
+@dataclass
+class Asked:
+    """A cache whose plans are compared with those that nothing is kept for, and its counts."""
 
-    found: list[StepPlan]
-    asked: list[Progress]
+    cache: Cache
+    found: list[StepPlan] = field(default_factory=list)
+    asked: list[Progress] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, cache: Cache) -> Asked:
+        asked = cls(cache)
+        object.__setattr__(cache, "plan", asked.plan)
+        return asked
+
+    def own(self, canvas: Canvas, progress: Progress, spec: ModelSpec) -> StepPlan:
+        """Returns the plan that the cache makes, or kept."""
+        return type(self.cache).plan(self.cache, canvas, progress, spec)
 
     def plan(self, canvas: Canvas, progress: Progress, spec: ModelSpec) -> StepPlan:
-        plan, alone = super().plan(canvas, progress, spec), copied(canvas)
-        assert same(plan, super().plan(alone, progress, spec))
-        most = self.feeds(alone, spec).sum(1)
-        assert progress.num_fed >= int(most.max())
+        plan, alone = self.own(canvas, progress, spec), copied(canvas)
+        assert same(plan, self.own(alone, progress, spec))
+        most = int(self.cache.feeds(alone, spec).sum(1).max())
+        assert progress.num_fed >= most
         if progress.finished == tuple(alone.finished.tolist()):
-            assert progress.num_fed == int(most.max())
-        if not progress.entered:
+            assert progress.num_fed == most
+        if isinstance(self.cache, BlockCausalCache) and not progress.entered:
             assert plan.forced is None
-            assert not self._unbegun(alone).any()
+            assert not self.cache._unbegun(alone).any()
         self.found.append(plan)
         self.asked.append(progress)
         return plan
 
 
-def checked(**options: Any) -> Checked:
-    cache = Checked(**options)
-    object.__setattr__(cache, "found", [])
-    object.__setattr__(cache, "asked", [])
-    return cache
-
-
-def run(name: str, options: dict[str, Any], **own: Any) -> list[StepPlan]:
-    """Returns the plans of a run, each of them as it should be."""
-    cache, rows = checked(**own), [*RAGGED, *random_prompts(3, seed=1, high=30)]
-    settled: dict[str, Any] = {**SLOTS, "seed": 0, "cache": cache, **options}
+def run(name: str, options: dict[str, Any], cache: Cache) -> None:
+    """Decodes rows of many lengths, with all plans as they should be."""
+    asked, rows = Asked.of(cache), [*RAGGED, *random_prompts(3, seed=1, high=30)]
+    settled = {**SLOTS, "seed": 0, "cache": cache, **options}
     assert dllm.generate(family_model(name), rows, **settled).metrics.num_forwards
-    return cache.found
+    assert asked.found
 
 
 def num_kept(plans: list[StepPlan]) -> int:
@@ -96,63 +103,63 @@ def num_kept(plans: list[StepPlan]) -> int:
 @pytest.mark.parametrize(("name", "options"), crossed(MODELS, METHODS))
 def test_a_kept_plan_is_the_one_that_would_be_made(name: str, options: dict[str, Any]) -> None:
     for chunk in (None, BLOCK):
-        run(name, options, prefill_chunk=chunk)
+        run(name, options, BlockCausalCache(prefill_chunk=chunk))
 
 
 @pytest.mark.parametrize(("name", "options"), crossed(FORCES, METHODS))
 def test_so_it_is_where_first_tokens_are_forced(name: str, options: dict[str, Any]) -> None:
-    run(name, options, first_token="force")
+    run(name, options, BlockCausalCache(first_token="force"))
 
 
-def test_a_block_has_two_plans() -> None:
+SERVED = [options for options in METHODS if "tree" not in str(options)]
+
+
+@pytest.mark.parametrize(("name", "again", "options"), crossed(ENCODERS, (False, True), SERVED))
+def test_so_it_is_of_an_encoder(name: str, again: bool, options: dict[str, Any]) -> None:
+    run(name, {**options, "block_length": BLOCK}, EncoderCache(again))
+
+
+@pytest.mark.parametrize(
+    ("name", "cache"),
+    [
+        ("sdar", BlockCausalCache()),
+        ("fast_dllm_v2", BlockCausalCache()),
+        ("fast_dllm_v2", BlockCausalCache(first_token="force")),
+        ("e2d2", EncoderCache()),
+    ],
+)
+def test_a_block_has_two_plans(name: str, cache: Cache) -> None:
     """The first pass feeds what became full before it, too; all others feed the same columns."""
-    for name, own in (
-        ("sdar", {}),
-        ("fast_dllm_v2", {}),
-        ("fast_dllm_v2", {"first_token": "force"}),
-    ):
-        cache = checked(**own)
-        settled: dict[str, Any] = {
-            "scheduler": "fixed_quota",
-            "at_eos": "ignore",
-            "max_new_tokens": 2 * BLOCK,
-        }
-        rows = [[5] * BLOCK, [6] * (2 * BLOCK)]
-        dllm.generate(family_model(name), rows, cache=cache, block_length=BLOCK, **settled)
-        assert len(cache.found) == 2 * BLOCK
-        assert num_kept(cache.found) == 2 * (BLOCK - 2)
+    asked, rows = Asked.of(cache), [[5] * BLOCK, [6] * (2 * BLOCK)]
+    settled: dict[str, Any] = {"scheduler": "fixed_quota", "at_eos": "ignore", "cache": cache}
+    settled |= {"max_new_tokens": 2 * BLOCK, "block_length": BLOCK}
+    dllm.generate(family_model(name), rows, **settled)
+    assert len(asked.found) == 2 * BLOCK
+    assert num_kept(asked.found) == 2 * (BLOCK - 2)
 
 
 def test_a_plan_is_kept_when_a_row_has_ended() -> None:
     """Row 0 is full after 8 steps, row 1 goes on with a second block: again two plans."""
-    cache = checked()
+    asked = Asked.of(BlockCausalCache())
     rows = [[5] * BLOCK + [MASK] * BLOCK, [6] * BLOCK + [MASK] * (2 * BLOCK)]
-    settled: dict[str, Any] = {
-        "scheduler": "fixed_quota",
-        "infill": True,
-        "block_length": BLOCK,
-        "cache": cache,
-    }
-    dllm.generate(family_model("sdar"), rows, **settled)
-    assert num_kept(cache.found) == 2 * (BLOCK - 2)
+    settled: dict[str, Any] = {"scheduler": "fixed_quota", "infill": True, "cache": asked.cache}
+    dllm.generate(family_model("sdar"), rows, block_length=BLOCK, **settled)
+    assert num_kept(asked.found) == 2 * (BLOCK - 2)
 
 
-def moment(name: str, **options: Any) -> tuple[Checked, Canvas, Progress]:
+def moment(name: str, **options: Any) -> tuple[Asked, Canvas, Progress]:
     """Returns a cache in the middle of a block, with its plan kept, and what it is asked with."""
-    cache, rows = checked(), [[5] * BLOCK, [6] * (2 * BLOCK), [7] * (2 * BLOCK + 3)]
-    settled: dict[str, Any] = {
-        "scheduler": "fixed_quota",
-        "at_eos": "ignore",
-        "max_new_tokens": 2 * BLOCK,
-    }
-    settled |= {"block_length": BLOCK, **options, "cache": cache}
+    asked = Asked.of(BlockCausalCache())
+    rows = [[5] * BLOCK, [6] * (2 * BLOCK), [7] * (2 * BLOCK + 3)]
+    settled: dict[str, Any] = {"scheduler": "fixed_quota", "at_eos": "ignore", "cache": asked.cache}
+    settled |= {"max_new_tokens": 2 * BLOCK, "block_length": BLOCK, **options}
     running = dllm.stream(family_model(name), rows, **settled)
     events = iter(running)
-    while num_kept(cache.found) < 2:
+    while num_kept(asked.found) < 2:
         next(events)
-    again = cache.plan(running.canvas, cache.asked[-1], family_model(name).spec)
-    assert again is cache.found[-2]
-    return cache, running.canvas, cache.asked[-1]
+    canvas, progress = running.canvas, asked.asked[-1]
+    assert asked.own(canvas, progress, family_model(name).spec) is asked.found[-1]
+    return asked, canvas, progress
 
 
 def ends(canvas: Canvas) -> None:
@@ -205,19 +212,19 @@ HAPPENS = [
 def test_no_plan_outlives_what_it_was_made_from(
     happens: Any, name: str, options: dict[str, Any]
 ) -> None:
-    cache, canvas, progress = moment(name, **options)
-    before, spec = cache.found[-1], family_model(name).spec
+    asked, canvas, progress = moment(name, **options)
+    before, spec = asked.found[-1], family_model(name).spec
     happens(canvas)
-    now = BlockCausalCache.plan(cache, canvas, progress, spec)
-    assert same(now, BlockCausalCache.plan(cache, copied(canvas), progress, spec))
+    now = asked.own(canvas, progress, spec)
+    assert same(now, asked.own(copied(canvas), progress, spec))
     assert not same(now, before)
 
 
 @torch.inference_mode()
 def test_no_plan_outlives_its_number_of_columns() -> None:
-    cache, canvas, progress = moment("sdar")
+    asked, canvas, progress = moment("sdar")
     wider = replace(progress, num_fed=progress.num_fed + 3)
-    plan = BlockCausalCache.plan(cache, canvas, wider, family_model("sdar").spec)
+    plan = asked.own(canvas, wider, family_model("sdar").spec)
     assert plan.positions.shape[1] == progress.num_fed + 3
 
 
@@ -242,7 +249,7 @@ def test_a_cache_of_further_columns_is_counted_as_it_names_them(name: str) -> No
 SPECS = [family_model(name).spec for name in MODELS]
 
 
-@settings(max_examples=200)
+@settings(deadline=None, max_examples=200)
 @given(st.data())
 def test_the_host_counts_what_the_device_names(data: st.DataObject) -> None:
     """For rows anywhere, whatever their blocks, and first tokens that are forced or not."""

@@ -35,11 +35,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "block-causal, normed queries and keys": ("sdar", {"cache": "block_causal"}),
     "block-causal, first tokens forced": ("fast_dllm_v2", {"cache": FORCED}),
 }
+FURTHER = {"an encoder and a decoder": ("e2d2", {"cache": "encoder"})}  # which has no kernels
 MOST = {"layer": 14, "beside the layers": 25, "loop": 60}  # what was aimed at
 
 
 def measured(case: str, by_kernels: bool) -> dict[str, int]:
-    name, options = CASES[case]
+    name, options = {**CASES, **FURTHER}[case]
     model = golden_model(name, "float32") if name in MODELS else family_model(name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of the interpreter's numpy
@@ -63,7 +64,7 @@ def test_a_layer_asks_for_few_kernels() -> None:
     assert all(0 < found[part] <= most for part, most in MOST.items())
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, *FURTHER])
 def test_the_loop_asks_for_few_kernels(case: str) -> None:
     """The same in both ways, of which this one is the quicker."""
     assert 0 < measured(case, by_kernels=False)["loop"] <= MOST["loop"]

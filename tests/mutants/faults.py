@@ -882,6 +882,16 @@ FAULTS = [
             "eligible=None, forced=forced",
             BLOCK_CAUSAL,
         ),
+        (
+            "subclass-counted-otherwise",
+            "return type(self).feeds is BlockStoreCache.feeds",
+            "return True",
+            KEPT,
+        ),
+        ("nobody-begins", "if not progress.entered:", "if True:", BLOCK_CAUSAL),
+    ),
+    *in_file(
+        "cache/base.py",
         *(
             (f"plan-outlives-{name}", f"            canvas.{name},\n", "", KEPT)
             for name in (
@@ -890,13 +900,6 @@ FAULTS = [
             )
         ),
         ("plan-outlives-its-width", "            progress.num_fed,\n", "", KEPT),
-        (
-            "subclass-counted-otherwise",
-            "return type(self).feeds is BlockStoreCache.feeds",
-            "return True",
-            KEPT,
-        ),
-        ("nobody-begins", "if not progress.entered:", "if True:", BLOCK_CAUSAL),
     ),
     *in_file(
         "dllm/state/standing.py",
