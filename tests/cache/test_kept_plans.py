@@ -76,10 +76,8 @@ class Asked:
     def plan(self, canvas: Canvas, progress: Progress, spec: ModelSpec) -> StepPlan:
         plan, alone = self.own(canvas, progress, spec), copied(canvas)
         assert same(plan, self.own(alone, progress, spec))
-        most = int(self.cache.feeds(alone, spec).sum(1).max())
-        assert progress.num_fed >= most
-        if progress.finished == tuple(alone.finished.tolist()):
-            assert progress.num_fed == most
+        assert progress.num_fed == int(self.cache.feeds(alone, spec).sum(1).max())
+        assert progress.finished == tuple(alone.finished.tolist())
         if isinstance(self.cache, BlockCausalCache) and not progress.entered:
             assert plan.forced is None
             assert not self.cache._unbegun(alone).any()

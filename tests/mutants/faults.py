@@ -913,7 +913,7 @@ FAULTS = [
     ),
     *in_file(
         "dllm/state/progress.py",
-        ("ends-stay-as-they-were", "canvas.finished, done)", "canvas.finished, 0)", CALLS),
+        ("ends-stay-as-they-were", "canvas.finished, done)", "canvas.finished, 0)", KEPT),
     ),
     *in_file(
         "cache/sub_block.py",
