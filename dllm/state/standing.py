@@ -25,7 +25,7 @@ class Standing(Generic[Number]):
     unbegun: Number | None = None  # its block was not fed yet, and begins with a mask
 
 
-@dataclass(frozen=True)
+@dataclass
 class HostCount:
     """Counts the columns that a pass feeds of a row by what the host knows of it.
 
@@ -36,6 +36,8 @@ class HostCount:
     # Columns that are fed of a row that is not finished, if a step may commit so many of them.
     of_row: Callable[[Standing[int], int], int]
     asks_begin: bool = False  # it reads `Standing.unbegun`
+    # What it counted last, and of what: in most steps all rows stand where they did.
+    _last: tuple[list[Sequence[int]], int, list[int]] | None = None
 
     def figures(self, canvas: Canvas, start: Tensor) -> dict[str, Tensor]:
         """Returns what it needs of rows whose blocks begin at `start` (B,), by name, (B,) each."""
@@ -52,4 +54,7 @@ class HostCount:
             if "moving" in figures:
                 came = map(or_, came, figures["moving"])
             columns.append(list(map(and_, came, figures["open_begin"])))
-        return [self.of_row(Standing(*row), window) for row in zip(*columns, strict=True)]
+        if self._last is None or self._last[:2] != (columns, window):
+            counts = [self.of_row(Standing(*row), window) for row in zip(*columns, strict=True)]
+            self._last = columns, window, counts
+        return self._last[2]

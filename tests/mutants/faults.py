@@ -909,6 +909,7 @@ FAULTS = [
             'came = map(and_, came, figures["moving"])',
             KEPT,
         ),
+        ("counted-once", "!= (columns, window)", "!= (self._last[0], window)", KEPT),
         ("full-begins-are-forced", "and_, came, figures", "or_, came, figures", KEPT),
     ),
     *in_file(
