@@ -63,8 +63,9 @@ class BlockStoreCache(Cache):
     def planned(self, canvas: Canvas, progress: Progress, spec: ModelSpec) -> StepPlan:
         """Returns the pass over the columns that `feeds` names."""
         plan = chosen_columns(self.fed(canvas, spec), canvas, progress, spec)
+        plan = _of_what_exists(plan, progress)
         if self.first_token == "feed":
-            return _seen_alike(plan, progress, spec)
+            return _seen_alike(plan, canvas, progress, spec)
         if not progress.entered:  # every row was fed at its block
             return plan
         forced = _ahead(self._unbegun(canvas), canvas.block_start)
@@ -99,7 +100,9 @@ class BlockStoreCache(Cache):
             end = min(furthest + read + self.prefill_chunk, canvas.layout.num_columns)
             plan = columns_from(starts + read, self.prefill_chunk, canvas, spec)
             assert plan.attention_mask is not None
-            seen = plan.attention_mask[..., :end]
+            # A block of one row sees all that is there; in a longer part one block hides another.
+            whole = canvas.layout.num_rows == 1 and self.prefill_chunk == unit(spec)
+            seen = None if whole else plan.attention_mask[..., :end]
             plan = replace(plan, kind="commit", num_keys=end, attention_mask=seen)
             yield replace(plan, logit_rows=plan.logit_rows[:, :0], known=None)
 
@@ -139,7 +142,7 @@ class BlockCausalCache(BlockStoreCache):
     def counting(self, spec: ModelSpec) -> Feeds:
         if not self._named_here:
             return super().counting(spec)
-        return HostCount(partial(_length, spec=spec), asks_begin=self.first_token == "force")
+        return HostCount(partial(span, spec=spec), asks_begin=self.first_token == "force")
 
     @property
     def _named_here(self) -> bool:
@@ -147,15 +150,26 @@ class BlockCausalCache(BlockStoreCache):
         return type(self).feeds is BlockStoreCache.feeds
 
 
-def _seen_alike(plan: StepPlan, progress: Progress, spec: ModelSpec) -> StepPlan:
+def _of_what_exists(plan: StepPlan, progress: Progress) -> StepPlan:
+    """Returns the plan over the keys up to the last column that is fed: none sees a later one."""
+    mask, end = plan.attention_mask, progress.fed_end
+    if mask is None or not end:  # nobody knows how far it goes
+        return plan
+    return replace(plan, num_keys=end, attention_mask=mask[..., :end])
+
+
+def _seen_alike(plan: StepPlan, canvas: Canvas, progress: Progress, spec: ModelSpec) -> StepPlan:
     """Returns the plan with one mask for all columns of a row where they are of one block.
 
-    They see the same keys then. Passes feed whole blocks, so that a pass over no more columns than
-    a block has is over one of each row; what fills a row up is not kept, whatever it sees.
+    They see the same keys then, and where there is one row, all that there are: it has no mask.
+    Passes feed whole blocks, so that a pass over no more columns than a block has is over one of
+    each row; what fills a row up is not kept, whatever it sees.
     """
     mask, shifted = plan.attention_mask, spec.logit_shift != 0
     if spec.attention != "block_causal" or shifted or progress.num_fed > unit(spec):
         return plan
+    if canvas.layout.num_rows == 1 and progress.fed_end:
+        return replace(plan, attention_mask=None)
     return plan if mask is None else replace(plan, attention_mask=mask[:, :1])
 
 
@@ -200,12 +214,6 @@ def span(row: Standing[Number], window: int, spec: ModelSpec) -> tuple[Number, N
         start = _choice(ahead, _least(start, row.start - 1), stored)  # which predicts the token
         end = _choice(ahead, whole_blocks(row.start, row.prompt_length, spec), end)
     return start, _least(end, row.length)
-
-
-def _length(row: Standing[int], window: int, spec: ModelSpec) -> int:
-    """Returns how many columns a pass feeds of a row."""
-    start, end = span(row, window, spec)
-    return max(end - max(start, 0), 0)
 
 
 def _ahead(unbegun: Number, start: Number) -> Number:

@@ -56,11 +56,11 @@ class EncoderCache(Cache):
         return new & ~canvas.finished[:, None]
 
     def counting(self, spec: ModelSpec) -> Feeds:
-        return HostCount(self._num_new)
+        return HostCount(self._new)
 
-    def _num_new(self, row: Standing[int], window: int) -> int:
-        """Returns how many columns a pass encodes of a row."""
-        return max(row.start if self.again and row.clean < row.start else row.start - row.clean, 0)
+    def _new(self, row: Standing[int], window: int) -> tuple[int, int]:
+        """Returns from which column to before which one a pass encodes a row."""
+        return 0 if self.again and row.clean < row.start else row.clean, row.start
 
     def plan(self, canvas: Canvas, progress: Progress, spec: ModelSpec) -> StepPlan:
         # Which others a column is encoded with changes when a row enters a block, and only then.

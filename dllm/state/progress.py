@@ -43,6 +43,7 @@ class Progress:
     finished: tuple[bool, ...] = ()  # which rows are
     counts: tuple[int, ...] = ()  # the most that any unfinished row has of what a cache counts
     together: bool = False  # each row has a mask in its block, and so takes part in the next pass
+    fed_end: int = 0  # the last column, exclusive, that any unfinished row feeds; 0: not known
 
     def joined(self, rows: Sequence[Progress]) -> Progress:
         """Returns the progress of this canvas once other rows are in it; who is finished stays.
@@ -252,7 +253,7 @@ def _read(
     table = torch.stack(list(figures.values())).tolist()
     numbers: dict[str, list[int]] = dict(zip(figures, table, strict=True))
     if isinstance(fed, HostCount):
-        numbers["num_fed"] = fed.counted(numbers, canvas.layout.window_length)
+        numbers |= fed.counted(numbers, canvas.layout.window_length)
     return numbers
 
 
@@ -272,13 +273,10 @@ def _progress(canvas: Canvas, figures: Mapping[str, Sequence[int]]) -> Progress:
     begins, end = [number == 0 for number in figures["block_step"]], figures["end"]
     if moving := figures.get("moving"):
         begins, block = list(map(or_, begins, moving)), canvas.layout.block_length
-        end = [
-            at + block if moves else last
-            for at, moves, last in zip(start, moving, end, strict=True)
-        ]
-        begun = [
-            now if moves else then for now, moves, then in zip(step, moving, begun, strict=True)
-        ]
+        bounds = zip(start, moving, end, strict=True)
+        end = [at + block if moves else last for at, moves, last in bounds]
+        clocks = zip(step, moving, begun, strict=True)
+        begun = [now if moves else then for now, moves, then in clocks]
     first = figures.get("first", end)
     return Progress(
         unfinished=not all(finished),
@@ -288,6 +286,7 @@ def _progress(canvas: Canvas, figures: Mapping[str, Sequence[int]]) -> Progress:
         length=largest["length"],
         reach=most(map(min, figures["length"], end)),
         num_fed=largest.get("num_fed", 0),
+        fed_end=largest.get("fed_end", 0),
         comparing=largest.get("comparing", 0) > 0,
         block_forwards=most(map(sub, step, begun)),
         num_variants=max(largest.get("num_variants", 1), 1),  # none is drafted where all ended

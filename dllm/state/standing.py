@@ -33,11 +33,12 @@ class HostCount:
     in a step that leaves all rows where they are.
     """
 
-    # Columns that are fed of a row that is not finished, if a step may commit so many of them.
-    of_row: Callable[[Standing[int], int], int]
+    # From which column to before which one a row is fed that is not finished, if a step may commit
+    # so many columns of it.
+    of_row: Callable[[Standing[int], int], tuple[int, int]]
     asks_begin: bool = False  # it reads `Standing.unbegun`
     # What it counted last, and of what: in most steps all rows stand where they did.
-    _last: tuple[list[Sequence[int]], int, list[int]] | None = None
+    _last: tuple[list[Sequence[int]], int, dict[str, list[int]]] | None = None
 
     def figures(self, canvas: Canvas, start: Tensor) -> dict[str, Tensor]:
         """Returns what it needs of rows whose blocks begin at `start` (B,), by name, (B,) each."""
@@ -46,8 +47,11 @@ class HostCount:
             found["open_begin"] = canvas.masked.gather(1, start[:, None])[:, 0]
         return found
 
-    def counted(self, figures: Mapping[str, Sequence[int]], window: int) -> list[int]:
-        """Returns the columns of each row, from all that the host reads of rows, by name."""
+    def counted(self, figures: Mapping[str, Sequence[int]], window: int) -> dict[str, list[int]]:
+        """Returns how many columns of each row are fed, and where they end, by name.
+
+        `figures` are all that the host reads of rows.
+        """
         columns = [figures[name] for name in ("start", "length", "clean", "prompt_length")]
         if self.asks_begin:
             came = map(eq, figures["step"], figures["entry_step"])
@@ -55,6 +59,8 @@ class HostCount:
                 came = map(or_, came, figures["moving"])
             columns.append(list(map(and_, came, figures["open_begin"])))
         if self._last is None or self._last[:2] != (columns, window):
-            counts = [self.of_row(Standing(*row), window) for row in zip(*columns, strict=True)]
-            self._last = columns, window, counts
+            spans = [self.of_row(Standing(*row), window) for row in zip(*columns, strict=True)]
+            counts = [max(end - max(start, 0), 0) for start, end in spans]
+            found = {"num_fed": counts, "fed_end": [max(end, 0) for _, end in spans]}
+            self._last = columns, window, found
         return self._last[2]

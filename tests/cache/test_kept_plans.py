@@ -276,19 +276,20 @@ def test_the_host_counts_what_the_device_names(data: st.DataObject) -> None:
     figures |= {"step": 5, "entry_step": 5 if enters else 4, "open_begin": int(open_begin)}
     figures["moving"] = 0
     read = {name: [value] for name, value in figures.items()}
-    assert counts.counted(read, window) == cache.feeds(canvas, spec).sum(1).tolist()
+    assert counts.counted(read, window)["num_fed"] == cache.feeds(canvas, spec).sum(1).tolist()
     moving = {**read, "moving": [1], "entry_step": [0]}
     canvas.entry_step = canvas.step
-    assert counts.counted(moving, window) == cache.feeds(canvas, spec).sum(1).tolist()
+    assert counts.counted(moving, window)["num_fed"] == cache.feeds(canvas, spec).sum(1).tolist()
 
 
 def test_the_host_counts_anew_when_a_row_stands_elsewhere() -> None:
     counts = BlockCausalCache().counting(SPECS[0])
     assert isinstance(counts, HostCount)
     figures = {"start": [8, 16], "length": [40, 40], "clean": [8, 16], "prompt_length": [8, 8]}
-    assert counts.counted(figures, BLOCK) == counts.counted(dict(figures), BLOCK) == [8, 8]
-    assert counts.counted(figures, 2 * BLOCK) == [16, 16]
+    found = counts.counted(figures, BLOCK)
+    assert found == counts.counted(dict(figures), BLOCK) == {"num_fed": [8, 8], "fed_end": [16, 24]}
+    assert counts.counted(figures, 2 * BLOCK)["num_fed"] == [16, 16]
     for name, row, expected in (("start", 24, 16), ("length", 20, 4), ("clean", 8, 16)):
         moved = {**figures, name: [figures[name][0], row]}
-        assert counts.counted(moved, BLOCK) == [8, expected]
-    assert counts.counted(figures, BLOCK) == [8, 8]
+        assert counts.counted(moved, BLOCK)["num_fed"] == [8, expected]
+    assert counts.counted(figures, BLOCK)["num_fed"] == [8, 8]

@@ -24,6 +24,7 @@ WEDLM = "tests/schedulers/test_wedlm.py"
 CONTEXT = "tests/schedulers/test_context_filter.py"
 LEARNT = "tests/schedulers/test_learn2pd.py"
 LISTS = "tests/training/test_lists.py tests/training/test_tiny_corpus.py"
+EXISTS = "tests/cache/test_what_exists.py"
 BLOCK_CAUSAL = "tests/cache/test_block_causal.py"
 KEPT = "tests/cache/test_kept_plans.py"
 ENCODER = "tests/cache/test_encoder.py"
@@ -889,6 +890,24 @@ FAULTS = [
             KEPT,
         ),
         ("nobody-begins", "if not progress.entered:", "if True:", BLOCK_CAUSAL),
+        (
+            "keys-behind-the-end",
+            "num_keys=end, attention_mask=mask[..., :end])",
+            "num_keys=end + 1, attention_mask=mask[..., : end + 1])",
+            EXISTS,
+        ),
+        (
+            "rows-without-a-mask",
+            "if canvas.layout.num_rows == 1 and progress.fed_end:",
+            "if progress.fed_end:",
+            EXISTS,
+        ),
+        (
+            "parts-without-a-mask",
+            "whole = canvas.layout.num_rows == 1 and self.prefill_chunk == unit(spec)",
+            "whole = canvas.layout.num_rows == 1",
+            EXISTS,
+        ),
     ),
     *in_file(
         "cache/base.py",
