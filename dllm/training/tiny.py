@@ -25,7 +25,6 @@ from dllm.models.model import HostedModel
 from dllm.models.transformer import Transformer
 from dllm.training.tiny_corpus import GROUP, WIDTHS, Batch, Corpus, Mixture, build_tokenizer
 
-SAVE_EVERY, VALIDATE_EVERY = 200, 800  # steps
 VALIDATED = 100  # problems
 
 
@@ -124,13 +123,26 @@ def loss_of(network: Forward, batch: Batch, teacher: Forward | None = None) -> T
 
 
 class Run:
-    """A training run in a folder, which resumes where it was stopped."""
+    """A training run in a folder, which resumes where it was stopped.
 
-    def __init__(self, folder: Path, recipe: Recipe, device: str, compiled: bool) -> None:
+    It trains a network of the embedded model's shape with fresh weights, or `network`.
+    """
+
+    save_every, validate_every = 200, 800  # steps
+
+    def __init__(
+        self,
+        folder: Path,
+        recipe: Recipe,
+        device: str,
+        compiled: bool,
+        network: Transformer | None = None,
+    ) -> None:
         self.folder, self.recipe, self.device = folder, recipe, device
         self.tokenizer = build_tokenizer()
         self.corpus = Corpus(self.tokenizer, recipe.seed)
-        self.network = new_network(len(self.tokenizer), recipe.seed).to(device)
+        begun = new_network(len(self.tokenizer), recipe.seed) if network is None else network
+        self.network = begun.to(device)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), betas=(0.9, 0.98), weight_decay=recipe.weight_decay
         )
@@ -154,7 +166,11 @@ class Run:
         """Takes over a network's weights, unless the run has gone on, and keeps to it."""
         if self.step == 0:
             self.network.load_state_dict(network.state_dict())
-        self.teacher = self._forward(network.to(self.device))
+        self.keep_to(network)
+
+    def keep_to(self, teacher: Transformer) -> None:
+        """Has rows other than lists learn a network's distributions instead of their tokens."""
+        self.teacher = self._forward(teacher.to(self.device))
 
     def train(self) -> None:
         """Runs to the last step."""
@@ -166,7 +182,7 @@ class Run:
                     loss = self._update(batch)
                 self.step += GROUP
                 progress.update(bar, completed=self.step, loss=loss)
-                if self.step % SAVE_EVERY < GROUP or self.step >= self.recipe.steps:
+                if self.step % self.save_every < GROUP or self.step >= self.recipe.steps:
                     self.save(loss)
 
     def _forward(self, network: Transformer) -> Forward:
@@ -194,7 +210,7 @@ class Run:
         torch.save({"step": self.step, **parts}, self.folder / "state.tmp")
         (self.folder / "state.tmp").replace(self.folder / "state.pt")
         entry: dict[str, float] = {"step": self.step, "loss": round(loss, 5)}
-        if self.step % VALIDATE_EVERY < GROUP or self.step >= self.recipe.steps:
+        if self.step % self.validate_every < GROUP or self.step >= self.recipe.steps:
             entry["validation_accuracy"] = accuracy(model)
         with (self.folder / "log.jsonl").open("a") as log:
             log.write(json.dumps(entry) + "\n")
@@ -234,7 +250,7 @@ def hosted(network: Transformer, tokenizer: PreTrainedTokenizerFast, recipe: Rec
         **llada.SUPPORTED,
         "rms_norm_eps": shape.rms_norm_eps,
         "rope_theta": shape.rope_theta,
-        "rope_full_precision": True,
+        "rope_full_precision": shape.rope_in_float32,
         "weight_tying": False,
         "vocab_size": shape.vocab_size,
         "embedding_size": shape.vocab_size,

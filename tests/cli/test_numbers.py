@@ -58,6 +58,7 @@ MADE = {
     *("tasks.parallel_bench.waiting_line.Operation", "training.context_filter.Course"),
     "training.learn2pd.Score",
     *("training.tiny.Recipe", "training.tiny_corpus.Mixture", "training.tiny_corpus.Row"),
+    "training.wider.Growth",
 }
 
 

@@ -25,6 +25,7 @@ CONTEXT = "tests/schedulers/test_context_filter.py"
 LEARNT = "tests/schedulers/test_learn2pd.py"
 LISTS = "tests/training/test_lists.py tests/training/test_tiny_corpus.py"
 EXISTS = "tests/cache/test_what_exists.py"
+GROWN = "tests/training/test_wider.py"
 BLOCK_CAUSAL = "tests/cache/test_block_causal.py"
 KEPT = "tests/cache/test_kept_plans.py"
 ENCODER = "tests/cache/test_encoder.py"
@@ -1562,6 +1563,45 @@ FAULTS = [
             "blocks.at(step > before[prompts])",
             "blocks.at(step >= before[prompts])",
             LEARNT,
+        ),
+    ),
+    *in_file(
+        "dllm/training/growth.py",
+        (
+            "copies-of-the-stream-beside-each-other",
+            "weight.repeat(1, times)",
+            "weight.repeat_interleave(times, 1)",
+            GROWN,
+        ),
+        (
+            "copies-of-heads-torn-apart",
+            "else weight.repeat(times, 1)",
+            "else weight.repeat_interleave(times, 0)",
+            GROWN,
+        ),
+        ("shares-add-up-to-anything", "drawn - drawn.mean(1, keepdim=True)", "drawn * 1", GROWN),
+        ("copies-are-equal", "drawn * times**-0.5", "drawn * 0", GROWN),
+        (
+            "noise-of-norms",
+            "if weight.dim() == 2:\n            size",
+            "if True:\n            size",
+            GROWN,
+        ),
+        (
+            "likeness-with-itself",
+            "triu_indices(times, times, 1)",
+            "triu_indices(times, times, 0)",
+            GROWN,
+        ),
+    ),
+    *in_file(
+        "dllm/training/wider.py",
+        ("grown-network-is-its-teacher", "keep_to(narrow.network)", "keep_to(grown)", GROWN),
+        (
+            "any-vocabulary-grows",
+            "if known != build_tokenizer().get_vocab():",
+            "if not known:",
+            GROWN,
         ),
     ),
     *in_file(
