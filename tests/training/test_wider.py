@@ -159,7 +159,7 @@ def test_models_that_the_corpus_is_not_for_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="logit_shift=1 cannot grow here"):
         begin(tmp_path, shifted, Growth(), "cpu", compiled=False)
     tiny, wordless = dllm.load("tiny", speed=None), dllm.load(GOLDEN / "models" / "llada_mha")
-    tokenizer = deepcopy(tiny.tokenizer)
+    tokenizer: Any = deepcopy(tiny.tokenizer)
     tokenizer.add_tokens(["zebra"])
     for other in (wordless, replace(tiny, tokenizer=tokenizer)):
         with pytest.raises(ValueError, match=r"another vocabulary.*'tiny'"):
