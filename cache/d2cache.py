@@ -24,7 +24,8 @@ class D2Cache(Cache):
     the block first, then those up to the end of the block in which their number is reached. Of
     all other columns the ones are fed that got most attention in the last pass, up to `rollout` of
     what these columns got, and one at least. So is what lies between two fed columns at most `gap`
-    apart. Only the first pass feeds everything. The authors decode with scheduler
+    apart. Only the first pass feeds everything, and gives logits of all masks (slots times
+    vocabulary), of which the confidence is kept. The authors decode with scheduler
     `certainty_density` in one block.
 
     Their code ranks masks by the confidences of the first pass for ever: the ones that come later
