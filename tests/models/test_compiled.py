@@ -65,8 +65,8 @@ def test_tokens_of_traced_layers(case: tuple[str, str], monkeypatch: pytest.Monk
         assert decode(model, settings) == usual(place), settings
         assert runner.failed is None, settings
     # Twice, where the last layer runs for fewer rows; each once more where sizes that were equal at
-    # first are not later.
-    assert 0 < runner.num_variants <= traced.count <= min(2 * runner.num_variants + 2, 8)
+    # first are not later. Each of the two functions may be traced eight times.
+    assert 0 < runner.num_variants <= traced.count <= min(2 * runner.num_variants + 2, 10)
 
 
 @pytest.mark.slow
