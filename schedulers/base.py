@@ -13,9 +13,9 @@ from torch import Tensor
 from dllm.models.config import ModelSpec
 from dllm.registry import Part
 from dllm.state.candidates import Candidates, ConfidenceSource, best, rank, ranking
-from dllm.state.carried import Replaced
+from dllm.state.carried import Replaced, State
 from dllm.state.variants import Variants
-from dllm.state.window import Decision, State, View
+from dllm.state.window import Decision, View
 
 # With the messages, so that a method has its whole contract from here.
 __all__ = ["Candidates", "ConfidenceSource", "Decision", "ModelSpec", "Needs", "Scheduler"]

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from dllm.state.candidates import Candidates
+from dllm.state.carried import State
 from dllm.state.noise import Noise
 from dllm.state.plan import StepPlan
 from dllm.state.variants import Drafts, Variants
 from dllm.state.window import (
     OF_ROWS,
     Layout,
-    State,
     View,
     Window,
     Written,

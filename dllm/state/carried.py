@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-State = Mapping[str, Tensor]  # as `dllm.state.window` has it, which reads this module
+# What a scheduler carries between steps: tensors with one entry a row, (B, ...).
+State = Mapping[str, Tensor]
 Places = Mapping[str, "Replaced"]
 
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from dllm.state.canvas import Canvas
+from dllm.state.carried import State
 from dllm.state.processing import Rows
 from dllm.state.variants import Drafts, no_variants
-from dllm.state.window import State, StepEvent, Written
+from dllm.state.window import StepEvent, Written
 
 # Of all rows alike; a row's first pass feeds everything, whatever was planned.
 _SHARED = ("ends", "numbers", "planned")

@@ -10,13 +10,10 @@ import torch
 from torch import Tensor
 
 from dllm.state.candidates import Candidates
-from dllm.state.carried import Replaced
+from dllm.state.carried import Replaced, State
 from dllm.state.noise import Noise
 from dllm.state.plan import PassKind
 from dllm.state.variants import Variants
-
-# What a scheduler carries between steps: tensors with one entry a row, (B, ...).
-State = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)

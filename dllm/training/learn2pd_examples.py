@@ -22,7 +22,7 @@ from dllm.prompts import Prompts
 from dllm.schedulers import Decision, Needs, Scheduler, Setup, View
 from dllm.settings import Settings
 from dllm.state.candidates import Candidates
-from dllm.state.window import State
+from dllm.state.carried import State
 
 _COMPARED = 256  # values of each weight that tell one model from another
 

@@ -15,9 +15,9 @@ import torch
 import dllm
 from dllm.schedulers import Decision, Scheduler, Setup, View
 from dllm.state.candidates import Candidates, rank
+from dllm.state.carried import State
 from dllm.state.plan import StepPlan
 from dllm.state.store import KVStore
-from dllm.state.window import State
 from tests.support.laws import (
     COUNTED,
     SCHEDULERS,

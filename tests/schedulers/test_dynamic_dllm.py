@@ -13,8 +13,7 @@ import dllm
 from dllm.schedulers import Decision
 from dllm.schedulers.dynamic_dllm import DynamicThreshold
 from dllm.state.candidates import Candidates
-from dllm.state.carried import merged
-from dllm.state.window import State
+from dllm.state.carried import State, merged
 from tests.support.marks import crossed
 from tests.support.models import golden_model, random_prompts
 from tests.support.views import SETUP, view_of

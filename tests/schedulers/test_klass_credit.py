@@ -18,8 +18,8 @@ from dllm.schedulers import Decision
 from dllm.schedulers.credit import Credit
 from dllm.schedulers.klass import Klass
 from dllm.state.candidates import Candidates
-from dllm.state.carried import merged
-from dllm.state.window import State, View
+from dllm.state.carried import State, merged
+from dllm.state.window import View
 from tests.support.models import golden_model, random_prompts
 from tests.support.views import MASK, SETUP, view_of
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from dllm.schedulers import Decision, Scheduler, Setup, View
 from dllm.state.candidates import Sampling
-from dllm.state.carried import merged
-from dllm.state.window import Layout, State
+from dllm.state.carried import State, merged
+from dllm.state.window import Layout
 
 
 class NotHostedError(ValueError):

@@ -12,7 +12,7 @@ from torch import Tensor
 from dllm.integrations.sglang.block import Hosted, NotHostedError
 from dllm.models.config import ModelSpec
 from dllm.schedulers import Needs, Scheduler, registry
-from dllm.state.window import State
+from dllm.state.carried import State
 
 _SMALL = 16  # tokens of the vocabulary that a scheduler is tried with, unless it names larger ids
 _MANY = 4  # times as many columns as a block has
